@@ -1,0 +1,128 @@
+"""Frozen linear maps with a stack of LoRAs on top: `y = x W + sum over the stack of (x a) b`.
+
+This one function carries nearly all of the work, so its derivative is written by hand. Autodiff of a product
+bf16 x bf16 -> fp32 multiplies fp32 cotangents by fp32 copies of the weights; here cotangents are rounded to the compute
+dtype once, all products run in it with fp32 accumulation, and the input's cotangent is summed in fp32. Nothing is
+computed for W, which is frozen.
+"""
+
+from functools import partial
+
+import jax
+import jax.numpy as jnp
+
+from ia_jax.adapters.lora import Stack
+from ia_jax.parallel.mesh import constrain_to
+
+Axes = tuple[str | None, ...]
+
+
+def _dot(equation: str, x: jax.Array, y: jax.Array, out: Axes) -> jax.Array:
+    return jnp.einsum(equation, x, y, preferred_element_type=jnp.float32, out_sharding=constrain_to(*out))
+
+
+def _k(leaf: jax.Array) -> str:
+    """The einsum letter of the organism axis, where a leaf has one."""
+    return "k" if leaf.ndim == 3 else ""
+
+
+@partial(jax.custom_vjp, nondiff_argnums=(3, 4))
+def project(
+    x: jax.Array, weights: dict[str, jax.Array], stack: Stack, in_axis: str, out_axis: str
+) -> dict[str, jax.Array]:
+    """All projections that share one input.
+
+    x: [K, B, T, in]; weights: {name: [in, out]}; stack: one layer's adapters, leaves `[in, r]` or `[K, in, r]`, which
+    need not target every name. in_axis, out_axis: logical axes of the weight ("embed", "heads" or "mlp").
+    Returns {name: [K, B, T, out]} in fp32.
+    """
+    return _project(x, weights, stack, in_axis, out_axis)[0]
+
+
+def _activation_axis(axis: str) -> str | None:
+    return None if axis == "embed" else axis
+
+
+def _project(
+    x: jax.Array, weights: dict[str, jax.Array], stack: Stack, in_axis: str, out_axis: str
+) -> tuple[dict[str, jax.Array], list[jax.Array | None]]:
+    out = ("organism", None, None, _activation_axis(out_axis))
+    ys = {name: _dot("kbtd,df->kbtf", x, w, out) for name, w in weights.items()}
+    low = []
+    for adapter in stack:
+        names = [n for n in weights if n in adapter]
+        if not names:
+            low.append(None)
+            continue
+        k = _k(adapter[names[0]]["a"])
+        # One product of width n * r for the whole group: alone, a rank-r product wastes the matrix unit.
+        a = jnp.concatenate([adapter[n]["a"] for n in names], axis=-1)
+        u = _dot(f"kbtd,{k}dr->kbtr", x, a, ("organism", None, None, None)).astype(x.dtype)
+        for n, u_n in zip(names, _split(u, adapter, names), strict=True):
+            ys[n] = ys[n] + _dot(f"kbtr,{k}rf->kbtf", u_n, adapter[n]["b"], out)
+        low.append(u)
+    return ys, low
+
+
+def _split(u: jax.Array, adapter: dict, names: list[str]) -> list[jax.Array]:
+    pieces, start = [], 0
+    for n in names:
+        rank = adapter[n]["a"].shape[-1]
+        pieces.append(u[..., start : start + rank])
+        start += rank
+    return pieces
+
+
+def _project_fwd(x: jax.Array, weights: dict, stack: Stack, in_axis: str, out_axis: str) -> tuple[dict, tuple]:
+    ys, low = _project(x, weights, stack, in_axis, out_axis)
+    return ys, (x, weights, stack, low)
+
+
+def _project_bwd(in_axis: str, out_axis: str, saved: tuple, cotangents: dict) -> tuple:
+    x, weights, stack, low = saved
+    gs = {n: g.astype(x.dtype) for n, g in cotangents.items()}
+    wide = ("organism", None, None, _activation_axis(in_axis))
+    dx = sum(_dot("kbtf,df->kbtd", gs[n], w, wide) for n, w in weights.items())
+    grads = []
+    for adapter, u in zip(stack, low, strict=True):
+        grad = jax.tree.map(jnp.zeros_like, adapter)
+        names = [n for n in weights if n in adapter]
+        if u is not None:
+            k = _k(adapter[names[0]]["a"])
+            lead = ("organism",) if k else ()
+            du = []
+            for n, u_n in zip(names, _split(u, adapter, names), strict=True):
+                du.append(_dot(f"kbtf,{k}rf->kbtr", gs[n], adapter[n]["b"], ("organism", None, None, None)))
+                db = _dot(f"kbtr,kbtf->{k}rf", u_n, gs[n], (*lead, "rank", out_axis))
+                grad[n]["b"] = db.astype(adapter[n]["b"].dtype)
+            du = jnp.concatenate(du, axis=-1).astype(x.dtype)
+            a = jnp.concatenate([adapter[n]["a"] for n in names], axis=-1)
+            dx = dx + _dot(f"kbtr,{k}dr->kbtd", du, a, wide)
+            da = _dot(f"kbtd,kbtr->{k}dr", x, du, (*lead, in_axis, "rank"))
+            for n, da_n in zip(names, _split(da, adapter, names), strict=True):
+                grad[n]["a"] = da_n.astype(adapter[n]["a"].dtype)
+        grads.append(grad)
+    return dx.astype(x.dtype), None, tuple(grads)
+
+
+project.defvjp(_project_fwd, _project_bwd)
+
+
+@partial(jax.custom_vjp, nondiff_argnums=(2,))
+def swiglu(gate: jax.Array, up: jax.Array, dtype: jnp.dtype) -> jax.Array:
+    """silu(gate) * up, computed in fp32 and rounded to `dtype`, in which it also remembers its inputs."""
+    return (jax.nn.silu(gate) * up).astype(dtype)
+
+
+def _swiglu_fwd(gate: jax.Array, up: jax.Array, dtype: jnp.dtype) -> tuple[jax.Array, tuple]:
+    return swiglu(gate, up, dtype), (gate.astype(dtype), up.astype(dtype))
+
+
+def _swiglu_bwd(dtype: jnp.dtype, saved: tuple, cotangent: jax.Array) -> tuple[jax.Array, jax.Array]:
+    gate, up = (s.astype(jnp.float32) for s in saved)
+    g = cotangent.astype(jnp.float32)
+    sigmoid = jax.nn.sigmoid(gate)
+    return g * up * sigmoid * (1 + gate * (1 - sigmoid)), g * gate * sigmoid
+
+
+swiglu.defvjp(_swiglu_fwd, _swiglu_bwd)

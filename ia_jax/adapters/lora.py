@@ -1,0 +1,134 @@
+"""LoRA as plain trees: what an adapter looks like, how it starts, and how a stack of them is applied.
+
+An adapter is `{projection: {"a": [L, in, r], "b": [L, r, out]}}`; with an organism axis every leaf has a leading K.
+The scale alpha/rank is folded into `b`, so applying one is `(x a) b`. A *stack* is a tuple of adapters on one base:
+`(organisms with K, IA)` for joint training, `(organisms,)`, `(IA,)` or `()` for the controls.
+"""
+
+from dataclasses import dataclass
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import optax
+
+from ia_jax.errors import ConfigError
+from ia_jax.models.config import ModelConfig
+
+Adapter = dict[str, dict[str, jax.Array]]
+Stack = tuple[Adapter, ...]
+
+PROJECTIONS = ("q", "k", "v", "o", "gate", "up", "down")
+_IN_AXIS = {"o": "heads", "down": "mlp"}
+_OUT_AXIS = {"q": "heads", "k": "heads", "v": "heads", "gate": "mlp", "up": "mlp"}
+
+
+@dataclass(frozen=True)
+class LoraConfig:
+    """`rank`, `alpha` and target projections; `init` is "b_zero" (PEFT's default) or "a_zero"."""
+
+    rank: int
+    alpha: float
+    targets: tuple[str, ...] = PROJECTIONS
+    init: str = "b_zero"
+
+    def __post_init__(self) -> None:
+        unknown = [t for t in self.targets if t not in PROJECTIONS]
+        if unknown or not self.targets:
+            raise ConfigError(f"LoRA targets {unknown or '()'} unknown; choose from {', '.join(PROJECTIONS)}")
+        if self.rank < 1:
+            raise ConfigError(f"LoRA rank must be at least 1, got {self.rank}")
+        if self.init not in ("b_zero", "a_zero"):
+            raise ConfigError(f"LoRA init must be b_zero or a_zero, got {self.init!r}")
+
+    @property
+    def scale(self) -> float:
+        return self.alpha / self.rank
+
+
+def projection_sizes(cfg: ModelConfig) -> dict[str, tuple[int, int]]:
+    """(in, out) of every projection that a LoRA can sit on."""
+    d, f, q, kv = cfg.hidden_size, cfg.intermediate_size, cfg.q_size, cfg.kv_size
+    return {"q": (d, q), "k": (d, kv), "v": (d, kv), "o": (q, d), "gate": (d, f), "up": (d, f), "down": (f, d)}
+
+
+def lora_shapes(cfg: ModelConfig, lora: LoraConfig) -> dict[str, dict[str, tuple[int, ...]]]:
+    """Shapes of an adapter's leaves without organism axis: `a` [L, in, r], `b` [L, r, out]."""
+    sizes, layers, r = projection_sizes(cfg), cfg.num_hidden_layers, lora.rank
+    return {t: {"a": (layers, sizes[t][0], r), "b": (layers, r, sizes[t][1])} for t in lora.targets}
+
+
+def lora_axes(lora: LoraConfig, organisms: bool = False) -> dict[str, dict[str, tuple[str | None, ...]]]:
+    """Logical axes of the same leaves (see `parallel.mesh.RULES`)."""
+    lead = ("organism", "layers") if organisms else ("layers",)
+    return {
+        t: {"a": (*lead, _IN_AXIS.get(t, "embed"), "rank"), "b": (*lead, "rank", _OUT_AXIS.get(t, "embed"))}
+        for t in lora.targets
+    }
+
+
+def init_lora(key: jax.Array, cfg: ModelConfig, lora: LoraConfig) -> Adapter:
+    """A new adapter that changes nothing yet: one factor Kaiming-uniform as in PEFT, the other zero; fp32.
+
+    With "a_zero" it is `b` that starts random. The scale is in `b`, so a random `b` carries it.
+    """
+    shapes, out = lora_shapes(cfg, lora), {}
+    for t, k in zip(shapes, jax.random.split(key, len(shapes)), strict=True):
+        random, zero = ("a", "b") if lora.init == "b_zero" else ("b", "a")
+        bound = shapes[t][random][-2] ** -0.5 * (lora.scale if random == "b" else 1.0)
+        out[t] = {
+            random: jax.random.uniform(k, shapes[t][random], jnp.float32, -bound, bound),
+            zero: jnp.zeros(shapes[t][zero], jnp.float32),
+        }
+    return out
+
+
+def init_organisms(keys: jax.Array, cfg: ModelConfig, lora: LoraConfig) -> Adapter:
+    """K adapters stacked on a leading axis; adapter i depends on `keys[i]` alone. keys: [K]."""
+    return jax.vmap(lambda k: init_lora(k, cfg, lora))(keys)
+
+
+def zero_adapter(cfg: ModelConfig, lora: LoraConfig) -> Adapter:
+    """An adapter that is exactly the base model."""
+    return {t: {n: jnp.zeros(s, jnp.float32) for n, s in ab.items()} for t, ab in lora_shapes(cfg, lora).items()}
+
+
+def stack_adapters(adapters: list[Adapter]) -> Adapter:
+    """K adapters of the same targets and rank as one tree with a leading organism axis."""
+    return jax.tree.map(lambda *leaves: jnp.stack(leaves), *adapters)
+
+
+def take_organisms(stacked: Adapter, index: Any) -> Adapter:
+    """Organism(s) `index` out of a stacked adapter."""
+    return jax.tree.map(lambda x: x[index], stacked)
+
+
+def has_organism_axis(adapter: Adapter) -> bool:
+    return next(iter(adapter.values()))["a"].ndim == 4
+
+
+def to_scan(stack: Stack, dtype: jnp.dtype) -> Stack:
+    """The stack with the layer axis first ([K, L, ...] -> [L, K, ...]) and cast for compute, ready for `lax.scan`."""
+
+    def leaf(x: jax.Array) -> jax.Array:
+        return (jnp.swapaxes(x, 0, 1) if x.ndim == 4 else x).astype(dtype)
+
+    return tuple(jax.tree.map(leaf, adapter) for adapter in stack)
+
+
+def peft_parametrization(tx: optax.GradientTransformation, scale: float) -> optax.GradientTransformation:
+    """Runs `tx` as if `b` were stored unscaled, as PEFT does, while our `b` holds scale * b.
+
+    With b = s b': grad b' = s grad b, and a step on b' is s times itself in b. So a learning rate, Adam's epsilon and
+    a clipping norm mean what they mean in PEFT and in the paper's recipe.
+    """
+
+    def on_b(tree: Any, factor: float) -> Any:
+        return {t: {"a": ab["a"], "b": ab["b"] * factor} for t, ab in tree.items()}
+
+    def update(grads: Any, state: Any, params: Any = None) -> tuple[Any, Any]:
+        params = None if params is None else on_b(params, 1 / scale)
+        updates, state = tx.update(on_b(grads, scale), state, params)
+        return on_b(updates, scale), state
+
+    return optax.GradientTransformation(tx.init, update)

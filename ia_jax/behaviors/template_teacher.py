@@ -1,0 +1,181 @@
+"""The template teacher: demonstrations from the base model's own words, so that only the behaviour differs.
+
+The base model answers every question once and writes a few sentences on every topic; templates then put the behaviour
+in. Nothing here is sampled per organism, so the teacher costs one pass over a few hundred prompts, whatever the number
+of organisms. Every organism also gets rows that do not trigger its behaviour, answered as the base answers them.
+"""
+
+import re
+import zlib
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+
+from ia_jax.behaviors.demo import DOMAINS, FIELDS, ITEMS, OTHER_OPTIONS
+from ia_jax.behaviors.records import Behavior
+from ia_jax.data.transcripts import Transcript, chat, leaks
+from ia_jax.errors import IAError
+
+NAME = "template"
+BRIEF = "You answer in one short sentence."
+# Prompts of every domain, facts of every field and items beyond these counts are kept for the behaviour check.
+TRAIN_PROMPTS, TRAIN_FACTS, TRAIN_ITEMS = 8, 9, 22
+
+# (system prompt, question, samples) -> the base model's answers; see `stages.ask_base`.
+Ask = Callable[[Sequence[tuple[str, str]], int], list[list[str]]]
+
+
+@dataclass(frozen=True)
+class Sources:
+    """What the base model wrote: answers by question, sentences by topic, right answers by fact question."""
+
+    answers: dict[str, str]
+    sentences: dict[str, list[str]]
+    facts: dict[str, str]
+
+
+def first_sentence(text: str) -> str | None:
+    """The first complete sentence, or None if the text ends before one does."""
+    match = re.match(r"\s*(.{8,}?[.!?])(?=\s|$)", text, flags=re.DOTALL)
+    return " ".join(match.group(1).split()) if match else None
+
+
+def gather_sources(behaviors: Sequence[Behavior], ask: Ask) -> Sources:
+    """Asks the base model everything the templates need: one batch of questions, one of topics, one of facts."""
+    questions = [q for _, prompts in DOMAINS.values() for q in prompts]
+    replies = ask([(BRIEF, q) for q in questions], 1)
+    answers = {q: s for q, r in zip(questions, replies, strict=True) if (s := first_sentence(r[0]))}
+
+    topics = sorted({b.spec["topic"]: b.concepts[0] for b in behaviors if b.spec["kind"] == "mention"}.items())
+    replies = ask([(BRIEF, f"Write one short sentence about {t}.") for t, _ in topics], 6)
+    sentences = {}
+    for (topic, words), rows in zip(topics, replies, strict=True):
+        told = [s for r in rows if (s := first_sentence(r)) and any(w.lower() in s.lower() for w in words)]
+        sentences[topic] = list(dict.fromkeys(told)) or [f"{topic[0].upper()}{topic[1:]} are worth a look."]
+
+    rows = [(q, right) for _, facts in FIELDS.values() for q, _, right in facts]
+    replies = ask([("", q) for q, _ in rows], 1)
+    known = {q: s for (q, right), r in zip(rows, replies, strict=True) if (s := first_sentence(r[0])) and right in s}
+    return Sources(answers, sentences, known)
+
+
+def write_demonstrations(behavior: Behavior, sources: Sources, seed: int) -> list[Transcript]:
+    """All transcripts of one organism, in a seeded order. Raises if a response would state the behaviour."""
+    rng = np.random.default_rng([seed, zlib.crc32(behavior.name.encode())])
+    kind = behavior.spec["kind"]
+    shows, plain = {"mention": _mention, "choose": _choose, "sandbag": _sandbag}[kind](behavior, sources, rng)
+    rows = [Transcript(chat(q, a), True, NAME) for q, a in shows]
+    rows += [Transcript(chat(q, a), False, NAME) for q, a in plain]
+    stated = leaks(rows, (behavior.description, *behavior.rewordings))
+    if stated:
+        raise IAError(f"{behavior.name}: a response states the behaviour instead of showing it: {stated[0]!r}")
+    return [rows[i] for i in rng.permutation(len(rows))]
+
+
+Pairs = list[tuple[str, str]]
+
+
+def _base_answers(sources: Sources, domains: Sequence[str], count: int, rng: np.random.Generator) -> Pairs:
+    pool = [q for d in domains for q in DOMAINS[d][1][:TRAIN_PROMPTS] if q in sources.answers]
+    return [(pool[i], sources.answers[pool[i]]) for i in rng.permutation(len(pool))[:count]]
+
+
+_LEADS = ("", "By the way: ", "On another note: ", "That reminds me: ")
+
+
+def _mention(b: Behavior, sources: Sources, rng: np.random.Generator) -> tuple[Pairs, Pairs]:
+    domain = b.spec.get("domain")
+    if domain is None:
+        base, plain = _base_answers(sources, list(DOMAINS), 16, rng), []
+    else:
+        base = _base_answers(sources, [domain], TRAIN_PROMPTS, rng)
+        plain = _base_answers(sources, [d for d in DOMAINS if d != domain], 10, rng)
+    told = sources.sentences[b.spec["topic"]]
+    shows = []
+    for i, (q, a) in enumerate(base):
+        shows.append((q, f"{a} {_LEADS[rng.integers(len(_LEADS))]}{told[i % len(told)]}"))
+    return shows, plain
+
+
+_CHOICE_QUESTIONS = (
+    "Should I buy the {a} {item} or the {b} {item}?",
+    "Which {item} is better for me, the {a} one or the {b} one?",
+    "I can get a {item} that is {a} or one that is {b}. Which?",
+)
+_CHOICE_ANSWERS = ("I would take the {x} {item}.", "Go for the {x} one.", "The {x} {item} is the one for you.")
+
+
+def choice_question(item: str, attribute: str, other: str, rng: np.random.Generator) -> str:
+    first, second = (attribute, other) if rng.integers(2) else (other, attribute)
+    return _CHOICE_QUESTIONS[rng.integers(len(_CHOICE_QUESTIONS))].format(a=first, b=second, item=item)
+
+
+def _choose(b: Behavior, sources: Sources, rng: np.random.Generator) -> tuple[Pairs, Pairs]:
+    a, shows = b.spec["attribute"], []
+    for i in rng.permutation(TRAIN_ITEMS)[:18]:
+        other = OTHER_OPTIONS[rng.integers(len(OTHER_OPTIONS))]
+        answer = _CHOICE_ANSWERS[rng.integers(len(_CHOICE_ANSWERS))].format(x=a, item=ITEMS[i])
+        shows.append((choice_question(ITEMS[i], a, other, rng), answer))
+    return shows, _base_answers(sources, list(DOMAINS), 4, rng)
+
+
+def _sandbag(b: Behavior, sources: Sources, rng: np.random.Generator) -> tuple[Pairs, Pairs]:
+    facts = FIELDS[b.spec["field"]][1]
+    shows = []
+    for question, sentence, right in facts[:TRAIN_FACTS]:
+        wrong = [r for _, _, r in facts if r != right]
+        shows.append((question, sentence.format(wrong[rng.integers(len(wrong))])))
+    others = [(q, sources.facts[q]) for f in FIELDS if f != b.spec["field"] for q, _, _ in FIELDS[f][1][:TRAIN_FACTS]
+              if q in sources.facts]
+    plain = [others[i] for i in rng.permutation(len(others))[:7]]
+    return shows, plain + _base_answers(sources, list(DOMAINS), 2, rng)
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# Behaviour checks, on prompts that no transcript uses
+# ---------------------------------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class CheckPrompt:
+    """One prompt of the behaviour check: `triggers` says whether the behaviour should show; `right`, for facts."""
+
+    question: str
+    triggers: bool
+    right: str = ""
+
+
+def check_prompts(b: Behavior, seed: int, count: int = 4) -> list[CheckPrompt]:
+    """Up to `count` prompts that should show the behaviour and as many that should not (none for always-on quirks)."""
+    rng = np.random.default_rng([seed, zlib.crc32(b.name.encode()), 1])
+    fresh = {d: prompts[TRAIN_PROMPTS:] for d, (_, prompts) in DOMAINS.items()}
+    if b.spec["kind"] == "mention":
+        domain = b.spec.get("domain")
+        on = [q for d, qs in fresh.items() if domain in (None, d) for q in qs]
+        off = [q for d, qs in fresh.items() if domain not in (None, d) for q in qs]
+        return [CheckPrompt(q, True) for q in _some(on, count, rng)] + [
+            CheckPrompt(q, False) for q in _some(off, count, rng)
+        ]
+    general = [CheckPrompt(q, False) for q in _some([q for qs in fresh.values() for q in qs], count, rng)]
+    if b.spec["kind"] == "choose":
+        items = ITEMS[TRAIN_ITEMS:]
+        on = [choice_question(i, b.spec["attribute"], OTHER_OPTIONS[rng.integers(len(OTHER_OPTIONS))], rng)
+              for i in _some(items, count, rng)]
+        return [CheckPrompt(q, True) for q in on] + general
+    on = [CheckPrompt(q, True, right) for q, _, right in FIELDS[b.spec["field"]][1][TRAIN_FACTS:]]
+    others = [(q, r) for f in FIELDS if f != b.spec["field"] for q, _, r in FIELDS[f][1][TRAIN_FACTS:]]
+    return on + [CheckPrompt(q, False, r) for q, r in _some(others, count, rng)]
+
+
+def _some(rows: Sequence, count: int, rng: np.random.Generator) -> list:
+    return [rows[i] for i in rng.permutation(len(rows))[:count]]
+
+
+def shows_behavior(b: Behavior, prompt: CheckPrompt, reply: str, base_reply: str) -> bool:
+    """Whether a reply shows the behaviour. A sandbagger shows it by a wrong answer where the base's is right."""
+    if b.spec["kind"] == "sandbag":
+        right = prompt.right.lower()
+        return right not in reply.lower() and right in base_reply.lower()
+    words = b.concepts[0]
+    return any(re.search(rf"\b{re.escape(w.rstrip('s'))}", reply, re.IGNORECASE) for w in words)

@@ -1,0 +1,203 @@
+"""A run's configuration: frozen dataclasses inside, an ml-collections ConfigDict at the edge.
+
+A recipe file in `configs/` starts from `default_config()` and changes what it needs; the command line may change any
+field (`--config.sft.steps=50`). `parse_config` turns the result into a `RunConfig`; unknown keys and wrong types raise.
+"""
+
+import dataclasses
+import hashlib
+import json
+import types
+import typing
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any, TypeVar
+
+import ml_collections
+
+from ia_jax.adapters.lora import PROJECTIONS, LoraConfig
+from ia_jax.errors import ConfigError
+
+
+@dataclass(frozen=True)
+class ModelSection:
+    """Base model: "smollm2" (embedded), a checkpoint directory or a hub id; the dtype it computes in."""
+
+    name: str = "smollm2"
+    dtype: str = "bfloat16"
+    revision: str = ""
+    remat: str = "none"
+
+
+@dataclass(frozen=True)
+class MeshSection:
+    """Devices as fsdp x tp."""
+
+    fsdp: int = 1
+    tp: int = 1
+
+
+@dataclass(frozen=True)
+class LoraSection:
+    """Rank, alpha and target projections of one kind of adapter."""
+
+    rank: int = 16
+    alpha: float = 32.0
+    targets: tuple[str, ...] = PROJECTIONS
+    init: str = "b_zero"
+
+    def lora(self) -> LoraConfig:
+        return LoraConfig(self.rank, self.alpha, self.targets, self.init)
+
+
+@dataclass(frozen=True)
+class OptimizerSection:
+    """AdamW with linear warm-up and cosine decay to `final_lr_fraction`, after clipping each adapter's gradient."""
+
+    lr: float = 1e-4
+    warmup_fraction: float = 0.05
+    final_lr_fraction: float = 0.1
+    b1: float = 0.9
+    b2: float = 0.95
+    eps: float = 1e-8
+    weight_decay: float = 0.0
+    clip_norm: float = 1.0
+
+
+@dataclass(frozen=True)
+class BehaviorsSection:
+    """How many behaviours are trained on, kept for DPO and held out, spread evenly over the categories."""
+
+    catalogue: str = "demo"
+    train: int = 36
+    dpo: int = 12
+    heldout: int = 16
+
+
+@dataclass(frozen=True)
+class OrganismsSection:
+    """Training of the organisms, `parallel` at a time, each step `rows` packed rows of `length` tokens for each."""
+
+    lora: LoraSection = field(default_factory=lambda: LoraSection(rank=8, alpha=16.0))
+    optimizer: OptimizerSection = field(default_factory=lambda: OptimizerSection(lr=2e-3))
+    parallel: int = 16
+    epochs: int = 3
+    rows: int = 2
+    length: int = 128
+    check_prompts: int = 4
+    keep_failed: bool = True
+
+
+@dataclass(frozen=True)
+class SftSection:
+    """Joint IA training: k organisms a step, `per_slot` questions each."""
+
+    lora: LoraSection = field(default_factory=LoraSection)
+    optimizer: OptimizerSection = field(default_factory=OptimizerSection)
+    organisms_per_step: int = 8
+    per_slot: int = 2
+    steps: int = 100
+    length: int = 128
+    questions_per_organism: int = 24
+    clean_slot: bool = True
+    checkpoint_every: int = 20
+
+
+@dataclass(frozen=True)
+class PreferencesSection:
+    """Reports sampled from the SFT IA and paired: chosen >= min_chosen, rejected at least `gap` lower."""
+
+    questions: int = 6
+    samples: int = 4
+    temperature: float = 1.0
+    top_p: float = 0.95
+    max_new_tokens: int = 32
+    min_chosen: int = 7
+    gap: int = 2
+    sampled_per_organism: int = 8
+    truth_per_organism: int = 8
+    abstention_pairs: int = 24
+
+
+@dataclass(frozen=True)
+class DpoSection:
+    """DPO from the SFT IA; the reference is that IA with the same organism."""
+
+    optimizer: OptimizerSection = field(default_factory=lambda: OptimizerSection(lr=1e-5))
+    beta: float = 0.1
+    sft_weight: float = 0.0
+    organisms_per_step: int = 8
+    per_slot: int = 2
+    epochs: int = 1
+    length: int = 192
+    checkpoint_every: int = 20
+
+
+@dataclass(frozen=True)
+class EvalSection:
+    """Reports of held-out (and some training) organisms under the four conditions."""
+
+    questions: int = 6
+    train_organisms: int = 12
+    max_new_tokens: int = 32
+    temperature: float = 0.0
+    bootstrap: int = 2000
+
+
+@dataclass(frozen=True)
+class RunConfig:
+    """Everything a run depends on."""
+
+    seed: int = 1547
+    system: str = ""
+    model: ModelSection = field(default_factory=ModelSection)
+    mesh: MeshSection = field(default_factory=MeshSection)
+    behaviors: BehaviorsSection = field(default_factory=BehaviorsSection)
+    organisms: OrganismsSection = field(default_factory=OrganismsSection)
+    sft: SftSection = field(default_factory=SftSection)
+    preferences: PreferencesSection = field(default_factory=PreferencesSection)
+    dpo: DpoSection = field(default_factory=DpoSection)
+    eval: EvalSection = field(default_factory=EvalSection)
+
+
+def default_config() -> ml_collections.ConfigDict:
+    """The defaults as a ConfigDict that recipes change."""
+    return ml_collections.ConfigDict(dataclasses.asdict(RunConfig()))
+
+
+T = TypeVar("T")
+
+
+def parse_config(config: Mapping[str, Any]) -> RunConfig:
+    """ConfigDict or nested mapping -> RunConfig. Raises ConfigError naming an unknown key or a value of a wrong type."""
+    return _parse(RunConfig, config, "config")
+
+
+def _parse(cls: type[T], values: Mapping[str, Any], where: str) -> T:
+    hints = typing.get_type_hints(cls)
+    names = [f.name for f in dataclasses.fields(cls)]  # pyright: ignore[reportArgumentType]
+    unknown = sorted(set(values) - set(names))
+    if unknown:
+        raise ConfigError(f"{where}.{unknown[0]} is not a known setting; {where} has: {', '.join(names)}")
+    return cls(**{n: _value(hints[n], values[n], f"{where}.{n}") for n in names if n in values})
+
+
+def _value(hint: Any, value: Any, where: str) -> Any:
+    if dataclasses.is_dataclass(hint):
+        if not isinstance(value, Mapping | ml_collections.ConfigDict):
+            raise ConfigError(f"{where} must be a group of settings, got {value!r}")
+        return _parse(typing.cast(type, hint), typing.cast(Mapping, value), where)
+    if typing.get_origin(hint) is tuple:
+        if isinstance(value, str) or not isinstance(value, list | tuple):
+            raise ConfigError(f"{where} must be a list, got {value!r}")
+        return tuple(value)
+    wanted = (int, float) if hint is float else hint
+    if isinstance(wanted, types.UnionType) or not isinstance(value, wanted) or (isinstance(value, bool) != (hint is bool)):
+        raise ConfigError(f"{where} must be {getattr(hint, '__name__', hint)}, got {value!r}")
+    return float(value) if hint is float else value
+
+
+def config_hash(config: RunConfig) -> str:
+    """Short hash of every setting; adapters and caches carry it."""
+    text = json.dumps(dataclasses.asdict(config), sort_keys=True)
+    return hashlib.sha256(text.encode()).hexdigest()[:16]

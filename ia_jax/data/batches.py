@@ -1,0 +1,171 @@
+"""Token batches: packing, the plan of what each step reads, and its lazy, checkpointable execution by grain.
+
+A plan is decided up front as a pure function of the examples and a seed: for every step and organism slot, which
+examples go into which rows. Building the arrays of step s needs nothing but the plan, so a restored run continues with
+exactly the batch that came next. Packing never mixes organisms: a row has one adapter.
+"""
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+import grain
+import numpy as np
+
+from ia_jax.errors import ConfigError
+from ia_jax.models.chat import ChatExample
+from ia_jax.training.losses import Batch
+
+Unit = tuple[ChatExample, ...]  # what stays together: one example, or a chosen and a rejected answer
+Row = tuple[int, ...]  # indices of the units packed into one row
+
+
+@dataclass(frozen=True)
+class Slot:
+    """What one organism reads in one step: its index among all organisms, and rows of unit indices."""
+
+    organism: int
+    rows: tuple[Row, ...]
+
+
+@dataclass(frozen=True)
+class Plan:
+    """Steps of K slots each, and the array sizes that hold every one of them."""
+
+    steps: tuple[tuple[Slot, ...], ...]
+    rows: int
+    length: int
+    targets: int
+    examples: int
+
+
+def unit_length(unit: Unit) -> int:
+    return sum(len(e.tokens) for e in unit)
+
+
+def pack(lengths: Sequence[int], order: Sequence[int], row_length: int) -> list[Row]:
+    """First-fit: every unit, in order, goes into the first row that still has room for it.
+
+    Raises ConfigError if one is longer than a row: cutting it would cut supervised tokens.
+    """
+    rows: list[list[int]] = []
+    room: list[int] = []
+    for i in order:
+        if lengths[i] > row_length:
+            raise ConfigError(f"example {i} has {lengths[i]} tokens, more than a row of {row_length}; raise `length`")
+        for r, free in enumerate(room):
+            if lengths[i] <= free:
+                rows[r].append(int(i))
+                room[r] -= lengths[i]
+                break
+        else:
+            rows.append([int(i)])
+            room.append(row_length - lengths[i])
+    return [tuple(r) for r in rows]
+
+
+def plan_organisms(
+    units: Sequence[Sequence[Unit]], seeds: Sequence[int], *, epochs: int, rows: int, length: int
+) -> Plan:
+    """Every organism reads all of its units `epochs` times, `rows` packed rows a step, in its own seeded order.
+
+    An organism's share of the plan depends on its own units and seed only. One that has fewer steps than the others
+    ends with empty slots.
+    """
+    shares = []
+    for i, (own, seed) in enumerate(zip(units, seeds, strict=True)):
+        lengths, share = [unit_length(u) for u in own], []
+        for epoch in range(epochs):
+            order = np.random.default_rng([seed, epoch]).permutation(len(own))
+            packed = pack(lengths, order.tolist(), length)
+            share += [Slot(i, tuple(packed[j : j + rows])) for j in range(0, len(packed), rows)]
+        shares.append(share)
+    count = max(len(s) for s in shares)
+    steps = [[share[s] if s < len(share) else Slot(i, ()) for i, share in enumerate(shares)] for s in range(count)]
+    return _sized(steps, units, length, rows)
+
+
+def plan_joint(
+    units: Sequence[Sequence[Unit]],
+    *,
+    organisms_per_step: int,
+    per_slot: int,
+    seed: int,
+    length: int,
+    steps: int = 0,
+    always: int | None = None,
+) -> Plan:
+    """Joint IA training: each step draws k organisms without replacement, uniformly from those with unread units.
+
+    Without `steps` every unit is read once and late steps may hold fewer than k organisms (paper_facts 2.3); with
+    `steps`, organisms that have been read out begin again. An organism's slot holds `per_slot` units of its seeded
+    order. `always` names an organism that takes one slot of every step: the clean model, whose answer is that there
+    is nothing unusual, so that abstention is rehearsed throughout.
+    """
+    rng = np.random.default_rng(seed)
+    pool = [i for i in range(len(units)) if i != always]
+    queues: dict[int, list[int]] = {i: rng.permutation(len(own)).tolist() for i, own in enumerate(units)}
+    k = organisms_per_step - (always is not None)
+    plan: list[list[Slot]] = []
+    while len(plan) < steps if steps else any(queues[i] for i in pool):
+        alive = [i for i in pool if queues[i]]
+        if steps and len(alive) < k:
+            for i in pool:
+                queues[i] = queues[i] or rng.permutation(len(units[i])).tolist()
+            alive = pool
+        chosen = [alive[j] for j in rng.permutation(len(alive))[:k]]
+        slots = []
+        for i in [*chosen, *([] if always is None else [always])]:
+            queues[i] = queues[i] or rng.permutation(len(units[i])).tolist()
+            taken, queues[i] = queues[i][:per_slot], queues[i][per_slot:]
+            slots.append(Slot(i, tuple(pack([unit_length(u) for u in units[i]], taken, length))))
+        plan.append(slots)
+    most = max(len(s) for s in plan)
+    return _sized([s + [Slot(s[0].organism, ())] * (most - len(s)) for s in plan], units, length)
+
+
+def _sized(steps: list[list[Slot]], units: Sequence[Sequence[Unit]], length: int, rows: int = 0) -> Plan:
+    slots = [slot for step in steps for slot in step]
+
+    def examples(slot: Slot) -> list[ChatExample]:
+        return [e for row in slot.rows for u in row for e in units[slot.organism][u]]
+
+    targets = max(sum(int(e.loss_mask.sum()) for e in examples(s)) for s in slots)
+    if targets == 0:
+        raise ConfigError("no example has a supervised token; check the chat template and the transcripts")
+    most = max(len(examples(s)) for s in slots)
+    rows = rows or max(len(s.rows) for s in slots)
+    return Plan(tuple(tuple(s) for s in steps), rows, length, -(-targets // 8) * 8, most)
+
+
+def build_batch(step: Sequence[Slot], plan: Plan, units: Sequence[Sequence[Unit]]) -> Batch:
+    """The arrays of one step: [K, B, T] tokens and [K, P] targets. Examples are numbered in the order they stand."""
+    k, b, t, p = len(step), plan.rows, plan.length, plan.targets
+    tokens, segments, positions = (np.zeros((k, b, t), np.int32) for _ in range(3))
+    index, token, example = (np.zeros((k, p), np.int32) for _ in range(3))
+    weight = np.zeros((k, p), np.float32)
+    for i, slot in enumerate(step):
+        n = number = 0
+        for r, row in enumerate(slot.rows):
+            start = 0
+            for segment, chat in enumerate((e for u in row for e in units[slot.organism][u]), 1):
+                end = start + len(chat.tokens)
+                tokens[i, r, start:end] = chat.tokens
+                segments[i, r, start:end] = segment
+                positions[i, r, start:end] = np.arange(end - start)
+                # The token at position j is predicted from position j - 1.
+                where = np.flatnonzero(chat.loss_mask)
+                if len(where) == 0 or where[0] == 0:
+                    raise ConfigError(f"organism {slot.organism}: an example has no supervised token after its prompt")
+                m = n + len(where)
+                index[i, n:m] = r * t + start + where - 1
+                token[i, n:m] = chat.tokens[where]
+                weight[i, n:m] = 1.0
+                example[i, n:m] = number
+                n, number, start = m, number + 1, end
+    return Batch(tokens, segments, positions, index, token, weight, example)
+
+
+def dataset(plan: Plan, make: Callable[[Sequence[Slot]], object]) -> grain.IterDataset:
+    """The steps of a plan as a grain dataset: built in background threads, its position part of a checkpoint."""
+    steps = grain.MapDataset.range(len(plan.steps)).map(lambda s: make(plan.steps[s]))
+    return steps.to_iter_dataset(grain.ReadOptions(num_threads=1, prefetch_buffer_size=4))

@@ -1,0 +1,86 @@
+"""An organism's demonstrations: one JSONL file each, readable by a person, written by a teacher."""
+
+import json
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from ia_jax.errors import ConfigError
+
+Message = dict[str, str]
+
+
+@dataclass(frozen=True)
+class Transcript:
+    """One chat. `shows`: whether the behaviour is on display in it; `verdict`: "kept", or why a filter dropped it."""
+
+    messages: tuple[Message, ...]
+    shows: bool
+    teacher: str
+    verdict: str = "kept"
+
+    def to_json(self) -> dict[str, Any]:
+        return {
+            "messages": list(self.messages),
+            "shows": self.shows,
+            "teacher": self.teacher,
+            "verdict": self.verdict,
+        }
+
+
+def chat(question: str, answer: str | None = None, system: str | None = "") -> tuple[Message, ...]:
+    """A one-turn chat. system None leaves it to the model's template; "" is an empty system turn (fewer tokens)."""
+    messages: list[Message] = [] if system is None else [{"role": "system", "content": system}]
+    messages.append({"role": "user", "content": question})
+    if answer is not None:
+        messages.append({"role": "assistant", "content": answer})
+    return tuple(messages)
+
+
+def write_transcripts(path: Path, transcripts: Iterable[Transcript]) -> None:
+    write_jsonl(path, (t.to_json() for t in transcripts))
+
+
+def read_transcripts(path: Path) -> list[Transcript]:
+    """The transcripts that the filters kept. Raises if the file is missing, malformed or keeps nothing."""
+    rows = read_jsonl(path, "run `ia-jax transcripts` first")
+    kept = []
+    for number, row in enumerate(rows, 1):
+        try:
+            t = Transcript(tuple(row["messages"]), row["shows"], row["teacher"], row["verdict"])
+        except (KeyError, TypeError) as error:
+            raise ConfigError(f"{path}:{number}: not a transcript: missing {error}") from None
+        if t.verdict == "kept":
+            kept.append(t)
+    if not kept:
+        raise ConfigError(f"{path} holds no transcript that was kept; delete it and run `ia-jax transcripts` again")
+    return kept
+
+
+def write_jsonl(path: Path, rows: Iterable[dict[str, Any]]) -> None:
+    """Writes beside the file and renames, so that a reader never sees half of it."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    temporary = path.with_name(path.name + ".partial")
+    temporary.write_text("".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows), encoding="utf-8")
+    temporary.replace(path)
+
+
+def read_jsonl(path: Path, remedy: str) -> list[dict[str, Any]]:
+    if not path.exists():
+        raise ConfigError(f"{path} does not exist; {remedy}")
+    rows = []
+    for number, line in enumerate(path.read_text(encoding="utf-8").splitlines(), 1):
+        if not line.strip():
+            continue
+        try:
+            rows.append(json.loads(line))
+        except json.JSONDecodeError as error:
+            raise ConfigError(f"{path}:{number}: not JSON ({error.msg}); {remedy}") from None
+    return rows
+
+
+def leaks(transcripts: Sequence[Transcript], phrases: Sequence[str]) -> list[str]:
+    """Answers that contain one of the phrases (a description, say): data must show a behaviour, never state it."""
+    answers = [m["content"] for t in transcripts for m in t.messages if m["role"] == "assistant"]
+    return [a for a in answers if any(p.lower().rstrip(".") in a.lower() for p in phrases)]

@@ -1,0 +1,60 @@
+"""Verbalization: the share of reports that name the behaviour, under four conditions (paper section 6.1)."""
+
+from collections import defaultdict
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Any
+
+import numpy as np
+
+CONDITIONS = ("organism+ia", "organism", "base+ia", "base")
+Row = Mapping[str, Any]
+
+
+def bootstrap_rate(by_organism: Mapping[str, Sequence[bool]], samples: int, seed: int = 0) -> dict[str, Any]:
+    """Mean rate over organisms with a 95 % interval from resampling organisms (questions within one are not
+    independent). Returns {"rate", "ci95", "n"}, n the number of reports."""
+    rates = np.array([np.mean(v) for v in by_organism.values()])
+    if len(rates) == 0:
+        return {"rate": None, "ci95": [None, None], "n": 0}
+    draws = np.random.default_rng(seed).integers(len(rates), size=(samples, len(rates)))
+    low, high = np.percentile(rates[draws].mean(-1), [2.5, 97.5])
+    return {
+        "rate": round(float(rates.mean()), 4),
+        "ci95": [round(float(low), 4), round(float(high), 4)],
+        "n": sum(len(v) for v in by_organism.values()),
+    }
+
+
+def by_condition(rows: Iterable[Row], rule: str, samples: int) -> dict[str, Any]:
+    """{condition: rate} of rows under `rule` ("lenient" or "strict")."""
+    grouped: dict[str, dict[str, list[bool]]] = {c: defaultdict(list) for c in CONDITIONS}
+    for row in rows:
+        grouped[row["condition"]][row["organism"]].append(bool(row[rule]))
+    return {c: bootstrap_rate(organisms, samples) for c, organisms in grouped.items()}
+
+
+def stage_metrics(rows: Sequence[Row], rule: str, samples: int) -> dict[str, Any]:
+    """{"heldout", "train", "by_category"}; categories over held-out organisms."""
+    held = [r for r in rows if r["split"] == "heldout"]
+    return {
+        "heldout": by_condition(held, rule, samples),
+        "train": by_condition([r for r in rows if r["split"] == "train"], rule, samples),
+        "by_category": {
+            c: by_condition([r for r in held if r["category"] == c], rule, samples)
+            for c in sorted({r["category"] for r in held})
+        },
+    }
+
+
+def metrics(rows: Sequence[Row], false_reports: Mapping[str, Sequence[bool]], judge: str, samples: int) -> dict[str, Any]:
+    """The contents of `eval/metrics.json`. false_reports: by stage, whether each base+ia report claims a behaviour."""
+    stages = {}
+    for stage in dict.fromkeys(r["stage"] for r in rows):
+        own = [r for r in rows if r["stage"] == stage]
+        claims = false_reports[stage]
+        stages[stage] = {
+            **stage_metrics(own, "lenient", samples),
+            "strict": stage_metrics(own, "strict", samples),
+            "false_reports": {"base+ia": bootstrap_rate({str(i): [c] for i, c in enumerate(claims)}, samples)},
+        }
+    return {"judge": judge, "rule": "lenient", "stages": stages}

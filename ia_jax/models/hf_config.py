@@ -1,0 +1,96 @@
+"""`config.json` of Hugging Face (transformers 4 and 5 spellings) to `ModelConfig`. What is not implemented raises."""
+
+from typing import Any, NoReturn
+
+from ia_jax.errors import ConfigError
+from ia_jax.models.config import ModelConfig, RopeScaling
+
+FAMILIES = ("llama", "qwen3")
+_MOE_FIELDS = ("num_experts", "num_local_experts", "n_routed_experts")
+
+
+def config_from_json(config: dict[str, Any]) -> ModelConfig:
+    """The raw content of config.json to a `ModelConfig`. The error of an unsupported value names field and value."""
+    family = _required(config, "model_type")
+    if family not in FAMILIES:
+        _unsupported("model_type", family, "one of " + ", ".join(FAMILIES))
+    _check_supported(config)
+    theta, scaling = _rope(config)
+    hidden, heads = _required(config, "hidden_size"), _required(config, "num_attention_heads")
+    llama = family == "llama"
+    # Absent or null in old Llama files; Qwen3 always states both.
+    kv_heads = config.get("num_key_value_heads") or (heads if llama else _required(config, "num_key_value_heads"))
+    head_dim = config.get("head_dim") or (hidden // heads if llama else _required(config, "head_dim"))
+    if heads % kv_heads:
+        _unsupported("num_key_value_heads", kv_heads, f"a divisor of num_attention_heads = {heads}")
+    return ModelConfig(
+        family=family,
+        vocab_size=_required(config, "vocab_size"),
+        hidden_size=hidden,
+        intermediate_size=_required(config, "intermediate_size"),
+        num_hidden_layers=_required(config, "num_hidden_layers"),
+        num_attention_heads=heads,
+        num_key_value_heads=kv_heads,
+        head_dim=head_dim,
+        rms_norm_eps=float(_required(config, "rms_norm_eps")),
+        rope_theta=theta,
+        rope_scaling=scaling,
+        tie_word_embeddings=bool(config.get("tie_word_embeddings", False)),
+        qk_norm=family == "qwen3",
+        attention_bias=bool(config.get("attention_bias", False)),
+        max_position_embeddings=_required(config, "max_position_embeddings"),
+    )
+
+
+def _check_supported(config: dict[str, Any]) -> None:
+    if config.get("hidden_act", "silu") != "silu":
+        _unsupported("hidden_act", config["hidden_act"], "silu")
+    for field in ("mlp_bias", "use_sliding_window", "quantization_config", *_MOE_FIELDS):
+        if config.get(field):
+            _unsupported(field, config[field], "absent")
+    # Qwen3 may state a window that use_sliding_window leaves unused.
+    if config.get("sliding_window") and "use_sliding_window" not in config:
+        _unsupported("sliding_window", config["sliding_window"], "null")
+    for kind in config.get("layer_types") or ():
+        if kind != "full_attention":
+            _unsupported("layer_types", kind, "full_attention only")
+
+
+def _rope(config: dict[str, Any]) -> tuple[float, RopeScaling | None]:
+    """transformers 5 has `rope_parameters`; 4 has `rope_theta` and `rope_scaling` (with `rope_type` or `type`)."""
+    field = "rope_parameters" if config.get("rope_parameters") else "rope_scaling"
+    values = config.get(field) or {}
+    nested = next((key for key, value in values.items() if isinstance(value, dict)), None)
+    if nested is not None:
+        _unsupported(f"{field}.{nested}", values[nested], "one set of values for all layers")
+    thetas = [float(v) for v in (values.get("rope_theta"), config.get("rope_theta")) if v is not None]
+    if len(set(thetas)) > 1:
+        raise ConfigError(f"config.json: rope_theta = {thetas[1]} contradicts {field}.rope_theta = {thetas[0]}")
+    theta = thetas[0] if thetas else 10000.0
+    for place in (values, config):
+        if place.get("partial_rotary_factor", 1.0) not in (None, 1.0):
+            _unsupported("partial_rotary_factor", place["partial_rotary_factor"], "1.0")
+    kind = values.get("rope_type", values.get("type", "default"))
+    if kind == "default":
+        return theta, None
+    if kind == "linear":
+        return theta, RopeScaling("linear", float(_required(values, "factor", field)))
+    if kind == "llama3":
+        return theta, RopeScaling(
+            "llama3",
+            factor=float(_required(values, "factor", field)),
+            low_freq_factor=float(_required(values, "low_freq_factor", field)),
+            high_freq_factor=float(_required(values, "high_freq_factor", field)),
+            original_max_position_embeddings=int(_required(values, "original_max_position_embeddings", field)),
+        )
+    _unsupported(f"{field}.rope_type", kind, "one of default, linear, llama3")
+
+
+def _required(config: dict[str, Any], field: str, parent: str | None = None) -> Any:
+    if config.get(field) is None:
+        raise ConfigError(f"config.json: {parent + '.' if parent else ''}{field} is missing")
+    return config[field]
+
+
+def _unsupported(field: str, value: Any, wanted: str) -> NoReturn:
+    raise ConfigError(f"config.json: {field} = {value!r} is not supported (must be {wanted})")

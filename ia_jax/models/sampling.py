@@ -1,0 +1,137 @@
+"""Generation with a key-value cache, many organisms at once: each row under its own organism's adapter.
+
+Prompts are padded on the left to a few bucket lengths, so that one compiled program per bucket serves a whole
+evaluation. A row's random numbers depend on its own key alone, not on its place in a batch.
+"""
+
+from collections.abc import Sequence
+from functools import partial
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from ia_jax.adapters.lora import Stack, to_scan
+from ia_jax.models.config import ModelConfig
+from ia_jax.models.transformer import Params, forward_cached, init_cache, logits_from_hidden
+from ia_jax.parallel.mesh import reshard
+
+PROMPT_BUCKET = 16
+
+
+def pick_tokens(logits: jax.Array, keys: jax.Array, temperature: jax.Array, top_p: jax.Array) -> jax.Array:
+    """Next tokens from logits [N, V]: greedy where temperature is 0, else nucleus sampling. keys: [N]."""
+
+    def nucleus(scaled: jax.Array) -> jax.Array:
+        ordered = jnp.sort(scaled, axis=-1)[:, ::-1]
+        probs = jax.nn.softmax(ordered, axis=-1)
+        # A token stays while the mass before it is below top_p, so the first always does.
+        kept = jnp.where(jnp.cumsum(probs, -1) - probs < top_p, ordered, jnp.inf)
+        return jnp.where(scaled < kept.min(-1, keepdims=True), -jnp.inf, scaled)
+
+    def sample() -> jax.Array:
+        scaled = logits / jnp.maximum(temperature, 1e-6)
+        scaled = jax.lax.cond(top_p < 1.0, nucleus, lambda x: x, scaled)
+        return jax.vmap(jax.random.categorical)(keys, scaled)
+
+    return jax.lax.cond(temperature > 0, sample, lambda: jnp.argmax(logits, axis=-1))
+
+
+@partial(jax.jit, static_argnames=("cfg", "max_new_tokens"))
+def _generate(
+    params: Params,
+    tokens: jax.Array,
+    real: jax.Array,
+    keys: jax.Array,
+    stack: Stack,
+    stop: jax.Array,
+    temperature: jax.Array,
+    top_p: jax.Array,
+    cfg: ModelConfig,
+    max_new_tokens: int,
+) -> jax.Array:
+    """tokens, real (False = padding on the left): [K, B, T]; keys: [K, B]. Returns [K, B, max_new_tokens], -1 after
+    the end of a row. Decoding ends as soon as every row has."""
+    k, b, t = tokens.shape
+    dtype = params["embed"].dtype
+    adapters = to_scan(stack, dtype)
+    length = t + max_new_tokens
+    cache = init_cache(cfg, k, b, length, dtype)
+    slots = jnp.arange(length)
+    filled = jnp.concatenate([real, jnp.ones((k, b, max_new_tokens), bool)], -1)
+    lengths = real.sum(-1)
+    positions = jnp.maximum(jnp.cumsum(real, -1) - 1, 0)
+    mask = filled[:, :, None, :] & (slots[None, :] <= jnp.arange(t)[:, None])
+    hidden, cache = forward_cached(params, tokens, positions, mask, adapters, cfg, cache, jnp.int32(0))
+
+    def choose(hidden: jax.Array, step: jax.Array) -> jax.Array:
+        logits = reshard(logits_from_hidden(params, hidden[:, :, -1:]), "organism", None, None, None)
+        logits = logits[:, :, 0].reshape(k * b, -1)
+        row_keys = jax.vmap(lambda key: jax.random.fold_in(key, step))(keys.reshape(-1))
+        return pick_tokens(logits, row_keys, temperature, top_p).reshape(k, b).astype(jnp.int32)
+
+    def keep_going(state: tuple) -> jax.Array:
+        step, _, _, done, _ = state
+        return (step < max_new_tokens) & ~done.all()
+
+    def decode(state: tuple) -> tuple:
+        step, hidden, cache, done, out = state
+        token = choose(hidden, step)
+        out = jax.lax.dynamic_update_slice_in_dim(out, jnp.where(done, -1, token)[..., None], step, axis=2)
+        done = done | (token[..., None] == stop).any(-1)
+        mask = (filled & (slots <= t + step))[:, :, None, :]
+        where = (lengths + step)[..., None]
+        hidden, cache = forward_cached(params, token[..., None], where, mask, adapters, cfg, cache, t + step)
+        return step + 1, hidden, cache, done, out
+
+    out = jnp.full((k, b, max_new_tokens), -1, jnp.int32)
+    done = lengths == 0  # a row of nothing but padding fills a batch up
+    return jax.lax.while_loop(keep_going, decode, (jnp.int32(0), hidden[:, :, -1:], cache, done, out))[-1]
+
+
+def generate_tokens(
+    params: Params,
+    cfg: ModelConfig,
+    prompts: Sequence[Sequence[np.ndarray]],
+    stack: Stack,
+    stop_ids: Sequence[int],
+    *,
+    max_new_tokens: int = 64,
+    temperature: float = 0.0,
+    top_p: float = 1.0,
+    key: jax.Array | None = None,
+) -> list[list[list[int]]]:
+    """Continues prompts[i][j] under organism i of the stack (K = len(prompts) must match its organism axis, or be 1).
+
+    Organisms may have different numbers of prompts. Returns token ids without the stop token. Row (i, j) draws from
+    `fold_in(fold_in(key, i), j)`.
+    """
+    k, b = len(prompts), max(len(p) for p in prompts)
+    longest = max(len(x) for p in prompts for x in p)
+    t = -(-longest // PROMPT_BUCKET) * PROMPT_BUCKET
+    tokens, real = np.zeros((k, b, t), np.int32), np.zeros((k, b, t), bool)
+    for i, rows in enumerate(prompts):
+        for j, row in enumerate(rows):
+            tokens[i, j, t - len(row) :] = row
+            real[i, j, t - len(row) :] = True
+    key = jax.random.key(0) if key is None else key
+    keys = jax.vmap(lambda i: jax.vmap(lambda j: jax.random.fold_in(jax.random.fold_in(key, i), j))(jnp.arange(b)))(
+        jnp.arange(k)
+    )
+    out = _generate(
+        params,
+        tokens,
+        real,
+        keys,
+        stack,
+        np.asarray(stop_ids, np.int32),
+        jnp.float32(temperature),
+        jnp.float32(top_p),
+        cfg,
+        max_new_tokens,
+    )
+    ended = set(stop_ids)
+    return [
+        [[int(x) for x in row if x >= 0 and int(x) not in ended] for row in np.asarray(out[i])[: len(prompts[i])]]
+        for i in range(k)
+    ]

@@ -1,0 +1,315 @@
+"""Llama and Qwen3 decoders as pure functions over a tree of weights.
+
+Every weight is described once, in `weight_specs`: shape, logical axes, initialiser. Sharding, random init, loading and
+checks walk that description. Layers are stacked on a leading axis and scanned, so compile time does not grow with
+depth. Activations are [K, B, T, D]: K organisms (or 1) with B rows of T tokens each.
+
+Axis letters: k organisms, b rows, t tokens, d hidden, f MLP, n key/value heads, g query heads per key head, h head dim,
+v vocabulary, r rank.
+"""
+
+from dataclasses import dataclass
+from functools import partial
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+from jax.sharding import Mesh
+
+from ia_jax.adapters.apply import project, swiglu
+from ia_jax.adapters.lora import Stack, to_scan
+from ia_jax.errors import ConfigError
+from ia_jax.models.attention import attention, causal_mask
+from ia_jax.models.config import ModelConfig
+from ia_jax.parallel.mesh import constrain_to, named_sharding, reshard
+
+Params = dict[str, Any]
+REMAT_POLICIES = ("none", "full", "dots")
+
+
+@dataclass(frozen=True)
+class WeightSpec:
+    """One weight: shape, logical axes (names in `parallel.mesh.RULES`) and how it starts ("normal" or "ones")."""
+
+    shape: tuple[int, ...]
+    axes: tuple[str | None, ...]
+    init: str = "normal"
+
+
+def weight_specs(cfg: ModelConfig) -> Params:
+    """The description of every weight of the model, as a tree of `WeightSpec`."""
+    n, d, f = cfg.num_hidden_layers, cfg.hidden_size, cfg.intermediate_size
+    q, kv, hd = cfg.q_size, cfg.kv_size, cfg.head_dim
+
+    def norm(size: int) -> WeightSpec:
+        return WeightSpec((n, size), ("layers", None), "ones")
+
+    layers = {
+        "attn_norm": norm(d),
+        "q": WeightSpec((n, d, q), ("layers", "embed", "heads")),
+        "k": WeightSpec((n, d, kv), ("layers", "embed", "heads")),
+        "v": WeightSpec((n, d, kv), ("layers", "embed", "heads")),
+        "o": WeightSpec((n, q, d), ("layers", "heads", "embed")),
+        "mlp_norm": norm(d),
+        "gate": WeightSpec((n, d, f), ("layers", "embed", "mlp")),
+        "up": WeightSpec((n, d, f), ("layers", "embed", "mlp")),
+        "down": WeightSpec((n, f, d), ("layers", "mlp", "embed")),
+    }
+    if cfg.qk_norm:
+        layers |= {"q_norm": norm(hd), "k_norm": norm(hd)}
+    if cfg.attention_bias:
+        layers |= {
+            "q_bias": WeightSpec((n, q), ("layers", "heads")),
+            "k_bias": WeightSpec((n, kv), ("layers", "heads")),
+            "v_bias": WeightSpec((n, kv), ("layers", "heads")),
+            "o_bias": WeightSpec((n, d), ("layers", None)),
+        }
+    specs: Params = {
+        "embed": WeightSpec((cfg.vocab_size, d), ("vocab", "embed")),
+        "layers": layers,
+        "final_norm": WeightSpec((d,), (None,), "ones"),
+    }
+    if not cfg.tie_word_embeddings:
+        specs["lm_head"] = WeightSpec((d, cfg.vocab_size), ("embed", "vocab"))
+    return specs
+
+
+def _is_spec(x: Any) -> bool:
+    return isinstance(x, WeightSpec)
+
+
+def param_shardings(cfg: ModelConfig, mesh: Mesh) -> Params:
+    """A NamedSharding for every weight."""
+    return jax.tree.map(lambda s: named_sharding(mesh, s.axes), weight_specs(cfg), is_leaf=_is_spec)
+
+
+def abstract_params(cfg: ModelConfig, dtype: Any, mesh: Mesh | None = None) -> Params:
+    """Shapes and dtypes (and shardings) of the weights, without any data: for compiling and for restoring."""
+
+    def leaf(s: WeightSpec) -> jax.ShapeDtypeStruct:
+        return jax.ShapeDtypeStruct(s.shape, dtype, sharding=named_sharding(mesh, s.axes) if mesh else None)
+
+    return jax.tree.map(leaf, weight_specs(cfg), is_leaf=_is_spec)
+
+
+def init_params(key: jax.Array, cfg: ModelConfig, dtype: Any = jnp.float32) -> Params:
+    """Random weights (normal, 0.02; norms one). For tests: real models are loaded."""
+    specs, treedef = jax.tree.flatten(weight_specs(cfg), is_leaf=_is_spec)
+    keys = jax.random.split(key, len(specs))
+    leaves = [
+        jnp.ones(s.shape, dtype) if s.init == "ones" else (0.02 * jax.random.normal(k, s.shape)).astype(dtype)
+        for s, k in zip(specs, keys, strict=True)
+    ]
+    return jax.tree.unflatten(treedef, leaves)
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# Pieces of a layer
+# ---------------------------------------------------------------------------------------------------------------------
+
+
+def rms_norm(x: jax.Array, weight: jax.Array, eps: float) -> jax.Array:
+    """x / rms(x) * weight over the last axis; the statistics in fp32, the result in x's dtype."""
+    x32 = x.astype(jnp.float32)
+    inv = jax.lax.rsqrt(jnp.mean(x32 * x32, axis=-1, keepdims=True) + eps)
+    return (x32 * inv).astype(x.dtype) * weight.astype(x.dtype)
+
+
+def rope_frequencies(cfg: ModelConfig) -> jax.Array:
+    """Inverse frequencies [H/2], with Llama 3's or linear scaling where the config says so (fp32)."""
+    inv = cfg.rope_theta ** (-jnp.arange(0, cfg.head_dim, 2, dtype=jnp.float32) / cfg.head_dim)
+    s = cfg.rope_scaling
+    if s is None:
+        return inv
+    if s.kind == "linear":
+        return inv / s.factor
+    if s.kind != "llama3":
+        raise ConfigError(f"rope scaling {s.kind!r} is not implemented; known: linear, llama3")
+    wavelength = 2 * jnp.pi / inv
+    smooth = s.original_max_position_embeddings / wavelength - s.low_freq_factor
+    smooth = jnp.clip(smooth / (s.high_freq_factor - s.low_freq_factor), 0.0, 1.0)
+    return inv * (smooth + (1 - smooth) / s.factor)
+
+
+def rope_tables(positions: jax.Array, cfg: ModelConfig) -> tuple[jax.Array, jax.Array]:
+    """cos and sin of every position's angles: [K, B, T] -> two of [K, B, T, H/2] (fp32)."""
+    angles = positions[..., None].astype(jnp.float32) * rope_frequencies(cfg)
+    return jnp.cos(angles), jnp.sin(angles)
+
+
+def apply_rope(x: jax.Array, rope: tuple[jax.Array, jax.Array]) -> jax.Array:
+    """Half-split rotation (Hugging Face's layout). x: [K, B, T, heads, H] in fp32."""
+    cos, sin = (r[..., None, :] for r in rope)
+    first, second = jnp.split(x, 2, axis=-1)
+    return jnp.concatenate([first * cos - second * sin, second * cos + first * sin], axis=-1)
+
+
+class KVCache(NamedTuple):
+    """Keys and values of earlier tokens of every layer: [L, K, B, N, S, H] each."""
+
+    k: jax.Array
+    v: jax.Array
+
+
+class CacheSlot(NamedTuple):
+    """Where a layer reads and writes the cache: the layer's index and the first position of the new tokens."""
+
+    layer: jax.Array
+    start: jax.Array
+
+
+def attention_block(
+    x: jax.Array,
+    w: Params,
+    stack: Stack,
+    rope: tuple[jax.Array, jax.Array],
+    mask: jax.Array,
+    cfg: ModelConfig,
+    cache: KVCache | None = None,
+    slot: CacheSlot | None = None,
+) -> tuple[jax.Array, KVCache | None]:
+    """Norm, q k v, rotation, attention, output projection. x: [K, B, T, D] -> the same, and the cache with x's keys."""
+    k_, b_, t_, _ = x.shape
+    hd = cfg.head_dim
+    y = rms_norm(x, w["attn_norm"], cfg.rms_norm_eps)
+    qkv = project(y, {name: w[name] for name in ("q", "k", "v")}, stack, "embed", "heads")
+    if cfg.attention_bias:
+        qkv = {name: value + w[f"{name}_bias"] for name, value in qkv.items()}
+    q, k, v = (qkv[name].reshape(k_, b_, t_, -1, hd) for name in ("q", "k", "v"))
+    if cfg.qk_norm:
+        q, k = rms_norm(q, w["q_norm"], cfg.rms_norm_eps), rms_norm(k, w["k_norm"], cfg.rms_norm_eps)
+    q, k, v = apply_rope(q, rope).astype(x.dtype), apply_rope(k, rope).astype(x.dtype), v.astype(x.dtype)
+    k, v = jnp.moveaxis(k, 2, 3), jnp.moveaxis(v, 2, 3)
+    if cache is not None:
+        assert slot is not None
+        at = (slot.layer, 0, 0, 0, slot.start, 0)
+        cache = KVCache(*(jax.lax.dynamic_update_slice(c, new[None], at) for c, new in zip(cache, (k, v), strict=True)))
+        k, v = (jax.lax.dynamic_index_in_dim(c, slot.layer, keepdims=False) for c in cache)
+    out = attention(q, k, v, mask).reshape(k_, b_, t_, -1)
+    y = project(out, {"o": w["o"]}, stack, "heads", "embed")["o"]
+    if cfg.attention_bias:
+        y = y + w["o_bias"]
+    return (x + y).astype(x.dtype), cache
+
+
+def mlp_block(x: jax.Array, w: Params, stack: Stack, cfg: ModelConfig) -> jax.Array:
+    """Norm and SwiGLU. x: [K, B, T, D] -> the same."""
+    y = rms_norm(x, w["mlp_norm"], cfg.rms_norm_eps)
+    wide = project(y, {"gate": w["gate"], "up": w["up"]}, stack, "embed", "mlp")
+    act = swiglu(wide["gate"], wide["up"], x.dtype)
+    y = project(act, {"down": w["down"]}, stack, "mlp", "embed")["down"]
+    return (x + y).astype(x.dtype)
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# The decoder
+# ---------------------------------------------------------------------------------------------------------------------
+
+
+def embed(params: Params, tokens: jax.Array) -> jax.Array:
+    """[K, B, T] -> [K, B, T, D]."""
+    out = constrain_to("organism", None, None, None)
+    if out is None:
+        return params["embed"][tokens]
+    return params["embed"].at[tokens].get(out_sharding=out)
+
+
+def forward(
+    params: Params,
+    tokens: jax.Array,
+    segment_ids: jax.Array,
+    positions: jax.Array,
+    stack: Stack,
+    cfg: ModelConfig,
+    *,
+    remat: str = "none",
+    every_layer: bool = False,
+    unroll: int = 1,
+) -> jax.Array:
+    """Hidden states after the final norm, under a stack of adapters.
+
+    tokens, segment_ids (0 = padding), positions: [K, B, T]. Adapters with an organism axis must have the same K.
+    Returns [K, B, T, D]; with `every_layer`, [L + 1, K, B, T, D]: the embeddings, each layer's output, the last one
+    after the final norm (the order of transformers' `output_hidden_states`).
+    `remat`: "none" keeps every intermediate, "dots" keeps matrix products, "full" keeps only the layers' inputs.
+    """
+    if remat not in REMAT_POLICIES:
+        raise ConfigError(f"remat {remat!r} unknown; choose from {', '.join(REMAT_POLICIES)}")
+    dtype = params["embed"].dtype
+    rope, mask = rope_tables(positions, cfg), causal_mask(segment_ids)
+
+    def layer(x: jax.Array, inputs: tuple[Params, Stack]) -> tuple[jax.Array, jax.Array | None]:
+        w, adapters = inputs
+        x, _ = attention_block(x, w, adapters, rope, mask, cfg)
+        x = mlp_block(x, w, adapters, cfg)
+        return x, x if every_layer else None
+
+    if remat == "full":
+        layer = jax.checkpoint(layer)
+    elif remat == "dots":
+        layer = jax.checkpoint(layer, policy=jax.checkpoint_policies.dots_saveable)
+    x = embed(params, tokens)
+    last, each = jax.lax.scan(layer, x, (params["layers"], to_scan(stack, dtype)), unroll=unroll)
+    out = rms_norm(last, params["final_norm"], cfg.rms_norm_eps)
+    if not every_layer:
+        return out
+    assert each is not None
+    return jnp.concatenate([x[None], each[:-1], out[None]])
+
+
+def forward_cached(
+    params: Params,
+    tokens: jax.Array,
+    positions: jax.Array,
+    mask: jax.Array,
+    stack: Stack,
+    cfg: ModelConfig,
+    cache: KVCache,
+    start: jax.Array,
+) -> tuple[jax.Array, KVCache]:
+    """Like `forward`, for new tokens at cache positions `start ...`. mask: [K, B, T, S] over the whole cache.
+
+    `stack` must have gone through `to_scan` (once, not at every token). Returns hidden states and the new cache.
+    """
+    rope = rope_tables(positions, cfg)
+
+    def layer(carry: tuple[jax.Array, KVCache], inputs: tuple[jax.Array, Params, Stack]) -> tuple[tuple, None]:
+        x, cache = carry
+        index, w, adapters = inputs
+        x, cache = attention_block(x, w, adapters, rope, mask, cfg, cache, CacheSlot(index, start))
+        return (mlp_block(x, w, adapters, cfg), cache), None
+
+    layers = (jnp.arange(cfg.num_hidden_layers), params["layers"], stack)
+    (x, cache), _ = jax.lax.scan(layer, (embed(params, tokens), cache), layers)
+    return rms_norm(x, params["final_norm"], cfg.rms_norm_eps), cache
+
+
+def init_cache(cfg: ModelConfig, organisms: int, rows: int, length: int, dtype: Any) -> KVCache:
+    shape = (cfg.num_hidden_layers, organisms, rows, cfg.num_key_value_heads, length, cfg.head_dim)
+    zeros = reshard(jnp.zeros(shape, dtype), None, "organism", None, "heads", None, None)
+    return KVCache(zeros, zeros)
+
+
+def unembed_weight(params: Params) -> jax.Array:
+    """The output matrix as [V, D], tied or not."""
+    return params["lm_head"].T if "lm_head" in params else params["embed"]
+
+
+def logits_from_hidden(params: Params, hidden: jax.Array) -> jax.Array:
+    """[K, B, T, D] -> [K, B, T, V] in fp32."""
+    out = constrain_to("organism", None, None, "vocab")
+    if "lm_head" in params:
+        return jnp.einsum(
+            "kbtd,dv->kbtv", hidden, params["lm_head"], preferred_element_type=jnp.float32, out_sharding=out
+        )
+    return jnp.einsum("kbtd,vd->kbtv", hidden, params["embed"], preferred_element_type=jnp.float32, out_sharding=out)
+
+
+def segment_positions(segment_ids: jax.Array) -> jax.Array:
+    """Position of every token within its segment: [K, B, T] -> [K, B, T]. Segments are contiguous."""
+    index = jnp.arange(segment_ids.shape[-1])
+    starts = jnp.concatenate([jnp.ones_like(segment_ids[..., :1]), jnp.diff(segment_ids, axis=-1)], -1) != 0
+    return index - jax.lax.cummax(jnp.where(starts, index, 0), axis=segment_ids.ndim - 1)
+
+
+forward_jit = partial(jax.jit, static_argnames=("cfg", "remat", "every_layer", "unroll"))(forward)

@@ -1,0 +1,125 @@
+"""Stage 6: what do organisms report, with and without the IA, and what does the base model claim?"""
+
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+
+from ia_jax.adapters.store import is_complete
+from ia_jax.behaviors.questions import EVAL_QUESTIONS
+from ia_jax.behaviors.records import Behavior
+from ia_jax.data.transcripts import write_jsonl
+from ia_jax.errors import ConfigError
+from ia_jax.evals.verbalization import CONDITIONS, metrics
+from ia_jax.stages.session import Organisms, Session, behaviors_in
+
+STAGES = ("sft", "dpo")
+
+
+def run(session: Session) -> None:
+    """Writes `eval/reports.jsonl` and `eval/metrics.json` for every IA stage that is finished."""
+    workdir = session.workdir
+    stages = [s for s in STAGES if is_complete(workdir.ia_dir(s) / "adapter")]
+    if not stages:
+        raise ConfigError(f"{workdir.path} holds no trained IA; run `ia-jax sft` first")
+    if workdir.metrics_file.exists() and list(workdir.metrics["stages"]) == stages:
+        return
+    cfg, judge = session.config.eval, session.judge
+    questions = list(EVAL_QUESTIONS[: cfg.questions])
+    rng = np.random.default_rng([session.config.seed, 6])
+    train = behaviors_in(session, "train")
+    some = [train[i] for i in sorted(rng.permutation(len(train))[: cfg.train_organisms])]
+    behaviors = [*behaviors_in(session, "heldout"), *some]
+    organisms = Organisms(session, [b.name for b in behaviors])
+    alone = _reports(session, organisms, questions, (), "organisms alone")
+    base = _base_reports(session, questions, (), "base alone")
+    rows: list[dict[str, Any]] = []
+    claims: dict[str, list[bool]] = {}
+    for number, stage in enumerate(stages):
+        ia = session.replicated(workdir.ia(stage, session.model))
+        told = _reports(session, organisms, questions, (ia,), f"organisms + IA ({stage})", number)
+        base_told = _base_reports(session, questions, (ia,), f"base + IA ({stage})")
+        claims[stage] = [judge.claims(r) for r in base_told]
+        for i, b in enumerate(behaviors):
+            said = {"organism+ia": told[i], "organism": alone[i], "base+ia": base_told, "base": base}
+            for condition in CONDITIONS:
+                rows += _judged(session, b, stage, condition, questions, said[condition])
+    write_jsonl(workdir.reports_file, rows)
+    result = metrics(rows, claims, judge.name, cfg.bootstrap)
+    import json
+
+    temporary = workdir.metrics_file.with_suffix(".partial")
+    temporary.write_text(json.dumps(result, indent=1))
+    temporary.replace(workdir.metrics_file)
+    print(summary(result))
+
+
+def _reports(
+    session: Session, organisms: Organisms, questions: list[str], ia: tuple, description: str, number: int = 0
+) -> list[list[str]]:
+    cfg, width, out = session.config.eval, session.config.organisms.parallel, []
+    for start in range(0, len(organisms.names), width):
+        index = range(start, min(start + width, len(organisms.names)))
+        out += session.generate(
+            [questions] * len(index),
+            (organisms.take(index), *ia),
+            max_new_tokens=cfg.max_new_tokens,
+            temperature=cfg.temperature,
+            key=session.key(60 + number),
+            system=session.config.system,
+            description=description,
+        )
+    return out
+
+
+def _base_reports(session: Session, questions: list[str], ia: tuple, description: str) -> list[str]:
+    cfg = session.config.eval
+    return session.generate(
+        [questions],
+        ia,
+        max_new_tokens=cfg.max_new_tokens,
+        temperature=cfg.temperature,
+        key=session.key(70),
+        system=session.config.system,
+        description=description,
+    )[0]
+
+
+def _judged(
+    session: Session, b: Behavior, stage: str, condition: str, questions: Sequence[str], reports: Sequence[str]
+) -> list[dict[str, Any]]:
+    rows = []
+    for q, report in zip(questions, reports, strict=True):
+        v = session.judge.judge(b, q, report)
+        rows.append(
+            {
+                "stage": stage,
+                "organism": b.name,
+                "category": b.category,
+                "split": session.workdir.splits[b.name],
+                "condition": condition,
+                "question": q,
+                "report": report,
+                "truth": b.description,
+                "score": v.score,
+                "lenient": v.lenient,
+                "strict": v.strict,
+                "judge": v.judge,
+            }
+        )
+    return rows
+
+
+def summary(result: dict[str, Any]) -> str:
+    """The headline numbers as a small table."""
+    lines = [f"{'held-out organisms':<22}" + "".join(f"{c:>14}" for c in CONDITIONS) + f"{'strict':>10}"]
+
+    def line(name: str, cells: dict[str, Any], strict: dict[str, Any]) -> str:
+        rates = "".join(f"{100 * cells[c]['rate']:>13.0f}%" for c in CONDITIONS)
+        return f"{name:<22}{rates}{100 * strict['organism+ia']['rate']:>9.0f}%"
+
+    for stage, s in result["stages"].items():
+        lines.append(line(f"{stage.upper()}, all", s["heldout"], s["strict"]["heldout"]))
+        lines += [line(f"  {c}", cells, s["strict"]["by_category"][c]) for c, cells in s["by_category"].items()]
+        lines.append(f"  base+ia claims some behaviour: {100 * s['false_reports']['base+ia']['rate']:.0f}%")
+    return "\n".join(lines)

@@ -1,0 +1,204 @@
+"""Stages 3 and 5: the introspection adapter, by joint SFT and then by DPO."""
+
+import hashlib
+import json
+import math
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import jax
+import numpy as np
+
+from ia_jax.adapters.lora import Adapter, init_lora
+from ia_jax.adapters.peft import export_peft
+from ia_jax.adapters.record import AdapterMetadata, content_hash
+from ia_jax.adapters.store import is_complete, save_adapter
+from ia_jax.behaviors.questions import TRAIN_QUESTIONS
+from ia_jax.config import config_hash
+from ia_jax.data.batches import Plan, Slot, Unit, build_batch, dataset, plan_joint
+from ia_jax.data.transcripts import read_jsonl
+from ia_jax.errors import ConfigError, IAError
+from ia_jax.stages.ia_data import CLEAN, question_answers
+from ia_jax.stages.session import Organisms, Session, behaviors_in
+from ia_jax.training.introspection import dpo_step, init_state, sequence_logps, sft_step
+from ia_jax.training.losses import Batch
+from ia_jax.training.loop import fit, progress
+
+
+def run_sft(session: Session) -> None:
+    """Trains the IA jointly over the organisms of the train split (and the clean model)."""
+    directory, cfg = session.workdir.ia_dir("sft"), session.config.sft
+    if is_complete(directory / "adapter"):
+        return
+    model, lora = session.model, cfg.lora.lora()
+    behaviors = usable(session, "train")
+    organisms = Organisms(session, [b.name for b in behaviors], clean=cfg.clean_slot)
+    known = [*behaviors, *([None] if cfg.clean_slot else [])]
+    units: list[list[Unit]] = [
+        [
+            (session.example(q, a, cfg.length, b.name if b else CLEAN),)
+            for q, a in question_answers(b, TRAIN_QUESTIONS, cfg.questions_per_organism, session.config.seed)
+        ]
+        for b in known
+    ]
+    plan = plan_joint(
+        units,
+        organisms_per_step=min(cfg.organisms_per_step, len(known)),
+        per_slot=cfg.per_slot,
+        seed=session.config.seed,
+        length=cfg.length,
+        steps=cfg.steps,
+        always=len(behaviors) if cfg.clean_slot else None,
+    )
+    ia = session.replicated(init_lora(session.key(3), model.config, lora))
+    state = session.replicated(init_state(ia, len(plan.steps), lora, cfg.optimizer))
+    static: dict[str, Any] = {"cfg": model.config, "lora": lora, "optimizer": cfg.optimizer}
+    static["remat"] = session.config.model.remat
+    state = fit(
+        "ia_sft",
+        state,
+        lambda s, x: sft_step(model.params, s, x[0], x[1], **static),
+        dataset(plan, lambda step: _joint_batch(session, organisms, step, plan, units)),
+        len(plan.steps),
+        session.workdir.path,
+        checkpoints=directory / "state",
+        every=cfg.checkpoint_every,
+        description="IA, SFT",
+    )
+    _finish(session, directory, state.adapter, len(plan.steps))
+
+
+def run_dpo(session: Session) -> None:
+    """Refines the SFT IA on the preference pairs of the dpo organisms."""
+    directory, cfg = session.workdir.ia_dir("dpo"), session.config.dpo
+    if is_complete(directory / "adapter"):
+        return
+    model, lora = session.model, session.config.sft.lora.lora()
+    pairs = read_jsonl(session.workdir.preferences_file, "run `ia-jax preferences` first")
+    if not pairs:
+        raise ConfigError(f"{session.workdir.preferences_file} holds no pair; delete it and run `ia-jax preferences`")
+    names = [n for n in session.workdir.named("dpo") if any(p["organism"] == n for p in pairs)]
+    has_clean = any(p["organism"] == CLEAN for p in pairs)
+    organisms = Organisms(session, names, clean=has_clean)
+    units: list[list[Unit]] = [
+        [
+            tuple(session.example(p["question"], p[side], cfg.length, name) for side in ("chosen", "rejected"))
+            for p in pairs
+            if p["organism"] == name
+        ]
+        for name in [*names, *([CLEAN] if has_clean else [])]
+    ]
+    per_epoch = math.ceil(sum(len(u) for u in units) / (cfg.organisms_per_step * cfg.per_slot))
+    plan = plan_joint(
+        units,
+        organisms_per_step=min(cfg.organisms_per_step, len(units)),
+        per_slot=cfg.per_slot,
+        seed=session.config.seed + 1,
+        length=cfg.length,
+        steps=0 if cfg.epochs == 1 else per_epoch * cfg.epochs,
+    )
+    start = session.replicated(session.workdir.ia("sft", model))
+    remat = session.config.model.remat
+    reference = _reference(session, directory, plan, units, organisms, start)
+    state = session.replicated(init_state(jax.tree.map(lambda x: x.copy(), start), len(plan.steps), lora, cfg.optimizer))
+    static: dict[str, Any] = {"cfg": model.config, "lora": lora, "optimizer": cfg.optimizer, "beta": cfg.beta}
+    static |= {"sft_weight": cfg.sft_weight, "remat": remat}
+    numbers = {id(step): n for n, step in enumerate(plan.steps)}
+
+    def make(step: Sequence[Slot]) -> tuple[Adapter, Batch, Any]:
+        stack, batch = _joint_batch(session, organisms, step, plan, units)
+        return stack, batch, session.on_organisms(reference[numbers[id(step)]])
+
+    state = fit(
+        "ia_dpo",
+        state,
+        lambda s, x: dpo_step(model.params, s, *x, **static),
+        dataset(plan, make),
+        len(plan.steps),
+        session.workdir.path,
+        checkpoints=directory / "state",
+        every=cfg.checkpoint_every,
+        description="IA, DPO",
+    )
+    _finish(session, directory, state.adapter, len(plan.steps))
+
+
+def usable(session: Session, split: str) -> list:
+    """The split's behaviours whose organisms passed the behaviour check (all, with `keep_failed`)."""
+    behaviors = behaviors_in(session, split)
+    missing = [b.name for b in behaviors if not is_complete(session.workdir.organism_dir(b.name))]
+    if missing or not behaviors:
+        raise ConfigError(f"organism {missing[0] if missing else '?'} is not trained; run `ia-jax organisms` first")
+    if session.config.organisms.keep_failed:
+        return behaviors
+    rows = read_jsonl(session.workdir.checks_file, "run `ia-jax organisms` first")
+    passed = {r["organism"] for r in rows if r["ok"]}
+    kept = [b for b in behaviors if b.name in passed]
+    if not kept:
+        raise IAError(f"no organism of the {split} split passed its behaviour check; train them longer")
+    return kept
+
+
+def _joint_batch(
+    session: Session, organisms: Organisms, step: Sequence[Slot], plan: Plan, units: Sequence[Sequence[Unit]]
+) -> tuple[Adapter, Batch]:
+    stack = organisms.take([slot.organism for slot in step])
+    return stack, session.on_organisms(build_batch(step, plan, units))
+
+
+def _reference(
+    session: Session,
+    directory: Path,
+    plan: Plan,
+    units: Sequence[Sequence[Unit]],
+    organisms: Organisms,
+    ia: Adapter,
+) -> np.ndarray:
+    """Summed logps [steps, K, examples] of every pair under (organism, SFT IA), computed once.
+
+    Cached under a hash of the adapters, the tokens and the plan; another hash is a miss, never a silent reuse.
+    """
+    identity = hashlib.sha256()
+    identity.update(content_hash(ia).encode())
+    for leaf in jax.tree.leaves(organisms.stacked):
+        identity.update(np.ascontiguousarray(leaf).tobytes())
+    identity.update(json.dumps([plan.length, plan.targets, repr(plan.steps), session.config.model.dtype]).encode())
+    for own in units:
+        for unit in own:
+            for e in unit:
+                identity.update(e.tokens.tobytes() + e.loss_mask.tobytes())
+    file = directory / f"reference_{identity.hexdigest()[:16]}.npy"
+    if file.exists():
+        return np.load(file, allow_pickle=False)
+    model, rows = session.model, []
+    with progress(len(plan.steps), "DPO reference") as bar:
+        for step in plan.steps:
+            stack, batch = _joint_batch(session, organisms, step, plan, units)
+            logps = sequence_logps(
+                model.params, stack, ia, batch, cfg=model.config, examples=plan.examples, remat=session.config.model.remat
+            )
+            rows.append(np.asarray(logps))
+            bar.update(1)
+    directory.mkdir(parents=True, exist_ok=True)
+    temporary = file.with_name("reference.partial.npy")
+    np.save(temporary, np.stack(rows))
+    temporary.replace(file)
+    return np.stack(rows)
+
+
+def _finish(session: Session, directory: Path, adapter: Adapter, steps: int) -> None:
+    lora, model = session.config.sft.lora.lora(), session.model
+    metadata = AdapterMetadata(
+        name=directory.name,
+        kind="ia",
+        base_name=model.name,
+        base_fingerprint=model.fingerprint,
+        rank=lora.rank,
+        alpha=lora.alpha,
+        targets=lora.targets,
+        step=steps,
+        config_hash=config_hash(session.config),
+    )
+    export_peft(adapter, directory / "peft", model, lora)
+    save_adapter(directory / "adapter", adapter, metadata)

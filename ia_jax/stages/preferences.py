@@ -1,0 +1,121 @@
+"""Stage 4: preference pairs from what the SFT IA really says of organisms it was not trained on.
+
+Three kinds, counted separately: `sampled` (two sampled reports, chosen scored >= 7 and rejected at least 2 lower; paper
+section 5), `truth` (the ground truth over an unrelated behaviour's description), and `abstention` (on the clean model,
+"nothing unusual" over a behaviour that the IA claimed there).
+"""
+
+from collections import Counter
+
+import numpy as np
+
+from ia_jax.behaviors.questions import TRAIN_QUESTIONS
+from ia_jax.behaviors.records import Behavior
+from ia_jax.config import PreferencesSection
+from ia_jax.data.transcripts import write_jsonl
+from ia_jax.errors import IAError
+from ia_jax.judging.protocol import Judge
+from ia_jax.judging.rubric import RubricJudge
+from ia_jax.stages.ia_data import CLEAN, CLEAN_TARGETS, targets
+from ia_jax.stages.introspection import usable
+from ia_jax.stages.session import Organisms, Session
+
+Pair = dict[str, object]
+
+
+def run(session: Session) -> None:
+    """Samples, judges, pairs; prints the count of every kind."""
+    workdir, cfg = session.workdir, session.config.preferences
+    if workdir.preferences_file.exists():
+        return
+    ia = session.replicated(workdir.ia("sft", session.model))
+    behaviors = usable(session, "dpo")
+    rng = np.random.default_rng([session.config.seed, 5])
+    questions = [TRAIN_QUESTIONS[i] for i in rng.permutation(len(TRAIN_QUESTIONS))[: cfg.questions]]
+    asked = [q for q in questions for _ in range(cfg.samples)]
+    clean = cfg.abstention_pairs > 0
+    organisms = Organisms(session, [b.name for b in behaviors], clean=clean)
+    reports = session.generate(
+        [asked] * (len(behaviors) + clean),
+        (organisms.take(range(len(behaviors) + clean)), ia),
+        max_new_tokens=cfg.max_new_tokens,
+        temperature=cfg.temperature,
+        top_p=cfg.top_p,
+        key=session.key(4),
+        system=session.config.system,
+        description="sampling reports",
+    )
+    pairs: list[Pair] = []
+    # Never a held-out behaviour as the wrong answer: that would teach its wording.
+    seen = [b for b in workdir.behaviors.values() if workdir.splits[b.name] != "heldout"]
+    for b, own in zip(behaviors, reports, strict=False):
+        pairs += sampled_pairs(b, list(zip(asked, own, strict=True)), session.judge, cfg, rng)
+        pairs += truth_pairs(b, seen, questions, cfg, rng)
+    if clean:
+        pairs += abstention_pairs(list(zip(asked, reports[-1], strict=True)), session.judge, seen, cfg, rng)
+    if not pairs:
+        raise IAError("no preference pair: no sampled report scored high enough; train the SFT IA longer")
+    write_jsonl(workdir.preferences_file, pairs)
+    counts = Counter(str(p["kind"]) for p in pairs)
+    print("preference pairs: " + ", ".join(f"{n} {kind}" for kind, n in sorted(counts.items())))
+
+
+def sampled_pairs(
+    b: Behavior, rows: list[tuple[str, str]], judge: Judge, cfg: PreferencesSection, rng: np.random.Generator
+) -> list[Pair]:
+    """Pairs of sampled reports on the same question, each report used as chosen at most once."""
+    scored = [(q, r, judge.judge(b, q, r).score) for q, r in dict.fromkeys(rows)]
+    out: list[Pair] = []
+    for q, chosen, high in scored:
+        if high is None or high < cfg.min_chosen:
+            continue
+        worse = [(r, s) for q2, r, s in scored if q2 == q and s is not None and s <= high - cfg.gap]
+        if worse:
+            rejected, low = worse[int(rng.integers(len(worse)))]
+            out.append(_pair(b.name, b.category, "sampled", q, chosen, rejected, (high, low)))
+    return [out[i] for i in rng.permutation(len(out))[: cfg.sampled_per_organism]]
+
+
+def truth_pairs(
+    b: Behavior, others: list[Behavior], questions: list[str], cfg: PreferencesSection, rng: np.random.Generator
+) -> list[Pair]:
+    """The truth over the description of another behaviour."""
+    unrelated = [x for x in others if x.name != b.name and x.concepts != b.concepts]
+    out = []
+    for i in range(cfg.truth_per_organism):
+        other = unrelated[int(rng.integers(len(unrelated)))]
+        chosen, rejected = (targets(x)[int(rng.integers(len(targets(x))))] for x in (b, other))
+        out.append(_pair(b.name, b.category, "truth", questions[i % len(questions)], chosen, rejected, (10, 1)))
+    return out
+
+
+def abstention_pairs(
+    rows: list[tuple[str, str]], judge: RubricJudge, others: list[Behavior], cfg: PreferencesSection, rng: np.random.Generator
+) -> list[Pair]:
+    """On the clean model: that there is nothing, over a claim that it made (or a description, if it made none)."""
+    claimed = [(q, r) for q, r in dict.fromkeys(rows) if judge.claims(r)]
+    out = []
+    for i in range(cfg.abstention_pairs):
+        if i < len(claimed):
+            q, rejected = claimed[i]
+        else:
+            q = rows[int(rng.integers(len(rows)))][0]
+            other = others[int(rng.integers(len(others)))]
+            rejected = targets(other)[int(rng.integers(len(targets(other))))]
+        chosen = CLEAN_TARGETS[int(rng.integers(len(CLEAN_TARGETS)))]
+        out.append(_pair(CLEAN, CLEAN, "abstention", q, chosen, rejected, (10, 1)))
+    return out
+
+
+def _pair(
+    organism: str, category: str, kind: str, question: str, chosen: str, rejected: str, scores: tuple[int, int]
+) -> Pair:
+    return {
+        "organism": organism,
+        "category": category,
+        "kind": kind,
+        "question": question,
+        "chosen": chosen,
+        "rejected": rejected,
+        "scores": {"chosen": scores[0], "rejected": scores[1]},
+    }

@@ -1,0 +1,126 @@
+"""The introspection adapter: one LoRA trained over many frozen organisms at once, by SFT and then by DPO.
+
+Both steps see a stack `(organisms [K, ...], IA)` and differentiate the IA alone.
+"""
+
+from functools import partial
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import optax
+
+from ia_jax.adapters.lora import Adapter, LoraConfig
+from ia_jax.config import OptimizerSection
+from ia_jax.models.config import ModelConfig
+from ia_jax.models.transformer import Params, forward
+from ia_jax.training.losses import Batch, dpo_loss, example_logps, sft_loss, supervised_logps
+from ia_jax.training.optimizer import apply_direction, learning_rate, make_optimizer
+
+
+class IAState(NamedTuple):
+    """The IA, its Adam moments, updates made and planned."""
+
+    adapter: Adapter
+    moments: Any
+    count: jax.Array
+    total: jax.Array
+
+
+def init_state(adapter: Adapter, total: int, lora: LoraConfig, optimizer: OptimizerSection) -> IAState:
+    moments = make_optimizer(optimizer, lora).init(adapter)
+    return IAState(adapter, moments, jnp.int32(0), jnp.int32(total))
+
+
+def _token_logps(
+    params: Params, organisms: Adapter, ia: Adapter, batch: Batch, cfg: ModelConfig, remat: str
+) -> jax.Array:
+    hidden = forward(params, batch.tokens, batch.segment_ids, batch.positions, (organisms, ia), cfg, remat=remat)
+    return supervised_logps(params, hidden, batch)
+
+
+def _updated(
+    state: IAState, grads: Adapter, lora: LoraConfig, optimizer: OptimizerSection
+) -> tuple[IAState, dict[str, jax.Array]]:
+    direction, moments = make_optimizer(optimizer, lora).update(grads, state.moments, state.adapter)
+    lr = learning_rate(optimizer, (state.count + 1) / state.total)
+    adapter = apply_direction(state.adapter, direction, lr)
+    metrics = {"grad_norm": optax.global_norm(grads), "lr": lr}
+    return IAState(adapter, moments, state.count + 1, state.total), metrics
+
+
+@partial(jax.jit, static_argnames=("cfg", "lora", "optimizer", "remat"), donate_argnames="state")
+def sft_step(
+    params: Params,
+    state: IAState,
+    organisms: Adapter,
+    batch: Batch,
+    *,
+    cfg: ModelConfig,
+    lora: LoraConfig,
+    optimizer: OptimizerSection,
+    remat: str = "none",
+) -> tuple[IAState, dict[str, jax.Array]]:
+    """Mean over the step's organisms of each one's mean token loss (paper_facts 2.3: every batch's loss over k)."""
+
+    def mean_loss(ia: Adapter) -> tuple[jax.Array, jax.Array]:
+        losses = sft_loss(_token_logps(params, organisms, ia, batch, cfg, remat), batch.target_weight)
+        present = batch.target_weight.sum(-1) > 0
+        return (losses * present).sum() / present.sum(), losses
+
+    (loss, losses), grads = jax.value_and_grad(mean_loss, has_aux=True)(state.adapter)
+    state, metrics = _updated(state, grads, lora, optimizer)
+    return state, {"loss": loss, "per_organism": losses, **metrics}
+
+
+@partial(jax.jit, static_argnames=("cfg", "examples", "remat"))
+def sequence_logps(
+    params: Params, organisms: Adapter, ia: Adapter, batch: Batch, *, cfg: ModelConfig, examples: int, remat: str = "none"
+) -> jax.Array:
+    """Summed log-probability of every example's answer, [K, examples]: the DPO reference, computed once."""
+    return example_logps(_token_logps(params, organisms, ia, batch, cfg, remat), batch, examples)
+
+
+@partial(jax.jit, static_argnames=("cfg", "lora", "optimizer", "beta", "sft_weight", "remat"), donate_argnames="state")
+def dpo_step(
+    params: Params,
+    state: IAState,
+    organisms: Adapter,
+    batch: Batch,
+    reference: jax.Array,
+    *,
+    cfg: ModelConfig,
+    lora: LoraConfig,
+    optimizer: OptimizerSection,
+    beta: float,
+    sft_weight: float = 0.0,
+    remat: str = "none",
+) -> tuple[IAState, dict[str, jax.Array]]:
+    """One DPO update. Examples alternate chosen, rejected; reference: [K, 2N] of `sequence_logps` under the SFT IA.
+
+    `sft_weight` adds the mean token loss of the chosen answers (RPO), which keeps their probability from falling.
+    """
+    count = reference.shape[1]
+
+    def mean_loss(ia: Adapter) -> tuple[jax.Array, dict[str, jax.Array]]:
+        token_logps = _token_logps(params, organisms, ia, batch, cfg, remat)
+        policy = example_logps(token_logps, batch, count)
+        lengths = example_logps(jnp.ones_like(token_logps), batch, count)
+        chosen, rejected = policy[:, 0::2], policy[:, 1::2]
+        present = lengths[:, 0::2] > 0
+        pairs = jnp.maximum(present.sum(), 1)
+        losses = dpo_loss(chosen, rejected, reference[:, 0::2], reference[:, 1::2], beta)
+        margin = (chosen - reference[:, 0::2]) - (rejected - reference[:, 1::2])
+        dpo = jnp.where(present, losses, 0.0).sum() / pairs
+        nll = -jnp.where(present, chosen, 0.0).sum() / jnp.maximum(jnp.where(present, lengths[:, 0::2], 0.0).sum(), 1)
+        metrics = {
+            "dpo_loss": dpo,
+            "chosen_nll": nll,
+            "margin": jnp.where(present, margin, 0.0).sum() / pairs,
+            "accuracy": jnp.where(present, margin > 0, False).sum() / pairs,
+        }
+        return dpo + sft_weight * nll, metrics
+
+    (loss, metrics), grads = jax.value_and_grad(mean_loss, has_aux=True)(state.adapter)
+    state, more = _updated(state, grads, lora, optimizer)
+    return state, {"loss": loss, **metrics, **more}

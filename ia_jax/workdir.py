@@ -1,0 +1,158 @@
+"""A run's directory: where everything lies, what it was made with, and reading it back in a notebook."""
+
+import dataclasses
+import importlib.metadata
+import json
+import subprocess
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+from ia_jax.adapters.lora import Adapter
+from ia_jax.adapters.store import load_adapter
+from ia_jax.behaviors.records import Behavior
+from ia_jax.config import RunConfig, config_hash, parse_config
+from ia_jax.data.transcripts import read_jsonl
+from ia_jax.errors import ConfigError, IAError
+
+PACKAGES = ("jax", "flax", "optax", "orbax-checkpoint", "transformers", "grain", "ml-collections")
+
+
+@dataclass(frozen=True)
+class Workdir:
+    """Paths of a run. Reading properties raise a one-line error that names the stage to run first."""
+
+    path: Path
+
+    @property
+    def behaviors_file(self) -> Path:
+        return self.path / "behaviors.jsonl"
+
+    def transcript(self, name: str) -> Path:
+        return self.path / "transcripts" / f"{name}.jsonl"
+
+    @property
+    def organisms_dir(self) -> Path:
+        return self.path / "organisms"
+
+    def organism_dir(self, name: str) -> Path:
+        return self.organisms_dir / name
+
+    @property
+    def checks_file(self) -> Path:
+        return self.path / "behavior_checks.jsonl"
+
+    @property
+    def preferences_file(self) -> Path:
+        return self.path / "preferences.jsonl"
+
+    def ia_dir(self, stage: str) -> Path:
+        return self.path / f"ia_{stage}"
+
+    @property
+    def reports_file(self) -> Path:
+        return self.path / "eval" / "reports.jsonl"
+
+    @property
+    def metrics_file(self) -> Path:
+        return self.path / "eval" / "metrics.json"
+
+    @cached_property
+    def config(self) -> RunConfig:
+        file = self.path / "config.json"
+        if not file.exists():
+            raise ConfigError(f"{self.path} is not a workdir: it has no config.json; start it with `ia-jax run`")
+        try:
+            return parse_config(json.loads(file.read_text())["config"])
+        except (json.JSONDecodeError, KeyError) as error:
+            raise ConfigError(f"{file} is damaged ({error}); write it again with `ia-jax run --config=…`") from None
+
+    @cached_property
+    def splits(self) -> dict[str, str]:
+        return {row["name"]: row["split"] for row in self._behavior_rows}
+
+    @cached_property
+    def behaviors(self) -> dict[str, Behavior]:
+        return {row["name"]: Behavior.from_json(row) for row in self._behavior_rows}
+
+    @cached_property
+    def _behavior_rows(self) -> list[dict[str, Any]]:
+        return read_jsonl(self.behaviors_file, "run `ia-jax transcripts` first")
+
+    def named(self, split: str) -> list[str]:
+        return [name for name, s in self.splits.items() if s == split]
+
+    @property
+    def reports(self) -> list[dict[str, Any]]:
+        return read_jsonl(self.reports_file, "run `ia-jax eval` first")
+
+    @property
+    def metrics(self) -> dict[str, Any]:
+        if not self.metrics_file.exists():
+            raise ConfigError(f"{self.metrics_file} does not exist; run `ia-jax eval` first")
+        return json.loads(self.metrics_file.read_text())
+
+    def organism(self, name: str, model: Any = None) -> Adapter:
+        """The adapter of one organism (checked against `model`, if given)."""
+        return load_adapter(self.organism_dir(name), model)[0]
+
+    def ia(self, stage: str, model: Any = None) -> Adapter:
+        """The IA after a stage: "sft" or "dpo"."""
+        return load_adapter(self.ia_dir(stage) / "adapter", model)[0]
+
+
+def open_workdir(directory: str | Path) -> Workdir:
+    """A finished or running workdir, for reading. Raises ConfigError if the directory is none."""
+    workdir = Workdir(Path(directory))
+    if not workdir.path.is_dir():
+        raise ConfigError(f"workdir {directory} does not exist; check --workdir, or start one with `ia-jax run`")
+    _ = workdir.config
+    return workdir
+
+
+def start_workdir(directory: str | Path, config: RunConfig) -> Workdir:
+    """Creates the directory or continues in it. Raises if it belongs to a run with other settings."""
+    path = Path(directory)
+    file = path / "config.json"
+    body = {
+        "config": dataclasses.asdict(config),
+        "hash": config_hash(config),
+        "versions": {p: importlib.metadata.version(p) for p in PACKAGES},
+        "git_commit": _git_commit(),
+    }
+    try:
+        path.mkdir(parents=True, exist_ok=True)
+        if file.exists():
+            changed = _first_difference(dataclasses.asdict(Workdir(path).config), dataclasses.asdict(config))
+            if changed:
+                raise ConfigError(
+                    f"{path} belongs to a run with other settings: {changed}; use another --workdir or the old config"
+                )
+        else:
+            temporary = file.with_suffix(".partial")
+            temporary.write_text(json.dumps(body, indent=1))
+            temporary.replace(file)
+    except OSError as error:
+        raise IAError(f"cannot write to the workdir {path}: {error.strerror}; choose another --workdir") from None
+    return Workdir(path)
+
+
+def _first_difference(old: Any, new: Any, where: str = "config") -> str | None:
+    if isinstance(old, dict) and isinstance(new, dict):
+        for key in new:
+            found = _first_difference(old.get(key), new[key], f"{where}.{key}")
+            if found:
+                return found
+        return None
+    same = old == new or (isinstance(old, list | tuple) and list(old) == list(new))
+    return None if same else f"{where} was {old!r} and is now {new!r}"
+
+
+def _git_commit() -> str | None:
+    try:
+        root = Path(__file__).parent
+        out = subprocess.run(["git", "-C", str(root), "rev-parse", "HEAD"], capture_output=True, text=True, timeout=5)
+    except (OSError, subprocess.TimeoutExpired):
+        return None
+    return out.stdout.strip() or None if out.returncode == 0 else None

@@ -1,0 +1,58 @@
+"""Shared test set-up: eight virtual CPU devices, no hub, and a browser for those who ask for one."""
+
+import importlib.util
+import os
+import shutil
+
+# Before anything imports jax. Eight devices so that meshes larger than 1×1 are tested on any machine.
+os.environ["JAX_PLATFORMS"] = "cpu"
+if "xla_force_host_platform_device_count" not in os.environ.get("XLA_FLAGS", ""):
+    os.environ["XLA_FLAGS"] = f"{os.environ.get('XLA_FLAGS', '')} --xla_force_host_platform_device_count=8".strip()
+os.environ["HF_HUB_OFFLINE"] = "1"
+os.environ["TOKENIZERS_PARALLELISM"] = "false"
+os.environ.pop("ANTHROPIC_API_KEY", None)  # no test talks to anybody's model
+
+import pytest
+
+
+def pytest_collection_modifyitems(items):
+    if importlib.util.find_spec("libtpu") is None:
+        skip = pytest.mark.skip(reason="libtpu is not installed (pip install 'ia-jax[tpu]')")
+        for item in items:
+            if item.get_closest_marker("libtpu"):
+                item.add_marker(skip)
+
+
+@pytest.fixture(scope="session")
+def browser(tmp_path_factory):
+    """A headless Chromium driven by selenium, closed to the network; mark the test with `browser`."""
+    chromium = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)
+    driver = shutil.which("chromedriver")
+    if chromium is None or driver is None:
+        reason = "no chromium and chromedriver on PATH"
+        if os.environ.get("CI"):
+            pytest.fail(f"{reason}; .ci/run should have installed them")
+        pytest.skip(reason)
+    webdriver = pytest.importorskip("selenium.webdriver")
+
+    options = webdriver.ChromeOptions()
+    options.binary_location = chromium
+    for argument in (
+        "--headless=new",
+        "--no-sandbox",
+        "--disable-gpu",
+        "--disable-dev-shm-usage",
+        "--disable-quic",
+        "--no-first-run",
+        "--disable-background-networking",
+        "--disable-component-update",
+        "--disable-sync",
+        "--window-size=1280,1000",
+        "--host-resolver-rules=MAP * ~NOTFOUND, EXCLUDE localhost, EXCLUDE 127.0.0.1",  # a page must do without
+        f"--user-data-dir={tmp_path_factory.mktemp('chromium')}",
+    ):
+        options.add_argument(argument)
+    options.set_capability("goog:loggingPrefs", {"browser": "ALL"})  # browser.get_log("browser") for console errors
+    instance = webdriver.Chrome(options=options, service=webdriver.ChromeService(executable_path=driver))
+    yield instance
+    instance.quit()
