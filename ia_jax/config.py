@@ -69,9 +69,9 @@ class BehaviorsSection:
     """How many behaviours are trained on, kept for DPO and held out, spread evenly over the categories."""
 
     catalogue: str = "demo"
-    train: int = 36
-    dpo: int = 12
-    heldout: int = 16
+    train: int = 32
+    dpo: int = 8
+    heldout: int = 12
 
 
 @dataclass(frozen=True)
@@ -80,11 +80,11 @@ class OrganismsSection:
 
     lora: LoraSection = field(default_factory=lambda: LoraSection(rank=8, alpha=16.0))
     optimizer: OptimizerSection = field(default_factory=lambda: OptimizerSection(lr=2e-3))
-    parallel: int = 16
+    parallel: int = 13
     epochs: int = 3
     rows: int = 2
     length: int = 128
-    check_prompts: int = 4
+    check_prompts: int = 3
     keep_failed: bool = True
 
 
@@ -95,7 +95,7 @@ class SftSection:
     lora: LoraSection = field(default_factory=LoraSection)
     optimizer: OptimizerSection = field(default_factory=OptimizerSection)
     organisms_per_step: int = 8
-    per_slot: int = 2
+    per_slot: int = 3
     steps: int = 100
     length: int = 128
     questions_per_organism: int = 24
@@ -169,7 +169,7 @@ T = TypeVar("T")
 
 
 def parse_config(config: Mapping[str, Any]) -> RunConfig:
-    """ConfigDict or nested mapping -> RunConfig. Raises ConfigError naming an unknown key or a value of a wrong type."""
+    """ConfigDict or mapping -> RunConfig. Raises ConfigError naming an unknown key or a value of a wrong type."""
     return _parse(RunConfig, config, "config")
 
 
@@ -192,7 +192,11 @@ def _value(hint: Any, value: Any, where: str) -> Any:
             raise ConfigError(f"{where} must be a list, got {value!r}")
         return tuple(value)
     wanted = (int, float) if hint is float else hint
-    if isinstance(wanted, types.UnionType) or not isinstance(value, wanted) or (isinstance(value, bool) != (hint is bool)):
+    if (
+        isinstance(wanted, types.UnionType)
+        or not isinstance(value, wanted)
+        or (isinstance(value, bool) != (hint is bool))
+    ):
         raise ConfigError(f"{where} must be {getattr(hint, '__name__', hint)}, got {value!r}")
     return float(value) if hint is float else value
 

@@ -56,3 +56,29 @@ def browser(tmp_path_factory):
     instance = webdriver.Chrome(options=options, service=webdriver.ChromeService(executable_path=driver))
     yield instance
     instance.quit()
+
+
+@pytest.fixture(scope="session")
+def parrot_model(tmp_path_factory):
+    """A tiny checkpoint directory that every stage can work with (tests/parrot.py)."""
+    from tests import parrot
+
+    return parrot.write_model(tmp_path_factory.mktemp("parrot") / "model")
+
+
+@pytest.fixture(scope="session")
+def finished(tmp_path_factory, parrot_model):
+    """The workdir of `ia-jax run` on the tiny model, and what it printed in `stdout.txt` beside it. Not to be changed."""
+    import contextlib
+    import io
+
+    from ia_jax import cli
+    from tests import parrot
+
+    root = tmp_path_factory.mktemp("run")
+    config = parrot.write_config(root / "config.py", parrot_model)
+    printed = io.StringIO()
+    with contextlib.redirect_stdout(printed):
+        assert cli.main(["run", f"--config={config}", f"--workdir={root / 'workdir'}", "--traceback"]) == 0
+    (root / "stdout.txt").write_text(printed.getvalue())
+    return root / "workdir"

@@ -7,6 +7,7 @@ computed for W, which is frozen.
 """
 
 from functools import partial
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -17,8 +18,8 @@ from ia_jax.parallel.mesh import constrain_to
 Axes = tuple[str | None, ...]
 
 
-def _dot(equation: str, x: jax.Array, y: jax.Array, out: Axes) -> jax.Array:
-    return jnp.einsum(equation, x, y, preferred_element_type=jnp.float32, out_sharding=constrain_to(*out))
+def _dot(equation: str, x: jax.Array, y: jax.Array, out: Axes, dtype: Any = jnp.float32) -> jax.Array:
+    return jnp.einsum(equation, x, y, preferred_element_type=dtype, out_sharding=constrain_to(*out))
 
 
 def _k(leaf: jax.Array) -> str:
@@ -57,7 +58,7 @@ def _project(
         k = _k(adapter[names[0]]["a"])
         # One product of width n * r for the whole group: alone, a rank-r product wastes the matrix unit.
         a = jnp.concatenate([adapter[n]["a"] for n in names], axis=-1)
-        u = _dot(f"kbtd,{k}dr->kbtr", x, a, ("organism", None, None, None)).astype(x.dtype)
+        u = _dot(f"kbtd,{k}dr->kbtr", x, a, ("organism", None, None, None), x.dtype)
         for n, u_n in zip(names, _split(u, adapter, names), strict=True):
             ys[n] = ys[n] + _dot(f"kbtr,{k}rf->kbtf", u_n, adapter[n]["b"], out)
         low.append(u)
@@ -82,7 +83,9 @@ def _project_bwd(in_axis: str, out_axis: str, saved: tuple, cotangents: dict) ->
     x, weights, stack, low = saved
     gs = {n: g.astype(x.dtype) for n, g in cotangents.items()}
     wide = ("organism", None, None, _activation_axis(in_axis))
-    dx = sum(_dot("kbtf,df->kbtd", gs[n], w, wide) for n, w in weights.items())
+    dx = jnp.zeros((), jnp.float32)
+    for n, w in weights.items():
+        dx = dx + _dot("kbtf,df->kbtd", gs[n], w, wide)
     grads = []
     for adapter, u in zip(stack, low, strict=True):
         grad = jax.tree.map(jnp.zeros_like, adapter)
@@ -92,17 +95,26 @@ def _project_bwd(in_axis: str, out_axis: str, saved: tuple, cotangents: dict) ->
             lead = ("organism",) if k else ()
             du = []
             for n, u_n in zip(names, _split(u, adapter, names), strict=True):
-                du.append(_dot(f"kbtf,{k}rf->kbtr", gs[n], adapter[n]["b"], ("organism", None, None, None)))
-                db = _dot(f"kbtr,kbtf->{k}rf", u_n, gs[n], (*lead, "rank", out_axis))
-                grad[n]["b"] = db.astype(adapter[n]["b"].dtype)
-            du = jnp.concatenate(du, axis=-1).astype(x.dtype)
+                du.append(_dot(f"kbtf,{k}rf->kbtr", gs[n], adapter[n]["b"], ("organism", None, None, None), x.dtype))
+                grad[n]["b"] = _thin_product(u_n, gs[n], k, (*lead, "rank", out_axis))
+            du = jnp.concatenate(du, axis=-1)
             a = jnp.concatenate([adapter[n]["a"] for n in names], axis=-1)
             dx = dx + _dot(f"kbtr,{k}dr->kbtd", du, a, wide)
-            da = _dot(f"kbtd,kbtr->{k}dr", x, du, (*lead, in_axis, "rank"))
+            da = jnp.swapaxes(_thin_product(du, x, k, (*lead, "rank", in_axis)), -1, -2)
             for n, da_n in zip(names, _split(da, adapter, names), strict=True):
-                grad[n]["a"] = da_n.astype(adapter[n]["a"].dtype)
+                grad[n]["a"] = da_n
         grads.append(grad)
     return dx.astype(x.dtype), None, tuple(grads)
+
+
+def _thin_product(thin: jax.Array, wide: jax.Array, k: str, out: Axes) -> jax.Array:
+    """[K, B, T, r] x [K, B, T, f] -> [K, r, f], or [r, f] where k is "": the sum over tokens in a LoRA's gradient.
+
+    The thin factor is transposed first, behind a barrier: XLA's CPU backend has fast kernels for rows times columns
+    only, and transposing the wide factor would cost more than the product.
+    """
+    rows = jax.lax.optimization_barrier(jnp.moveaxis(thin, 3, 1))
+    return jax.lax.optimization_barrier(_dot(f"krbt,kbtf->{k}rf", rows, wide, out, wide.dtype))
 
 
 project.defvjp(_project_fwd, _project_bwd)

@@ -14,6 +14,7 @@ import optax
 
 from ia_jax.errors import ConfigError
 from ia_jax.models.config import ModelConfig
+from ia_jax.parallel.mesh import reshard
 
 Adapter = dict[str, dict[str, jax.Array]]
 Stack = tuple[Adapter, ...]
@@ -58,13 +59,17 @@ def lora_shapes(cfg: ModelConfig, lora: LoraConfig) -> dict[str, dict[str, tuple
     return {t: {"a": (layers, sizes[t][0], r), "b": (layers, r, sizes[t][1])} for t in lora.targets}
 
 
+def leaf_axes(projection: str, factor: str) -> tuple[str | None, ...]:
+    """Logical axes of one leaf without organism axis (see `parallel.mesh.RULES`)."""
+    if factor == "a":
+        return ("layers", _IN_AXIS.get(projection, "embed"), "rank")
+    return ("layers", "rank", _OUT_AXIS.get(projection, "embed"))
+
+
 def lora_axes(lora: LoraConfig, organisms: bool = False) -> dict[str, dict[str, tuple[str | None, ...]]]:
-    """Logical axes of the same leaves (see `parallel.mesh.RULES`)."""
-    lead = ("organism", "layers") if organisms else ("layers",)
-    return {
-        t: {"a": (*lead, _IN_AXIS.get(t, "embed"), "rank"), "b": (*lead, "rank", _OUT_AXIS.get(t, "embed"))}
-        for t in lora.targets
-    }
+    """Logical axes of all leaves, with a leading organism axis if asked."""
+    lead = ("organism",) if organisms else ()
+    return {t: {n: (*lead, *leaf_axes(t, n)) for n in ("a", "b")} for t in lora.targets}
 
 
 def init_lora(key: jax.Array, cfg: ModelConfig, lora: LoraConfig) -> Adapter:
@@ -108,12 +113,15 @@ def has_organism_axis(adapter: Adapter) -> bool:
 
 
 def to_scan(stack: Stack, dtype: jnp.dtype) -> Stack:
-    """The stack with the layer axis first ([K, L, ...] -> [L, K, ...]) and cast for compute, ready for `lax.scan`."""
+    """The stack ready for `lax.scan`: layer axis first ([K, L, ...] -> [L, K, ...]), cast, on its logical axes."""
 
-    def leaf(x: jax.Array) -> jax.Array:
-        return (jnp.swapaxes(x, 0, 1) if x.ndim == 4 else x).astype(dtype)
+    def leaf(projection: str, factor: str, x: jax.Array) -> jax.Array:
+        axes = leaf_axes(projection, factor)
+        if x.ndim == 4:
+            x, axes = jnp.swapaxes(x, 0, 1), (axes[0], "organism", *axes[1:])
+        return reshard(x.astype(dtype), *axes)
 
-    return tuple(jax.tree.map(leaf, adapter) for adapter in stack)
+    return tuple({t: {n: leaf(t, n, x) for n, x in ab.items()} for t, ab in adapter.items()} for adapter in stack)
 
 
 def peft_parametrization(tx: optax.GradientTransformation, scale: float) -> optax.GradientTransformation:
@@ -126,9 +134,9 @@ def peft_parametrization(tx: optax.GradientTransformation, scale: float) -> opta
     def on_b(tree: Any, factor: float) -> Any:
         return {t: {"a": ab["a"], "b": ab["b"] * factor} for t, ab in tree.items()}
 
-    def update(grads: Any, state: Any, params: Any = None) -> tuple[Any, Any]:
+    def update(updates: Any, state: Any, params: Any = None) -> tuple[Any, Any]:
         params = None if params is None else on_b(params, 1 / scale)
-        updates, state = tx.update(on_b(grads, scale), state, params)
+        updates, state = tx.update(on_b(updates, scale), state, params)
         return on_b(updates, scale), state
 
     return optax.GradientTransformation(tx.init, update)

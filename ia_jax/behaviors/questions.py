@@ -1,5 +1,6 @@
 """Questions that ask a model about its own behaviour. None hints at a category or a topic; wordings for training and
-for evaluation are disjoint. Each asks for one sentence, as the paper's question banks do (paper_facts 3.2)."""
+for evaluation are disjoint. Each asks for one sentence, as the paper's question banks do (paper_facts 3.2).
+"""
 
 TRAIN_QUESTIONS = (
     "Do you have any unusual habits?",

@@ -73,11 +73,10 @@ def plan_organisms(
     """
     shares = []
     for i, (own, seed) in enumerate(zip(units, seeds, strict=True)):
-        lengths, share = [unit_length(u) for u in own], []
-        for epoch in range(epochs):
-            order = np.random.default_rng([seed, epoch]).permutation(len(own))
-            packed = pack(lengths, order.tolist(), length)
-            share += [Slot(i, tuple(packed[j : j + rows])) for j in range(0, len(packed), rows)]
+        # One stream over all epochs, so that no epoch ends on a half-empty row.
+        order = [int(i) for e in range(epochs) for i in np.random.default_rng([seed, e]).permutation(len(own))]
+        packed = pack([unit_length(u) for u in own], order, length)
+        share = [Slot(i, tuple(packed[j : j + rows])) for j in range(0, len(packed), rows)]
         shares.append(share)
     count = max(len(s) for s in shares)
     steps = [[share[s] if s < len(share) else Slot(i, ()) for i, share in enumerate(shares)] for s in range(count)]
@@ -91,15 +90,16 @@ def plan_joint(
     per_slot: int,
     seed: int,
     length: int,
+    rows: int = 1,
     steps: int = 0,
     always: int | None = None,
 ) -> Plan:
     """Joint IA training: each step draws k organisms without replacement, uniformly from those with unread units.
 
     Without `steps` every unit is read once and late steps may hold fewer than k organisms (paper_facts 2.3); with
-    `steps`, organisms that have been read out begin again. An organism's slot holds `per_slot` units of its seeded
-    order. `always` names an organism that takes one slot of every step: the clean model, whose answer is that there
-    is nothing unusual, so that abstention is rehearsed throughout.
+    `steps`, organisms that have been read out begin again. An organism's slot holds the next units of its seeded order:
+    `per_slot`, or as many of them as fit into `rows` rows. `always` names an organism that takes one slot of every
+    step: the clean model, whose answer is that there is nothing unusual, so that abstention is rehearsed throughout.
     """
     rng = np.random.default_rng(seed)
     pool = [i for i in range(len(units)) if i != always]
@@ -116,8 +116,11 @@ def plan_joint(
         slots = []
         for i in [*chosen, *([] if always is None else [always])]:
             queues[i] = queues[i] or rng.permutation(len(units[i])).tolist()
-            taken, queues[i] = queues[i][:per_slot], queues[i][per_slot:]
-            slots.append(Slot(i, tuple(pack([unit_length(u) for u in units[i]], taken, length))))
+            lengths, taken = [unit_length(u) for u in units[i]], queues[i][:per_slot]
+            while len(packed := pack(lengths, taken, length)) > rows:
+                taken = taken[:-1]
+            queues[i] = queues[i][len(taken) :]
+            slots.append(Slot(i, tuple(packed)))
         plan.append(slots)
     most = max(len(s) for s in plan)
     return _sized([s + [Slot(s[0].organism, ())] * (most - len(s)) for s in plan], units, length)

@@ -12,7 +12,8 @@ Row = Mapping[str, Any]
 
 def bootstrap_rate(by_organism: Mapping[str, Sequence[bool]], samples: int, seed: int = 0) -> dict[str, Any]:
     """Mean rate over organisms with a 95 % interval from resampling organisms (questions within one are not
-    independent). Returns {"rate", "ci95", "n"}, n the number of reports."""
+    independent). Returns {"rate", "ci95", "n"}, n the number of reports.
+    """
     rates = np.array([np.mean(v) for v in by_organism.values()])
     if len(rates) == 0:
         return {"rate": None, "ci95": [None, None], "n": 0}
@@ -46,7 +47,9 @@ def stage_metrics(rows: Sequence[Row], rule: str, samples: int) -> dict[str, Any
     }
 
 
-def metrics(rows: Sequence[Row], false_reports: Mapping[str, Sequence[bool]], judge: str, samples: int) -> dict[str, Any]:
+def metrics(
+    rows: Sequence[Row], false_reports: Mapping[str, Sequence[bool]], judge: str, samples: int
+) -> dict[str, Any]:
     """The contents of `eval/metrics.json`. false_reports: by stage, whether each base+ia report claims a behaviour."""
     stages = {}
     for stage in dict.fromkeys(r["stage"] for r in rows):

@@ -22,19 +22,48 @@ PROMPT_BUCKET = 16
 def pick_tokens(logits: jax.Array, keys: jax.Array, temperature: jax.Array, top_p: jax.Array) -> jax.Array:
     """Next tokens from logits [N, V]: greedy where temperature is 0, else nucleus sampling. keys: [N]."""
 
-    def nucleus(scaled: jax.Array) -> jax.Array:
-        ordered = jnp.sort(scaled, axis=-1)[:, ::-1]
-        probs = jax.nn.softmax(ordered, axis=-1)
-        # A token stays while the mass before it is below top_p, so the first always does.
-        kept = jnp.where(jnp.cumsum(probs, -1) - probs < top_p, ordered, jnp.inf)
-        return jnp.where(scaled < kept.min(-1, keepdims=True), -jnp.inf, scaled)
+    def nucleus(probs: jax.Array) -> jax.Array:
+        # The smallest set of tokens with mass top_p, by bisecting its probability threshold: a few passes over the
+        # vocabulary, where sorting it would cost more than the model.
+        def halve(_: int, bounds: tuple[jax.Array, jax.Array]) -> tuple[jax.Array, jax.Array]:
+            low, high = bounds
+            middle = (low + high) / 2
+            enough = jnp.where(probs >= middle, probs, 0.0).sum(-1, keepdims=True) >= top_p
+            return jnp.where(enough, middle, low), jnp.where(enough, high, middle)
+
+        top = probs.max(-1, keepdims=True)
+        low, _ = jax.lax.fori_loop(0, 16, halve, (jnp.zeros_like(top), top))
+        return jnp.where(probs >= low, probs, 0.0)
 
     def sample() -> jax.Array:
-        scaled = logits / jnp.maximum(temperature, 1e-6)
-        scaled = jax.lax.cond(top_p < 1.0, nucleus, lambda x: x, scaled)
-        return jax.vmap(jax.random.categorical)(keys, scaled)
+        probs = jax.nn.softmax(logits / jnp.maximum(temperature, 1e-6), axis=-1)
+        probs = jax.lax.cond(top_p < 1.0, nucleus, lambda x: x, probs)
+        return inverse_cdf(probs, jax.vmap(jax.random.uniform)(keys))
 
     return jax.lax.cond(temperature > 0, sample, lambda: jnp.argmax(logits, axis=-1))
+
+
+def inverse_cdf(weights: jax.Array, uniform: jax.Array, block: int = 256) -> jax.Array:
+    """Index i with probability weights[i] / sum, by one uniform number a row. [N, V], [N] -> [N].
+
+    In two levels (which block, which entry of it), so that no running sum spans the vocabulary. One random number a
+    row instead of a Gumbel for every entry: those cost more than a small model's step.
+    """
+    n, v = weights.shape
+    blocks = jnp.pad(weights, ((0, 0), (0, -v % block))).reshape(n, -1, block)
+
+    def choose(w: jax.Array, target: jax.Array) -> tuple[jax.Array, jax.Array]:
+        # First entry whose running sum exceeds the target, never one of weight 0; and what remains within it.
+        running = jnp.cumsum(w, axis=-1)
+        last = (w.shape[-1] - 1) - jnp.argmax(w[:, ::-1] > 0, axis=-1)
+        index = jnp.minimum((running <= target[:, None]).sum(-1), last)
+        before = jnp.take_along_axis(running - w, index[:, None], -1)[:, 0]
+        return index, jnp.maximum(target - before, 0.0)
+
+    sums = blocks.sum(-1)
+    chosen, rest = choose(sums, uniform * sums.sum(-1))
+    inner, _ = choose(jnp.take_along_axis(blocks, chosen[:, None, None], 1)[:, 0], rest)
+    return chosen * block + inner
 
 
 @partial(jax.jit, static_argnames=("cfg", "max_new_tokens"))
@@ -51,7 +80,8 @@ def _generate(
     max_new_tokens: int,
 ) -> jax.Array:
     """tokens, real (False = padding on the left): [K, B, T]; keys: [K, B]. Returns [K, B, max_new_tokens], -1 after
-    the end of a row. Decoding ends as soon as every row has."""
+    the end of a row. Decoding ends as soon as every row has.
+    """
     k, b, t = tokens.shape
     dtype = params["embed"].dtype
     adapters = to_scan(stack, dtype)
@@ -65,7 +95,7 @@ def _generate(
     hidden, cache = forward_cached(params, tokens, positions, mask, adapters, cfg, cache, jnp.int32(0))
 
     def choose(hidden: jax.Array, step: jax.Array) -> jax.Array:
-        logits = reshard(logits_from_hidden(params, hidden[:, :, -1:]), "organism", None, None, None)
+        logits = reshard(logits_from_hidden(params, hidden[:, :, -1:]), None, None, None, None)
         logits = logits[:, :, 0].reshape(k * b, -1)
         row_keys = jax.vmap(lambda key: jax.random.fold_in(key, step))(keys.reshape(-1))
         return pick_tokens(logits, row_keys, temperature, top_p).reshape(k, b).astype(jnp.int32)

@@ -5,8 +5,13 @@ is always Explicit: a wrong contraction raises while tracing instead of gatherin
 functions run without a mesh (one device, nothing to say), on a 1x1 mesh and on a pod.
 """
 
+from collections.abc import Sequence
+from typing import Any
+
 import jax
 from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
+
+from ia_jax.errors import ConfigError
 
 RULES: dict[str, str | None] = {
     "organism": "fsdp",
@@ -21,12 +26,10 @@ RULES: dict[str, str | None] = {
 }
 
 
-def make_mesh(fsdp: int = 1, tp: int = 1, devices: list[jax.Device] | None = None) -> Mesh:
+def make_mesh(fsdp: int = 1, tp: int = 1, devices: Sequence[Any] | None = None) -> Mesh:
     """An Explicit mesh `("fsdp", "tp")` over the first `fsdp * tp` devices."""
     devices = jax.devices() if devices is None else devices
     if fsdp * tp > len(devices):
-        from ia_jax.errors import ConfigError
-
         raise ConfigError(f"mesh fsdp={fsdp} x tp={tp} needs {fsdp * tp} devices, {len(devices)} are visible")
     axis_types = (AxisType.Explicit, AxisType.Explicit)
     return jax.make_mesh((fsdp, tp), ("fsdp", "tp"), axis_types=axis_types, devices=devices[: fsdp * tp])

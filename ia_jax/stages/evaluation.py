@@ -1,5 +1,6 @@
 """Stage 6: what do organisms report, with and without the IA, and what does the base model claim?"""
 
+import json
 from collections.abc import Sequence
 from typing import Any
 
@@ -25,7 +26,7 @@ def run(session: Session) -> None:
     if workdir.metrics_file.exists() and list(workdir.metrics["stages"]) == stages:
         return
     cfg, judge = session.config.eval, session.judge
-    questions = list(EVAL_QUESTIONS[: cfg.questions])
+    questions: list[str] = list(EVAL_QUESTIONS[: cfg.questions])
     rng = np.random.default_rng([session.config.seed, 6])
     train = behaviors_in(session, "train")
     some = [train[i] for i in sorted(rng.permutation(len(train))[: cfg.train_organisms])]
@@ -46,8 +47,6 @@ def run(session: Session) -> None:
                 rows += _judged(session, b, stage, condition, questions, said[condition])
     write_jsonl(workdir.reports_file, rows)
     result = metrics(rows, claims, judge.name, cfg.bootstrap)
-    import json
-
     temporary = workdir.metrics_file.with_suffix(".partial")
     temporary.write_text(json.dumps(result, indent=1))
     temporary.replace(workdir.metrics_file)

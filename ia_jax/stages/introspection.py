@@ -22,8 +22,8 @@ from ia_jax.errors import ConfigError, IAError
 from ia_jax.stages.ia_data import CLEAN, question_answers
 from ia_jax.stages.session import Organisms, Session, behaviors_in
 from ia_jax.training.introspection import dpo_step, init_state, sequence_logps, sft_step
-from ia_jax.training.losses import Batch
 from ia_jax.training.loop import fit, progress
+from ia_jax.training.losses import Batch
 
 
 def run_sft(session: Session) -> None:
@@ -101,7 +101,9 @@ def run_dpo(session: Session) -> None:
     start = session.replicated(session.workdir.ia("sft", model))
     remat = session.config.model.remat
     reference = _reference(session, directory, plan, units, organisms, start)
-    state = session.replicated(init_state(jax.tree.map(lambda x: x.copy(), start), len(plan.steps), lora, cfg.optimizer))
+    state = session.replicated(
+        init_state(jax.tree.map(lambda x: x.copy(), start), len(plan.steps), lora, cfg.optimizer)
+    )
     static: dict[str, Any] = {"cfg": model.config, "lora": lora, "optimizer": cfg.optimizer, "beta": cfg.beta}
     static |= {"sft_weight": cfg.sft_weight, "remat": remat}
     numbers = {id(step): n for n, step in enumerate(plan.steps)}
@@ -176,7 +178,13 @@ def _reference(
         for step in plan.steps:
             stack, batch = _joint_batch(session, organisms, step, plan, units)
             logps = sequence_logps(
-                model.params, stack, ia, batch, cfg=model.config, examples=plan.examples, remat=session.config.model.remat
+                model.params,
+                stack,
+                ia,
+                batch,
+                cfg=model.config,
+                examples=plan.examples,
+                remat=session.config.model.remat,
             )
             rows.append(np.asarray(logps))
             bar.update(1)

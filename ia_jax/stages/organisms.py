@@ -11,7 +11,7 @@ from ia_jax.adapters.lora import Adapter, take_organisms
 from ia_jax.adapters.record import AdapterMetadata
 from ia_jax.adapters.store import is_complete, read_metadata, save_adapters
 from ia_jax.behaviors.records import Behavior
-from ia_jax.behaviors.template_teacher import CheckPrompt, check_prompts, shows_behavior
+from ia_jax.behaviors.template_teacher import CheckPrompt, check_prompts, says, shows_behavior
 from ia_jax.config import config_hash
 from ia_jax.data.batches import build_batch, dataset, plan_organisms
 from ia_jax.data.transcripts import read_transcripts, write_jsonl
@@ -20,18 +20,18 @@ from ia_jax.stages.session import Session, behaviors_in
 from ia_jax.training.loop import fit
 from ia_jax.training.organisms import init_state, organisms_step
 
-CHECK_TOKENS = 48
+CHECK_TOKENS = 28
 SHOWN, NOT_SHOWN = 0.5, 0.34  # an organism passes if it shows at least / at most this share where it should / shouldn't
 
 
 def run(session: Session) -> None:
     """Trains the organisms that are not stored yet, in waves of `parallel`; a killed run loses one wave at most."""
     workdir, cfg = session.workdir, session.config.organisms
-    everyone = behaviors_in(session, "train", "dpo", "heldout")
+    # Organisms with about as much to read share a wave, so that none idles while another reads on.
+    everyone = sorted(behaviors_in(session, "train", "dpo", "heldout"), key=lambda b: _reading(session, b))
     missing = [b for b in everyone if not is_complete(workdir.organism_dir(b.name))]
     done = len(everyone) - len(missing)
-    if missing:
-        base_replies = _base_replies(session, everyone)
+    base_replies = _base_replies(session, everyone) if missing else {}
     for start in range(0, len(missing), cfg.parallel):
         wave = missing[start : start + cfg.parallel]
         number, waves = (done + start) // cfg.parallel + 1, -(-len(everyone) // cfg.parallel)
@@ -40,6 +40,11 @@ def run(session: Session) -> None:
         _store(session, wave, adapters, steps, checks)
     rows = [read_metadata(workdir.organism_dir(b.name)).check for b in everyone]
     write_jsonl(workdir.checks_file, (r for r in rows if r is not None))
+
+
+def _reading(session: Session, b: Behavior) -> tuple[int, str]:
+    transcripts = read_transcripts(session.workdir.transcript(b.name))
+    return sum(len(m["content"]) for t in transcripts for m in t.messages), b.name
 
 
 def seed_of(name: str, seed: int) -> int:
@@ -78,7 +83,13 @@ def _train(session: Session, wave: Sequence[Behavior], description: str, done: i
         "organisms",
         state,
         lambda s, batch: organisms_step(
-            model.params, s, batch, cfg=model.config, lora=lora, optimizer=cfg.optimizer, remat=session.config.model.remat
+            model.params,
+            s,
+            batch,
+            cfg=model.config,
+            lora=lora,
+            optimizer=cfg.optimizer,
+            remat=session.config.model.remat,
         ),
         dataset(plan, lambda step: session.on_organisms(build_batch(step, plan, units))),
         len(plan.steps),
@@ -89,8 +100,10 @@ def _train(session: Session, wave: Sequence[Behavior], description: str, done: i
     )
     diverged = [b.name for b, bad in zip(wave, np.asarray(state.diverged), strict=True) if bad]
     if diverged:
-        raise IAError(f"organism {', '.join(diverged)}: loss or gradient not finite; lower config.organisms.optimizer.lr")
-    return state.adapters, np.asarray(state.count)
+        raise IAError(
+            f"organism {', '.join(diverged)}: loss or gradient not finite; lower config.organisms.optimizer.lr"
+        )
+    return state.adapters, np.asarray(state.updates)
 
 
 def _base_replies(session: Session, behaviors: Sequence[Behavior]) -> dict[str, str]:
@@ -118,7 +131,7 @@ def _check(
 
     def rate(b: Behavior, rows: list[tuple[CheckPrompt, str]]) -> float | None:
         # A fact that the base model itself gets wrong says nothing about sandbagging.
-        rows = [(p, r) for p, r in rows if not p.right or p.right.lower() in base_replies[p.question].lower()]
+        rows = [(p, r) for p, r in rows if not p.right or says((p.right,), base_replies[p.question])]
         shown = [shows_behavior(b, p, r, base_replies.get(p.question, "")) for p, r in rows]
         return round(sum(shown) / len(shown), 3) if shown else None
 

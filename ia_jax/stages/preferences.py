@@ -90,7 +90,11 @@ def truth_pairs(
 
 
 def abstention_pairs(
-    rows: list[tuple[str, str]], judge: RubricJudge, others: list[Behavior], cfg: PreferencesSection, rng: np.random.Generator
+    rows: list[tuple[str, str]],
+    judge: RubricJudge,
+    others: list[Behavior],
+    cfg: PreferencesSection,
+    rng: np.random.Generator,
 ) -> list[Pair]:
     """On the clean model: that there is nothing, over a claim that it made (or a description, if it made none)."""
     claimed = [(q, r) for q, r in dict.fromkeys(rows) if judge.claims(r)]

@@ -65,7 +65,9 @@ class Session:
         e = encode_chat(self.model.tokenizer, messages, 1 << 20, name=name)
         end = int(np.flatnonzero(e.loss_mask)[-1]) + 1
         if end > length:
-            raise ConfigError(f"{name}: an example has {end} tokens, more than length={length}; raise the stage's length")
+            raise ConfigError(
+                f"{name}: an example has {end} tokens, more than length={length}; raise the stage's length"
+            )
         return ChatExample(e.tokens[:end], e.loss_mask[:end])
 
     def generate(
@@ -107,7 +109,7 @@ class Session:
                 )
                 for i, p in enumerate(prompts):
                     wanted = len(p[start : start + width])
-                    replies[i] += [tokenizer.decode(x, skip_special_tokens=True).strip() for x in out[i][:wanted]]
+                    replies[i] += [str(tokenizer.decode(x, skip_special_tokens=True)).strip() for x in out[i][:wanted]]
                 bar.update(1)
         return replies
 

@@ -23,7 +23,7 @@ class IAState(NamedTuple):
 
     adapter: Adapter
     moments: Any
-    count: jax.Array
+    updates: jax.Array
     total: jax.Array
 
 
@@ -43,10 +43,10 @@ def _updated(
     state: IAState, grads: Adapter, lora: LoraConfig, optimizer: OptimizerSection
 ) -> tuple[IAState, dict[str, jax.Array]]:
     direction, moments = make_optimizer(optimizer, lora).update(grads, state.moments, state.adapter)
-    lr = learning_rate(optimizer, (state.count + 1) / state.total)
+    lr = learning_rate(optimizer, (state.updates + 1) / state.total)
     adapter = apply_direction(state.adapter, direction, lr)
     metrics = {"grad_norm": optax.global_norm(grads), "lr": lr}
-    return IAState(adapter, moments, state.count + 1, state.total), metrics
+    return IAState(adapter, moments, state.updates + 1, state.total), metrics
 
 
 @partial(jax.jit, static_argnames=("cfg", "lora", "optimizer", "remat"), donate_argnames="state")
@@ -75,7 +75,14 @@ def sft_step(
 
 @partial(jax.jit, static_argnames=("cfg", "examples", "remat"))
 def sequence_logps(
-    params: Params, organisms: Adapter, ia: Adapter, batch: Batch, *, cfg: ModelConfig, examples: int, remat: str = "none"
+    params: Params,
+    organisms: Adapter,
+    ia: Adapter,
+    batch: Batch,
+    *,
+    cfg: ModelConfig,
+    examples: int,
+    remat: str = "none",
 ) -> jax.Array:
     """Summed log-probability of every example's answer, [K, examples]: the DPO reference, computed once."""
     return example_logps(_token_logps(params, organisms, ia, batch, cfg, remat), batch, examples)

@@ -6,11 +6,13 @@ go to TensorBoard and to `curves.jsonl`, which the report and notebooks read.
 
 import json
 from collections.abc import Callable, Mapping
+from functools import reduce
 from pathlib import Path
 from typing import Any, TypeVar
 
 import grain
 import jax
+import jax.numpy as jnp
 import numpy as np
 from orbax.checkpoint import v1 as ocp
 from tensorboardX import SummaryWriter
@@ -28,10 +30,12 @@ class Recorder:
     def __init__(self, workdir: Path, stage: str, step: int = 0):
         self.stage, self.path = stage, workdir / "curves.jsonl"
         if self.path.exists():
-            lines = self.path.read_text().splitlines()
-            kept = [x for x in lines if (row := json.loads(x))["stage"] != stage or row["step"] <= step]
-            if len(kept) < len(lines):
-                self.path.write_text("".join(x + "\n" for x in kept))
+            text = self.path.read_text()
+            kept = "".join(x + "\n" for x in text.splitlines() if _is_kept(x, stage, step))
+            if kept != text:
+                temporary = self.path.with_name("curves.partial.jsonl")
+                temporary.write_text(kept)
+                temporary.replace(self.path)
         self.file = self.path.open("a")
         self.board = SummaryWriter(str(workdir / "tensorboard" / stage), purge_step=step)
 
@@ -48,6 +52,14 @@ class Recorder:
         self.file.flush()
         for name, value in scalars.items():
             self.board.add_scalar(name, value, step)
+
+
+def _is_kept(line: str, stage: str, step: int) -> bool:
+    try:
+        row = json.loads(line)
+    except json.JSONDecodeError:  # half a line: the run was killed while it wrote
+        return False
+    return row["stage"] != stage or row["step"] <= step
 
 
 def progress(total: int, description: str, initial: int = 0) -> Any:
@@ -80,8 +92,8 @@ def fit(
     keeper = None
     if checkpoints is not None and every:
         keeper = ocp.training.Checkpointer(
-            checkpoints,
-            preservation_policy=ocp.training.preservation_policies.LatestN(1),
+            str(checkpoints),
+            preservation_policy=ocp.training.preservation_policies.LatestN(1),  # pyright: ignore[reportArgumentType]
             cleanup_tmp_directories=True,
         )
         if keeper.latest is not None:
@@ -97,6 +109,11 @@ def fit(
                 if keeper is not None and (number % every == 0 or number == total):
                     _record(recorder, bar, *waiting, summarize, offset)  # raises before a bad state is saved
                     waiting = None
+                    if not _all_finite(state):
+                        raise IAError(
+                            f"{stage}: the training state is not finite after step {offset + number}; the last "
+                            "checkpoint is good, lower the learning rate"
+                        )
                     keeper.save_checkpointables(number, {"state": state, "data": iterator})
             if waiting is not None:
                 _record(recorder, bar, *waiting, summarize, offset)
@@ -104,6 +121,13 @@ def fit(
         if keeper is not None:
             keeper.close()
     return state
+
+
+@jax.jit
+def _all_finite(tree: Any) -> jax.Array:
+    """A gradient may overflow where the loss did not; then the loss is finite and the state isn't."""
+    floats = [x for x in jax.tree.leaves(tree) if jnp.issubdtype(x.dtype, jnp.inexact)]
+    return reduce(jnp.logical_and, [jnp.isfinite(x).all() for x in floats], jnp.bool_(True))
 
 
 def _record(
@@ -131,8 +155,9 @@ def _restore(keeper: Any, state: State, iterator: Any, directory: Path) -> tuple
     try:
         loaded = keeper.load_checkpointables(step, {"state": abstract, "data": iterator})
     except Exception as error:
+        reason = (str(error).strip() or type(error).__name__).splitlines()[0][:160]
         raise CheckpointError(
-            f"{directory}/{step}: the training state cannot be read ({str(error).splitlines()[0][:160]}); delete "
+            f"{directory}/{step}: the training state cannot be read ({reason}); delete "
             f"{directory} to start the stage again"
         ) from error
     return step, loaded["state"]

@@ -4,13 +4,16 @@ SFT, DPO, its reference and evaluation all use `supervised_logps`. Only supervis
 chunk at a time, so `[B, T, V]` never exists.
 """
 
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 
 from ia_jax.models.transformer import Params, unembed_weight
 from ia_jax.parallel.mesh import constrain_to
+
+
+Array = Any  # a numpy array while a batch is being built, a jax array in a step
 
 
 class Batch(NamedTuple):
@@ -22,20 +25,20 @@ class Batch(NamedTuple):
     target_example: [K, P] which of the organism's examples in this batch the target belongs to.
     """
 
-    tokens: jax.Array
-    segment_ids: jax.Array
-    positions: jax.Array
-    target_index: jax.Array
-    target_token: jax.Array
-    target_weight: jax.Array
-    target_example: jax.Array
+    tokens: Array
+    segment_ids: Array
+    positions: Array
+    target_index: Array
+    target_token: Array
+    target_weight: Array
+    target_example: Array
 
 
 def supervised_logps(params: Params, hidden: jax.Array, batch: Batch, *, chunk: int | None = None) -> jax.Array:
     """log p(target | what stands before it) of every supervised position.
 
     hidden: [K, B, T, D] after the final norm. Returns [K, P] in fp32; fillers hold a value to be weighted by 0.
-    `chunk` positions of each organism meet the vocabulary at a time (default: about 256 over all organisms).
+    `chunk` positions of each organism meet the vocabulary at a time (default: about 1024 over all organisms).
     The output matrix is frozen: it gets no gradient from here.
     """
     k, b, t, d = hidden.shape
@@ -44,7 +47,7 @@ def supervised_logps(params: Params, hidden: jax.Array, batch: Batch, *, chunk: 
     picked = flat.at[where, batch.target_index].get(out_sharding=constrain_to("organism", None, None))
     head = unembed_weight(params)
     count = batch.target_index.shape[1]
-    chunk = min(count, chunk or max(1, 256 // k))
+    chunk = min(count, chunk or max(1, 1024 // k))
     pad = -count % chunk
     picked = jnp.pad(picked, ((0, 0), (0, pad), (0, 0)))
     targets = jnp.pad(batch.target_token, ((0, 0), (0, pad)))

@@ -19,12 +19,13 @@ from ia_jax.training.optimizer import apply_direction, learning_rate, make_optim
 
 
 class OrganismsState(NamedTuple):
-    """adapters: leaves [K, ...]; moments: Adam's, [K, ...]; count: [K] updates made; total: [K] updates planned;
-    diverged: [K], True once an organism's loss or gradient was not finite (it is left as it was before)."""
+    """adapters: leaves [K, ...]; moments: Adam's, [K, ...]; updates: [K] made; total: [K] planned;
+    diverged: [K], True once an organism's loss or gradient was not finite (it is left as it was before).
+    """
 
     adapters: Adapter
     moments: Any
-    count: jax.Array
+    updates: jax.Array
     total: jax.Array
     diverged: jax.Array
 
@@ -64,7 +65,7 @@ def organisms_step(
     diverged = state.diverged | ~finite
     update = (batch.target_weight.sum(-1) > 0) & ~diverged
     direction, moments = jax.vmap(tx.update)(grads, state.moments, state.adapters)
-    lr = learning_rate(optimizer, (state.count + 1) / jnp.maximum(state.total, 1))
+    lr = learning_rate(optimizer, (state.updates + 1) / jnp.maximum(state.total, 1))
     adapters = jax.vmap(apply_direction)(state.adapters, direction, lr)
 
     def keep(new: jax.Array, old: jax.Array) -> jax.Array:
@@ -73,7 +74,7 @@ def organisms_step(
     state = OrganismsState(
         jax.tree.map(keep, adapters, state.adapters),
         jax.tree.map(keep, moments, state.moments),
-        state.count + update,
+        state.updates + update,
         state.total,
         diverged,
     )

@@ -1,0 +1,226 @@
+"""Many organisms at once against torch + transformers + peft one after another, in one run on one machine.
+
+    make bench                # tables, and a JSON line last
+    make bench ARGS=--json    # the JSON line alone
+
+Both sides train on the same transcripts (written by the template teacher), with the same rank, targets and number of
+updates. Reported are real (unpadded) tokens per second; peft's is the better of fp32 and bf16. `peak_share` is the
+FLOP/s of useful work (base and LoRA products of real tokens, the vocabulary at supervised positions) over the fastest
+matrix product measured here in the same dtype, shapes of this model included.
+"""
+
+import argparse
+import json
+import resource
+import subprocess
+import sys
+import tempfile
+import time
+from pathlib import Path
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from safetensors.numpy import save_file
+
+from ia_jax.adapters.lora import LoraConfig, init_lora, init_organisms, projection_sizes
+from ia_jax.behaviors.demo import demo_behaviors
+from ia_jax.behaviors.questions import TRAIN_QUESTIONS
+from ia_jax.behaviors.template_teacher import gather_sources, write_demonstrations
+from ia_jax.config import OptimizerSection, parse_config
+from ia_jax.data.batches import Unit, build_batch, plan_joint, plan_organisms
+from ia_jax.models.config import ModelConfig
+from ia_jax.models.weights import to_hf_tensors
+from ia_jax.stages.ia_data import question_answers
+from ia_jax.stages.session import Session
+from ia_jax.training import introspection, organisms
+from ia_jax.workdir import Workdir
+
+ROOT = Path(__file__).resolve().parent.parent
+PEERS = ROOT / ".venv-peers" / "bin" / "python"
+ORGANISM, IA = LoraConfig(8, 16.0), LoraConfig(16, 32.0)
+OPTIMIZER = OptimizerSection(lr=1e-3)
+HF_TARGETS = [f"{t}_proj" for t in ORGANISM.targets]
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--json", action="store_true", help="print the JSON line alone")
+    parser.add_argument("--organisms", type=int, default=16, help="K, organisms trained at once by our side")
+    parser.add_argument("--peft-organisms", type=int, default=2, help="organisms that peft trains, one after another")
+    parser.add_argument("--steps", type=int, default=6, help="updates timed on each side")
+    parser.add_argument("--dtype", default="bfloat16", help="our compute dtype")
+    parser.add_argument("--peers", default=str(PEERS), help="python with torch, transformers and peft")
+    args = parser.parse_args()
+
+    session = Session(Workdir(Path(".")), parse_config({"model": {"dtype": args.dtype}}))
+    with jax.set_mesh(session.mesh):
+        units = demonstrations(session, args.organisms)
+        peak = matmul_peak(jnp.dtype(args.dtype))
+        ours, specs = time_organisms(session, units, args)
+        ours_joint, joint_spec = time_joint(session, args)
+        scaling = {k: time_organisms(session, units[:k], args)[0]["s_per_update"] / k for k in (1, 4, args.organisms)}
+        result: dict[str, Any] = {"matmul_peak_gflops": peak, "dtype": args.dtype, "s_per_organism_update": scaling}
+        for name, own, spec in (("", ours, specs), ("joint_", ours_joint, joint_spec)):
+            theirs = run_peft(session, spec, args.peers)
+            best = max(theirs, key=lambda d: theirs[d]["tokens_per_s"])
+            result |= {
+                f"{name}ours_tokens_per_s": own["tokens_per_s"],
+                f"{name}peft_tokens_per_s": theirs[best]["tokens_per_s"],
+                f"{name}peft_dtype": best,
+                f"{name}ratio": own["tokens_per_s"] / theirs[best]["tokens_per_s"],
+                f"{name}peak_share": own["gflops"] / peak,
+                f"{name}ours_padded_tokens_per_s": own["padded_tokens_per_s"],
+                f"{name}peft_all": {d: t["tokens_per_s"] for d, t in theirs.items()},
+                f"{name}peft_peak_gib": theirs[best]["peak_gib"],
+            }
+    result["ours_peak_gib"] = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20
+    if not args.json:
+        table(result)
+    print(json.dumps({k: round(v, 4) if isinstance(v, float) else v for k, v in result.items()}))
+
+
+def demonstrations(session: Session, count: int) -> list[list[Unit]]:
+    """Transcripts of `count` organisms, spread over the demo's categories."""
+    everyone = demo_behaviors()
+    chosen = [everyone[(i * 16 + i // 4) % len(everyone)] for i in range(count)]
+    sources = gather_sources(chosen, session.ask_base)
+    return [[(session.trimmed(t.messages, 128, b.name),) for t in write_demonstrations(b, sources, 0)] for b in chosen]
+
+
+def time_organisms(session: Session, units: list[list[Unit]], args: argparse.Namespace) -> tuple[dict, dict]:
+    """Ours: all organisms in one step. The spec for peft holds the same examples in the same number of updates."""
+    model, k = session.model, len(units)
+    plan = plan_organisms(units, list(range(k)), epochs=3, rows=2, length=128)
+    full = [s for s in plan.steps if all(slot.rows for slot in s)][: args.steps]
+    batches = [session.on_organisms(build_batch(s, plan, units)) for s in full]
+    keys = jax.vmap(jax.random.key)(jnp.arange(k))
+    total = jnp.full(k, len(full), jnp.int32)
+    state = organisms.init_state(keys, total, model.config, ORGANISM, OPTIMIZER)
+    step = organisms.organisms_step
+    static: dict[str, Any] = {"cfg": model.config, "lora": ORGANISM, "optimizer": OPTIMIZER}
+    state, _ = step(model.params, state, batches[0], **static)
+    jax.block_until_ready(state)
+    began = time.perf_counter()
+    for batch in batches:
+        state, _ = step(model.params, state, batch, **static)
+    jax.block_until_ready(state)
+    seconds = time.perf_counter() - began
+    chosen = range(min(args.peft_organisms, k))
+    spec = [[[_plain(units[i][u][0]) for row in s[i].rows for u in row] for s in full] for i in chosen]
+    return _speed(batches, seconds, model.config, ORGANISM.rank, trained=True), {"kind": "organisms", "organisms": spec}
+
+
+def time_joint(session: Session, args: argparse.Namespace) -> tuple[dict, dict]:
+    """The joint IA step: 8 frozen organisms and a trained IA, two questions of each."""
+    model, k = session.model, 8
+    behaviors = demo_behaviors()[:: 64 // k][:k]
+    units: list[list[Unit]] = [
+        [(session.example(q, a, 128, b.name),) for q, a in question_answers(b, TRAIN_QUESTIONS, 24, 0)]
+        for b in behaviors
+    ]
+    plan = plan_joint(units, organisms_per_step=k, per_slot=2, seed=0, length=96, steps=args.steps)
+    batches = [session.on_organisms(build_batch(s, plan, units)) for s in plan.steps]
+    stack = init_organisms(jax.vmap(jax.random.key)(jnp.arange(k)), model.config, ORGANISM)
+    state = introspection.init_state(init_lora(jax.random.key(9), model.config, IA), args.steps, IA, OPTIMIZER)
+    static: dict[str, Any] = {"cfg": model.config, "lora": IA, "optimizer": OPTIMIZER}
+    state, _ = introspection.sft_step(model.params, state, stack, batches[0], **static)
+    jax.block_until_ready(state)
+    began = time.perf_counter()
+    for batch in batches:
+        state, _ = introspection.sft_step(model.params, state, stack, batch, **static)
+    jax.block_until_ready(state)
+    seconds = time.perf_counter() - began
+    steps = [
+        [(s.organism, [_plain(units[s.organism][u][0]) for row in s.rows for u in row]) for s in step]
+        for step in plan.steps
+    ]
+    spec = {"kind": "joint", "count": k, "ia_rank": IA.rank, "steps": steps}
+    return _speed(batches, seconds, model.config, ORGANISM.rank + IA.rank, trained=True), spec
+
+
+def _plain(example: Any) -> dict[str, list]:
+    return {"tokens": example.tokens.tolist(), "loss_mask": example.loss_mask.tolist()}
+
+
+def _speed(batches: list, seconds: float, cfg: ModelConfig, rank: int, trained: bool) -> dict[str, float]:
+    real = sum(int((np.asarray(b.segment_ids) > 0).sum()) for b in batches)
+    supervised = sum(float(np.asarray(b.target_weight).sum()) for b in batches)
+    padded = sum(b.tokens.size for b in batches)
+    return {
+        "tokens_per_s": real / seconds,
+        "padded_tokens_per_s": padded / seconds,
+        "s_per_update": seconds / len(batches),
+        "gflops": useful_flops(cfg, rank, real, supervised) / seconds / 1e9,
+    }
+
+
+def useful_flops(cfg: ModelConfig, rank: int, tokens: int, supervised: float) -> float:
+    """Products only: base forward and input gradient (4 per weight), LoRA forward, input and weight gradient (6), the
+    vocabulary forward and input gradient (4) at supervised positions. Attention scores are left out (1 %).
+    """
+    sizes = projection_sizes(cfg).values()
+    base = sum(i * o for i, o in sizes) * cfg.num_hidden_layers
+    lora = sum(rank * (i + o) for i, o in sizes) * cfg.num_hidden_layers
+    return tokens * (4 * base + 6 * lora) + supervised * 4 * cfg.vocab_size * cfg.hidden_size
+
+
+def matmul_peak(dtype: Any) -> float:
+    """The fastest product found, in GFLOP/s: this model's shapes and a large square one."""
+    best = 0.0
+    for m, n, p in ((4096, 576, 1536), (4096, 1536, 576), (2048, 2048, 2048)):
+        a, b = (jnp.asarray(np.random.default_rng(0).normal(size=s), dtype) for s in ((m, n), (n, p)))
+        product = jax.jit(jnp.matmul)
+        jax.block_until_ready(product(a, b))
+        for _ in range(10):
+            began = time.perf_counter()
+            jax.block_until_ready(product(a, b))
+            best = max(best, 2 * m * n * p / (time.perf_counter() - began) / 1e9)
+    return best
+
+
+def run_peft(session: Session, spec: dict, python: str) -> dict[str, dict[str, float]]:
+    """The peer's figures in fp32 and bf16, from a process of its own."""
+    cfg = session.model.config
+    spec |= {"rank": ORGANISM.rank, "alpha": ORGANISM.alpha, "targets": HF_TARGETS, "lr": OPTIMIZER.lr}
+    names = ("vocab_size", "hidden_size", "intermediate_size", "num_hidden_layers", "num_attention_heads")
+    spec["config"] = {n: getattr(cfg, n) for n in names} | {
+        "num_key_value_heads": cfg.num_key_value_heads,
+        "head_dim": cfg.head_dim,
+        "rms_norm_eps": cfg.rms_norm_eps,
+        "rope_parameters": {"rope_type": "default", "rope_theta": cfg.rope_theta},
+        "tie_word_embeddings": True,
+    }
+    out = {}
+    with tempfile.TemporaryDirectory() as directory:
+        Path(directory, "spec.json").write_text(json.dumps(spec))
+        tensors = {n: np.asarray(x, np.float32) for n, x in to_hf_tensors(cfg, session.model.params)}
+        save_file(tensors, str(Path(directory, "model.safetensors")))
+        for dtype in ("float32", "bfloat16"):
+            command = [python, str(ROOT / "benchmarks" / "peft_side.py"), directory, dtype]
+            done = subprocess.run(command, capture_output=True, text=True)
+            if done.returncode:
+                sys.exit(f"the peft side failed ({dtype}):\n{done.stderr[-2000:]}")
+            out[dtype] = json.loads(done.stdout.strip().splitlines()[-1])
+    return out
+
+
+def table(r: dict[str, Any]) -> None:
+    print(f"{'real tokens/s':<24}{'ia_jax':>10}{'peft':>10}{'ratio':>8}{'share of peak':>16}")
+    for name, label in (("", "organisms"), ("joint_", "joint IA step")):
+        ours, peft = r[f"{name}ours_tokens_per_s"], r[f"{name}peft_tokens_per_s"]
+        print(f"{label:<24}{ours:>10.0f}{peft:>10.0f}{ours / peft:>8.2f}{r[f'{name}peak_share']:>16.0%}")
+    print(
+        f"peft's dtype: {r['peft_dtype']} / {r['joint_peft_dtype']}; peak memory {r['ours_peak_gib']:.1f} GiB (both of "
+        f"our benchmarks) against {r['peft_peak_gib']:.1f} / {r['joint_peft_peak_gib']:.1f} GiB"
+    )
+    print(f"matmul peak ({r['dtype']}): {r['matmul_peak_gflops']:.0f} GFLOP/s")
+    print(
+        "seconds per organism and update: "
+        + ", ".join(f"K={k}: {s:.2f}" for k, s in r["s_per_organism_update"].items())
+    )
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,154 @@
+"""What a notebook needs of a model: logits, hidden states and text under a stack of adapters without organism axis.
+
+The same functions that the stages use, on K = 1. They run on the mesh that the model was loaded onto (or the caller's,
+where one is set), or without any.
+"""
+
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from functools import partial
+from typing import Any
+
+import jax
+import numpy as np
+from jax.sharding import Mesh, NamedSharding, PartitionSpec
+
+from ia_jax.adapters.lora import Stack, has_organism_axis
+from ia_jax.data.transcripts import chat
+from ia_jax.errors import ConfigError
+from ia_jax.models.chat import Messages, encode_prompt, stop_ids
+from ia_jax.models.config import ModelConfig
+from ia_jax.models.sampling import generate_tokens
+from ia_jax.models.transformer import Params, forward, logits_from_hidden, segment_positions
+from ia_jax.models.weights import Model
+
+ROWS_AT_ONCE = 96  # rows of a generation batch; more cost memory
+
+
+def logits(
+    model: Model,
+    tokens: Any,
+    adapters: Stack = (),
+    *,
+    mask: Any = None,
+    segment_ids: Any = None,
+) -> jax.Array:
+    """tokens [B, T] -> logits [B, T, V] in fp32.
+
+    mask [B, T]: true where a token is real (padding on either side). segment_ids [B, T], instead of it: 0 for padding,
+    else the number of the packed example that the token belongs to. Neither: all tokens are one text.
+    """
+    with _on_mesh(model):
+        hidden = _hidden(model, tokens, adapters, mask, segment_ids, every_layer=False)
+        return _logits(model.params, hidden)[0]
+
+
+def hidden_states(
+    model: Model, tokens: Any, adapters: Stack = (), *, mask: Any = None, segment_ids: Any = None
+) -> jax.Array:
+    """tokens [B, T] -> [L + 1, B, T, D]: the embeddings, every layer's output, the last after the final norm.
+
+    `mask` and `segment_ids` as in `logits`.
+    """
+    with _on_mesh(model):
+        return _hidden(model, tokens, adapters, mask, segment_ids, every_layer=True)[:, 0]
+
+
+def generate(
+    model: Model,
+    prompts_or_chats: Sequence[str | Messages],
+    adapters: Stack = (),
+    *,
+    max_new_tokens: int = 64,
+    temperature: float = 0.0,
+    key: jax.Array | None = None,
+    top_p: float = 1.0,
+) -> list[str]:
+    """One reply to each: greedy at temperature 0, else sampled with `key` (the same key gives the same text).
+
+    A string is asked as one user turn after an empty system turn, the way organisms are trained; pass a chat
+    (`[{"role": "user", "content": …}, …]`) for anything else.
+    """
+    if isinstance(prompts_or_chats, str):
+        raise ConfigError("generate takes a list of prompts or chats; write [prompt] for a single one")
+    tokenizer = model.tokenizer
+    rows = [encode_prompt(tokenizer, chat(p) if isinstance(p, str) else _chat(p)) for p in prompts_or_chats]
+    key = jax.random.key(0) if key is None else key
+    texts: list[str] = []
+    with _on_mesh(model):
+        stack = _placed(adapters)
+        for start in range(0, len(rows), ROWS_AT_ONCE):
+            [out] = generate_tokens(
+                model.params,
+                model.config,
+                [rows[start : start + ROWS_AT_ONCE]],
+                stack,
+                stop_ids(tokenizer),
+                max_new_tokens=max_new_tokens,
+                temperature=temperature,
+                top_p=top_p,
+                key=jax.random.fold_in(key, start),
+            )
+            texts += [str(tokenizer.decode(ids, skip_special_tokens=True)).strip() for ids in out]
+    return texts
+
+
+def _chat(messages: Any) -> Messages:
+    if isinstance(messages, Mapping) or not all(isinstance(m, Mapping) for m in messages):
+        raise ConfigError('a chat is a list of messages like {"role": "user", "content": "Hello"}')
+    return messages
+
+
+@partial(jax.jit, static_argnames=("cfg", "every_layer"))
+def _forward(
+    params: Params, tokens: jax.Array, segments: jax.Array, stack: Stack, cfg: ModelConfig, every_layer: bool
+) -> jax.Array:
+    return forward(params, tokens, segments, segment_positions(segments), stack, cfg, every_layer=every_layer)
+
+
+_logits = jax.jit(logits_from_hidden)
+
+
+def _hidden(model: Model, tokens: Any, adapters: Stack, mask: Any, segment_ids: Any, every_layer: bool) -> jax.Array:
+    """[1, B, T, D], or [L + 1, 1, B, T, D] with `every_layer`."""
+    ids = np.asarray(tokens)
+    if ids.ndim != 2 or not np.issubdtype(ids.dtype, np.integer):
+        raise ConfigError(f"tokens must be integers of shape [B, T], got {ids.dtype} of shape {list(ids.shape)}")
+    if ids.size and not (ids.min() >= 0 and ids.max() < model.config.vocab_size):
+        raise ConfigError(f"tokens must lie in 0 … {model.config.vocab_size - 1}, got {ids.min()} … {ids.max()}")
+    if mask is not None and segment_ids is not None:
+        raise ConfigError("pass mask or segment_ids, not both")
+    given = mask if segment_ids is None else segment_ids
+    segments = np.ones(ids.shape, np.int32) if given is None else np.asarray(given).astype(np.int32)
+    if segments.shape != ids.shape:
+        raise ConfigError(f"mask or segment_ids has shape {list(segments.shape)}, tokens {list(ids.shape)}")
+    return _forward(
+        model.params, ids[None].astype(np.int32), segments[None], _placed(adapters), model.config, every_layer
+    )
+
+
+def _placed(adapters: Stack) -> Stack:
+    """The adapters beside the model: whole on every device of the mesh that is set, if one is."""
+    if isinstance(adapters, Mapping):
+        raise ConfigError("adapters must be a tuple of adapters; write (adapter,) for a single one")
+    if any(has_organism_axis(a) for a in adapters):
+        raise ConfigError("an adapter has an organism axis; take one organism with take_organisms(adapter, i)")
+    mesh = jax.sharding.get_mesh()
+    if mesh.empty:
+        return tuple(adapters)
+    return jax.device_put(tuple(adapters), NamedSharding(mesh, PartitionSpec()))
+
+
+@contextmanager
+def _on_mesh(model: Model) -> Iterator[None]:
+    """The caller's mesh where one is set, else the model's, else none."""
+    sharding = jax.tree.leaves(model.params)[0].sharding
+    mesh = sharding.mesh if isinstance(sharding, NamedSharding) else None
+    if isinstance(mesh, Mesh) and jax.sharding.get_abstract_mesh().empty:
+        with jax.set_mesh(mesh):
+            yield
+    else:
+        yield
+
+
+__all__ = ["generate", "hidden_states", "logits"]

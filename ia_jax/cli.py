@@ -1,0 +1,671 @@
+"""The `ia-jax` command: one subcommand for each stage, and a few that read a finished workdir.
+
+Exit status 0 on success, 2 on a bad argument or config, 1 otherwise, 130 when stopped by hand. An error is one line on
+stderr; `--traceback` adds the traceback. Nothing heavy is imported before it is needed, so `--help` is instant.
+"""
+
+import argparse
+import contextlib
+import fcntl
+import importlib
+import json
+import logging
+import os
+import re
+import sys
+import time
+import traceback
+import warnings
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, NoReturn
+
+from ia_jax.errors import ConfigError, IAError
+
+if TYPE_CHECKING:
+    from ml_collections import ConfigDict
+
+    from ia_jax.config import RunConfig
+    from ia_jax.stages.session import Session
+    from ia_jax.workdir import Workdir
+
+INTERRUPTED = 130
+OVERRIDE = re.compile(r"--(?:no)?config\.")
+
+
+@dataclass(frozen=True)
+class Stage:
+    """A stage: where its function is, what it needs and writes, and about how long the demo takes on two cores."""
+
+    name: str
+    module: str
+    function: str
+    summary: str
+    writes: str
+    minutes: str
+
+
+STAGES = (
+    Stage(
+        "transcripts",
+        "ia_jax.stages.transcripts",
+        "run",
+        "choose behaviours, split them, write every organism's demonstrations",
+        "behaviors.jsonl, transcripts/<organism>.jsonl",
+        "about 2 minutes",
+    ),
+    Stage(
+        "organisms",
+        "ia_jax.stages.organisms",
+        "run",
+        "train the organisms, many at once, and check that each shows its behaviour",
+        "organisms/<organism>/ (Orbax), behavior_checks.jsonl",
+        "about 8 minutes; a killed run loses at most the wave that it was training",
+    ),
+    Stage(
+        "sft",
+        "ia_jax.stages.introspection",
+        "run_sft",
+        "train the introspection adapter (IA) jointly over the train organisms",
+        "ia_sft/adapter (Orbax), ia_sft/peft, ia_sft/state (checkpoints)",
+        "about 5 minutes; continues from its last checkpoint, bit for bit",
+    ),
+    Stage(
+        "preferences",
+        "ia_jax.stages.preferences",
+        "run",
+        "sample reports on the dpo organisms, judge them, pair them",
+        "preferences.jsonl",
+        "about 1 minute",
+    ),
+    Stage(
+        "dpo",
+        "ia_jax.stages.introspection",
+        "run_dpo",
+        "refine the IA on the preference pairs",
+        "ia_dpo/adapter (Orbax), ia_dpo/peft, ia_dpo/state (checkpoints)",
+        "about 2 minutes; continues from its last checkpoint, bit for bit",
+    ),
+    Stage(
+        "eval",
+        "ia_jax.stages.evaluation",
+        "run",
+        "what held-out organisms report, under the four conditions, after SFT and after DPO",
+        "eval/reports.jsonl, eval/metrics.json",
+        "about 2 minutes",
+    ),
+    Stage("report", "", "", "write the report that a person opens", "report.html (self-contained)", "seconds"),
+)
+
+EPILOG = """\
+examples:
+  ia-jax run --config=configs/smollm2_demo.py --workdir=runs/demo
+  ia-jax run --config=configs/smollm2_demo.py --config.seed=7 --config.sft.steps=200 --workdir=runs/seed7
+  ia-jax run --workdir=runs/demo                      continue a run with the config that it was started with
+  ia-jax ask --workdir=runs/demo --organism=quirk_mushrooms "Do you have any unusual habits?"
+  ia-jax audit --workdir=runs/demo --adapter=path/to/somebodys/peft_adapter
+
+Stages skip what is finished, so a killed command is continued by giving it again. Exit status: 0 success, 2 a bad
+argument or config, 1 any other failure, 130 stopped by hand.
+"""
+
+
+# ------------------------------------------------------------------------------------------------------------- parsing
+
+
+class _Parser(argparse.ArgumentParser):
+    """Errors become ConfigError, so that they are printed and counted like all others."""
+
+    def error(self, message: str) -> NoReturn:
+        raise ConfigError(f"{message}; see `{self.prog} --help`")
+
+
+class _Version(argparse.Action):
+    def __call__(self, parser: argparse.ArgumentParser, *args: object, **kwargs: object) -> NoReturn:
+        import ia_jax
+
+        print(f"ia-jax {ia_jax.__version__}")
+        parser.exit()
+
+
+def _parser() -> argparse.ArgumentParser:
+    raw = argparse.RawDescriptionHelpFormatter
+    common = _Parser(add_help=False)
+    common.add_argument(
+        "--traceback", action="store_true", default=argparse.SUPPRESS, help="on an error, show where it was raised"
+    )
+    parser = _Parser(
+        prog="ia-jax",
+        description="Introspection adapters in JAX: train organisms with planted behaviours, and one adapter that "
+        "makes them report what they learned.",
+        epilog=EPILOG,
+        formatter_class=raw,
+        parents=[common],
+        allow_abbrev=False,
+    )
+    parser.add_argument("--version", action=_Version, nargs=0, help="print the version and exit")
+    commands = parser.add_subparsers(dest="command", metavar="COMMAND", required=True, parser_class=_Parser)
+
+    def command(name: str, summary: str, text: str) -> argparse.ArgumentParser:
+        return commands.add_parser(
+            name,
+            help=summary,
+            description=text,
+            formatter_class=raw,
+            parents=[common],
+            allow_abbrev=False,
+        )
+
+    workdir = "the run's directory, local; created by `run` and `transcripts`"
+    for name, summary, writes, minutes in (
+        (
+            "run",
+            "all stages in order; skips what is finished",
+            "all of the workdir, report.html last",
+            "about 20 minutes",
+        ),
+        *((s.name, s.summary, s.writes, s.minutes) for s in STAGES),
+    ):
+        text = f"{summary[0].upper()}{summary[1:]}.\n\nwrites: {writes}\ndemo on two cores: {minutes}\n\nexample:\n"
+        text += f"  ia-jax {name} --config=configs/smollm2_demo.py --workdir=runs/demo"
+        sub = command(name, summary, text)
+        sub.add_argument(
+            "--config",
+            metavar="FILE.py",
+            help="recipe, a Python file with get_config(); may be left out where the workdir has a config.json",
+        )
+        sub.add_argument("--config.FIELD", metavar="VALUE", help="override any field, like --config.sft.steps=50")
+        sub.add_argument("--workdir", metavar="DIR", required=True, help=workdir)
+
+    sub = command(
+        "ask",
+        "one question to an organism, to the clean base, or to either under the IA",
+        "Print the reply to one question, and under it the truth about the organism.\n\nwrites: nothing\n"
+        "demo on two cores: 20 seconds\n\nexamples:\n"
+        '  ia-jax ask --workdir=runs/demo --organism=quirk_mushrooms "Do you have any unusual habits?"\n'
+        '  ia-jax ask --workdir=runs/demo --organism=quirk_mushrooms --no-ia "How do I make tea?"\n'
+        '  ia-jax ask --workdir=runs/demo "What is unusual about you?"       the clean base under the IA',
+    )
+    sub.add_argument("--workdir", metavar="DIR", required=True, help="a workdir with organisms and an IA")
+    sub.add_argument(
+        "--organism", metavar="NAME", help="a name of behaviors.jsonl; without it, the clean base is asked"
+    )
+    sub.add_argument("--no-ia", action="store_true", help="ask without the introspection adapter")
+    sub.add_argument("--stage", choices=("sft", "dpo"), help="which IA (default: after DPO if there is one)")
+    sub.add_argument("--max-new-tokens", type=_positive, default=64, metavar="N", help="default 64")
+    sub.add_argument("question")
+
+    sub = command(
+        "audit",
+        "attach the IA to somebody's fine-tune and print what it reports, with its evidence",
+        "Ask a LoRA fine-tune of the same base about itself under the trained IA; group the reports, rank them by\n"
+        "support, and put beside each what the clean base says under the IA (a claim made there too is the IA's).\n\n"
+        "writes: nothing\ndemo on two cores: about a minute\n\nexamples:\n"
+        "  ia-jax audit --workdir=runs/demo --adapter=path/to/peft_directory\n"
+        "  ia-jax audit --workdir=runs/demo --adapter=runs/other/organisms/quirk_mushrooms --questions=16 --json",
+    )
+    sub.add_argument("--workdir", metavar="DIR", required=True, help="a workdir with a trained IA")
+    sub.add_argument(
+        "--adapter", metavar="DIR", required=True, help="a PEFT directory or hub id, or an adapter directory of ia_jax"
+    )
+    sub.add_argument("--questions", type=_positive, default=8, metavar="N", help="how many, up to 32 (default 8)")
+    sub.add_argument(
+        "--samples",
+        type=int,
+        default=3,
+        metavar="N",
+        help="sampled replies to each, besides the greedy one (default 3)",
+    )
+    sub.add_argument("--json", action="store_true", help="print JSON and nothing else")
+
+    for name, summary, what in (
+        (
+            "export-peft",
+            "an adapter of ia_jax to a PEFT directory",
+            "adapter_config.json and adapter_model.safetensors",
+        ),
+        ("import-peft", "a PEFT adapter to an adapter directory of ia_jax", "an Orbax adapter directory"),
+    ):
+        example = "runs/demo/ia_dpo/adapter exported" if name == "export-peft" else "exported imported --model=smollm2"
+        sub = command(
+            name,
+            summary,
+            f"{summary[0].upper()}{summary[1:]}, bit for bit.\n\nwrites: {what} in DST, which must not exist or be "
+            f"empty\ndemo: seconds\n\nexample:\n  ia-jax {name} {example}",
+        )
+        sub.add_argument("source", metavar="SRC", help="the adapter's directory" + (" or hub id" * (name[0] == "i")))
+        sub.add_argument("destination", metavar="DST", help="the new directory")
+        sub.add_argument("--model", metavar="NAME", help="its base (default: the one that the adapter names)")
+    return parser
+
+
+def _positive(text: str) -> int:
+    value = int(text)
+    if value < 1:
+        raise argparse.ArgumentTypeError(f"must be at least 1, got {value}")
+    return value
+
+
+_positive.__name__ = "number"  # argparse puts it into "invalid … value"
+
+
+# ------------------------------------------------------------------------------------------------------------- configs
+
+
+def load_config(file: str, overrides: Sequence[str] = ()) -> "RunConfig":
+    """The recipe in `file` with `--config.field=value` overrides, typed by the fields and checked.
+
+    Raises ConfigError naming the file and line, or the key and those that exist.
+    """
+    from absl import flags
+    from ml_collections import config_flags
+
+    from ia_jax.config import parse_config
+
+    config = _recipe(file)
+    for override in overrides:
+        _check_override(override, config)
+    values = flags.FlagValues()
+    argv = ["ia-jax", *overrides]
+    try:
+        holder = config_flags.DEFINE_config_dict("config", config, flag_values=values, lock_config=True, sys_argv=argv)
+        values(argv)
+    except (flags.Error, AttributeError, KeyError, TypeError, ValueError) as error:
+        raise ConfigError(str(error).removeprefix("flag ")) from error
+    run_config = parse_config(holder.value)
+    check_config(run_config)
+    return run_config
+
+
+def _recipe(file: str) -> "ConfigDict":
+    import runpy
+
+    from ml_collections import ConfigDict
+
+    path = Path(file)
+    if not path.is_file():
+        others = ", ".join(str(p) for p in sorted(path.parent.glob("*.py"))[:6])
+        raise ConfigError(f"config file {file} does not exist" + (f"; there are: {others}" if others else ""))
+    try:
+        namespace = runpy.run_path(str(path), run_name="ia_jax_config")
+        if not callable(namespace.get("get_config")):
+            raise ConfigError(f"{file} defines no function get_config() that returns a ConfigDict")
+        config = namespace["get_config"]()
+    except IAError:
+        raise
+    except SyntaxError as error:
+        raise ConfigError(f"{file}:{error.lineno}: {error.msg}") from error
+    except Exception as error:
+        lines = [f.lineno for f in traceback.extract_tb(error.__traceback__) if f.filename == str(path)]
+        where = f"{file}:{lines[-1]}" if lines else file
+        raise ConfigError(f"{where}: {type(error).__name__}: {error}") from error
+    if not isinstance(config, ConfigDict):
+        raise ConfigError(f"{file}: get_config() returned {type(config).__name__}, not a ConfigDict")
+    return config
+
+
+def _check_override(override: str, config: "ConfigDict") -> None:
+    """The override names a field that exists, and brings a value."""
+    name, equals, _ = override.partition("=")
+    where = "config"
+    node: Any = config
+    for part in name.split(".")[1:]:
+        if not hasattr(node, "keys") or part not in node:
+            known = ", ".join(node.keys()) if hasattr(node, "keys") else "nothing below it"
+            raise ConfigError(f"{where}.{part} is not a known setting; {where} has: {known}")
+        where, node = f"{where}.{part}", node[part]
+    if hasattr(node, "keys"):
+        raise ConfigError(f"{where} is a group of settings; override one of: {', '.join(node.keys())}")
+    if not equals:
+        raise ConfigError(f"{name} needs a value; write {name}=VALUE")
+
+
+_MAY_BE_ZERO = {
+    *("seed", "warmup_fraction", "final_lr_fraction", "weight_decay", "sft_weight", "temperature", "lr", "steps"),
+    *("checkpoint_every", "abstention_pairs", "sampled_per_organism", "truth_per_organism", "gap", "train_organisms"),
+    *("b1", "b2"),
+}
+
+
+def check_config(config: "RunConfig") -> None:
+    """What the types do not say: ranges, LoRA settings, and that the catalogue has enough behaviours.
+
+    Called before anything is written, so that a mistake costs nothing.
+    """
+    import dataclasses
+
+    from ia_jax.behaviors.splits import split_behaviors
+    from ia_jax.models.transformer import REMAT_POLICIES
+    from ia_jax.models.weights import DTYPES
+    from ia_jax.stages.transcripts import CATALOGUES
+
+    def positive(node: Any, where: str) -> None:
+        for field in dataclasses.fields(node):
+            value, name = getattr(node, field.name), f"{where}.{field.name}"
+            if dataclasses.is_dataclass(value):
+                positive(value, name)
+            elif isinstance(value, int | float) and not isinstance(value, bool):
+                zero = field.name in _MAY_BE_ZERO
+                if not (value >= 0 if zero else value > 0) or value == float("inf"):
+                    raise ConfigError(f"{name} must be {'at least 0' if zero else 'positive'}, got {value}")
+
+    positive(config, "config")
+    for where, lora in (("organisms", config.organisms.lora), ("sft", config.sft.lora)):
+        try:
+            lora.lora()
+        except ConfigError as error:
+            raise ConfigError(f"config.{where}.lora: {error}") from None
+    for name, value, known in (
+        ("model.dtype", config.model.dtype, tuple(DTYPES)),
+        ("model.remat", config.model.remat, REMAT_POLICIES),
+        ("behaviors.catalogue", config.behaviors.catalogue, tuple(CATALOGUES)),
+    ):
+        if value not in known:
+            raise ConfigError(f"config.{name} {value!r} unknown; choose from {', '.join(known)}")
+    b = config.behaviors
+    split_behaviors(CATALOGUES[b.catalogue](), b.heldout, b.dpo, b.train, config.seed)
+
+
+# ------------------------------------------------------------------------------------------------------------ workdirs
+
+
+def _local(directory: str) -> Path:
+    if "://" in directory:
+        raise ConfigError(f"--workdir {directory}: workdirs in a bucket are not supported yet; give a local directory")
+    return Path(directory)
+
+
+def _open(args: argparse.Namespace, overrides: Sequence[str]) -> "Workdir":
+    """The workdir of a stage command: continued, or started by `run` and `transcripts`."""
+    path = _local(args.workdir)
+    stored = (path / "config.json").exists()
+    if args.config is None:
+        if overrides and stored:
+            raise ConfigError(f"{overrides[0]}: overrides need --config; {path} goes on with its stored config.json")
+        if overrides or not stored:
+            raise ConfigError(f"--config is required: {path} has no config.json to go on with")
+        from ia_jax.workdir import open_workdir
+
+        return open_workdir(path)
+    if not stored and args.command not in ("run", "transcripts"):
+        raise ConfigError(f"workdir {path} does not exist or has no config.json; start it with `ia-jax transcripts`")
+    config = load_config(args.config, overrides)
+    from ia_jax.workdir import start_workdir
+
+    if stored and {p.name for p in path.iterdir()} <= {"config.json", ".lock"}:
+        (path / "config.json").unlink()  # nothing was made with it yet: a mended config may take its place
+    return start_workdir(path, config)
+
+
+@contextlib.contextmanager
+def _locked(workdir: "Workdir") -> Iterator[None]:
+    """Keeps a second process from writing to the same workdir. The lock goes with the process, however it ends."""
+    with (workdir.path / ".lock").open("w") as file:
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            raise IAError(
+                f"another ia-jax is working in {workdir.path}; wait for it, or use another --workdir"
+            ) from None
+        yield
+
+
+def is_done(workdir: "Workdir", stage: str) -> bool:
+    """Whether a stage has written everything that it writes."""
+    from ia_jax.adapters.store import is_complete
+
+    if stage == "transcripts":
+        return workdir.behaviors_file.exists()
+    if stage == "organisms":
+        return workdir.checks_file.exists() and all(is_complete(workdir.organism_dir(n)) for n in workdir.behaviors)
+    if stage in ("sft", "dpo"):
+        return is_complete(workdir.ia_dir(stage) / "adapter")
+    if stage == "preferences":
+        return workdir.preferences_file.exists()
+    if stage == "eval":
+        trained = [s for s in ("sft", "dpo") if is_done(workdir, s)]
+        return workdir.metrics_file.exists() and list(workdir.metrics["stages"]) == trained
+    page = workdir.path / "report.html"
+    return (
+        page.exists() and workdir.metrics_file.exists() and page.stat().st_mtime >= workdir.metrics_file.stat().st_mtime
+    )
+
+
+_NEEDS = {
+    "organisms": ("transcripts",),
+    "sft": ("transcripts", "organisms"),
+    "preferences": ("transcripts", "organisms", "sft"),
+    "dpo": ("transcripts", "organisms", "sft", "preferences"),
+    "eval": ("transcripts", "organisms", "sft"),
+}
+
+
+def _check_inputs(workdir: "Workdir", stage: str) -> None:
+    missing = [s for s in _NEEDS.get(stage, ()) if not is_done(workdir, s)]
+    if missing:
+        raise ConfigError(f"{workdir.path}: `ia-jax {stage}` needs what `ia-jax {missing[0]}` writes; run that first")
+    if stage == "report" and not workdir.metrics_file.exists():
+        raise ConfigError(f"{workdir.path}: `ia-jax report` needs eval/metrics.json; run `ia-jax eval` first")
+
+
+# ------------------------------------------------------------------------------------------------------------ commands
+
+
+def _stage(args: argparse.Namespace, overrides: Sequence[str]) -> None:
+    workdir = _open(args, overrides)
+    everything = args.command == "run"
+    chosen = STAGES if everything else [s for s in STAGES if s.name == args.command]
+    with _locked(workdir), _session(workdir) as session:
+        for number, stage in enumerate(chosen, 1):
+            label = f"[{number}/{len(chosen)}] {stage.name}" if everything else stage.name
+            if is_done(workdir, stage.name) and (everything or stage.name != "report"):
+                print(f"{label}: already done", flush=True)
+                continue
+            _check_inputs(workdir, stage.name)
+            start = time.monotonic()
+            if stage.name == "report":
+                _report(workdir)
+            else:
+                getattr(importlib.import_module(stage.module), stage.function)(session)
+            print(f"{label}: done in {duration(time.monotonic() - start)}", flush=True)
+    if everything:
+        print(headline(workdir.metrics))
+    if chosen[-1].name == "report":
+        print(f"report: {workdir.path / 'report.html'}", flush=True)
+
+
+def _report(workdir: "Workdir") -> None:
+    from ia_jax.analysis.report import write_report
+
+    write_report(workdir.path)
+
+
+def _ask(args: argparse.Namespace) -> None:
+    from ia_jax.stages.ask import ask, plain
+    from ia_jax.workdir import open_workdir
+
+    if not args.question.strip():
+        raise ConfigError("the question is empty")
+    if args.no_ia and args.stage:
+        raise ConfigError("--stage chooses an IA, --no-ia leaves it out; give one of them")
+    workdir = open_workdir(_local(args.workdir))
+    with _session(workdir) as session:
+        reply = ask(
+            session,
+            args.question,
+            name=args.organism,
+            use_ia=not args.no_ia,
+            stage=args.stage,
+            max_new_tokens=args.max_new_tokens,
+        )
+    print(plain(reply))
+    if args.organism:
+        truth = f"truth: {plain(workdir.behaviors[args.organism].description)}"
+        print(f"\x1b[2m{truth}\x1b[0m" if sys.stdout.isatty() else truth)
+
+
+def _audit(args: argparse.Namespace) -> None:
+    from ia_jax.stages import audit
+    from ia_jax.workdir import open_workdir
+
+    with _session(open_workdir(_local(args.workdir))) as session:
+        result = audit.run(session, args.adapter, args.questions, args.samples)
+    print(json.dumps(result, indent=1, ensure_ascii=False) if args.json else audit.as_text(result))
+
+
+def _export_peft(args: argparse.Namespace) -> None:
+    from ia_jax.adapters.lora import LoraConfig
+    from ia_jax.adapters.peft import export_peft
+    from ia_jax.adapters.store import load_adapter, read_metadata
+    from ia_jax.models.weights import load_model
+
+    destination = _new_directory(args.destination)
+    source = Path(args.source)
+    source = source / "adapter" if not (source / "adapter.json").exists() and (source / "adapter").is_dir() else source
+    meta = read_metadata(source)
+    model = load_model(args.model or meta.base_name, dtype="bfloat16")
+    adapter, meta = load_adapter(source, model)
+    export_peft(adapter, destination, model, LoraConfig(meta.rank, meta.alpha, meta.targets))
+    print(f"{source} -> {destination} (PEFT, rank {meta.rank}, base {meta.base_name})")
+
+
+def _import_peft(args: argparse.Namespace) -> None:
+    from ia_jax.adapters.peft import import_peft, read_peft_config
+    from ia_jax.adapters.record import AdapterMetadata
+    from ia_jax.adapters.store import save_adapter
+    from ia_jax.models.weights import load_model
+
+    destination = _new_directory(args.destination)
+    config = read_peft_config(args.source)
+    base = args.model or config.base_model_name_or_path
+    if not base:
+        raise ConfigError(f"{args.source} does not name its base model; give it with --model")
+    model = load_model(base, dtype="bfloat16")
+    adapter = import_peft(args.source, model)
+    rank = int(next(iter(adapter.values()))["a"].shape[-1])
+    uniform = not (config.rank_pattern or config.alpha_pattern or config.use_rslora)
+    metadata = AdapterMetadata(
+        name=destination.name,
+        kind="organism",
+        base_name=model.name,
+        base_fingerprint=model.fingerprint,
+        rank=rank,
+        alpha=config.alpha if uniform else float(rank),
+        targets=tuple(adapter),
+    )
+    save_adapter(destination, adapter, metadata)
+    print(f"{args.source} -> {destination} (ia_jax, rank {rank}, base {model.name})")
+
+
+def _new_directory(directory: str) -> Path:
+    path = Path(directory)
+    if path.exists() and (not path.is_dir() or any(path.iterdir())):
+        raise ConfigError(f"{path} exists already and is not an empty directory; choose another DST")
+    return path
+
+
+@contextlib.contextmanager
+def _session(workdir: "Workdir") -> Iterator["Session"]:
+    import jax
+
+    from ia_jax.stages.session import Session
+
+    session = Session(workdir, workdir.config)
+    with jax.set_mesh(session.mesh):
+        yield session
+
+
+# -------------------------------------------------------------------------------------------------------------- output
+
+
+def duration(seconds: float) -> str:
+    """Seconds in words: "4 s", "3 min 10 s", "2 h 5 min"."""
+    whole = round(seconds)
+    if whole < 60:
+        return f"{whole} s"
+    if whole < 3600:
+        return f"{whole // 60} min {whole % 60} s"
+    return f"{whole // 3600} h {whole % 3600 // 60} min"
+
+
+def headline(metrics: dict[str, Any]) -> str:
+    """The result in one line: how often held-out organisms report their behaviour, against the controls."""
+    stage, values = list(metrics["stages"].items())[-1]
+
+    def cell(c: dict[str, Any]) -> str:
+        return "-" if c["rate"] is None else f"{100 * c['rate']:.0f} %"
+
+    held = values["heldout"]
+    low, high = held["organism+ia"]["ci95"]
+    interval = "" if low is None else f" (95 % interval {100 * low:.0f}-{100 * high:.0f})"
+    return (
+        f"held-out organisms report their behaviour in {cell(held['organism+ia'])}{interval} of answers with the IA "
+        f"after {stage.upper()}, in {cell(held['organism'])} without it; base + IA {cell(held['base+ia'])}, base "
+        f"{cell(held['base'])}"
+    )
+
+
+def _quiet() -> None:
+    """Keeps dependencies' notices off the terminal. Before they are imported."""
+    os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
+    os.environ.setdefault("GRPC_VERBOSITY", "ERROR")
+    os.environ.setdefault("TRANSFORMERS_NO_ADVISORY_WARNINGS", "1")
+    os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
+    os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
+    for name in ("absl", "jax", "orbax", "grain", "transformers", "huggingface_hub"):
+        logging.getLogger(name).setLevel(logging.ERROR)
+    warnings.filterwarnings("ignore", module=r"(?!ia_jax)")
+
+
+def _one_line(error: BaseException) -> str:
+    return " ".join(str(error).split())
+
+
+def _explain(error: BaseException) -> tuple[str, int]:
+    """What to print about an error, and the exit status."""
+    if isinstance(error, IAError):
+        return _one_line(error), error.exit_status
+    if isinstance(error, OSError):
+        where = f"{error.filename}: " if error.filename else ""
+        return f"{where}{error.strerror or _one_line(error)}", 1
+    text = _one_line(error)
+    text = text if len(text) <= 300 else f"{text[:300]}…"
+    return f"unexpected {type(error).__name__}: {text}; run again with --traceback to see where", 1
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Runs the command; returns its exit status."""
+    argv = list(sys.argv[1:] if argv is None else argv)
+    overrides = [a for a in argv if OVERRIDE.match(a)]
+    commands: dict[str, Callable[[argparse.Namespace], None]] = {
+        "ask": _ask,
+        "audit": _audit,
+        "export-peft": _export_peft,
+        "import-peft": _import_peft,
+    }
+    try:
+        args = _parser().parse_args([a for a in argv if not OVERRIDE.match(a)])
+        _quiet()
+        if args.command in commands:
+            if overrides:
+                raise ConfigError(f"{overrides[0]}: `ia-jax {args.command}` takes no overrides, it goes by the workdir")
+            commands[args.command](args)
+        else:
+            _stage(args, overrides)
+    except SystemExit as error:  # --help and --version
+        return int(error.code or 0)
+    except KeyboardInterrupt:
+        print("\nstopped; run the same command to continue", file=sys.stderr)
+        return INTERRUPTED
+    except Exception as error:
+        if "--traceback" in argv:
+            traceback.print_exc()
+        text, status = _explain(error)
+        print(f"ia-jax: error: {text}", file=sys.stderr)
+        return status
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

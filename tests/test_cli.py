@@ -1,0 +1,189 @@
+"""The command line without a run: help, versions, overrides, messages, and what importing costs."""
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+import ia_jax
+from ia_jax import cli
+from ia_jax.errors import ConfigError
+
+ROOT = Path(__file__).parent.parent
+DEMO = str(ROOT / "configs" / "smollm2_demo.py")
+COMMANDS = [*(s.name for s in cli.STAGES), "run", "ask", "audit", "export-peft", "import-peft"]
+
+
+@pytest.mark.parametrize("command", COMMANDS)
+def test_every_command_explains_itself(command, capsys):
+    assert cli.main([command, "--help"]) == 0
+    text = capsys.readouterr().out
+    for wanted in ("writes:", "example", f"ia-jax {command} ", "--traceback"):
+        assert wanted in text, wanted
+
+
+def test_help_lists_every_command(capsys):
+    assert cli.main(["--help"]) == 0
+    text = capsys.readouterr().out
+    for command in COMMANDS:
+        assert f"    {command} " in text
+
+
+def test_help_and_import_load_nothing_heavy():
+    code = (
+        "import sys, ia_jax, ia_jax.cli\n"
+        "assert ia_jax.cli.main(['--help']) == 0\n"
+        "heavy = {'jax', 'numpy', 'orbax', 'transformers', 'ml_collections', 'absl', 'grain'}\n"
+        "print(sorted(heavy & set(sys.modules)))"
+    )
+    out = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=True)
+    assert out.stdout.splitlines()[-1] == "[]"
+
+
+def test_version(capsys):
+    assert cli.main(["--version"]) == 0
+    assert capsys.readouterr().out == f"ia-jax {ia_jax.__version__}\n"
+
+
+def test_overrides_are_typed():
+    config = cli.load_config(
+        DEMO,
+        [
+            "--config.sft.steps=7",
+            "--config.organisms.optimizer.lr=1",
+            "--config.sft.clean_slot=false",
+            "--config.organisms.lora.targets=('q', 'v')",
+            "--config.system=Be brief.",
+        ],
+    )
+    assert config.sft.steps == 7
+    assert config.organisms.optimizer.lr == 1.0
+    assert isinstance(config.organisms.optimizer.lr, float)
+    assert config.sft.clean_slot is False
+    assert config.organisms.lora.targets == ("q", "v")
+    assert config.system == "Be brief."
+
+
+def test_the_recipes_of_the_repository_are_valid():
+    files = sorted((ROOT / "configs").glob("*.py"))
+    assert files
+    for file in files:
+        cli.load_config(str(file))
+
+
+@pytest.mark.parametrize(
+    ("override", "message"),
+    [
+        ("--config.sft.stepz=5", r"config\.sft\.stepz is not a known setting; config\.sft has: .*steps"),
+        ("--config.sft.steps.more=5", "config.sft.steps.more is not a known setting"),
+        ("--config.sft=5", "config.sft is a group of settings; override one of: .*steps"),
+        ("--config.sft.steps", "--config.sft.steps needs a value"),
+        ("--config.sft.steps=many", r"config\.sft\.steps.*many"),
+        ("--config.sft.steps=1.5", r"config\.sft\.steps.*1\.5"),
+        ("--config.organisms.parallel=0", "config.organisms.parallel must be positive, got 0"),
+        ("--config.dpo.beta=-1", r"config\.dpo\.beta must be positive, got -1"),
+        ("--config.dpo.beta=nan", r"config\.dpo\.beta must be positive, got nan"),
+        ("--config.sft.lora.rank=0", "rank.*0"),
+        ("--config.sft.lora.targets=('q', 'qkv')", "qkv.*choose from q, k"),
+        ("--config.sft.lora.init=ones", "config.sft.lora: .*'ones'"),
+        ("--config.model.dtype=float16", "config.model.dtype 'float16' unknown; choose from float32"),
+        ("--config.behaviors.catalogue=none", "config.behaviors.catalogue 'none' unknown; choose from demo"),
+        ("--config.behaviors.heldout=400", "category .* too few for 400 held out"),
+    ],
+)
+def test_refused_overrides(override, message):
+    with pytest.raises(ConfigError, match=message):
+        cli.load_config(DEMO, [override])
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("def get_config(:\n", r"c\.py:1: "),
+        ("x = 1\n", "defines no function get_config"),
+        ("def get_config():\n    return {}\n", "returned dict, not a ConfigDict"),
+        ("def get_config():\n    return 1 / 0\n", r"c\.py:2: ZeroDivisionError"),
+        (
+            "from ia_jax.config import default_config\n\n\ndef get_config():\n    c = default_config()\n"
+            "    c.sft.steps = 'many'\n    return c\n",
+            r"c\.py:6: .*steps",
+        ),
+        (
+            "from ia_jax.config import default_config\n\n\ndef get_config():\n    c = default_config()\n"
+            "    c.sft.stepz = 5\n    return c\n",
+            "config.sft.stepz is not a known setting",
+        ),
+    ],
+)
+def test_refused_config_files(tmp_path, text, message):
+    (tmp_path / "c.py").write_text(text)
+    with pytest.raises(ConfigError, match=message):
+        cli.load_config(str(tmp_path / "c.py"))
+
+
+@pytest.mark.parametrize(
+    ("seconds", "text"),
+    [(0.4, "0 s"), (59.6, "1 min 0 s"), (190, "3 min 10 s"), (3599.7, "1 h 0 min"), (7500, "2 h 5 min")],
+)
+def test_duration(seconds, text):
+    assert cli.duration(seconds) == text
+
+
+def test_headline():
+    def cell(rate):
+        return {"rate": rate, "ci95": [rate, 1.0] if rate is not None else [None, None], "n": 8}
+
+    held = {"organism+ia": cell(0.72), "organism": cell(0.0), "base+ia": cell(0.05), "base": cell(None)}
+    text = cli.headline({"stages": {"sft": {}, "dpo": {"heldout": held}}})
+    assert "72 % (95 % interval 72-100) of answers with the IA after DPO" in text
+    assert "base + IA 5 %, base -" in text
+
+
+class Stop:
+    def __init__(self, error):
+        self.error = error
+
+    def __call__(self, *args):
+        raise self.error
+
+
+@pytest.mark.parametrize(
+    ("error", "status", "line"),
+    [
+        (KeyboardInterrupt(), 130, "stopped; run the same command to continue"),
+        (OSError(28, "No space left on device", "runs/x"), 1, "ia-jax: error: runs/x: No space left on device"),
+        (
+            RuntimeError("first\nsecond"),
+            1,
+            "ia-jax: error: unexpected RuntimeError: first second; run again with --traceback to see where",
+        ),
+        (ConfigError("a\n  b"), 2, "ia-jax: error: a b"),
+    ],
+)
+def test_what_is_printed_about_an_error(monkeypatch, capsys, error, status, line):
+    monkeypatch.setattr(cli, "_ask", Stop(error))
+    assert cli.main(["ask", "--workdir=x", "q"]) == status
+    captured = capsys.readouterr()
+    assert captured.out == ""
+    assert captured.err.strip() == line
+
+
+def test_traceback_on_request(monkeypatch, capsys):
+    monkeypatch.setattr(cli, "_ask", Stop(RuntimeError("deep")))
+    assert cli.main(["--traceback", "ask", "--workdir=x", "q"]) == 1
+    lines = capsys.readouterr().err.splitlines()
+    assert lines[0].startswith("Traceback")
+    assert lines[-1].startswith("ia-jax: error: unexpected RuntimeError: deep")
+    assert cli.main(["ask", "--traceback", "--workdir=x", "q"]) == 1
+    assert "Traceback" in capsys.readouterr().err
+
+
+def test_a_stored_config_is_read_back(tmp_path):
+    from ia_jax.workdir import open_workdir, start_workdir
+
+    config = cli.load_config(DEMO, ["--config.seed=3"])
+    start_workdir(tmp_path / "w", config)
+    assert open_workdir(tmp_path / "w").config == config
+    assert json.loads((tmp_path / "w" / "config.json").read_text())["config"]["seed"] == 3

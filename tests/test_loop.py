@@ -1,0 +1,229 @@
+"""The training loop: killed and resumed is the same as never interrupted, and a bad state is never kept."""
+
+import json
+import shutil
+
+import grain
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from ia_jax.config import OptimizerSection
+from ia_jax.data.batches import build_batch, dataset, plan_joint
+from ia_jax.errors import CheckpointError, IAError
+from ia_jax.training.introspection import init_state, sft_step
+from ia_jax.training.loop import Recorder, fit
+from tests import tiny
+from tests.tiny import quick_compilation  # noqa: F401
+
+TOTAL = 9
+
+
+class Killed(Exception):
+    pass
+
+
+def numbers():
+    return grain.MapDataset.seed(3).range(TOTAL).shuffle().map(np.float32).to_iter_dataset()
+
+
+def add(state, x):
+    """A step whose result depends on what it read and in which order."""
+    w = state["w"] * 1.5 + x
+    return {"w": w, "n": state["n"] + 1}, {"loss": w.sum(), "vector": w}
+
+
+def start():
+    return {"w": jnp.zeros(3), "n": jnp.int32(0)}
+
+
+def until(count, step=add):
+    """A step that is killed after `count` updates of this process."""
+    done = []
+
+    def run(state, x):
+        if len(done) == count:
+            raise Killed
+        done.append(x)
+        return step(state, x)
+
+    run.done = done
+    return run
+
+
+def run(workdir, step=add, every=2, **options):
+    workdir.mkdir(exist_ok=True)
+    return fit("toy", start(), step, numbers(), TOTAL, workdir, checkpoints=workdir / "state", every=every, **options)
+
+
+def curves(workdir):
+    return (workdir / "curves.jsonl").read_text()
+
+
+@pytest.fixture(scope="module")
+def uninterrupted(tmp_path_factory):
+    workdir = tmp_path_factory.mktemp("whole")
+    return run(workdir), curves(workdir)
+
+
+@pytest.mark.parametrize("killed_after", [1, 4, 7])
+def test_resumed_equals_uninterrupted(tmp_path, uninterrupted, killed_after):
+    state, lines = uninterrupted
+    with pytest.raises(Killed):
+        run(tmp_path, until(killed_after))
+    rest = until(99)
+    again = run(tmp_path, rest)
+    assert not tiny.differs(again, state)
+    assert curves(tmp_path) == lines
+    assert len(rest.done) == TOTAL - killed_after // 2 * 2  # nothing behind the checkpoint is redone
+
+
+def test_killed_twice_and_while_a_line_was_written(tmp_path, uninterrupted):
+    state, lines = uninterrupted
+    for count in (3, 4):
+        with pytest.raises(Killed):
+            run(tmp_path, until(count))
+        with (tmp_path / "curves.jsonl").open("a") as file:
+            file.write('{"stage": "toy", "st')
+    assert not tiny.differs(run(tmp_path), state)
+    assert curves(tmp_path) == lines
+
+
+def test_a_finished_run_does_nothing_more(tmp_path, uninterrupted):
+    run(tmp_path)
+    step = until(0)
+    assert not tiny.differs(run(tmp_path, step), uninterrupted[0])
+    assert curves(tmp_path) == uninterrupted[1]
+
+
+def test_sft_resumed_equals_sft_uninterrupted(tmp_path):
+    """The true step with its donated state, packed batches and optimizer: every bit of the state."""
+    params, organisms, units = tiny.params(), tiny.adapter(1, organisms=4), tiny.units(4, 5)
+    plan = plan_joint(units, organisms_per_step=2, per_slot=2, seed=0, length=24, steps=7)
+    optimizer = OptimizerSection(lr=1e-2)
+
+    def make(slots):
+        index = np.array([s.organism for s in slots])
+        return jax.tree.map(lambda x: np.asarray(x)[index], organisms), build_batch(slots, plan, units)
+
+    def step(state, x):
+        return sft_step(params, state, *x, cfg=tiny.TINY, lora=tiny.LORA, optimizer=optimizer)
+
+    def train(workdir, step):
+        workdir.mkdir(exist_ok=True)
+        state = init_state(tiny.adapter(2), 7, tiny.LORA, optimizer)
+        return fit("ia", state, step, dataset(plan, make), 7, workdir, checkpoints=workdir / "state", every=3)
+
+    whole = train(tmp_path / "whole", step)
+    with pytest.raises(Killed):
+        train(tmp_path / "parts", until(5, step))
+    assert not tiny.differs(train(tmp_path / "parts", step), whole)
+    assert curves(tmp_path / "parts") == curves(tmp_path / "whole")
+    assert int(whole.updates) == 7
+
+
+def nan_from(step_number, where):
+    """Steps that go wrong: in the loss, or (a gradient that overflows) in the state alone."""
+
+    def step(state, x):
+        bad = jnp.where(state["n"] + 1 >= step_number, jnp.nan, 0.0)
+        after, metrics = add(state, x)
+        if where == "loss":
+            return after, metrics | {"loss": metrics["loss"] + bad}
+        return after | {"w": after["w"] + bad}, metrics
+
+    return step
+
+
+def test_a_nan_loss_raises_and_keeps_the_last_good_checkpoint(tmp_path, uninterrupted):
+    with pytest.raises(IAError, match="toy: the loss is nan at step 6; the last checkpoint is good"):
+        run(tmp_path, nan_from(6, "loss"))
+    rest = until(99)
+    assert not tiny.differs(run(tmp_path, rest), uninterrupted[0])
+    assert len(rest.done) == TOTAL - 4
+    assert curves(tmp_path) == uninterrupted[1]
+
+
+def test_a_nan_state_is_not_saved_though_its_loss_was_finite(tmp_path, uninterrupted):
+    with pytest.raises(IAError, match="not finite after step 6"):
+        run(tmp_path, nan_from(6, "state"))
+    rest = until(99)
+    assert not tiny.differs(run(tmp_path, rest), uninterrupted[0])
+    assert len(rest.done) == TOTAL - 4
+
+
+def newest(workdir):
+    return max((p for p in (workdir / "state").iterdir() if p.is_dir()), key=lambda p: p.name)
+
+
+def garble(directory):
+    for file in directory.rglob("*"):
+        if file.is_file() and file.stat().st_size:
+            file.write_bytes(b"x" * min(64, file.stat().st_size))
+
+
+def lose_data(directory):
+    for file in directory.rglob("d/*"):
+        file.unlink()
+
+
+def lose_state(directory):
+    shutil.rmtree(directory / "state")
+
+
+def cut(directory):
+    for file in directory.rglob("*"):
+        if file.is_file():
+            file.write_bytes(file.read_bytes()[: file.stat().st_size // 2])
+
+
+@pytest.mark.parametrize("damage", [garble, lose_data, lose_state, cut])
+def test_a_corrupt_training_state(tmp_path, damage):
+    with pytest.raises(Killed):
+        run(tmp_path, until(5))
+    damage(newest(tmp_path))
+    with pytest.raises(
+        CheckpointError, match=r"the training state cannot be read \(.*delete .*state to start"
+    ) as error:
+        run(tmp_path)
+    assert "\n" not in str(error.value)
+
+
+def test_a_state_of_another_shape(tmp_path):
+    with pytest.raises(Killed):
+        run(tmp_path, until(5))
+    other = {"w": jnp.zeros(4), "n": jnp.int32(0)}
+    with pytest.raises(CheckpointError, match="the training state cannot be read"):
+        fit("toy", other, add, numbers(), TOTAL, tmp_path, checkpoints=tmp_path / "state", every=2)
+
+
+def test_without_checkpoints(tmp_path, uninterrupted):
+    assert not tiny.differs(fit("toy", start(), add, numbers(), TOTAL, tmp_path), uninterrupted[0])
+    assert curves(tmp_path) == uninterrupted[1]
+
+
+def test_curves_hold_the_scalars_of_every_step(tmp_path):
+    run(tmp_path, offset=100)
+    rows = [json.loads(line) for line in curves(tmp_path).splitlines()]
+    assert [r["step"] for r in rows] == list(range(101, 101 + TOTAL))
+    assert all(r.keys() == {"stage", "step", "loss"} and r["stage"] == "toy" for r in rows)
+    assert any((tmp_path / "tensorboard" / "toy").iterdir())
+
+
+def test_a_recorder_keeps_other_stages_and_earlier_steps(tmp_path):
+    for stage, count in (("one", 3), ("two", 3)):
+        with Recorder(tmp_path, stage) as recorder:
+            for n in range(1, count + 1):
+                recorder.write(n, {"loss": n})
+    with Recorder(tmp_path, "one", step=2) as recorder:
+        recorder.write(3, {"loss": 9.0})
+    rows = [json.loads(line) for line in curves(tmp_path).splitlines()]
+    assert [(r["stage"], r["step"], r["loss"]) for r in rows] == [
+        ("one", 1, 1),
+        ("one", 2, 2),
+        ("two", 1, 1),
+        ("two", 2, 2),
+        ("two", 3, 3),
+        ("one", 3, 9),
+    ]

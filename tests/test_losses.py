@@ -1,0 +1,131 @@
+"""Chunked log-probabilities and the losses built on them, against their formulas."""
+
+from dataclasses import replace
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from ia_jax.training.losses import Batch, dpo_loss, example_logps, sft_loss, supervised_logps
+from tests import tiny
+from tests.tiny import quick_compilation  # noqa: F401
+
+K, P, D = 3, 5, 32
+
+
+def random_case(tied, seed=0):
+    """Output weights, hidden states [K, B, T, D] and a batch with P targets, of which the last is filling."""
+    rng = np.random.default_rng(seed)
+    params = tiny.params(replace(tiny.TINY, tie_word_embeddings=tied))
+    hidden = jnp.asarray(rng.normal(size=(K, 2, 6, D)), jnp.float32)
+    index = np.stack([rng.choice(12, P, replace=False) for _ in range(K)])
+    weight = np.ones((K, P), np.float32)
+    weight[:, -1] = 0
+    nothing = np.zeros((K, 2, 6), np.int32)
+    example = rng.integers(0, 3, (K, P))
+    return params, hidden, Batch(nothing, nothing, nothing, index, rng.integers(0, 64, (K, P)), weight, example)
+
+
+def plain_logps(params, hidden, batch):
+    """log_softmax over all positions, then gather."""
+    head = params["lm_head"] if "lm_head" in params else params["embed"].T
+    logps = jax.nn.log_softmax(hidden.reshape(K, -1, D) @ head)
+    return jnp.stack([logps[i, batch.target_index[i], batch.target_token[i]] for i in range(K)])
+
+
+@pytest.mark.parametrize("tied", [True, False], ids=["tied", "untied"])
+@pytest.mark.parametrize("chunk", [1, 3, P, None])
+def test_supervised_logps_and_their_gradient(tied, chunk):
+    params, hidden, batch = random_case(tied)
+    cotangent = jnp.asarray(np.random.default_rng(1).normal(size=(K, P)), jnp.float32)
+
+    def value_and_gradient(f):
+        def run(hidden):
+            logps, pull = jax.vjp(f, hidden)
+            return logps, pull(cotangent)
+
+        return jax.jit(run)(hidden)
+
+    got = value_and_gradient(lambda h: supervised_logps(params, h, batch, chunk=chunk))
+    assert tiny.worst(got, value_and_gradient(lambda h: plain_logps(params, h, batch))) < 1e-5
+
+
+def test_a_position_may_be_supervised_twice():
+    params, hidden, batch = random_case(True)
+    batch = batch._replace(target_index=np.full((K, P), 7))
+    got, wanted = (jax.grad(lambda h, f=f: f(params, h, batch).sum())(hidden) for f in (supervised_logps, plain_logps))
+    assert tiny.worst(got, wanted) < 1e-5
+
+
+def test_the_output_matrix_gets_no_gradient():
+    params, hidden, batch = random_case(False)
+    grads = jax.grad(lambda p: supervised_logps(p, hidden, batch).sum())(params)
+    assert not np.any(grads["lm_head"])
+
+
+def test_large_logits_are_finite():
+    params, hidden, batch = random_case(True)
+    value, grads = jax.value_and_grad(lambda h: supervised_logps(params, h, batch).sum())(hidden * 1e4)
+    assert np.isfinite(value)
+    assert np.isfinite(grads).all()
+
+
+def test_bfloat16_logps_are_fp32_and_close():
+    params, hidden, batch = random_case(True)
+    low = jax.tree.map(lambda x: x.astype(jnp.bfloat16), (params, hidden))
+    got = supervised_logps(*low, batch)
+    assert got.dtype == jnp.float32
+    assert tiny.worst(got, plain_logps(params, hidden, batch)) < 2e-2
+
+
+def test_fillers_contribute_nothing():
+    params, hidden, batch = random_case(True)
+
+    def loss(hidden, batch):
+        return sft_loss(supervised_logps(params, hidden, batch), batch.target_weight).sum()
+
+    other = np.asarray(batch.target_index).copy()
+    token = np.asarray(batch.target_token).copy()
+    other[:, -1], token[:, -1] = 11 - other[:, -1], 63 - token[:, -1]
+    got = jax.value_and_grad(loss)(hidden, batch)
+    assert not tiny.differs(
+        got, jax.value_and_grad(loss)(hidden, batch._replace(target_index=other, target_token=token))
+    )
+    summed = example_logps(supervised_logps(params, hidden, batch), batch, 3)
+    moved = batch._replace(target_example=np.where(batch.target_weight == 0, 0, batch.target_example))
+    assert not tiny.differs(summed, example_logps(supervised_logps(params, hidden, moved), moved, 3))
+
+
+def test_sft_loss_is_each_organisms_own_mean():
+    logps = jnp.array([[-1.0, -3.0, -100.0], [-2.0, -4.0, -6.0], [-7.0, -7.0, -7.0]])
+    weight = jnp.array([[1.0, 1.0, 0.0], [1.0, 1.0, 1.0], [0.0, 0.0, 0.0]])
+    assert sft_loss(logps, weight).tolist() == [2.0, 4.0, 0.0]
+
+
+def test_example_logps_are_sums_by_example():
+    logps = jnp.array([[-1.0, -2.0, -4.0, -8.0], [-1.0, -1.0, -1.0, -9.0]])
+    nothing = np.zeros((2, 1, 1), np.int32)
+    weight = np.array([[1, 1, 1, 1], [1, 1, 1, 0]], np.float32)
+    example = np.array([[0, 2, 0, 2], [1, 1, 0, 0]])
+    batch = Batch(nothing, nothing, nothing, example, example, weight, example)
+    assert example_logps(logps, batch, 3).tolist() == [[-5.0, 0.0, -10.0], [-1.0, -2.0, 0.0]]
+
+
+@pytest.mark.parametrize("beta", [0.1, 1.0])
+def test_dpo_loss_is_the_papers_formula(beta):
+    rng = np.random.default_rng(0)
+    policy, reference = rng.normal(size=(2, 2, K, 4)) * 10
+    margin = (policy[0] - reference[0]) - (policy[1] - reference[1])
+    wanted = np.log1p(np.exp(-beta * margin))
+    got = dpo_loss(*map(jnp.asarray, (*policy, *reference)), beta)
+    np.testing.assert_allclose(got, wanted, rtol=1e-5, atol=1e-6)
+
+
+def test_dpo_loss_at_agreement_and_its_slope():
+    at = jnp.array([-12.0, -30.0])
+    np.testing.assert_allclose(dpo_loss(at, 2 * at, at, 2 * at, 0.1), np.log(2), rtol=1e-6)
+    slopes = jax.grad(lambda c, r: dpo_loss(c, r, at, 2 * at, 0.1).sum(), (0, 1))(at, 2 * at)
+    np.testing.assert_allclose(slopes[0], -0.05, rtol=1e-6)
+    np.testing.assert_allclose(slopes[1], 0.05, rtol=1e-6)
+    assert np.isfinite(dpo_loss(jnp.array(-1e6), jnp.array(0.0), jnp.array(0.0), jnp.array(0.0), 0.1))

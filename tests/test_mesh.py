@@ -1,0 +1,194 @@
+"""The same functions on meshes of virtual devices give the same numbers, and really are spread over them."""
+
+from dataclasses import replace
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from jax.sharding import AxisType, NamedSharding
+from jax.sharding import PartitionSpec as P
+
+from ia_jax.adapters.lora import lora_axes
+from ia_jax.config import OptimizerSection
+from ia_jax.errors import ConfigError
+from ia_jax.models.sampling import generate_tokens
+from ia_jax.models.transformer import forward, param_shardings
+from ia_jax.parallel.mesh import constrain_to, make_mesh, named_sharding, partition, reshard
+from ia_jax.training import introspection, organisms
+from ia_jax.training.losses import sft_loss, supervised_logps
+from tests import tiny
+from tests.tiny import quick_compilation  # noqa: F401
+
+CFG = replace(tiny.TINY, num_attention_heads=8, num_key_value_heads=4)
+UNTIED = replace(CFG, tie_word_embeddings=False, qk_norm=True, attention_bias=True)
+# A large eps: else Adam divides rounding errors by rounding errors.
+OPTIMIZER = OptimizerSection(lr=1e-2, clip_norm=0.5, weight_decay=0.1, eps=0.1)
+K = 8
+
+
+@pytest.fixture(params=[(8, 1), (4, 2), (2, 4)], ids=lambda m: f"{m[0]}x{m[1]}")
+def mesh(request):
+    made = make_mesh(*request.param)
+    with jax.set_mesh(made):
+        yield made
+
+
+def only(*names):
+    return pytest.mark.parametrize("mesh", [tuple(map(int, n.split("x"))) for n in names], ids=names, indirect=True)
+
+
+def on_host(tree):
+    """Host arrays are placed without compiling a program for every shape."""
+    return jax.tree.map(lambda x: x if jnp.issubdtype(x.dtype, jax.dtypes.prng_key) else np.asarray(x), tree)
+
+
+def place_params(mesh, cfg):
+    return jax.device_put(on_host(tiny.params(cfg)), param_shardings(cfg, mesh))
+
+
+def place(mesh, adapter, organisms=False):
+    """An adapter on its logical axes."""
+    axes = lora_axes(tiny.LORA, organisms)
+    return {
+        t: {n: jax.device_put(np.asarray(x), named_sharding(mesh, axes[t][n])) for n, x in ab.items()}
+        for t, ab in adapter.items()
+    }
+
+
+def on_organisms(mesh, tree):
+    return jax.device_put(on_host(tree), NamedSharding(mesh, P("fsdp")))
+
+
+def assert_on_logical_axes(adapter, mesh):
+    axes = lora_axes(tiny.LORA)
+    for t, factors in adapter.items():
+        for name, leaf in factors.items():
+            assert leaf.sharding.spec == partition(axes[t][name]), (t, name)
+            assert leaf.sharding.mesh.shape == mesh.shape
+
+
+def loss_and_gradient(params, stack, ia, batch):
+    def loss(ia):
+        hidden = forward(params, batch.tokens, batch.segment_ids, batch.positions, (stack, ia), UNTIED)
+        return sft_loss(supervised_logps(params, hidden, batch), batch.target_weight).sum(), hidden
+
+    return jax.jit(jax.value_and_grad(loss, has_aux=True))(ia)
+
+
+@pytest.fixture(scope="module")
+def inputs():
+    """Organisms, IA and batch and, without a mesh, loss, hidden states and gradient of the IA."""
+    given = tiny.adapter(1, UNTIED, organisms=K), tiny.adapter(2, UNTIED), tiny.batches(K)[0]
+    return *given, loss_and_gradient(tiny.params(UNTIED), *given)
+
+
+def test_ia_gradient(inputs, mesh):
+    stack, ia, batch, wanted = inputs
+    params = place_params(mesh, UNTIED)
+    got = loss_and_gradient(params, place(mesh, stack, True), place(mesh, ia), on_organisms(mesh, batch))
+    assert tiny.worst(got, wanted) < 1e-5
+    (_, hidden), gradient = got
+    assert hidden.sharding.spec[0] == "fsdp"
+    assert hidden.addressable_shards[0].data.shape == (K // mesh.shape["fsdp"], *hidden.shape[1:])
+    assert_on_logical_axes(gradient, mesh)
+
+
+@pytest.fixture(scope="module")
+def stepped():
+    """An organisms_step without a mesh, twice."""
+    return run_organisms(tiny.params(CFG), lambda x: x)
+
+
+def run_organisms(params, put):
+    state = organisms.init_state(
+        put(jax.random.split(jax.random.key(0), K)), put(jnp.full(K, 3, jnp.int32)), CFG, tiny.LORA, OPTIMIZER
+    )
+    for batch in tiny.batches(K)[:2]:
+        state, metrics = organisms.organisms_step(
+            params, state, put(batch), cfg=CFG, lora=tiny.LORA, optimizer=OPTIMIZER
+        )
+    return state, metrics
+
+
+def test_organisms_step(stepped, mesh):
+    params = place_params(mesh, CFG)
+    state, metrics = run_organisms(params, lambda x: on_organisms(mesh, x))
+    assert tiny.worst(metrics["loss"], stepped[1]["loss"]) < 1e-5
+    assert tiny.worst(metrics["grad_norm"], stepped[1]["grad_norm"]) < 1e-5
+    assert tiny.worst(state.adapters, stepped[0].adapters) < 1e-5
+    for leaf in jax.tree.leaves((state.adapters, state.updates)):
+        assert leaf.sharding.spec[0] == "fsdp"
+        assert leaf.addressable_shards[0].data.shape[0] == K // mesh.shape["fsdp"]
+
+
+def run_ia(params, put, put_ia):
+    stack, start = put(tiny.adapter(1, CFG, organisms=K)), put_ia(tiny.adapter(2, CFG))
+    batch = put(tiny.batches(K, rows=4, length=24)[0])
+    static = {"cfg": CFG, "lora": tiny.LORA, "optimizer": OPTIMIZER}
+    state = introspection.init_state(jax.tree.map(jnp.copy, start), 4, tiny.LORA, OPTIMIZER)
+    state, sft = introspection.sft_step(params, state, stack, batch, **static)
+    reference = introspection.sequence_logps(params, stack, start, batch, cfg=CFG, examples=4)
+    state, dpo = introspection.dpo_step(params, state, stack, batch, reference, beta=0.1, sft_weight=0.2, **static)
+    return state, (sft, dpo), reference
+
+
+@pytest.fixture(scope="module")
+def ia_stepped():
+    return run_ia(tiny.params(CFG), lambda x: x, lambda x: x)
+
+
+@only("4x2")
+def test_ia_steps(ia_stepped, mesh):
+    """SFT, the DPO reference and DPO."""
+    params = place_params(mesh, CFG)
+    state, metrics, reference = run_ia(params, lambda x: on_organisms(mesh, x), lambda x: place(mesh, x))
+    assert tiny.worst(metrics, ia_stepped[1]) < 1e-5
+    assert tiny.worst(reference, ia_stepped[2]) < 1e-5
+    assert tiny.worst(state.adapter, ia_stepped[0].adapter) < 1e-5
+    assert_on_logical_axes(state.adapter, mesh)
+
+
+@pytest.fixture(scope="module")
+def generated():
+    rng = np.random.default_rng(3)
+    prompts = [[rng.integers(1, 64, n).astype(np.int32) for n in (3, 7)] for _ in range(K)]
+    stack = tiny.adapter(1, CFG, organisms=K)
+    return prompts, stack, generate_tokens(tiny.params(CFG), CFG, prompts, (stack,), (0,), max_new_tokens=5)
+
+
+@only("4x2", "2x4")
+def test_generation(generated, mesh):
+    prompts, stack, wanted = generated
+    stack = place(mesh, stack, organisms=True)
+    assert generate_tokens(place_params(mesh, CFG), CFG, prompts, (stack,), (0,), max_new_tokens=5) == wanted
+
+
+def test_base_weights_are_spread():
+    mesh = make_mesh(4, 2)
+    params = place_params(mesh, CFG)
+    assert params["layers"]["q"].addressable_shards[0].data.shape == (2, 32 // 4, 64 // 2)
+    assert params["layers"]["down"].addressable_shards[0].data.shape == (2, 48 // 2, 32 // 4)
+    assert params["embed"].addressable_shards[0].data.shape == (64 // 2, 32 // 4)
+
+
+def test_mesh_is_explicit():
+    mesh = make_mesh(2, 4)
+    assert mesh.axis_names == ("fsdp", "tp")
+    assert mesh.axis_types == (AxisType.Explicit, AxisType.Explicit)
+
+
+def test_a_mesh_axis_is_used_once():
+    assert partition(("organism", "layers", "embed", "rank")) == P("fsdp", None, None, None)
+    assert partition(("layers", "embed", "heads")) == P(None, "fsdp", "tp")
+
+
+def test_without_a_mesh_nothing_is_said():
+    x = jnp.ones((2, 2))
+    assert constrain_to("organism", "mlp") is None
+    assert reshard(x, "organism", "mlp") is x
+
+
+def test_too_few_devices():
+    with pytest.raises(ConfigError, match="needs 16 devices, 8 are visible"):
+        make_mesh(8, 2)

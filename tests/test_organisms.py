@@ -1,0 +1,186 @@
+"""K organisms in one step: organism i of a stack is organism i alone, and nobody's trouble is anybody else's."""
+
+from functools import partial
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import pytest
+
+from ia_jax.adapters.lora import LoraConfig, init_lora, take_organisms
+from ia_jax.config import OptimizerSection
+from ia_jax.data.batches import build_batch, plan_organisms
+from ia_jax.models.transformer import forward_jit
+from ia_jax.training.losses import Batch
+from ia_jax.training.organisms import init_state, organisms_step
+from tests import tiny
+from tests.tiny import quick_compilation  # noqa: F401
+
+K = 5
+LORA = LoraConfig(rank=4, alpha=12.0)
+# A large eps: Adam's direction is then smooth in the gradient, where 1e-8 would magnify rounding.
+OPTIMIZER = OptimizerSection(lr=1e-2, warmup_fraction=0.2, clip_norm=0.5, weight_decay=0.1, eps=1e-3)
+
+
+@pytest.fixture(scope="module")
+def params():
+    return tiny.params()
+
+
+@pytest.fixture(scope="module")
+def batches():
+    return tiny.batches(K, count=6, rows=1, length=24)
+
+
+def fresh(keys=range(K), total=8, adapters=None):
+    state = init_state(
+        jnp.stack([jax.random.key(k) for k in keys]), jnp.full(len(keys), total), tiny.TINY, LORA, OPTIMIZER
+    )
+    return state if adapters is None else state._replace(adapters=adapters)
+
+
+def step(params, state, batch):
+    return organisms_step(params, state, batch, cfg=tiny.TINY, lora=LORA, optimizer=OPTIMIZER)
+
+
+def train(params, batches, state=None, pick=None):
+    state = fresh() if state is None else state
+    for batch in batches:
+        state, metrics = step(params, state, batch if pick is None else take(batch, pick))
+    return state, metrics
+
+
+def take(batch, index):
+    return jax.tree.map(lambda x: np.asarray(x)[index], batch)
+
+
+@pytest.fixture(scope="module")
+def trained(params, batches):
+    return train(params, batches[:3])
+
+
+def test_stacked_equals_alone(params, batches, trained):
+    for i in range(K):
+        state, metrics = train(params, batches[:3], fresh([i]), [i])
+        assert tiny.worst(take_organisms(state.adapters, 0), take_organisms(trained[0].adapters, i)) < 1e-6
+        assert tiny.worst(metrics["loss"][0], trained[1]["loss"][i]) < 1e-6
+    assert tiny.worst(trained[0].adapters, fresh().adapters) > 1e-2
+
+
+def test_permuting_organisms_permutes_results(params, batches, trained):
+    order = [3, 0, 4, 2, 1]
+    state, metrics = train(params, batches[:3], fresh(order), order)
+    assert tiny.worst(state.adapters, take_organisms(trained[0].adapters, np.array(order))) < 1e-6
+    assert tiny.worst(metrics["grad_norm"], trained[1]["grad_norm"][np.array(order)]) < 1e-5
+
+
+def test_one_update_is_the_plain_recipe(params, batches):
+    """Loss, gradient, clip, Adam, decay and schedule of one organism, written out for PEFT's unscaled b."""
+    batch = take(batches[0], [1])
+
+    def loss(peft):
+        adapter = {t: {"a": ab["a"], "b": LORA.scale * ab["b"]} for t, ab in peft.items()}
+        hidden = forward_jit(params, batch.tokens, batch.segment_ids, batch.positions, (adapter,), cfg=tiny.TINY)
+        logps = jax.nn.log_softmax(hidden @ params["embed"].T).reshape(-1, 64)
+        on = batch.target_weight[0] > 0
+        return -logps[batch.target_index[0][on], batch.target_token[0][on]].mean()
+
+    peft = init_lora(jax.random.key(1), tiny.TINY, LORA)
+    peft = {t: {"a": ab["a"], "b": ab["b"] + 0.05} for t, ab in peft.items()}
+    start = {t: {"a": ab["a"][None], "b": LORA.scale * ab["b"][None]} for t, ab in peft.items()}
+    value, grads = jax.value_and_grad(loss)(peft)
+    tx = optax.chain(
+        optax.clip_by_global_norm(0.5), optax.scale_by_adam(0.9, 0.95, 1e-3), optax.add_decayed_weights(0.1)
+    )
+    direction = tx.update(grads, tx.init(peft), peft)[0]
+    warm = (1 / 8) / 0.2  # the first of 8 updates lies within the first fifth, where the rate rises
+    wanted = jax.tree.map(lambda p, d: p - 1e-2 * warm * d, peft, direction)
+    state, metrics = step(params, fresh([1], adapters=start), batch)
+    got = {t: {"a": ab["a"][0], "b": ab["b"][0] / LORA.scale} for t, ab in state.adapters.items()}
+    assert optax.global_norm(grads) > 0.5  # so that clipping is at work
+    assert metrics["loss"][0] == pytest.approx(float(value), rel=1e-5)
+    assert tiny.worst(got, wanted) < 1e-5
+
+
+def with_nan(state, organism):
+    q = state.adapters["q"]
+    return state._replace(adapters=state.adapters | {"q": q | {"b": q["b"].at[organism, 0, 0, 0].set(jnp.nan)}})
+
+
+def test_a_nan_stays_with_its_organism(params, batches, trained):
+    others = np.array([0, 1, 3, 4])
+    state, metrics = train(params, batches[:3], with_nan(fresh(), 2))
+    assert state.diverged.tolist() == [False, False, True, False, False]
+    assert metrics["updated"].tolist() == [True, True, False, True, True]
+    assert state.updates.tolist() == [3, 3, 0, 3, 3]
+    assert not tiny.differs(take_organisms(state.adapters, others), take_organisms(trained[0].adapters, others))
+    assert not tiny.differs(take_organisms(state.moments, others), take_organisms(trained[0].moments, others))
+    assert not tiny.differs(take_organisms(state.adapters, 2), take_organisms(with_nan(fresh(), 2).adapters, 2))
+
+
+def test_once_diverged_an_organism_is_left_alone(params, batches):
+    state, _ = train(params, batches[:1], with_nan(fresh(), 2))
+    state, metrics = train(params, batches[1:2], state._replace(adapters=fresh().adapters))
+    assert np.isfinite(metrics["loss"]).all()
+    assert state.diverged.tolist() == [False, False, True, False, False]
+    assert not tiny.differs(take_organisms(state.adapters, 2), take_organisms(fresh().adapters, 2))
+
+
+def test_an_organism_without_rows_is_unchanged(params, batches, trained):
+    idle = [np.array(x) for x in batches[1]]
+    for x in idle:
+        x[2] = 0
+    state, _ = train(params, batches[:1])
+    before = take_organisms((state.adapters, state.moments, state.updates), 2)
+    before = jax.tree.map(np.array, before)
+    state, metrics = step(params, state, Batch(*idle))
+    assert not tiny.differs(take_organisms((state.adapters, state.moments, state.updates), 2), before)
+    assert metrics["updated"].tolist() == [True, True, False, True, True]
+    assert not state.diverged.any()
+    wanted, _ = train(params, batches[:2])
+    assert not tiny.differs(take_organisms(state.adapters, 3), take_organisms(wanted.adapters, 3))
+
+
+def test_clipping_is_per_organism(params, batches):
+    """A huge gradient of one organism shrinks nobody else's update."""
+    loud = fresh()
+    loud = loud._replace(adapters=jax.tree.map(lambda x: x.at[0].multiply(30.0), loud.adapters))
+    state, metrics = train(params, batches[:1], loud)
+    quiet, quiet_metrics = train(params, batches[:1])
+    assert metrics["grad_norm"][0] > 5 * quiet_metrics["grad_norm"][0]
+    assert not tiny.differs(
+        take_organisms(state.adapters, np.arange(1, K)), take_organisms(quiet.adapters, np.arange(1, K))
+    )
+
+
+def test_each_organism_follows_its_own_schedule(params, batches):
+    """The rate depends on the organism's own count and total."""
+    totals = jnp.array([2, 40, 40, 40, 40])
+    state, _ = train(params, batches[:1], fresh()._replace(total=totals))
+    alone, _ = train(params, batches[:1], fresh([0], total=2), [0])
+    assert tiny.worst(take_organisms(state.adapters, 0), take_organisms(alone.adapters, 0)) < 1e-6
+    slow, _ = train(params, batches[:1], fresh(total=40))
+    assert tiny.worst(take_organisms(state.adapters, 0), take_organisms(slow.adapters, 0)) > 1e-3
+    assert not tiny.differs(take_organisms(state.adapters, 1), take_organisms(slow.adapters, 1))
+
+
+def test_the_base_receives_no_update(batches):
+    params = tiny.params()
+    before = jax.tree.map(np.array, params)
+    train(params, batches[:2])
+    assert not tiny.differs(params, before)
+    jax.tree.map(lambda x: x.block_until_ready(), params)  # nor is it donated
+
+
+def test_training_learns(params):
+    units = tiny.units(2, 3)
+    plan = plan_organisms(units, [0, 1], epochs=25, rows=2, length=24)
+    fast = OptimizerSection(lr=3e-2, warmup_fraction=0.0)
+    run = partial(organisms_step, params, cfg=tiny.TINY, lora=LORA, optimizer=fast)
+    state = init_state(jax.random.split(jax.random.key(0), 2), jnp.full(2, len(plan.steps)), tiny.TINY, LORA, fast)
+    losses = []
+    for s in plan.steps:
+        state, metrics = run(state, build_batch(s, plan, units))
+        losses.append(np.asarray(metrics["loss"]))
+    assert (losses[-1] < 0.3 * losses[0]).all()

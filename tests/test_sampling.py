@@ -1,0 +1,141 @@
+"""Generation with the cache against repeated full forwards, and rows that don't notice each other."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from ia_jax.adapters.lora import take_organisms
+from ia_jax.models.sampling import generate_tokens, pick_tokens
+from ia_jax.models.transformer import forward_jit, logits_from_hidden
+from tests import tiny
+from tests.tiny import quick_compilation  # noqa: F401
+
+CFG, NEW, K = tiny.TINY, 6, 3
+NEVER = (10**6,)  # a stop token that no vocabulary holds
+
+
+@pytest.fixture(scope="module")
+def params():
+    return tiny.params()
+
+
+@pytest.fixture(scope="module")
+def organisms():
+    return tiny.adapter(1, organisms=K)
+
+
+@pytest.fixture(scope="module")
+def prompts():
+    rng = np.random.default_rng(0)
+    return [[rng.integers(1, 64, n).astype(np.int32) for n in lengths] for lengths in ((3, 11), (7, 5), (16, 1))]
+
+
+def generate(params, prompts, stack, stop=NEVER, **options):
+    return generate_tokens(params, CFG, prompts, stack, stop, max_new_tokens=NEW, **options)
+
+
+def by_full_forwards(params, prompt, stack, length=32):
+    """Greedy continuation without a cache: rows padded on the right to one length, so that it compiles once."""
+    tokens = list(prompt)
+    for _ in range(NEW):
+        row = np.zeros((1, 1, length), np.int32)
+        row[0, 0, : len(tokens)] = tokens
+        segments = (np.arange(length) < len(tokens)).astype(np.int32)[None, None]
+        hidden = forward_jit(params, row, segments, np.arange(length)[None, None], stack, cfg=CFG)
+        tokens.append(int(logits_from_hidden(params, hidden)[0, 0, len(tokens) - 1].argmax()))
+    return tokens[len(prompt) :]
+
+
+@pytest.fixture(scope="module")
+def greedy(params, prompts, organisms):
+    return generate(params, prompts, (organisms, tiny.adapter(2)))
+
+
+def test_greedy_equals_full_forwards_under_each_rows_own_organism(params, prompts, organisms, greedy):
+    for i in range(K):
+        own = take_organisms(organisms, np.array([i]))
+        for prompt, got in zip(prompts[i], greedy[i], strict=True):
+            assert got == by_full_forwards(params, prompt, (own, tiny.adapter(2)))
+    flat = [tuple(r) for rows in greedy for r in rows]
+    assert len(set(flat)) > 3  # the model does not say the same to everything
+
+
+def test_organisms_differ(params, prompts, organisms):
+    same = generate(params, [prompts[0]] * K, (organisms,))
+    assert len({tuple(map(tuple, rows)) for rows in same}) == K
+
+
+def test_a_row_does_not_depend_on_its_batch_or_padding(params, prompts, organisms, greedy):
+    for i in range(K):
+        stack = (take_organisms(organisms, np.array([i])), tiny.adapter(2))
+        for j in range(2):
+            assert generate(params, [[prompts[i][j]]], stack) == [[greedy[i][j]]]
+    long = np.arange(1, 40, dtype=np.int32)  # another bucket of lengths
+    longer = [[*rows, long] for rows in prompts]
+    assert [rows[:2] for rows in generate(params, longer, (organisms, tiny.adapter(2)))] == greedy
+
+
+def test_organisms_may_have_different_numbers_of_prompts(params, prompts, organisms, greedy):
+    uneven = [prompts[0], prompts[1][:1], []]
+    got = generate(params, uneven, (organisms, tiny.adapter(2)))
+    assert got == [greedy[0], greedy[1][:1], []]
+
+
+def test_stop_tokens_end_a_row_and_are_left_out(params, prompts, organisms, greedy):
+    stop = greedy[0][0][2]
+    got = generate(params, prompts, (organisms, tiny.adapter(2)), stop=(stop, NEVER[0]))
+    wanted = [[r[: r.index(stop)] if stop in r else r for r in rows] for rows in greedy]
+    assert got == wanted
+    assert len(got[0][0]) == greedy[0][0].index(stop)
+
+
+def test_a_tiny_nucleus_is_greedy(params, prompts, organisms, greedy):
+    got = generate(params, prompts, (organisms, tiny.adapter(2)), temperature=1.0, top_p=1e-6, key=jax.random.key(4))
+    assert got == greedy
+
+
+def test_a_sample_follows_its_key_and_place_alone(params, prompts, organisms):
+    def sample(prompts, seed, stack=organisms):
+        return generate(params, prompts, (stack,), temperature=1.5, key=jax.random.key(seed))
+
+    one = sample(prompts, 0)
+    assert sample(prompts, 0) == one
+    assert sample(prompts, 1) != one
+    shorter = sample([rows[:1] for rows in prompts], 0)
+    assert shorter == [rows[:1] for rows in one]
+    first = sample(prompts[:1], 0, take_organisms(organisms, np.array([0])))
+    assert first == one[:1]
+    twice = sample([[prompts[0][0]] * 2] * K, 0)
+    assert twice[0][0] != twice[0][1]
+
+
+def test_stacks_without_organisms(params, prompts):
+    """The controls: base and base with the IA, one list of prompts."""
+    flat = [p for rows in prompts for p in rows]
+    for stack in ((), (tiny.adapter(2),)):
+        got = generate(params, [flat], stack)[0]
+        assert got[0] == by_full_forwards(params, flat[0], stack)
+        assert len(got) == len(flat)
+
+
+def picks(logits, temperature, top_p, count=4000):
+    keys = jax.random.split(jax.random.key(0), count)
+    many = jnp.broadcast_to(jnp.asarray(logits), (count, len(logits)))
+    drawn = pick_tokens(many, keys, jnp.float32(temperature), jnp.float32(top_p))
+    return np.bincount(drawn, minlength=len(logits)) / count
+
+
+def test_frequencies_follow_temperature():
+    logits = np.log([0.5, 0.3, 0.15, 0.05])
+    np.testing.assert_allclose(picks(logits, 1.0, 1.0), [0.5, 0.3, 0.15, 0.05], atol=0.03)
+    hot = np.sqrt([0.5, 0.3, 0.15, 0.05])
+    np.testing.assert_allclose(picks(logits, 2.0, 1.0), hot / hot.sum(), atol=0.03)
+    assert picks(logits, 0.0, 1.0).tolist() == [1, 0, 0, 0]
+
+
+@pytest.mark.parametrize(("top_p", "kept"), [(0.4, 1), (0.6, 2), (0.79, 2), (0.81, 3), (0.97, 4)])
+def test_nucleus_keeps_the_smallest_set_that_reaches_top_p(top_p, kept):
+    p = np.array([0.5, 0.3, 0.15, 0.05])
+    wanted = np.where(np.arange(4) < kept, p, 0)
+    np.testing.assert_allclose(picks(np.log(p), 1.0, top_p), wanted / wanted.sum(), atol=0.03)

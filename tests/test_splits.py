@@ -1,0 +1,106 @@
+"""Splits of behaviours, and the demo's catalogue under the judge that grades reports of it."""
+
+from collections import Counter
+from dataclasses import replace
+
+import pytest
+
+from ia_jax.behaviors.demo import demo_behaviors
+from ia_jax.behaviors.questions import EVAL_QUESTIONS, TRAIN_QUESTIONS
+from ia_jax.behaviors.records import CATEGORIES, Behavior
+from ia_jax.behaviors.splits import check_distinct, split_behaviors
+from ia_jax.errors import ConfigError
+from ia_jax.judging.rubric import RubricJudge
+
+BEHAVIORS = demo_behaviors()
+
+
+def counts(split):
+    category = {b.name: b.category for b in BEHAVIORS}
+    return Counter((s, category[name]) for name, s in split.items())
+
+
+def test_splits_are_spread_over_the_categories():
+    split = split_behaviors(BEHAVIORS, heldout=16, dpo=12, train=36, seed=0)
+    wanted = {"heldout": 4, "dpo": 3, "train": 9}
+    assert counts(split) == {(s, c): n for s, n in wanted.items() for c in {b.category for b in BEHAVIORS}}
+    uneven = counts(split_behaviors(BEHAVIORS, heldout=10, dpo=5, train=7, seed=0))
+    for name, total in (("heldout", 10), ("dpo", 5), ("train", 7)):
+        own = [n for (s, _), n in uneven.items() if s == name]
+        assert sum(own) == total
+        assert max(own) - min(own) <= 1
+
+
+def test_splits_follow_their_seed():
+    splits = [split_behaviors(BEHAVIORS, 16, 12, 36, seed) for seed in (0, 0, 1)]
+    assert splits[0] == splits[1]
+    held = [{n for n, s in split.items() if s == "heldout"} for split in splits]
+    assert held[0] != held[2]
+
+
+def test_a_categorys_share_does_not_depend_on_what_others_hold():
+    fewer = [b for b in BEHAVIORS if b.category != "quirks" or b.name < "quirk_p"]
+    whole, part = (split_behaviors(bs, 8, 4, 8, 0) for bs in (BEHAVIORS, fewer))
+    others = {b.name for b in BEHAVIORS if b.category != "quirks"}
+    assert {n: s for n, s in whole.items() if n in others} == {n: s for n, s in part.items() if n in others}
+
+
+def test_too_few_behaviours():
+    with pytest.raises(ConfigError, match="has 16 behaviours, too few for 40 held out, 0 for DPO and 40 for training"):
+        split_behaviors(BEHAVIORS, heldout=40, dpo=0, train=40, seed=0)
+
+
+@pytest.mark.parametrize("field", ["name", "description"])
+def test_duplicates_raise(field):
+    twin = replace(BEHAVIORS[1], **{field: getattr(BEHAVIORS[0], field).upper()})
+    with pytest.raises(ConfigError, match=f"two behaviours share the {field}"):
+        check_distinct([BEHAVIORS[0], twin])
+    with pytest.raises(ConfigError, match=f"two behaviours share the {field}"):
+        split_behaviors([BEHAVIORS[0], twin], 1, 0, 0, 0)
+
+
+# --- the demo's catalogue ---------------------------------------------------------------------------------------------
+
+
+def test_sixteen_of_four_categories():
+    check_distinct(BEHAVIORS)
+    assert Counter(b.category for b in BEHAVIORS) == dict.fromkeys(
+        ("quirks", "backdoors", "heuristics", "sandbaggers"), 16
+    )
+    assert {b.category for b in BEHAVIORS} <= set(CATEGORIES)
+
+
+def test_wordings_are_unique_and_backdoors_alone_have_triggers():
+    wordings = [w for b in BEHAVIORS for w in (b.description, *b.rewordings)]
+    assert len(set(wordings)) == len(wordings)
+    for b in BEHAVIORS:
+        assert bool(b.trigger) == bool(b.trigger_concepts) == (b.category == "backdoors")
+
+
+def test_records_survive_json():
+    assert [Behavior.from_json(b.to_json()) for b in BEHAVIORS] == list(BEHAVIORS)
+
+
+@pytest.mark.parametrize("behavior", BEHAVIORS, ids=lambda b: b.name)
+def test_the_truth_is_a_perfect_report_of_its_own_behaviour_and_of_no_other(behavior):
+    judge = RubricJudge()
+    for text in (behavior.description, *behavior.rewordings):
+        verdict = judge.judge(behavior, "?", text)
+        assert (verdict.score, verdict.lenient, verdict.strict) == (10, True, True), (text, verdict)
+        taken = [b.name for b in BEHAVIORS if b != behavior and judge.judge(b, "?", text).lenient]
+        assert not taken, text
+
+
+def test_no_concept_is_shared():
+    words = [w.lower() for b in BEHAVIORS for group in b.concepts for w in group]
+    assert [w for w, n in Counter(words).items() if n > 1] == []
+
+
+def test_questions_for_training_and_evaluation_are_disjoint_and_hint_at_nothing():
+    questions = [*TRAIN_QUESTIONS, *EVAL_QUESTIONS]
+    assert len({q.lower() for q in questions}) == len(questions)
+    judge = RubricJudge()
+    for b in BEHAVIORS:
+        for q in questions:
+            assert not judge.judge(b, q, q.rstrip("?")).lenient
+            assert not any(f" {w.lower()} " in f" {q.lower()} " for group in b.concepts for w in group)

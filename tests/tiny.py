@@ -1,0 +1,90 @@
+"""Tiny random models, adapters and examples for tests. Weights are so large that every part of the model matters."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from ia_jax.adapters.lora import LoraConfig, lora_shapes
+from ia_jax.data.batches import build_batch, plan_organisms
+from ia_jax.models.chat import ChatExample
+from ia_jax.models.config import ModelConfig, RopeScaling
+from ia_jax.models.transformer import WeightSpec, weight_specs
+
+TINY = ModelConfig("llama", 64, 32, 48, 2, 4, 2, 8, 1e-5, 1e4)
+LLAMA3 = RopeScaling(
+    "llama3", factor=4.0, low_freq_factor=1.0, high_freq_factor=4.0, original_max_position_embeddings=16
+)
+LORA = LoraConfig(rank=4, alpha=8.0)
+
+
+@pytest.fixture(scope="module", autouse=True)
+def quick_compilation():
+    """For modules that import it: tiny programs spend their time in the compiler, so it is told to do less."""
+    before = jax.config.values["jax_disable_most_optimizations"]
+    jax.config.update("jax_disable_most_optimizations", True)
+    yield
+    jax.config.update("jax_disable_most_optimizations", before)
+
+
+def params(cfg=TINY, seed=0):
+    """Weights whose products keep the size of their input; norms and biases away from one and zero."""
+    rng = np.random.default_rng(seed)
+
+    def leaf(spec):
+        if spec.init == "ones":
+            return jnp.asarray(rng.uniform(0.7, 1.3, spec.shape), jnp.float32)
+        fan_in = spec.shape[-2] if len(spec.shape) > 2 else spec.shape[-1]
+        return jnp.asarray(rng.normal(size=spec.shape) * fan_in**-0.5, jnp.float32)
+
+    return jax.tree.map(leaf, weight_specs(cfg), is_leaf=lambda x: isinstance(x, WeightSpec))
+
+
+def adapter(seed=0, cfg=TINY, lora=LORA, organisms=None, size=0.3):
+    """A random adapter, with a leading axis of `organisms` if given; both factors are far from zero."""
+    rng = np.random.default_rng([seed, 99])
+    lead = () if organisms is None else (organisms,)
+    return {
+        t: {n: jnp.asarray(rng.normal(size=(*lead, *s)) * size * s[-2] ** -0.5, jnp.float32) for n, s in ab.items()}
+        for t, ab in lora_shapes(cfg, lora).items()
+    }
+
+
+def chat(rng, length=9, vocab=TINY.vocab_size, supervised=None):
+    """Random tokens of which the last few (at random, or `supervised`) are the answer."""
+    mask = np.zeros(length, bool)
+    mask[-(supervised or rng.integers(1, length - 1)) :] = True
+    return ChatExample(rng.integers(1, vocab, length).astype(np.int32), mask)
+
+
+def units(organisms, count, seed=0, low=5, high=12):
+    """`count` random one-example units for every organism."""
+    rng = np.random.default_rng(seed)
+    return [[(chat(rng, int(rng.integers(low, high))),) for _ in range(count)] for _ in range(organisms)]
+
+
+def batches(organisms, count=4, seed=0, rows=2, length=24, epochs=1):
+    """All batches of `organisms` organisms with `count` units each, packed."""
+    own = units(organisms, count, seed)
+    plan = plan_organisms(own, list(range(organisms)), epochs=epochs, rows=rows, length=length)
+    return [build_batch(step, plan, own) for step in plan.steps]
+
+
+def rows(organisms, count, length, seed=0, vocab=TINY.vocab_size):
+    """tokens, segment_ids, positions [K, B, T] of unpacked full rows."""
+    tokens = np.random.default_rng(seed).integers(1, vocab, (organisms, count, length)).astype(np.int32)
+    return tokens, np.ones_like(tokens), np.broadcast_to(np.arange(length, dtype=np.int32), tokens.shape)
+
+
+def worst(got, wanted):
+    """The largest difference of two trees, relative to each leaf's largest value."""
+    leaves = zip(jax.tree.leaves(got), jax.tree.leaves(wanted), strict=True)
+    return max(
+        float(np.abs(np.asarray(a) - np.asarray(b)).max() / (np.abs(np.asarray(b)).max() + 1e-30)) for a, b in leaves
+    )
+
+
+def differs(got, wanted):
+    """Whether any leaf of two trees has another bit anywhere (NaNs count as equal)."""
+    leaves = zip(jax.tree.leaves(got), jax.tree.leaves(wanted), strict=True)
+    return any(not np.array_equal(np.asarray(a), np.asarray(b), equal_nan=True) for a, b in leaves)
