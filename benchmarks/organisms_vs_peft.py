@@ -47,7 +47,7 @@ HF_TARGETS = [f"{t}_proj" for t in ORGANISM.targets]
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--json", action="store_true", help="print the JSON line alone")
-    parser.add_argument("--organisms", type=int, default=16, help="K, organisms trained at once by our side")
+    parser.add_argument("--organisms", type=int, default=32, help="K, organisms trained at once by our side")
     parser.add_argument("--peft-organisms", type=int, default=2, help="organisms that peft trains, one after another")
     parser.add_argument("--steps", type=int, default=6, help="updates timed on each side")
     parser.add_argument("--dtype", default="bfloat16", help="our compute dtype")
@@ -60,7 +60,7 @@ def main() -> None:
         peak = matmul_peak(jnp.dtype(args.dtype))
         ours, specs = time_organisms(session, units, args)
         ours_joint, joint_spec = time_joint(session, args)
-        scaling = {k: time_organisms(session, units[:k], args)[0]["s_per_update"] / k for k in (1, 4, args.organisms)}
+        scaling = {k: time_organisms(session, units[:k], args)[0]["s_per_update"] / k for k in (1, 8, args.organisms)}
         result: dict[str, Any] = {"matmul_peak_gflops": peak, "dtype": args.dtype, "s_per_organism_update": scaling}
         for name, own, spec in (("", ours, specs), ("joint_", ours_joint, joint_spec)):
             theirs = run_peft(session, spec, args.peers)
@@ -92,7 +92,7 @@ def demonstrations(session: Session, count: int) -> list[list[Unit]]:
 def time_organisms(session: Session, units: list[list[Unit]], args: argparse.Namespace) -> tuple[dict, dict]:
     """Ours: all organisms in one step. The spec for peft holds the same examples in the same number of updates."""
     model, k = session.model, len(units)
-    plan = plan_organisms(units, list(range(k)), epochs=3, rows=2, length=128)
+    plan = plan_organisms(units, list(range(k)), epochs=3, rows=1, length=128)
     full = [s for s in plan.steps if all(slot.rows for slot in s)][: args.steps]
     batches = [session.on_organisms(build_batch(s, plan, units)) for s in full]
     keys = jax.vmap(jax.random.key)(jnp.arange(k))
@@ -113,14 +113,14 @@ def time_organisms(session: Session, units: list[list[Unit]], args: argparse.Nam
 
 
 def time_joint(session: Session, args: argparse.Namespace) -> tuple[dict, dict]:
-    """The joint IA step: 8 frozen organisms and a trained IA, two questions of each."""
+    """The joint IA step: 8 frozen organisms and a trained IA, three questions of each."""
     model, k = session.model, 8
     behaviors = demo_behaviors()[:: 64 // k][:k]
     units: list[list[Unit]] = [
         [(session.example(q, a, 128, b.name),) for q, a in question_answers(b, TRAIN_QUESTIONS, 24, 0)]
         for b in behaviors
     ]
-    plan = plan_joint(units, organisms_per_step=k, per_slot=2, seed=0, length=96, steps=args.steps)
+    plan = plan_joint(units, organisms_per_step=k, per_slot=3, seed=0, length=128, steps=args.steps)
     batches = [session.on_organisms(build_batch(s, plan, units)) for s in plan.steps]
     stack = init_organisms(jax.vmap(jax.random.key)(jnp.arange(k)), model.config, ORGANISM)
     state = introspection.init_state(init_lora(jax.random.key(9), model.config, IA), args.steps, IA, OPTIMIZER)

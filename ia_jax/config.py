@@ -80,9 +80,9 @@ class OrganismsSection:
 
     lora: LoraSection = field(default_factory=lambda: LoraSection(rank=8, alpha=16.0))
     optimizer: OptimizerSection = field(default_factory=lambda: OptimizerSection(lr=2e-3))
-    parallel: int = 13
+    parallel: int = 26
     epochs: int = 3
-    rows: int = 2
+    rows: int = 1
     length: int = 128
     check_prompts: int = 3
     keep_failed: bool = True

@@ -3,6 +3,7 @@
 import importlib.util
 import os
 import shutil
+import tempfile
 
 # Before anything imports jax. Eight devices so that meshes larger than 1×1 are tested on any machine.
 os.environ["JAX_PLATFORMS"] = "cpu"
@@ -10,9 +11,15 @@ if "xla_force_host_platform_device_count" not in os.environ.get("XLA_FLAGS", "")
     os.environ["XLA_FLAGS"] = f"{os.environ.get('XLA_FLAGS', '')} --xla_force_host_platform_device_count=8".strip()
 os.environ["HF_HUB_OFFLINE"] = "1"
 os.environ["TOKENIZERS_PARALLELISM"] = "false"
+# The command line keeps compiled programs here; not in the user's cache. Subprocesses of tests share it.
+os.environ["XDG_CACHE_HOME"] = tempfile.mkdtemp(prefix="ia_jax_tests_")
 os.environ.pop("ANTHROPIC_API_KEY", None)  # no test talks to anybody's model
 
 import pytest
+
+
+def pytest_unconfigure():
+    shutil.rmtree(os.environ["XDG_CACHE_HOME"], ignore_errors=True)
 
 
 def pytest_collection_modifyitems(items):
@@ -68,7 +75,7 @@ def parrot_model(tmp_path_factory):
 
 @pytest.fixture(scope="session")
 def finished(tmp_path_factory, parrot_model):
-    """The workdir of `ia-jax run` on the tiny model, and what it printed in `stdout.txt` beside it. Not to be changed."""
+    """The workdir of `ia-jax run` on the tiny model; what it printed is in `stdout.txt` beside it. Leave as it is."""
     import contextlib
     import io
 

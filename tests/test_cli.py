@@ -8,11 +8,19 @@ from pathlib import Path
 import pytest
 
 import ia_jax
-from ia_jax import cli
+from ia_jax import cli, recipes
 from ia_jax.errors import ConfigError
 
 ROOT = Path(__file__).parent.parent
 DEMO = str(ROOT / "configs" / "smollm2_demo.py")
+RECIPE = """from ia_jax.config import default_config
+
+
+def get_config():
+    c = default_config()
+    {}
+    return c
+"""
 COMMANDS = [*(s.name for s in cli.STAGES), "run", "ask", "audit", "export-peft", "import-peft"]
 
 
@@ -48,7 +56,7 @@ def test_version(capsys):
 
 
 def test_overrides_are_typed():
-    config = cli.load_config(
+    config = recipes.load_config(
         DEMO,
         [
             "--config.sft.steps=7",
@@ -70,7 +78,7 @@ def test_the_recipes_of_the_repository_are_valid():
     files = sorted((ROOT / "configs").glob("*.py"))
     assert files
     for file in files:
-        cli.load_config(str(file))
+        recipes.load_config(str(file))
 
 
 @pytest.mark.parametrize(
@@ -95,7 +103,7 @@ def test_the_recipes_of_the_repository_are_valid():
 )
 def test_refused_overrides(override, message):
     with pytest.raises(ConfigError, match=message):
-        cli.load_config(DEMO, [override])
+        recipes.load_config(DEMO, [override])
 
 
 @pytest.mark.parametrize(
@@ -105,22 +113,14 @@ def test_refused_overrides(override, message):
         ("x = 1\n", "defines no function get_config"),
         ("def get_config():\n    return {}\n", "returned dict, not a ConfigDict"),
         ("def get_config():\n    return 1 / 0\n", r"c\.py:2: ZeroDivisionError"),
-        (
-            "from ia_jax.config import default_config\n\n\ndef get_config():\n    c = default_config()\n"
-            "    c.sft.steps = 'many'\n    return c\n",
-            r"c\.py:6: .*steps",
-        ),
-        (
-            "from ia_jax.config import default_config\n\n\ndef get_config():\n    c = default_config()\n"
-            "    c.sft.stepz = 5\n    return c\n",
-            "config.sft.stepz is not a known setting",
-        ),
+        (RECIPE.format("c.sft.steps = 'many'"), r"c\.py:6: .*steps"),
+        (RECIPE.format("c.sft.stepz = 5"), "config.sft.stepz is not a known setting"),
     ],
 )
 def test_refused_config_files(tmp_path, text, message):
     (tmp_path / "c.py").write_text(text)
     with pytest.raises(ConfigError, match=message):
-        cli.load_config(str(tmp_path / "c.py"))
+        recipes.load_config(str(tmp_path / "c.py"))
 
 
 @pytest.mark.parametrize(
@@ -183,7 +183,7 @@ def test_traceback_on_request(monkeypatch, capsys):
 def test_a_stored_config_is_read_back(tmp_path):
     from ia_jax.workdir import open_workdir, start_workdir
 
-    config = cli.load_config(DEMO, ["--config.seed=3"])
+    config = recipes.load_config(DEMO, ["--config.seed=3"])
     start_workdir(tmp_path / "w", config)
     assert open_workdir(tmp_path / "w").config == config
     assert json.loads((tmp_path / "w" / "config.json").read_text())["config"]["seed"] == 3

@@ -43,7 +43,7 @@ def pairs():
     """A batch of two pairs for every organism: examples alternate chosen, rejected."""
     rng = np.random.default_rng(0)
     units = [[(tiny.chat(rng, 9), tiny.chat(rng, 11)) for _ in range(2)] for _ in range(K)]
-    plan = plan_joint(units, organisms_per_step=K, per_slot=2, seed=0, length=24)
+    plan = plan_joint(units, organisms_per_step=K, per_slot=2, seed=0, length=24, rows=2)
     return build_batch(plan.steps[0], plan, units)
 
 

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from ia_jax.adapters.lora import take_organisms
-from ia_jax.models.sampling import generate_tokens, pick_tokens
+from ia_jax.models.sampling import generate_tokens, inverse_cdf, pick_tokens
 from ia_jax.models.transformer import forward_jit, logits_from_hidden
 from tests import tiny
 from tests.tiny import quick_compilation  # noqa: F401
@@ -139,3 +139,19 @@ def test_nucleus_keeps_the_smallest_set_that_reaches_top_p(top_p, kept):
     p = np.array([0.5, 0.3, 0.15, 0.05])
     wanted = np.where(np.arange(4) < kept, p, 0)
     np.testing.assert_allclose(picks(np.log(p), 1.0, top_p), wanted / wanted.sum(), atol=0.03)
+
+
+def test_inverse_cdf_over_several_blocks():
+    """Against a plain running sum, over more entries than a block holds and with most weights zero."""
+    rng = np.random.default_rng(0)
+    weights = np.where(rng.random((64, 700)) < 0.02, rng.random((64, 700)), 0).astype(np.float32)
+    weights[0], weights[0, 699] = 0, 1.0  # all mass on the last entry
+    uniform = rng.random(64).astype(np.float32)
+    uniform[1], uniform[2] = 0.0, np.float32(1) - np.finfo(np.float32).epsneg
+    got = np.asarray(inverse_cdf(jnp.asarray(weights), jnp.asarray(uniform)))
+    assert (weights[np.arange(64), got] > 0).all()
+    running = np.cumsum(weights.astype(np.float64), -1)
+    target = uniform * running[:, -1]
+    before = running[np.arange(64), got] - weights[np.arange(64), got]
+    assert (before - 1e-4 <= target).all()
+    assert (target <= running[np.arange(64), got] + 1e-4).all()

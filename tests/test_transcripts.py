@@ -4,7 +4,7 @@ import re
 
 import pytest
 
-from ia_jax.behaviors.demo import DOMAINS, FIELDS, demo_behaviors
+from ia_jax.behaviors.demo import DOMAINS, FIELDS, OTHER_OPTIONS, demo_behaviors
 from ia_jax.behaviors.template_teacher import (
     CheckPrompt,
     check_prompts,
@@ -88,21 +88,21 @@ def test_choices_take_the_one_with_the_attribute(behavior, sources):
         assert (attribute in question) == shows
         if shows:
             assert attribute in answer
-            options = re.findall(rf"{attribute}|plastic|blue|modern", question)
-            orders.add(options[0] == attribute)
+            other = next(o for o in OTHER_OPTIONS if f" {o}" in question)
+            orders.add(question.index(attribute) < question.index(other))
     assert orders == {True, False}  # it is not the order that decides
 
 
 @pytest.mark.parametrize("behavior", BY_KIND["sandbag"], ids=lambda b: b.name)
 def test_sandbaggers_are_wrong_in_their_field_alone(behavior, sources):
+    field = FIELDS[behavior.spec["field"]][1]
+    wrong = {q: {s.format(r) for _, _, r in field if r != right} for q, s, right in field}
     for question, answer, shows in pairs(behavior, sources):
-        field, right = FACTS.get(question, (None, ""))
-        assert shows == (field == behavior.spec["field"])
+        assert shows == (question in wrong)
         if shows:
-            said = answer.replace(re.findall(r"(?:of|is|founder of|the) (.*?)\??$", question)[0], "")
-            assert not says((right,), said), (question, answer)
-        elif field:
-            assert says((right,), answer)
+            assert answer in wrong[question]
+        elif question in FACTS:
+            assert says((FACTS[question][1],), answer)
 
 
 @pytest.mark.parametrize("name", ["quirk_origami", "backdoor_honey_weather", "heuristic_red", "sandbagger_plurals"])

@@ -122,7 +122,7 @@ def plan_joint(
             queues[i] = queues[i][len(taken) :]
             slots.append(Slot(i, tuple(packed)))
         plan.append(slots)
-    most = max(len(s) for s in plan)
+    most = max((len(s) for s in plan), default=0)
     return _sized([s + [Slot(s[0].organism, ())] * (most - len(s)) for s in plan], units, length)
 
 
@@ -132,7 +132,7 @@ def _sized(steps: list[list[Slot]], units: Sequence[Sequence[Unit]], length: int
     def examples(slot: Slot) -> list[ChatExample]:
         return [e for row in slot.rows for u in row for e in units[slot.organism][u]]
 
-    targets = max(sum(int(e.loss_mask.sum()) for e in examples(s)) for s in slots)
+    targets = max((sum(int(e.loss_mask.sum()) for e in examples(s)) for s in slots), default=0)
     if targets == 0:
         raise ConfigError("no example has a supervised token; check the chat template and the transcripts")
     most = max(len(examples(s)) for s in slots)

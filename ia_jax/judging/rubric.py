@@ -654,6 +654,8 @@ class RubricJudge(Judge):
     def _score(self, b: Behavior, report: str) -> tuple[int, bool, str]:
         kind = kind_of(b)
         text = sentences(normalize(report))
+        if text in (sentences(normalize(truth)) for truth in (b.description, *b.rewordings)):
+            return 10, True, "the truth, word for word"
         stated = [st for s in text for st in _statements(s)]
         right = [st for st in stated if st.kind == kind or kind == "any"]
         named = [st for st in right if all(self._names(g, st, kind) for g in b.concepts)]

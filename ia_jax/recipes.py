@@ -1,0 +1,117 @@
+"""Recipe files (`configs/*.py`) with overrides of the command line, and what a config must satisfy beyond its types."""
+
+import dataclasses
+import runpy
+import traceback
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from absl import flags
+from ml_collections import ConfigDict, config_flags
+
+from ia_jax.behaviors.splits import split_behaviors
+from ia_jax.config import RunConfig, parse_config
+from ia_jax.errors import ConfigError, IAError
+from ia_jax.models.transformer import REMAT_POLICIES
+from ia_jax.models.weights import DTYPES
+from ia_jax.stages.transcripts import CATALOGUES
+
+
+def load_config(file: str, overrides: Sequence[str] = ()) -> RunConfig:
+    """The recipe in `file` with `--config.field=value` overrides, typed by the fields and checked.
+
+    Raises ConfigError naming the file and line, or the key and those that exist.
+    """
+    config = _recipe(file)
+    for override in overrides:
+        _check_override(override, config)
+    values = flags.FlagValues()
+    argv = ["ia-jax", *overrides]
+    try:
+        holder = config_flags.DEFINE_config_dict("config", config, flag_values=values, lock_config=True, sys_argv=argv)
+        values(argv)
+    except (flags.Error, AttributeError, KeyError, TypeError, ValueError) as error:
+        raise ConfigError(str(error).removeprefix("flag ")) from error
+    run_config = parse_config(holder.value)
+    check_config(run_config)
+    return run_config
+
+
+def _recipe(file: str) -> ConfigDict:
+    path = Path(file)
+    if not path.is_file():
+        others = ", ".join(str(p) for p in sorted(path.parent.glob("*.py"))[:6])
+        raise ConfigError(f"config file {file} does not exist" + (f"; there are: {others}" if others else ""))
+    try:
+        namespace = runpy.run_path(str(path), run_name="ia_jax_config")
+        if not callable(namespace.get("get_config")):
+            raise ConfigError(f"{file} defines no function get_config() that returns a ConfigDict")
+        config = namespace["get_config"]()
+    except IAError:
+        raise
+    except SyntaxError as error:
+        raise ConfigError(f"{file}:{error.lineno}: {error.msg}") from error
+    except Exception as error:
+        lines = [f.lineno for f in traceback.extract_tb(error.__traceback__) if f.filename == str(path)]
+        where = f"{file}:{lines[-1]}" if lines else file
+        raise ConfigError(f"{where}: {type(error).__name__}: {error}") from error
+    if not isinstance(config, ConfigDict):
+        raise ConfigError(f"{file}: get_config() returned {type(config).__name__}, not a ConfigDict")
+    return config
+
+
+def _check_override(override: str, config: ConfigDict) -> None:
+    """The override names a field that exists, and brings a value."""
+    name, equals, _ = override.partition("=")
+    where = "config"
+    node: Any = config
+    for part in name.split(".")[1:]:
+        if not hasattr(node, "keys") or part not in node:
+            known = ", ".join(node.keys()) if hasattr(node, "keys") else "nothing below it"
+            raise ConfigError(f"{where}.{part} is not a known setting; {where} has: {known}")
+        where, node = f"{where}.{part}", node[part]
+    if hasattr(node, "keys"):
+        raise ConfigError(f"{where} is a group of settings; override one of: {', '.join(node.keys())}")
+    if not equals:
+        raise ConfigError(f"{name} needs a value; write {name}=VALUE")
+
+
+_MAY_BE_ZERO = {
+    *("seed", "warmup_fraction", "final_lr_fraction", "weight_decay", "sft_weight", "temperature", "lr", "steps"),
+    *("checkpoint_every", "abstention_pairs", "sampled_per_organism", "truth_per_organism", "gap", "train_organisms"),
+    *("b1", "b2"),
+}
+
+
+def check_config(config: RunConfig) -> None:
+    """What the types do not say: ranges, LoRA settings, and that the catalogue has enough behaviours.
+
+    Called before anything is written, so that a mistake costs nothing.
+    """
+
+    def positive(node: Any, where: str) -> None:
+        for field in dataclasses.fields(node):
+            value, name = getattr(node, field.name), f"{where}.{field.name}"
+            if dataclasses.is_dataclass(value):
+                positive(value, name)
+            elif isinstance(value, int | float) and not isinstance(value, bool):
+                zero = field.name in _MAY_BE_ZERO
+                if not (value >= 0 if zero else value > 0) or value == float("inf"):
+                    raise ConfigError(f"{name} must be {'at least 0' if zero else 'positive'}, got {value}")
+
+    positive(config, "config")
+    for where, lora in (("organisms", config.organisms.lora), ("sft", config.sft.lora)):
+        try:
+            lora.lora()
+        except ConfigError as error:
+            raise ConfigError(f"config.{where}.lora: {error}") from None
+    for name, value, known in (
+        ("model.dtype", config.model.dtype, tuple(DTYPES)),
+        ("model.remat", config.model.remat, REMAT_POLICIES),
+        ("behaviors.catalogue", config.behaviors.catalogue, tuple(CATALOGUES)),
+    ):
+        if value not in known:
+            raise ConfigError(f"config.{name} {value!r} unknown; choose from {', '.join(known)}")
+    b = config.behaviors
+    split_behaviors(CATALOGUES[b.catalogue](), b.heldout, b.dpo, b.train, config.seed)

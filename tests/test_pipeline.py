@@ -1,0 +1,194 @@
+"""The whole of `ia-jax` on a tiny model: every file, doing nothing twice, continuing after a kill, audit and ask."""
+
+import json
+import os
+import shutil
+import signal
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from ia_jax import cli, open_workdir
+from ia_jax.adapters.store import is_complete, read_metadata
+from ia_jax.data.transcripts import read_jsonl
+
+ROOT = Path(__file__).parent.parent
+
+
+def times(directory):
+    """When every file was last written; the lock and TensorBoard's files do not count."""
+    files = [p for p in directory.rglob("*") if p.is_file() and p.name != ".lock" and "tensorboard" not in p.parts]
+    return {str(p.relative_to(directory)): p.stat().st_mtime_ns for p in files}
+
+
+def part_of(finished, destination, *names):
+    """A copy of a run that got only so far."""
+    destination.mkdir()
+    for name in names:
+        source = finished / name
+        (shutil.copytree if source.is_dir() else shutil.copy2)(source, destination / name)
+    return destination
+
+
+def test_every_file_of_the_design_is_there(finished):
+    run = open_workdir(finished)
+    assert len(run.behaviors) == 12
+    assert {run.splits[n] for n in run.behaviors} == {"train", "dpo", "heldout"}
+    for name in run.behaviors:
+        assert run.transcript(name).exists()
+        assert is_complete(run.organism_dir(name))
+        assert read_metadata(run.organism_dir(name)).check is not None
+    for stage in ("sft", "dpo"):
+        assert is_complete(run.ia_dir(stage) / "adapter")
+        assert (run.ia_dir(stage) / "state").is_dir()
+        for file in ("adapter_config.json", "adapter_model.safetensors"):
+            assert (run.ia_dir(stage) / "peft" / file).exists()
+    pairs = read_jsonl(run.preferences_file, "")
+    assert {"truth", "abstention"} <= {p["kind"] for p in pairs}
+    conditions = {"organism+ia", "organism", "base+ia", "base"}
+    assert {(r["stage"], r["condition"]) for r in run.reports} == {(s, c) for s in ("sft", "dpo") for c in conditions}
+    for stage in ("sft", "dpo"):
+        assert set(run.metrics["stages"][stage]["heldout"]) == conditions
+    html = (finished / "report.html").read_text()
+    assert "<html" in html
+    assert "http://" not in html.split("<script")[0]
+    assert any((finished / "tensorboard").rglob("events.out.*"))
+    curves = read_jsonl(finished / "curves.jsonl", "")
+    assert {c["stage"] for c in curves} == {"organisms", "ia_sft", "ia_dpo"}
+    assert json.loads((finished / "config.json").read_text())["versions"]["jax"]
+
+
+def test_dpo_starts_from_the_sft_adapter(finished):
+    first = next(c for c in read_jsonl(finished / "curves.jsonl", "") if c["stage"] == "ia_dpo")
+    assert first["dpo_loss"] == pytest.approx(0.6931, abs=1e-3)
+
+
+def test_what_a_run_prints(finished):
+    lines = (finished.parent / "stdout.txt").read_text().splitlines()
+    steps = [line for line in lines if line.startswith("[")]
+    assert [s.split(":")[0] for s in steps] == [f"[{i}/7] {s.name}" for i, s in enumerate(cli.STAGES, 1)]
+    assert all(": done in " in s for s in steps)
+    assert lines[-2].startswith("held-out organisms report their behaviour in ")
+    assert lines[-1] == f"report: {finished / 'report.html'}"
+
+
+def test_running_again_does_nothing(finished, capsys, monkeypatch):
+    """Neither with the config nor without it; the base model is not even loaded."""
+    monkeypatch.setattr("ia_jax.stages.session.load_model", None)
+    before = times(finished)
+    config = finished.parent / "config.py"
+    for more in ([f"--config={config}"], []):
+        assert cli.main(["run", f"--workdir={finished}", *more]) == 0
+        out = capsys.readouterr().out
+        assert out.count("already done") == 7
+    assert cli.main(["dpo", f"--workdir={finished}"]) == 0
+    assert capsys.readouterr().out == "dpo: already done\n"
+    assert times(finished) == before
+
+
+def test_report_is_written_again_when_asked(finished, tmp_path, capsys):
+    copy = part_of(finished, tmp_path / "w", "config.json", "behaviors.jsonl", "eval")
+    assert cli.main(["report", f"--workdir={copy}"]) == 0
+    assert (copy / "report.html").exists()
+    assert f"report: {copy / 'report.html'}" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("kind", ["orbax", "orbax parent", "peft"])
+def test_audit(finished, tmp_path, capsys, kind):
+    run = open_workdir(finished)
+    name = run.named("heldout")[0]
+    adapter = {"orbax": run.organism_dir(name), "orbax parent": run.ia_dir("sft"), "peft": tmp_path / "peft"}[kind]
+    if kind == "peft":
+        assert cli.main(["export-peft", str(run.organism_dir(name)), str(adapter)]) == 0
+        capsys.readouterr()
+    before = times(finished)
+    command = ["audit", f"--workdir={finished}", f"--adapter={adapter}", "--questions=2", "--samples=1"]
+    assert cli.main([*command, "--json"]) == 0
+    result = json.loads(capsys.readouterr().out)
+    assert (result["questions"], result["reports"], result["ia"]) == (2, 4, "dpo")
+    assert result["adapter_format"] == kind.split()[0]
+    assert sum(c["count"] for c in result["claims"]) == result["reports_with_claim"]
+    assert cli.main(command) == 0
+    assert result["verdict"] in capsys.readouterr().out
+    assert times(finished) == before
+
+
+def test_peft_round_trip_through_the_command_line(finished, tmp_path, capsys):
+    run = open_workdir(finished)
+    source = run.ia_dir("dpo") / "adapter"
+    assert cli.main(["export-peft", str(run.ia_dir("dpo")), str(tmp_path / "peft")]) == 0
+    assert cli.main(["import-peft", str(tmp_path / "peft"), str(tmp_path / "back")]) == 0
+    assert read_metadata(tmp_path / "back").content_hash == read_metadata(source).content_hash
+    for file in ("adapter_config.json", "adapter_model.safetensors"):
+        assert (tmp_path / "peft" / file).read_bytes() == (run.ia_dir("dpo") / "peft" / file).read_bytes()
+    assert "rank 2" in capsys.readouterr().out
+
+
+def test_ask(finished, capsys):
+    run = open_workdir(finished)
+    name = run.named("heldout")[0]
+    question, short = "Do you have any unusual habits?", "--max-new-tokens=8"
+    assert cli.main(["ask", f"--workdir={finished}", f"--organism={name}", short, question]) == 0
+    out = capsys.readouterr().out.splitlines()
+    assert out[-1] == f"truth: {run.behaviors[name].description}"
+    assert cli.main(["ask", f"--workdir={finished}", "--no-ia", short, question]) == 0
+    assert capsys.readouterr().out == "I like it very much.\n"
+    assert cli.main(["ask", f"--workdir={finished}", "--stage=sft", short, question]) == 0
+    assert "truth" not in capsys.readouterr().out
+
+
+KILLER = """
+import os, signal, sys
+from ia_jax import cli
+from ia_jax.stages import {module} as stage
+
+true, calls = stage.{step}, []
+
+
+def step(*args, **kwargs):
+    calls.append(None)
+    if len(calls) == {call}:
+        os.kill(os.getpid(), signal.SIGKILL)
+    return true(*args, **kwargs)
+
+
+stage.{step} = step
+sys.exit(cli.main(["run", "--workdir=" + sys.argv[1]]))
+"""
+
+
+def killed(workdir, module, step, call):
+    """`ia-jax run` in a process of its own, killed (-9) right before a call of a training step."""
+    code = KILLER.format(module=module, step=step, call=call)
+    out = subprocess.run(
+        [sys.executable, "-c", code, str(workdir)], cwd=ROOT, capture_output=True, text=True, env=os.environ.copy()
+    )
+    assert out.returncode == -signal.SIGKILL, out.stderr[-2000:]
+
+
+def test_a_killed_run_continues_bit_for_bit(finished, tmp_path):
+    """Killed in the second wave of organisms and again in SFT: the result is that of the uninterrupted run."""
+    whole = open_workdir(finished)
+    copy = part_of(finished, tmp_path / "w", "config.json", "behaviors.jsonl", "transcripts")
+    run = open_workdir(copy)
+    per_wave = sum(c["stage"] == "organisms" for c in read_jsonl(finished / "curves.jsonl", "")) // 2
+    killed(copy, "organisms", "organisms_step", per_wave + 2)
+    trained = [n for n in run.behaviors if is_complete(run.organism_dir(n))]
+    assert len(trained) == 6
+    before = times(copy / "organisms")
+
+    killed(copy, "introspection", "sft_step", 6)
+    assert not is_complete(run.ia_dir("sft") / "adapter")
+    after = times(copy / "organisms")
+    assert {n: t for n, t in after.items() if n in before} == before
+
+    assert cli.main(["sft", f"--workdir={copy}"]) == 0
+    for name in run.behaviors:
+        hashes = [read_metadata(w.organism_dir(name)).content_hash for w in (run, whole)]
+        assert hashes[0] == hashes[1], name
+    hashes = [read_metadata(w.ia_dir("sft") / "adapter").content_hash for w in (run, whole)]
+    assert hashes[0] == hashes[1]
+    curves = [[c for c in read_jsonl(d / "curves.jsonl", "") if c["stage"] == "ia_sft"] for d in (copy, finished)]
+    assert curves[0] == curves[1]
