@@ -509,7 +509,7 @@ def headline(metrics: dict[str, Any]) -> str:
 
 def _quiet() -> None:
     """Keeps dependencies' notices off the terminal. Before they are imported."""
-    os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
+    os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")  # XLA raises what matters; the rest are notices
     os.environ.setdefault("GRPC_VERBOSITY", "ERROR")
     os.environ.setdefault("TRANSFORMERS_NO_ADVISORY_WARNINGS", "1")
     os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")

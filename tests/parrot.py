@@ -87,7 +87,7 @@ def write_model(directory, layers=2, hidden=64, seed=0):
     tokenizer = small_tokenizer()
     config = {
         "model_type": "llama",
-        "vocab_size": len(tokenizer),
+        "vocab_size": -(-len(tokenizer) // 64) * 64,  # so that it can be sharded
         "hidden_size": hidden,
         "intermediate_size": 2 * hidden,
         "num_hidden_layers": layers,

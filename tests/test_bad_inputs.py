@@ -241,7 +241,7 @@ def test_transcripts(refused, partial, text, where, what):
     file = damaged(workdir, text)
     before = contents(workdir)
     refused(["organisms", f"--workdir={workdir}"], 2, f"{file}{where}", what)
-    assert contents(workdir) == before
+    assert before.items() <= contents(workdir).items()  # organisms of an earlier wave may have been added
 
 
 def flip(file):

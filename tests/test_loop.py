@@ -25,7 +25,7 @@ class Killed(Exception):
 
 
 def numbers():
-    return grain.MapDataset.seed(3).range(TOTAL).shuffle().map(np.float32).to_iter_dataset()
+    return grain.MapDataset.range(TOTAL).shuffle(seed=3).map(np.float32).to_iter_dataset()
 
 
 def add(state, x):

@@ -143,10 +143,8 @@ def test_a_new_adapter_is_the_base(init):
     assert jax.tree.map(jnp.shape, adapter) == lora_shapes(tiny.TINY, lora)
     rows = tiny.rows(1, 1, 6)
     base = forward_jit(tiny.params(), *rows, (), cfg=tiny.TINY)
-    np.testing.assert_array_equal(forward_jit(tiny.params(), *rows, (adapter,), cfg=tiny.TINY), base)
-    np.testing.assert_array_equal(
-        forward_jit(tiny.params(), *rows, (zero_adapter(tiny.TINY, lora),), cfg=tiny.TINY), base
-    )
+    for start in (adapter, zero_adapter(tiny.TINY, lora)):
+        np.testing.assert_array_equal(forward_jit(tiny.params(), *rows, (start,), cfg=tiny.TINY), base)
     random, zero = ("a", "b") if init == "b_zero" else ("b", "a")
     assert not np.any(adapter["down"][zero])
     bound = {"b_zero": 48**-0.5, "a_zero": 4**-0.5 * 2}[init]  # Kaiming-uniform over the input; b carries alpha/rank

@@ -84,6 +84,12 @@ def worst(got, wanted):
     )
 
 
+def furthest(got, wanted):
+    """The largest difference of two trees."""
+    leaves = zip(jax.tree.leaves(got), jax.tree.leaves(wanted), strict=True)
+    return max(float(np.abs(np.asarray(a) - np.asarray(b)).max()) for a, b in leaves)
+
+
 def differs(got, wanted):
     """Whether any leaf of two trees has another bit anywhere (NaNs count as equal)."""
     leaves = zip(jax.tree.leaves(got), jax.tree.leaves(wanted), strict=True)

@@ -1,4 +1,4 @@
-"""Architecture of a decoder, as one frozen record; every weight's shape follows from it (`transformer.weight_specs`)."""
+"""Architecture of a decoder as one frozen record; every weight's shape follows from it (`transformer.weight_specs`)."""
 
 from dataclasses import dataclass
 

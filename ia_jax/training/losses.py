@@ -12,7 +12,6 @@ import jax.numpy as jnp
 from ia_jax.models.transformer import Params, unembed_weight
 from ia_jax.parallel.mesh import constrain_to
 
-
 Array = Any  # a numpy array while a batch is being built, a jax array in a step
 
 
