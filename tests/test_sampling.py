@@ -12,7 +12,7 @@ from tests import tiny
 from tests.tiny import quick_compilation  # noqa: F401
 
 CFG, NEW, K = tiny.TINY, 6, 3
-NEVER = (10**6,)  # a stop token that no vocabulary holds
+NEVER = (10**6, 10**6 + 1)  # stop tokens that no vocabulary holds
 
 
 @pytest.fixture(scope="module")
@@ -62,7 +62,7 @@ def test_greedy_equals_full_forwards_under_each_rows_own_organism(params, prompt
 
 
 def test_organisms_differ(params, prompts, organisms):
-    same = generate(params, [prompts[0]] * K, (organisms,))
+    same = generate(params, [prompts[0]] * K, (organisms, tiny.adapter(2)))
     assert len({tuple(map(tuple, rows)) for rows in same}) == K
 
 
@@ -84,7 +84,7 @@ def test_organisms_may_have_different_numbers_of_prompts(params, prompts, organi
 
 def test_stop_tokens_end_a_row_and_are_left_out(params, prompts, organisms, greedy):
     stop = greedy[0][0][2]
-    got = generate(params, prompts, (organisms, tiny.adapter(2)), stop=(stop, NEVER[0]))
+    got = generate(params, prompts, (organisms, tiny.adapter(2)), stop=(NEVER[0], stop))
     wanted = [[r[: r.index(stop)] if stop in r else r for r in rows] for rows in greedy]
     assert got == wanted
     assert len(got[0][0]) == greedy[0][0].index(stop)
@@ -96,26 +96,25 @@ def test_a_tiny_nucleus_is_greedy(params, prompts, organisms, greedy):
 
 
 def test_a_sample_follows_its_key_and_place_alone(params, prompts, organisms):
-    def sample(prompts, seed, stack=organisms):
-        return generate(params, prompts, (stack,), temperature=1.5, key=jax.random.key(seed))
+    def sample(prompts, seed):
+        return generate(params, prompts, (organisms, tiny.adapter(2)), temperature=1.5, key=jax.random.key(seed))
 
     one = sample(prompts, 0)
     assert sample(prompts, 0) == one
     assert sample(prompts, 1) != one
     shorter = sample([rows[:1] for rows in prompts], 0)
     assert shorter == [rows[:1] for rows in one]
-    first = sample(prompts[:1], 0, take_organisms(organisms, np.array([0])))
-    assert first == one[:1]
     twice = sample([[prompts[0][0]] * 2] * K, 0)
     assert twice[0][0] != twice[0][1]
 
 
-def test_stacks_without_organisms(params, prompts):
-    """The controls: base and base with the IA, one list of prompts."""
-    flat = [p for rows in prompts for p in rows]
-    for stack in ((), (tiny.adapter(2),)):
+def test_stacks_without_organisms(params, prompts, organisms):
+    """The controls, base and base with the IA: as if the absent adapters were zero."""
+    flat, ia = [p for rows in prompts for p in rows], tiny.adapter(2)
+    none = jax.tree.map(jnp.zeros_like, (take_organisms(organisms, np.array([0])), ia))
+    for stack, same in (((), none), ((ia,), (none[0], ia))):
         got = generate(params, [flat], stack)[0]
-        assert got[0] == by_full_forwards(params, flat[0], stack)
+        assert [got[0], got[3]] == [by_full_forwards(params, flat[n], same) for n in (0, 3)]
         assert len(got) == len(flat)
 
 
