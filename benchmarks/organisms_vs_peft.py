@@ -95,8 +95,8 @@ def time_organisms(session: Session, units: list[list[Unit]], args: argparse.Nam
     plan = plan_organisms(units, list(range(k)), epochs=3, rows=1, length=128)
     full = [s for s in plan.steps if all(slot.rows for slot in s)][: args.steps]
     batches = [session.on_organisms(build_batch(s, plan, units)) for s in full]
-    keys = jax.vmap(jax.random.key)(jnp.arange(k))
-    total = jnp.full(k, len(full), jnp.int32)
+    keys = session.on_organisms(jax.vmap(jax.random.key)(jnp.arange(k)))
+    total = session.on_organisms(jnp.full(k, len(full), jnp.int32))
     state = organisms.init_state(keys, total, model.config, ORGANISM, OPTIMIZER)
     step = organisms.organisms_step
     static: dict[str, Any] = {"cfg": model.config, "lora": ORGANISM, "optimizer": OPTIMIZER}
@@ -122,8 +122,10 @@ def time_joint(session: Session, args: argparse.Namespace) -> tuple[dict, dict]:
     ]
     plan = plan_joint(units, organisms_per_step=k, per_slot=3, seed=0, length=128, steps=args.steps)
     batches = [session.on_organisms(build_batch(s, plan, units)) for s in plan.steps]
-    stack = init_organisms(jax.vmap(jax.random.key)(jnp.arange(k)), model.config, ORGANISM)
-    state = introspection.init_state(init_lora(jax.random.key(9), model.config, IA), args.steps, IA, OPTIMIZER)
+    keys = session.on_organisms(jax.vmap(jax.random.key)(jnp.arange(k)))
+    stack = init_organisms(keys, model.config, ORGANISM)
+    ia = session.replicated(init_lora(jax.random.key(9), model.config, IA))
+    state = session.replicated(introspection.init_state(ia, args.steps, IA, OPTIMIZER))
     static: dict[str, Any] = {"cfg": model.config, "lora": IA, "optimizer": OPTIMIZER}
     state, _ = introspection.sft_step(model.params, state, stack, batches[0], **static)
     jax.block_until_ready(state)
