@@ -5,7 +5,6 @@ one JSON line. Best practice for a CPU: 2 threads, rows padded to the longest of
 """
 
 import json
-import resource
 import sys
 import time
 from pathlib import Path
@@ -19,6 +18,12 @@ torch.set_num_threads(2)
 spec_dir = Path(sys.argv[1])
 spec = json.loads((spec_dir / "spec.json").read_text())
 dtype = getattr(torch, sys.argv[2])
+
+
+def peak_gib() -> float:
+    """Peak resident memory of this process (ru_maxrss would count the parent's before exec)."""
+    status = Path("/proc/self/status").read_text()
+    return int(status.split("VmHWM:")[1].split()[0]) / 2**20
 
 
 def base_model() -> LlamaForCausalLM:
@@ -99,5 +104,4 @@ else:
         if number:  # the first is the warm-up
             seconds += time.perf_counter() - began
             tokens += sum(len(e["tokens"]) for _, batch in step for e in batch)
-peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20
-print(json.dumps({"tokens": tokens, "seconds": seconds, "tokens_per_s": tokens / seconds, "peak_gib": peak}))
+print(json.dumps({"tokens": tokens, "seconds": seconds, "tokens_per_s": tokens / seconds, "peak_gib": peak_gib()}))
