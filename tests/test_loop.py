@@ -99,7 +99,7 @@ def test_a_finished_run_does_nothing_more(tmp_path, uninterrupted):
 
 def test_sft_resumed_equals_sft_uninterrupted(tmp_path):
     """The true step with its donated state, packed batches and optimizer: every bit of the state."""
-    params, organisms, units = tiny.params(), tiny.adapter(1, organisms=4), tiny.units(4, 5)
+    params, organisms, units = tiny.params(), tiny.adapter(1, lora=tiny.FEW, organisms=4), tiny.units(4, 5)
     plan = plan_joint(units, organisms_per_step=2, per_slot=2, seed=0, length=24, steps=7)
     optimizer = OptimizerSection(lr=1e-2)
 
@@ -108,11 +108,11 @@ def test_sft_resumed_equals_sft_uninterrupted(tmp_path):
         return jax.tree.map(lambda x: np.asarray(x)[index], organisms), build_batch(slots, plan, units)
 
     def step(state, x):
-        return sft_step(params, state, *x, cfg=tiny.TINY, lora=tiny.LORA, optimizer=optimizer)
+        return sft_step(params, state, *x, cfg=tiny.TINY, lora=tiny.FEW, optimizer=optimizer)
 
     def train(workdir, step):
         workdir.mkdir(exist_ok=True)
-        state = init_state(tiny.adapter(2), 7, tiny.LORA, optimizer)
+        state = init_state(tiny.adapter(2, lora=tiny.FEW), 7, tiny.FEW, optimizer)
         return fit("ia", state, step, dataset(plan, make), 7, workdir, checkpoints=workdir / "state", every=3)
 
     whole = train(tmp_path / "whole", step)

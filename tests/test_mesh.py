@@ -9,7 +9,7 @@ import pytest
 from jax.sharding import AxisType, NamedSharding
 from jax.sharding import PartitionSpec as P
 
-from ia_jax.adapters.lora import LoraConfig, lora_axes
+from ia_jax.adapters.lora import lora_axes
 from ia_jax.config import OptimizerSection
 from ia_jax.errors import ConfigError
 from ia_jax.models.sampling import generate_tokens
@@ -24,7 +24,7 @@ CFG = replace(tiny.TINY, num_attention_heads=8, num_key_value_heads=4)
 UNTIED = replace(CFG, tie_word_embeddings=False, qk_norm=True, attention_bias=True)
 # A large eps: else Adam divides rounding errors by rounding errors.
 OPTIMIZER = OptimizerSection(lr=1e-2, clip_norm=0.5, weight_decay=0.1, eps=0.1)
-LORA = LoraConfig(rank=4, alpha=8.0, targets=("q", "v", "o", "up", "down"))  # every kind of axes; compiles faster
+LORA = tiny.FEW
 K = 8
 
 

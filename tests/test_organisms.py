@@ -6,7 +6,7 @@ import numpy as np
 import optax
 import pytest
 
-from ia_jax.adapters.lora import LoraConfig, init_lora, take_organisms
+from ia_jax.adapters.lora import init_lora, take_organisms
 from ia_jax.config import OptimizerSection
 from ia_jax.models.transformer import forward_jit
 from ia_jax.training.losses import Batch
@@ -15,7 +15,7 @@ from tests import tiny
 from tests.tiny import quick_compilation  # noqa: F401
 
 K = 5
-LORA = LoraConfig(rank=4, alpha=12.0)
+LORA = tiny.FEW
 # A large eps: Adam's direction is then smooth in the gradient, where 1e-8 would magnify rounding.
 OPTIMIZER = OptimizerSection(lr=1e-2, warmup_fraction=0.2, clip_norm=0.5, weight_decay=0.1, eps=1e-3)
 
