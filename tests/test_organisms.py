@@ -5,10 +5,12 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
+from jax.sharding import NamedSharding, PartitionSpec
 
 from ia_jax.adapters.lora import init_lora, take_organisms
 from ia_jax.config import OptimizerSection
 from ia_jax.models.transformer import forward_jit
+from ia_jax.parallel.mesh import make_mesh
 from ia_jax.training.losses import Batch
 from ia_jax.training.organisms import init_state, organisms_step
 from tests import tiny
@@ -170,6 +172,20 @@ def test_the_base_receives_no_update(batches):
     train(params, batches[:2])
     assert not tiny.differs(params, before)
     jax.tree.map(lambda x: x.block_until_ready(), params)  # nor is it donated
+
+
+def test_a_step_leaves_the_state_as_it_found_it_on_the_mesh(batches):
+    """Same shapes, dtypes and shardings: another type would compile the second step again, which took seconds."""
+    mesh = make_mesh(1, 1)
+    with jax.set_mesh(mesh):
+        on_organisms = NamedSharding(mesh, PartitionSpec("fsdp"))
+        keys, total, batch = jax.device_put(
+            (jnp.stack([jax.random.key(k) for k in range(K)]), np.full(K, 8, np.int32), batches[0]), on_organisms
+        )
+        state = init_state(keys, total, tiny.TINY, LORA, OPTIMIZER)
+        before = jax.tree.map(jax.typeof, state)
+        after, _ = step(tiny.params(), state, batch)
+        assert jax.tree.map(jax.typeof, after) == before
 
 
 def test_training_learns(params, batches):

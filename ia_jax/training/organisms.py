@@ -36,8 +36,8 @@ def init_state(
     """keys, total: [K]."""
     adapters = init_organisms(keys, cfg, lora)
     moments = jax.vmap(make_optimizer(optimizer, lora).init)(adapters)
-    k = total.shape[0]
-    return OrganismsState(adapters, moments, jnp.zeros(k, jnp.int32), total, jnp.zeros(k, bool))
+    # Made from `total`, so that they lie on the mesh as a step leaves them: else the second step compiles again.
+    return OrganismsState(adapters, moments, jnp.zeros_like(total), total, total != total)
 
 
 @partial(jax.jit, static_argnames=("cfg", "lora", "optimizer", "remat"), donate_argnames="state")
