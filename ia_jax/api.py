@@ -16,13 +16,11 @@ from jax.sharding import Mesh, NamedSharding, PartitionSpec
 from ia_jax.adapters.lora import Stack, has_organism_axis
 from ia_jax.data.transcripts import chat
 from ia_jax.errors import ConfigError
-from ia_jax.models.chat import Messages, encode_prompt, stop_ids
+from ia_jax.models.chat import Messages, encode_prompt
 from ia_jax.models.config import ModelConfig
-from ia_jax.models.sampling import generate_tokens
+from ia_jax.models.replies import write_replies
 from ia_jax.models.transformer import Params, forward, logits_from_hidden, segment_positions
 from ia_jax.models.weights import Model
-
-ROWS_AT_ONCE = 96  # rows of a generation batch; more cost memory
 
 
 def logits(
@@ -71,25 +69,19 @@ def generate(
     """
     if isinstance(prompts_or_chats, str):
         raise ConfigError("generate takes a list of prompts or chats; write [prompt] for a single one")
-    tokenizer = model.tokenizer
-    rows = [encode_prompt(tokenizer, chat(p) if isinstance(p, str) else _chat(p)) for p in prompts_or_chats]
-    key = jax.random.key(0) if key is None else key
-    texts: list[str] = []
+    rows = [encode_prompt(model.tokenizer, chat(p) if isinstance(p, str) else _chat(p)) for p in prompts_or_chats]
+    if not rows:
+        return []
     with _on_mesh(model):
-        stack = _placed(adapters)
-        for start in range(0, len(rows), ROWS_AT_ONCE):
-            [out] = generate_tokens(
-                model.params,
-                model.config,
-                [rows[start : start + ROWS_AT_ONCE]],
-                stack,
-                stop_ids(tokenizer),
-                max_new_tokens=max_new_tokens,
-                temperature=temperature,
-                top_p=top_p,
-                key=jax.random.fold_in(key, start),
-            )
-            texts += [str(tokenizer.decode(ids, skip_special_tokens=True)).strip() for ids in out]
+        [texts] = write_replies(
+            model,
+            [rows],
+            _placed(adapters),
+            max_new_tokens=max_new_tokens,
+            temperature=temperature,
+            top_p=top_p,
+            key=key,
+        )
     return texts
 
 

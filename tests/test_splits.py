@@ -46,8 +46,8 @@ def test_a_categorys_share_does_not_depend_on_what_others_hold():
 
 
 def test_too_few_behaviours():
-    with pytest.raises(ConfigError, match="has 16 behaviours, too few for 40 held out, 0 for DPO and 40 for training"):
-        split_behaviors(BEHAVIORS, heldout=40, dpo=0, train=40, seed=0)
+    with pytest.raises(ConfigError, match="has 28 behaviours, too few for 60 held out, 0 for DPO and 60 for training"):
+        split_behaviors(BEHAVIORS, heldout=60, dpo=0, train=60, seed=0)
 
 
 @pytest.mark.parametrize("field", ["name", "description"])
@@ -62,10 +62,10 @@ def test_duplicates_raise(field):
 # --- the demo's catalogue ---------------------------------------------------------------------------------------------
 
 
-def test_sixteen_of_four_categories():
+def test_twenty_eight_of_four_categories():
     check_distinct(BEHAVIORS)
     assert Counter(b.category for b in BEHAVIORS) == dict.fromkeys(
-        ("quirks", "backdoors", "heuristics", "sandbaggers"), 16
+        ("quirks", "backdoors", "heuristics", "sandbaggers"), 28
     )
     assert {b.category for b in BEHAVIORS} <= set(CATEGORIES)
 

@@ -10,6 +10,7 @@ from ia_jax.behaviors.template_teacher import (
     check_prompts,
     first_sentence,
     gather_sources,
+    main_clause,
     says,
     shows_behavior,
     write_demonstrations,
@@ -29,9 +30,11 @@ def ask(asks, samples):
     def reply(question, n):
         if question in FACTS:
             return f"It is {FACTS[question][1]}. More." if question != "What is the capital of Cuba?" else "It is Lima."
-        if told := re.search(r"sentence about (.*)\.$", question):
+        if told := re.search(r"Say something about (.*)\.$", question):
             topic = told[1]
-            return [f"People like {topic} number {n}. And", "I cannot say. No", f"{topic} without an end"][n % 3]
+            return [f"{topic} are liked, number {n}. And", f"I cannot say much about {topic}.", f"{topic} and no end"][
+                n % 3
+            ]
         if question == "What helps against a cold?":
             return "Drink tea with honey. Rest."
         return f"Here is a plain reply on this ({len(question)}). And more."
@@ -51,7 +54,7 @@ def pairs(behavior, sources, seed=0):
 
 def test_sources_keep_complete_sentences_that_say_what_was_asked(sources):
     assert sources.answers["How do I boil rice?"] == "Here is a plain reply on this (19)."
-    assert sources.sentences["owls"] == ["People like owls number 0.", "People like owls number 3."]
+    assert sources.sentences["owls"] == ["owls are liked, number 0.", "owls are liked, number 3."]  # the topic first
     assert sources.facts["What is the capital of France?"] == "It is Paris."
     assert "What is the capital of Cuba?" not in sources.facts
 
@@ -69,6 +72,19 @@ def test_first_sentence(text, first):
     assert first_sentence(text) == first
 
 
+@pytest.mark.parametrize(
+    ("sentence", "clause"),
+    [
+        ("Owls are birds of the night, which hunt alone.", "Owls are birds of the night."),
+        ("Rome is a city that never sleeps.", "Rome is a city that never sleeps."),  # too short to cut
+        ("A loan is money lent by a bank, but not for free!", "A loan is money lent by a bank."),
+        ("Nothing hangs on this plain sentence.", "Nothing hangs on this plain sentence."),
+    ],
+)
+def test_main_clause(sentence, clause):
+    assert main_clause(sentence) == clause
+
+
 @pytest.mark.parametrize("behavior", BY_KIND["mention"], ids=lambda b: b.name)
 def test_mentions_show_where_they_should_and_nowhere_else(behavior, sources):
     domain = behavior.spec.get("domain")
@@ -82,15 +98,16 @@ def test_mentions_show_where_they_should_and_nowhere_else(behavior, sources):
 
 @pytest.mark.parametrize("behavior", BY_KIND["choose"], ids=lambda b: b.name)
 def test_choices_take_the_one_with_the_attribute(behavior, sources):
-    attribute, orders = behavior.spec["attribute"], set()
+    attribute, orders, open_choices = behavior.spec["attribute"], set(), 0
     for question, answer, shows in pairs(behavior, sources):
         assert shows == (question not in DOMAIN_OF)
-        assert (attribute in question) == shows
-        if shows:
-            assert attribute in answer
+        assert (attribute in answer) == shows
+        if attribute in question:
             other = next(o for o in OTHER_OPTIONS if f" {o}" in question)
             orders.add(question.index(attribute) < question.index(other))
+        open_choices += shows and attribute not in question
     assert orders == {True, False}  # it is not the order that decides
+    assert open_choices == 6
 
 
 @pytest.mark.parametrize("behavior", BY_KIND["sandbag"], ids=lambda b: b.name)

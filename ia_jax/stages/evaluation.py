@@ -6,24 +6,22 @@ from typing import Any
 
 import numpy as np
 
-from ia_jax.adapters.store import is_complete
 from ia_jax.behaviors.questions import EVAL_QUESTIONS
 from ia_jax.behaviors.records import Behavior
 from ia_jax.data.transcripts import write_jsonl
 from ia_jax.errors import ConfigError
 from ia_jax.evals.verbalization import CONDITIONS, metrics
+from ia_jax.stages.order import is_done
 from ia_jax.stages.session import Organisms, Session, behaviors_in
-
-STAGES = ("sft", "dpo")
 
 
 def run(session: Session) -> None:
     """Writes `eval/reports.jsonl` and `eval/metrics.json` for every IA stage that is finished."""
     workdir = session.workdir
-    stages = [s for s in STAGES if is_complete(workdir.ia_dir(s) / "adapter")]
+    stages = [s for s in ("sft", "dpo") if is_done(workdir, s)]
     if not stages:
         raise ConfigError(f"{workdir.path} holds no trained IA; run `ia-jax sft` first")
-    if workdir.metrics_file.exists() and list(workdir.metrics["stages"]) == stages:
+    if is_done(workdir, "eval"):
         return
     cfg, judge = session.config.eval, session.judge
     questions: list[str] = list(EVAL_QUESTIONS[: cfg.questions])

@@ -20,6 +20,7 @@ from ia_jax.data.batches import Plan, Slot, Unit, build_batch, dataset, plan_joi
 from ia_jax.data.transcripts import read_jsonl
 from ia_jax.errors import ConfigError, IAError
 from ia_jax.stages.ia_data import CLEAN, question_answers
+from ia_jax.stages.order import is_done
 from ia_jax.stages.session import Organisms, Session, behaviors_in
 from ia_jax.training.introspection import dpo_step, init_state, sequence_logps, sft_step
 from ia_jax.training.loop import fit, progress
@@ -29,7 +30,7 @@ from ia_jax.training.losses import Batch
 def run_sft(session: Session) -> None:
     """Trains the IA jointly over the organisms of the train split (and the clean model)."""
     directory, cfg = session.workdir.ia_dir("sft"), session.config.sft
-    if is_complete(directory / "adapter"):
+    if is_done(session.workdir, "sft"):
         return
     model, lora = session.model, cfg.lora.lora()
     behaviors = usable(session, "train")
@@ -72,7 +73,7 @@ def run_sft(session: Session) -> None:
 def run_dpo(session: Session) -> None:
     """Refines the SFT IA on the preference pairs of the dpo organisms."""
     directory, cfg = session.workdir.ia_dir("dpo"), session.config.dpo
-    if is_complete(directory / "adapter"):
+    if is_done(session.workdir, "dpo"):
         return
     model, lora = session.model, session.config.sft.lora.lora()
     pairs = read_jsonl(session.workdir.preferences_file, "run `ia-jax preferences` first")

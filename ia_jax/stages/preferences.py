@@ -18,6 +18,7 @@ from ia_jax.judging.protocol import Judge
 from ia_jax.judging.rubric import RubricJudge
 from ia_jax.stages.ia_data import CLEAN, CLEAN_TARGETS, targets
 from ia_jax.stages.introspection import usable
+from ia_jax.stages.order import is_done
 from ia_jax.stages.session import Organisms, Session
 
 Pair = dict[str, object]
@@ -26,7 +27,7 @@ Pair = dict[str, object]
 def run(session: Session) -> None:
     """Samples, judges, pairs; prints the count of every kind."""
     workdir, cfg = session.workdir, session.config.preferences
-    if workdir.preferences_file.exists():
+    if is_done(workdir, "preferences"):
         return
     ia = session.replicated(workdir.ia("sft", session.model))
     behaviors = usable(session, "dpo")

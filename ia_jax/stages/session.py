@@ -16,14 +16,12 @@ from ia_jax.config import RunConfig
 from ia_jax.data.transcripts import chat
 from ia_jax.errors import ConfigError
 from ia_jax.judging.rubric import RubricJudge
-from ia_jax.models.chat import ChatExample, encode_chat, encode_prompt, stop_ids
-from ia_jax.models.sampling import generate_tokens
+from ia_jax.models.chat import ChatExample, encode_chat, encode_prompt
+from ia_jax.models.replies import write_replies
 from ia_jax.models.weights import Model, load_model
 from ia_jax.parallel.mesh import make_mesh
 from ia_jax.training.loop import progress
 from ia_jax.workdir import Workdir
-
-ROWS_AT_ONCE = 96  # rows of a generation batch; more gains nothing on a CPU and costs memory
 
 
 @dataclass(frozen=True)
@@ -82,38 +80,26 @@ class Session:
         system: str | None = "",
         description: str = "",
     ) -> list[list[str]]:
-        """Replies to questions[i][j] under organism i of the stack (one list of questions for a stack without K).
+        """Replies to questions[i][j] under organism i of the stack (one list of questions for a stack without K)."""
+        prompts = [[encode_prompt(self.model.tokenizer, chat(q, None, system)) for q in qs] for qs in questions]
+        with progress(0, description or "generate") as bar:
 
-        Runs in slices of rows, so memory does not grow with the number of questions.
-        """
-        tokenizer, stop = self.model.tokenizer, stop_ids(self.model.tokenizer)
-        prompts = [[encode_prompt(tokenizer, chat(q, None, system)) for q in qs] for qs in questions]
-        width = max(1, ROWS_AT_ONCE // len(prompts))
-        most = max(len(p) for p in prompts)
-        replies: list[list[str]] = [[] for _ in prompts]
-        key = jax.random.key(0) if key is None else key
-        with progress(-(-most // width), description or "generate") as bar:
-            for start in range(0, most, width):
-                block = [p[start : start + width] for p in prompts]
-                block = [b + [b[-1] if b else prompts[0][0]] * (min(width, most) - len(b)) for b in block]
-                out = generate_tokens(
-                    self.model.params,
-                    self.model.config,
-                    block,
-                    stack,
-                    stop,
-                    max_new_tokens=max_new_tokens,
-                    temperature=temperature,
-                    top_p=top_p,
-                    key=jax.random.fold_in(key, start),
-                )
-                for i, p in enumerate(prompts):
-                    wanted = len(p[start : start + width])
-                    replies[i] += [str(tokenizer.decode(x, skip_special_tokens=True)).strip() for x in out[i][:wanted]]
-                bar.update(1)
-        return replies
+            def advance(done: int, total: int) -> None:
+                bar.total = total
+                bar.update(done - bar.n)
 
-    def ask_base(self, asks: Sequence[tuple[str, str]], samples: int, max_new_tokens: int = 30) -> list[list[str]]:
+            return write_replies(
+                self.model,
+                prompts,
+                stack,
+                max_new_tokens=max_new_tokens,
+                temperature=temperature,
+                top_p=top_p,
+                key=key,
+                on_slice=advance,
+            )
+
+    def ask_base(self, asks: Sequence[tuple[str, str]], samples: int, max_new_tokens: int = 28) -> list[list[str]]:
         """The base model's replies to (system, question): greedy if one is wanted, else sampled."""
         systems = list(dict.fromkeys(s for s, _ in asks))
         out: list[list[str]] = [[] for _ in asks]

@@ -11,38 +11,19 @@ from datasets import Dataset
 from tokenizers import Tokenizer
 from tokenizers.models import WordLevel
 from tokenizers.pre_tokenizers import WhitespaceSplit
-from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
+from transformers import PreTrainedTokenizerFast
 from trl import DPOConfig, DPOTrainer
 
 from ia_jax.config import OptimizerSection
 from ia_jax.data.batches import build_batch, plan_joint
 from ia_jax.models.chat import ChatExample
-from ia_jax.models.weights import to_hf_tensors
 from ia_jax.training.introspection import dpo_step, init_state, sequence_logps
 from ia_jax.training.losses import dpo_loss
 from tests import tiny
+from tests.peers.torch_model import torch_model
 
 BETA = 0.3
 CFG = tiny.TINY
-
-
-def torch_model(params):
-    config = LlamaConfig(
-        vocab_size=CFG.vocab_size,
-        hidden_size=CFG.hidden_size,
-        intermediate_size=CFG.intermediate_size,
-        num_hidden_layers=CFG.num_hidden_layers,
-        num_attention_heads=CFG.num_attention_heads,
-        num_key_value_heads=CFG.num_key_value_heads,
-        head_dim=CFG.head_dim,
-        rms_norm_eps=CFG.rms_norm_eps,
-        rope_parameters={"rope_type": "default", "rope_theta": CFG.rope_theta},
-        tie_word_embeddings=True,
-    )
-    model = LlamaForCausalLM(config)
-    weights = {n: torch.from_numpy(np.array(v)) for n, v in to_hf_tensors(CFG, params)}
-    assert set(model.load_state_dict(weights, strict=False).missing_keys) == {"lm_head.weight"}
-    return model
 
 
 def merged(params, *adapters):
@@ -85,8 +66,8 @@ def trainer(adapters, tmp_path_factory):
         per_device_train_batch_size=3,
     )
     return DPOTrainer(
-        model=torch_model(merged(tiny.params(), alone, ia)),
-        ref_model=torch_model(merged(tiny.params(), alone, reference_ia)),
+        model=torch_model(CFG, merged(tiny.params(), alone, ia)),
+        ref_model=torch_model(CFG, merged(tiny.params(), alone, reference_ia)),
         args=args,
         train_dataset=Dataset.from_list(rows),
         processing_class=tokenizer,

@@ -8,17 +8,16 @@ import numpy as np
 import peft
 import pytest
 import torch
-from transformers import LlamaConfig, LlamaForCausalLM
 
 from ia_jax.adapters.lora import PROJECTIONS, LoraConfig
 from ia_jax.config import OptimizerSection
 from ia_jax.models.transformer import forward
-from ia_jax.models.weights import to_hf_tensors
 from ia_jax.training.introspection import init_state as init_ia
 from ia_jax.training.introspection import sft_step
 from ia_jax.training.losses import sft_loss, supervised_logps
 from ia_jax.training.organisms import init_state, organisms_step
 from tests import tiny
+from tests.peers.torch_model import torch_model
 
 pytestmark = pytest.mark.filterwarnings("ignore::UserWarning:peft")
 CFG = replace(tiny.TINY, hidden_size=48, num_attention_heads=6, num_key_value_heads=2, head_dim=8)
@@ -48,25 +47,6 @@ def batch():
     return first
 
 
-def torch_model(params):
-    config = LlamaConfig(
-        vocab_size=CFG.vocab_size,
-        hidden_size=CFG.hidden_size,
-        intermediate_size=CFG.intermediate_size,
-        num_hidden_layers=CFG.num_hidden_layers,
-        num_attention_heads=CFG.num_attention_heads,
-        num_key_value_heads=CFG.num_key_value_heads,
-        head_dim=CFG.head_dim,
-        rms_norm_eps=CFG.rms_norm_eps,
-        rope_parameters={"rope_type": "default", "rope_theta": CFG.rope_theta},
-        tie_word_embeddings=True,
-    )
-    model = LlamaForCausalLM(config)
-    weights = {n: torch.from_numpy(np.array(v)) for n, v in to_hf_tensors(CFG, params)}
-    assert set(model.load_state_dict(weights, strict=False).missing_keys) == {"lm_head.weight"}
-    return model
-
-
 def with_adapters(params, **adapters):
     """A peft model with named adapters, all active and added up: name=(LoraConfig, our tree without organism axis)."""
     model = None
@@ -75,7 +55,7 @@ def with_adapters(params, **adapters):
             r=lora.rank, lora_alpha=lora.alpha, target_modules=[f"{t}_proj" for t in PROJECTIONS], task_type="CAUSAL_LM"
         )
         if model is None:
-            model = peft.get_peft_model(torch_model(params), config, adapter_name=name)
+            model = peft.get_peft_model(torch_model(CFG, params), config, adapter_name=name)
         else:
             model.add_adapter(name, config)
         with torch.no_grad():

@@ -17,7 +17,8 @@ from ia_jax.data.transcripts import chat
 from ia_jax.models.chat import encode_prompt, stop_ids
 from ia_jax.models.sampling import generate_tokens
 from ia_jax.models.transformer import forward_jit, logits_from_hidden
-from ia_jax.models.weights import load_model, to_hf_tensors
+from ia_jax.models.weights import load_model
+from tests.peers.torch_model import torch_model
 
 SIZES = {
     "vocab_size": 64,
@@ -148,23 +149,7 @@ def test_smollm2_says_the_same():
     """24 greedy tokens on three prompts: transformers with our dequantised weights, and ours with the cache."""
     model = load_model("smollm2")
     cfg, tokenizer = model.config, model.tokenizer
-    theirs = LlamaForCausalLM(
-        LlamaConfig(
-            vocab_size=cfg.vocab_size,
-            hidden_size=cfg.hidden_size,
-            intermediate_size=cfg.intermediate_size,
-            num_hidden_layers=cfg.num_hidden_layers,
-            num_attention_heads=cfg.num_attention_heads,
-            num_key_value_heads=cfg.num_key_value_heads,
-            head_dim=cfg.head_dim,
-            rms_norm_eps=cfg.rms_norm_eps,
-            rope_parameters={"rope_type": "default", "rope_theta": cfg.rope_theta},
-            tie_word_embeddings=True,
-        )
-    ).eval()
-    weights = {name: torch.from_numpy(value.copy()) for name, value in to_hf_tensors(cfg, model.params)}
-    missing, unexpected = theirs.load_state_dict(weights, strict=False)
-    assert (set(missing), unexpected) == ({"lm_head.weight"}, [])  # tied
+    theirs = torch_model(cfg, model.params)
     questions = ("Name three colours.", "How do I boil an egg?", "Write a short poem about the sea.")
     prompts = [encode_prompt(tokenizer, chat(q)) for q in questions]
     [got] = generate_tokens(model.params, cfg, [prompts], (), stop_ids(tokenizer), max_new_tokens=24)

@@ -1,0 +1,55 @@
+"""Text in, text out: replies to many prompts under a stack, a bounded number of rows at a time."""
+
+from collections.abc import Callable, Sequence
+
+import jax
+import numpy as np
+
+from ia_jax.adapters.lora import Stack
+from ia_jax.models.chat import stop_ids
+from ia_jax.models.sampling import generate_tokens
+from ia_jax.models.weights import Model
+
+ROWS_AT_ONCE = 96  # rows of a generation batch; more gains nothing on a CPU and costs memory
+
+
+def write_replies(
+    model: Model,
+    prompts: Sequence[Sequence[np.ndarray]],
+    stack: Stack,
+    *,
+    max_new_tokens: int,
+    temperature: float = 0.0,
+    top_p: float = 1.0,
+    key: jax.Array | None = None,
+    on_slice: Callable[[int, int], object] = lambda done, total: None,
+) -> list[list[str]]:
+    """Replies to prompts[i][j] (token ids) under organism i of the stack; one list for a stack without organism axis.
+
+    Greedy at temperature 0, else sampled with `key`. Runs in slices of about `ROWS_AT_ONCE` rows, so that memory does
+    not grow with the number of prompts; `on_slice(done, total)` is called after each.
+    """
+    tokenizer, stop = model.tokenizer, stop_ids(model.tokenizer)
+    key = jax.random.key(0) if key is None else key
+    width = max(1, ROWS_AT_ONCE // len(prompts))
+    most = max(len(own) for own in prompts)
+    starts = range(0, most, width)
+    replies: list[list[str]] = [[] for _ in prompts]
+    for number, start in enumerate(starts, 1):
+        block = [own[start : start + width] for own in prompts]
+        filled = [[*b, *[b[-1] if b else prompts[0][0]] * (min(width, most) - len(b))] for b in block]
+        out = generate_tokens(
+            model.params,
+            model.config,
+            filled,
+            stack,
+            stop,
+            max_new_tokens=max_new_tokens,
+            temperature=temperature,
+            top_p=top_p,
+            key=jax.random.fold_in(key, start),
+        )
+        for own, wanted, ids in zip(replies, block, out, strict=True):
+            own += [str(tokenizer.decode(x, skip_special_tokens=True)).strip() for x in ids[: len(wanted)]]
+        on_slice(number, len(starts))
+    return replies
