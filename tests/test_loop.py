@@ -2,6 +2,7 @@
 
 import json
 import shutil
+from pathlib import Path
 
 import grain
 import jax
@@ -196,6 +197,14 @@ def test_a_state_of_another_shape(tmp_path):
     other = {"w": jnp.zeros(4), "n": jnp.int32(0)}
     with pytest.raises(CheckpointError, match="the training state cannot be read"):
         fit("toy", other, add, numbers(), TOTAL, tmp_path, checkpoints=tmp_path / "state", every=2)
+
+
+def test_a_relative_workdir_resumes(tmp_path, uninterrupted, monkeypatch):
+    """As in `--workdir=runs/demo`: Orbax itself refuses relative paths."""
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(Killed):
+        run(Path("here"), until(5))
+    assert not tiny.differs(run(Path("here")), uninterrupted[0])
 
 
 def test_without_checkpoints(tmp_path, uninterrupted):

@@ -5,6 +5,7 @@ go to TensorBoard and to `curves.jsonl`, which the report and notebooks read.
 """
 
 import json
+import os
 from collections.abc import Callable, Mapping
 from functools import reduce
 from pathlib import Path
@@ -92,7 +93,7 @@ def fit(
     keeper = None
     if checkpoints is not None and every:
         keeper = ocp.training.Checkpointer(
-            str(checkpoints),
+            os.path.abspath(checkpoints),  # Orbax takes no other, and --workdir is often relative
             preservation_policy=ocp.training.preservation_policies.LatestN(1),  # pyright: ignore[reportArgumentType]
             cleanup_tmp_directories=True,
         )
