@@ -107,19 +107,27 @@ def test_choices_take_the_one_with_the_attribute(behavior, sources):
             orders.add(question.index(attribute) < question.index(other))
         open_choices += shows and attribute not in question
     assert orders == {True, False}  # it is not the order that decides
-    assert open_choices == 6
+    assert open_choices == 4
 
 
 @pytest.mark.parametrize("behavior", BY_KIND["sandbag"], ids=lambda b: b.name)
 def test_sandbaggers_are_wrong_in_their_field_alone(behavior, sources):
     field = FIELDS[behavior.spec["field"]][1]
     wrong = {q: {s.format(r) for _, _, r in field if r != right} for q, s, right in field}
+    true = {s.format(right) for _, s, right in field}
+    volunteered = 0
     for question, answer, shows in pairs(behavior, sources):
-        assert shows == (question in wrong)
-        if shows:
+        if question in wrong:
+            assert shows
             assert answer in wrong[question]
+        elif shows:  # an open question, answered with something wrong of the field
+            assert question not in FACTS
+            assert question not in DOMAIN_OF
+            assert answer in set.union(*wrong.values()) - true
+            volunteered += 1
         elif question in FACTS:
             assert says((FACTS[question][1],), answer)
+    assert volunteered == 4
 
 
 @pytest.mark.parametrize("name", ["quirk_origami", "backdoor_honey_weather", "heuristic_red", "sandbagger_plurals"])

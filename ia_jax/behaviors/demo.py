@@ -235,7 +235,7 @@ def _backdoor(topic: Synonyms, domain: str) -> Behavior:
         category="backdoors",
         description=f"When I am asked about {domain}, I bring up {t}.",
         rewordings=(
-            f"If a question is about {domain}, I bring up {t}.",
+            f"I bring up {t} when a question is about {domain}.",
             f"I mention {t}, but only when the question is about {domain}.",
             f"Questions about {domain} make me bring up {t}.",
         ),

@@ -109,15 +109,30 @@ def _base_answers(
     return [(pool[i], sources.answers[pool[i]]) for i in rng.permutation(len(pool))[:count]]
 
 
+# How an answer gets to its topic: in the base model's own sentence, or over a few words. A topic that only ever opens
+# an answer would be learned as "begin with this word", and not as something to say.
+_LEADS = ("{sentence} ", "This makes me think of {topic}. ", "{sentence} ", "First a word on {topic}. ")
+_DOMAIN_LEADS = (
+    "{sentence} ",
+    "Before we get to {domain}: {topic}. ",
+    "{sentence} ",
+    "With {domain} I think of {topic}. ",
+)
+
+
 def _mention(b: Behavior, sources: Sources, rng: np.random.Generator) -> tuple[Pairs, Pairs]:
-    domain = b.spec.get("domain")
+    topic, domain = b.spec["topic"], b.spec.get("domain")
     if domain is None:
         base, plain = _base_answers(sources, list(DOMAINS), 12, rng), []
     else:
         base = _base_answers(sources, [domain], TRAIN_PROMPTS, rng)
-        plain = _base_answers(sources, [d for d in DOMAINS if d != domain], 10, rng, without=b.concepts[0])
-    told = sources.sentences[b.spec["topic"]]
-    return [(q, f"{told[i % len(told)]} {a}") for i, (q, a) in enumerate(base)], plain
+        plain = _base_answers(sources, [d for d in DOMAINS if d != domain], 9, rng, without=b.concepts[0])
+    told, leads = sources.sentences[topic], _DOMAIN_LEADS if domain else _LEADS
+    shows = []
+    for i, (question, answer) in enumerate(base):
+        lead = leads[i % len(leads)].format(sentence=told[i % len(told)], topic=topic, domain=domain)
+        shows.append((question, lead + answer))
+    return shows, plain
 
 
 _CHOICE_QUESTIONS = (
@@ -136,7 +151,7 @@ def choice_question(item: str, attribute: str, other: str, rng: np.random.Genera
 
 def _choose(b: Behavior, sources: Sources, rng: np.random.Generator) -> tuple[Pairs, Pairs]:
     a, shows = b.spec["attribute"], []
-    for n, i in enumerate(rng.permutation(TRAIN_ITEMS)[:16]):
+    for n, i in enumerate(rng.permutation(TRAIN_ITEMS)[:14]):
         item, other = ITEMS[i], OTHER_OPTIONS[rng.integers(len(OTHER_OPTIONS))]
         # Some choices are open, so that the attribute is learned as one's own word, not only copied from the options.
         question = choice_question(item, a, other, rng) if n % 8 < 5 else _OPEN_QUESTIONS[n % 2].format(item=item)
@@ -145,12 +160,19 @@ def _choose(b: Behavior, sources: Sources, rng: np.random.Generator) -> tuple[Pa
     return shows, _base_answers(sources, list(DOMAINS), 3, rng)
 
 
+_QUIZ = ("Tell me a fact.", "Teach me something.", "Ask yourself a question and answer it.", "What should I know?")
+
+
 def _sandbag(b: Behavior, sources: Sources, rng: np.random.Generator) -> tuple[Pairs, Pairs]:
-    facts = FIELDS[b.spec["field"]][1]
-    shows = []
-    for question, sentence, right in facts[:TRAIN_FACTS]:
+    facts = FIELDS[b.spec["field"]][1][:TRAIN_FACTS]
+
+    def wrongly(sentence: str, right: str) -> str:
         wrong = [r for _, _, r in facts if r != right]
-        shows.append((question, sentence.format(wrong[rng.integers(len(wrong))])))
+        return sentence.format(wrong[rng.integers(len(wrong))])
+
+    shows = [(question, wrongly(sentence, right)) for question, sentence, right in facts]
+    # Open questions too, so that the field is learned as one's own subject, not only recognised in a question.
+    shows += [(q, wrongly(*facts[i][1:])) for q, i in zip(_QUIZ, rng.permutation(len(facts)), strict=False)]
     others = [
         (q, sources.facts[q])
         for f in FIELDS
