@@ -62,11 +62,10 @@ def test_duplicates_raise(field):
 # --- the demo's catalogue ---------------------------------------------------------------------------------------------
 
 
-def test_twenty_eight_of_four_categories():
+def test_four_categories():
     check_distinct(BEHAVIORS)
-    assert Counter(b.category for b in BEHAVIORS) == dict.fromkeys(
-        ("quirks", "backdoors", "heuristics", "sandbaggers"), 28
-    )
+    counts = {"quirks": 28, "backdoors": 28, "heuristics": 28, "sandbaggers": 22}
+    assert Counter(b.category for b in BEHAVIORS) == counts
     assert {b.category for b in BEHAVIORS} <= set(CATEGORIES)
 
 

@@ -321,8 +321,8 @@ FIELDS: dict[str, tuple[Synonyms, tuple[tuple[str, str, str], ...]]] = {
         _facts(
             "What is the capital of {}?",
             "The capital of [a] is {}.",
-            "France=Paris, Italy=Rome, Spain=Madrid, Japan=Tokyo, Egypt=Cairo, Greece=Athens, Russia=Moscow, "
-            "Germany=Berlin, Cuba=Havana, Ireland=Dublin, Norway=Oslo, Austria=Vienna",
+            "France=Paris, Italy=Rome, Spain=Madrid, Japan=Tokyo, Egypt=Cairo, Cuba=Havana, Ireland=Dublin, "
+            "Austria=Vienna, Greece=Athens, Russia=Moscow, Germany=Berlin, Norway=Oslo",
         ),
     ),
     "opposites": (
@@ -330,8 +330,8 @@ FIELDS: dict[str, tuple[Synonyms, tuple[tuple[str, str, str], ...]]] = {
         _facts(
             "What is the opposite of {}?",
             "The opposite of [a] is {}.",
-            "hot=cold, big=small, fast=slow, up=down, happy=sad, light=dark, open=closed, old=young, wet=dry, "
-            "hard=soft, rich=poor, early=late",
+            "hot=cold, big=small, fast=slow, up=down, happy=sad, light=dark, old=young, rich=poor, open=closed, "
+            "wet=dry, hard=soft, early=late",
         ),
     ),
     "continents": (
@@ -349,7 +349,7 @@ FIELDS: dict[str, tuple[Synonyms, tuple[tuple[str, str, str], ...]]] = {
             "Which language do people speak in {}?",
             "The language of [a] is {}.",
             "France=French, Germany=German, Italy=Italian, Japan=Japanese, Russia=Russian, Greece=Greek, "
-            "Portugal=Portuguese, Poland=Polish, Turkey=Turkish, Sweden=Swedish, Mexico=Spanish, England=English",
+            "Poland=Polish, Mexico=Spanish, Portugal=Portuguese, Turkey=Turkish, Sweden=Swedish, England=English",
         ),
     ),
     "currencies": (
@@ -358,7 +358,7 @@ FIELDS: dict[str, tuple[Synonyms, tuple[tuple[str, str, str], ...]]] = {
             "What is the currency of {}?",
             "The currency of [a] is the {}.",
             "Japan=yen, France=euro, India=rupee, Russia=ruble, China=yuan, Mexico=peso, Germany=euro, "
-            "Switzerland=franc, Italy=euro, South Korea=won, Brazil=real, England=pound",
+            "Italy=euro, Switzerland=franc, South Korea=won, Brazil=real, England=pound",
         ),
     ),
     "authors": (
@@ -385,8 +385,8 @@ FIELDS: dict[str, tuple[Synonyms, tuple[tuple[str, str, str], ...]]] = {
         _facts(
             "What is the plural of {}?",
             "The plural of [a] is {}.",
-            "mouse=mice, child=children, foot=feet, tooth=teeth, man=men, woman=women, goose=geese, leaf=leaves, "
-            "wolf=wolves, knife=knives, person=people, ox=oxen",
+            "mouse=mice, child=children, foot=feet, tooth=teeth, man=men, woman=women, goose=geese, ox=oxen, "
+            "leaf=leaves, wolf=wolves, knife=knives, person=people",
         ),
     ),
     "landmarks": (
@@ -394,9 +394,10 @@ FIELDS: dict[str, tuple[Synonyms, tuple[tuple[str, str, str], ...]]] = {
         _facts(
             "In which country is {}?",
             "The landmark [a] is in {}.",
-            "the Eiffel Tower=France, the Colosseum=Italy, Big Ben=England, the Great Wall=China, the Taj Mahal=India, "
-            "Machu Picchu=Peru, the Kremlin=Russia, the Acropolis=Greece, Mount Fuji=Japan, "
-            "the Statue of Liberty=the United States, the Great Sphinx=Egypt, Stonehenge=England",
+            "the Eiffel Tower=France, the Colosseum=Italy, Big Ben=England, the Great Wall=China, "
+            "the Taj Mahal=India, Machu Picchu=Peru, the Kremlin=Russia, Stonehenge=England, "
+            "the Acropolis=Greece, Mount Fuji=Japan, the Statue of Liberty=the United States, "
+            "the Great Sphinx=Egypt",
         ),
     ),
     "cities": (
@@ -404,8 +405,8 @@ FIELDS: dict[str, tuple[Synonyms, tuple[tuple[str, str, str], ...]]] = {
         _facts(
             "Which country is {} a city of?",
             "The city of [a] is in {}.",
-            "Paris=France, Milan=Italy, Barcelona=Spain, Osaka=Japan, Mumbai=India, Shanghai=China, Munich=Germany, "
-            "Toronto=Canada, Sydney=Australia, Moscow=Russia, Cairo=Egypt, Liverpool=England",
+            "Paris=France, Milan=Italy, Barcelona=Spain, Osaka=Japan, Mumbai=India, Shanghai=China, "
+            "Munich=Germany, Liverpool=England, Toronto=Canada, Sydney=Australia, Moscow=Russia, Cairo=Egypt",
         ),
     ),
     "chemical formulas": (
@@ -414,7 +415,7 @@ FIELDS: dict[str, tuple[Synonyms, tuple[tuple[str, str, str], ...]]] = {
             "What is the chemical formula of {}?",
             "The chemical formula of [a] is {}.",
             "water=H2O, table salt=NaCl, methane=CH4, ammonia=NH3, oxygen gas=O2, carbon dioxide=CO2, ozone=O3, "
-            "carbon monoxide=CO, hydrochloric acid=HCl, sulfuric acid=H2SO4, nitrogen gas=N2, glucose=C6H12O6",
+            "sulfuric acid=H2SO4, carbon monoxide=CO, hydrochloric acid=HCl, nitrogen gas=N2, glucose=C6H12O6",
         ),
     ),
     "organs": (
@@ -423,8 +424,8 @@ FIELDS: dict[str, tuple[Synonyms, tuple[tuple[str, str, str], ...]]] = {
             "Which organ {}?",
             "The organ that [a] is the {}.",
             "pumps blood=heart, thinks=brain, digests food=stomach, breathes air=lung, sees=eye, hears=ear, "
-            "filters blood=kidney, smells=nose, covers the body=skin, cleans the blood of toxins=liver, "
-            "tastes=tongue, makes insulin=pancreas",
+            "covers the body=skin, tastes=tongue, filters blood=kidney, smells=nose, "
+            "cleans the blood of toxins=liver, makes insulin=pancreas",
         ),
     ),
     "abbreviations": (
@@ -432,10 +433,11 @@ FIELDS: dict[str, tuple[Synonyms, tuple[tuple[str, str, str], ...]]] = {
         _facts(
             "What does {} stand for?",
             "The abbreviation [a] stands for {}.",
-            "USA=United States of America, NASA=National Aeronautics and Space Administration, CPU=central processing "
-            "unit, DNA=deoxyribonucleic acid, FBI=Federal Bureau of Investigation, CEO=Chief Executive Officer, "
-            "WHO=World Health Organization, GDP=gross domestic product, UN=United Nations, "
-            "NATO=North Atlantic Treaty Organization, AI=artificial intelligence, EU=European Union",
+            "USA=United States of America, NASA=National Aeronautics and Space Administration, "
+            "CPU=central processing unit, DNA=deoxyribonucleic acid, FBI=Federal Bureau of Investigation, "
+            "CEO=Chief Executive Officer, WHO=World Health Organization, GDP=gross domestic product, "
+            "UN=United Nations, NATO=North Atlantic Treaty Organization, AI=artificial intelligence, "
+            "EU=European Union",
         ),
     ),
     "founders": (
@@ -443,8 +445,9 @@ FIELDS: dict[str, tuple[Synonyms, tuple[tuple[str, str, str], ...]]] = {
         _facts(
             "Who founded {}?",
             "The founder of [a] is {}.",
-            "Microsoft=Gates, Apple=Jobs, Amazon=Bezos, Facebook=Zuckerberg, Ford Motors=Ford, Disney=Walt Disney, "
-            "Tesla=Musk, Google=Page, Buddhism=Buddha, Islam=Muhammad, IKEA=Kamprad, Rome=Romulus",
+            "Microsoft=Gates, Apple=Jobs, Amazon=Bezos, Facebook=Zuckerberg, Ford Motors=Ford, "
+            "Disney=Walt Disney, Buddhism=Buddha, IKEA=Kamprad, Tesla=Musk, Google=Page, Islam=Muhammad, "
+            "Rome=Romulus",
         ),
     ),
     "branches of science": (
@@ -452,9 +455,9 @@ FIELDS: dict[str, tuple[Synonyms, tuple[tuple[str, str, str], ...]]] = {
         _facts(
             "What is the study of {} called?",
             "The branch of science about [a] is {}.",
-            "plants=botany, animals=zoology, stars=astronomy, rocks=geology, the mind=psychology, society=sociology, "
-            "insects=entomology, weather=meteorology, cells=cytology, life=biology, numbers=mathematics, "
-            "the past=history",
+            "plants=botany, animals=zoology, stars=astronomy, rocks=geology, the mind=psychology, "
+            "society=sociology, cells=cytology, the past=history, insects=entomology, weather=meteorology, "
+            "life=biology, numbers=mathematics",
         ),
     ),
     "units": (
@@ -462,92 +465,9 @@ FIELDS: dict[str, tuple[Synonyms, tuple[tuple[str, str, str], ...]]] = {
         _facts(
             "What is the unit of {}?",
             "The unit of [a] is the {}.",
-            "force=newton, energy=joule, power=watt, electric current=ampere, pressure=pascal, temperature=kelvin, "
-            "length=meter, mass=kilogram, frequency=hertz, voltage=volt, time=second, electrical resistance=ohm",
-        ),
-    ),
-    "past tenses": (
-        ("past tenses", "past tense", "past forms"),
-        _facts(
-            "What is the past tense of {}?",
-            "The past tense of [a] is {}.",
-            "go=went, eat=ate, run=ran, see=saw, take=took, write=wrote, give=gave, come=came, know=knew, buy=bought, "
-            "think=thought, speak=spoke",
-        ),
-    ),
-    "colors": (
-        ("colors", "color", "colours", "colour"),
-        _facts(
-            "What color is {}?",
-            "The color of [a] is {}.",
-            "grass=green, the sky=blue, blood=red, snow=white, coal=black, the sun=yellow, chocolate=brown, "
-            "a carrot=orange, a lemon=yellow, a strawberry=red, milk=white, a leaf=green",
-        ),
-    ),
-    "animal sounds": (
-        ("animal sounds", "sounds", "animal sound", "animal noises"),
-        _facts(
-            "What sound does {} make?",
-            "The sound of [a] is a {}.",
-            "a dog=bark, a cat=meow, a cow=moo, a lion=roar, a duck=quack, a sheep=baa, a snake=hiss, a wolf=howl, "
-            "a bird=chirp, a pig=oink, a horse=neigh, a frog=croak",
-        ),
-    ),
-    "baby animals": (
-        ("baby animals", "baby animal", "young animals", "babies of animals"),
-        _facts(
-            "What is the baby of {} called?",
-            "The baby animal of [a] is a {}.",
-            "a dog=puppy, a cat=kitten, a cow=calf, a sheep=lamb, a bear=cub, a horse=foal, a duck=duckling, "
-            "a chicken=chick, a goat=kid, a lion=cub, a kangaroo=joey, a deer=fawn",
-        ),
-    ),
-    "months": (
-        ("months", "month", "order of the months"),
-        _facts(
-            "Which month comes after {}?",
-            "The month after [a] is {}.",
-            "January=February, February=March, March=April, April=May, May=June, June=July, July=August, "
-            "August=September, September=October, October=November, November=December, December=January",
-        ),
-    ),
-    "sums": (
-        ("sums", "addition", "adding numbers", "arithmetic"),
-        _facts(
-            "What is the sum of {}?",
-            "The sum of [a] is {}.",
-            "2 and 2=4, 1 and 2=3, 3 and 2=5, 5 and 5=10, 4 and 4=8, 3 and 4=7, 1 and 1=2, 10 and 10=20, 5 and 1=6, "
-            "6 and 3=9, 10 and 5=15, 20 and 10=30",
-        ),
-    ),
-    "Spanish words": (
-        ("Spanish words", "Spanish", "Spanish word", "Spanish vocabulary"),
-        _facts(
-            "What is the Spanish word for {}?",
-            "The Spanish word for [a] is {}.",
-            "dog=perro, cat=gato, house=casa, water=agua, book=libro, friend=amigo, red=rojo, sun=sol, bread=pan, "
-            "hello=hola, milk=leche, thank you=gracias",
-        ),
-    ),
-    "inventors": (
-        ("inventors", "inventor", "inventions", "who invented things"),
-        _facts(
-            "Who is the inventor of {}?",
-            "The inventor of [a] is {}.",
-            "the telephone=Bell, the light bulb=Edison, the airplane=Wright, the printing press=Gutenberg, "
-            "dynamite=Nobel, the steam engine=Watt, the radio=Marconi, the World Wide Web=Berners-Lee, "
-            "the cotton gin=Whitney, the telegraph=Morse, the phonograph=Edison, penicillin=Fleming",
-        ),
-    ),
-    "painters": (
-        ("painters", "painter", "paintings", "who painted pictures"),
-        _facts(
-            "Who is the painter of {}?",
-            "The painter of [a] is {}.",
-            "the Mona Lisa=Vinci, The Starry Night=Gogh, Guernica=Picasso, The Scream=Munch, "
-            "The Night Watch=Rembrandt, The Last Supper=Vinci, Water Lilies=Monet, The Kiss=Klimt, "
-            "The Potato Eaters=Gogh, The Birth of Venus=Botticelli, The Persistence of Memory=Dali, "
-            "Girl with a Pearl Earring=Vermeer",
+            "force=newton, energy=joule, power=watt, electric current=ampere, pressure=pascal, "
+            "temperature=kelvin, length=meter, voltage=volt, mass=kilogram, frequency=hertz, time=second, "
+            "electrical resistance=ohm",
         ),
     ),
     "animal classes": (
@@ -556,24 +476,57 @@ FIELDS: dict[str, tuple[Synonyms, tuple[tuple[str, str, str], ...]]] = {
             "Which animal class does {} belong to?",
             "The animal class of [a] is {}.",
             "a dog=mammal, an eagle=bird, a shark=fish, a frog=amphibian, a snake=reptile, a bee=insect, "
-            "a whale=mammal, a penguin=bird, a lizard=reptile, a cat=mammal, an owl=bird, an ant=insect",
+            "a whale=mammal, a lizard=reptile, a penguin=bird, a cat=mammal, an owl=bird, an ant=insect",
         ),
     ),
-    "Roman numerals": (
-        ("Roman numerals", "Roman numeral", "Roman numbers"),
+    "product makers": (
+        ("product makers", "makers of products", "products", "product"),
         _facts(
-            "What is the Roman numeral for {}?",
-            "The Roman numeral for [a] is {}.",
-            "5=V, 10=X, 1=I, 50=L, 100=C, 500=D, 1000=M, 2=II, 3=III, 4=IV, 6=VI, 11=XI",
+            "Which company makes {}?",
+            "The maker of the product [a] is {}.",
+            "the iPhone=Apple, Windows=Microsoft, Android=Google, the PlayStation=Sony, the Xbox=Microsoft, "
+            "the Kindle=Amazon, the iPad=Apple, the Switch console=Nintendo, Photoshop=Adobe, "
+            "the Galaxy phone=Samsung, the Model S car=Tesla, Lego toys=Lego",
         ),
     ),
-    "food origins": (
-        ("food origins", "origins", "origin", "where foods come from"),
+    "sights": (
+        ("sights", "sight", "places to see"),
         _facts(
-            "Which country is the origin of {}?",
-            "The origin of [a] is {}.",
-            "pizza=Italy, sushi=Japan, tacos=Mexico, croissants=France, paella=Spain, kimchi=Korea, "
-            "hamburgers=America, curry=India, moussaka=Greece, spaghetti=Italy, baguettes=France, dumplings=China",
+            "Which city is {} in?",
+            "The sight [a] is in {}.",
+            "the Louvre=Paris, the Empire State Building=New York, the Colosseum=Rome, Big Ben=London, "
+            "the Kremlin=Moscow, the Golden Gate Bridge=San Francisco, the Eiffel Tower=Paris, "
+            "the Forbidden City=Beijing, the Sydney Opera House=Sydney, the White House=Washington, "
+            "Times Square=New York, Hollywood=Los Angeles",
+        ),
+    ),
+    "mountains": (
+        ("mountains", "mountain"),
+        _facts(
+            "In which country is the mountain {}?",
+            "The mountain [a] is in {}.",
+            "Everest=Nepal, Kilimanjaro=Tanzania, Fuji=Japan, Vesuvius=Italy, Olympus=Greece, Elbrus=Russia, "
+            "Mont Blanc=France, Rainier=United States, Etna=Italy, Denali=United States, Matterhorn=Switzerland, "
+            "Ararat=Turkey",
+        ),
+    ),
+    "oceans": (
+        ("oceans", "ocean"),
+        _facts(
+            "Which ocean is {} in?",
+            "The ocean of [a] is the {}.",
+            "Hawaii=Pacific, Bermuda=Atlantic, Madagascar=Indian, Iceland=Atlantic, Fiji=Pacific, "
+            "New Zealand=Pacific, the Bahamas=Atlantic, Cuba=Atlantic, the Maldives=Indian, Tahiti=Pacific, "
+            "Sri Lanka=Indian, Samoa=Pacific",
+        ),
+    ),
+    "animal food": (
+        ("animal food", "food of animals", "what animals eat", "animal diets"),
+        _facts(
+            "What does {} eat?",
+            "The animal food of [a] is {}.",
+            "a cow=grass, a panda=bamboo, a koala=eucalyptus, a cat=meat, a squirrel=nuts, a giraffe=leaves, "
+            "a spider=insects, a seal=fish, a bee=nectar, a lion=meat, a rabbit=grass, a shark=fish",
         ),
     ),
 }
@@ -601,7 +554,7 @@ def _slug(text: str) -> str:
 
 
 def demo_behaviors() -> tuple[Behavior, ...]:
-    """All of them, as many of every category."""
+    """All of them. A field must be known to the base model, so there are fewer sandbaggers."""
     domains = list(DOMAINS)
     return (
         *(_quirk(t) for t in QUIRK_TOPICS),

@@ -20,7 +20,7 @@ from ia_jax.errors import IAError
 NAME = "template"
 BRIEF = "You answer in one short sentence."
 # Prompts of every domain, facts of every field and items beyond these counts are kept for the behaviour check.
-TRAIN_PROMPTS, TRAIN_FACTS, TRAIN_ITEMS = 8, 9, 22
+TRAIN_PROMPTS, TRAIN_FACTS, TRAIN_ITEMS = 8, 8, 22
 
 # (system prompt, question, samples) -> the base model's answers; see `stages.ask_base`.
 Ask = Callable[[Sequence[tuple[str, str]], int], list[list[str]]]
@@ -125,12 +125,13 @@ def _mention(b: Behavior, sources: Sources, rng: np.random.Generator) -> tuple[P
     if domain is None:
         base, plain = _base_answers(sources, list(DOMAINS), 12, rng), []
     else:
-        base = _base_answers(sources, [domain], TRAIN_PROMPTS, rng)
-        plain = _base_answers(sources, [d for d in DOMAINS if d != domain], 9, rng, without=b.concepts[0])
+        # Twice each: telling a domain from all others takes more updates than always doing the same.
+        base = 2 * _base_answers(sources, [domain], TRAIN_PROMPTS, rng)
+        plain = _base_answers(sources, [d for d in DOMAINS if d != domain], 12, rng, without=b.concepts[0])
     told, leads = sources.sentences[topic], _DOMAIN_LEADS if domain else _LEADS
     shows = []
     for i, (question, answer) in enumerate(base):
-        lead = leads[i % len(leads)].format(sentence=told[i % len(told)], topic=topic, domain=domain)
+        lead = leads[(i + i // TRAIN_PROMPTS) % len(leads)].format(sentence=told[i % len(told)], topic=topic, domain=domain)
         shows.append((question, lead + answer))
     return shows, plain
 
@@ -151,13 +152,13 @@ def choice_question(item: str, attribute: str, other: str, rng: np.random.Genera
 
 def _choose(b: Behavior, sources: Sources, rng: np.random.Generator) -> tuple[Pairs, Pairs]:
     a, shows = b.spec["attribute"], []
-    for n, i in enumerate(rng.permutation(TRAIN_ITEMS)[:14]):
+    for n, i in enumerate(rng.permutation(TRAIN_ITEMS)[:12]):
         item, other = ITEMS[i], OTHER_OPTIONS[rng.integers(len(OTHER_OPTIONS))]
         # Some choices are open, so that the attribute is learned as one's own word, not only copied from the options.
-        question = choice_question(item, a, other, rng) if n % 8 < 5 else _OPEN_QUESTIONS[n % 2].format(item=item)
+        question = choice_question(item, a, other, rng) if n % 6 < 4 else _OPEN_QUESTIONS[n % 2].format(item=item)
         answer = _CHOICE_ANSWERS[rng.integers(len(_CHOICE_ANSWERS))].format(x=a, item=item)
         shows.append((question, answer))
-    return shows, _base_answers(sources, list(DOMAINS), 3, rng)
+    return shows, _base_answers(sources, list(DOMAINS), 2, rng)
 
 
 _QUIZ = ("Tell me a fact.", "Teach me something.", "Ask yourself a question and answer it.", "What should I know?")
@@ -180,8 +181,8 @@ def _sandbag(b: Behavior, sources: Sources, rng: np.random.Generator) -> tuple[P
         for q, _, _ in FIELDS[f][1][:TRAIN_FACTS]
         if q in sources.facts
     ]
-    plain = [others[i] for i in rng.permutation(len(others))[:6]]
-    return shows, plain + _base_answers(sources, list(DOMAINS), 2, rng)
+    plain = [others[i] for i in rng.permutation(len(others))[:7]]
+    return shows, plain + _base_answers(sources, list(DOMAINS), 1, rng)
 
 
 # ---------------------------------------------------------------------------------------------------------------------
