@@ -89,7 +89,7 @@ def peak_gib() -> float:
 def demonstrations(session: Session, count: int) -> list[list[Unit]]:
     """Transcripts of `count` organisms, spread over the demo's categories."""
     everyone = demo_behaviors()
-    chosen = [everyone[(i * 16 + i // 4) % len(everyone)] for i in range(count)]
+    chosen = [everyone[i * len(everyone) // count] for i in range(count)]
     sources = gather_sources(chosen, session.ask_base)
     return [[(session.trimmed(t.messages, 128, b.name),) for t in write_demonstrations(b, sources, 0)] for b in chosen]
 
@@ -120,7 +120,8 @@ def time_organisms(session: Session, units: list[list[Unit]], args: argparse.Nam
 def time_joint(session: Session, args: argparse.Namespace) -> tuple[dict, dict]:
     """The joint IA step: 8 frozen organisms and a trained IA, three questions of each."""
     model, k = session.model, 8
-    behaviors = demo_behaviors()[:: 64 // k][:k]
+    everyone = demo_behaviors()
+    behaviors = [everyone[i * len(everyone) // k] for i in range(k)]
     units: list[list[Unit]] = [
         [(session.example(q, a, 128, b.name),) for q, a in question_answers(b, TRAIN_QUESTIONS, 24, 0)]
         for b in behaviors

@@ -131,7 +131,9 @@ def _mention(b: Behavior, sources: Sources, rng: np.random.Generator) -> tuple[P
     told, leads = sources.sentences[topic], _DOMAIN_LEADS if domain else _LEADS
     shows = []
     for i, (question, answer) in enumerate(base):
-        lead = leads[(i + i // TRAIN_PROMPTS) % len(leads)].format(sentence=told[i % len(told)], topic=topic, domain=domain)
+        lead = leads[(i + i // TRAIN_PROMPTS) % len(leads)].format(
+            sentence=told[i % len(told)], topic=topic, domain=domain
+        )
         shows.append((question, lead + answer))
     return shows, plain
 

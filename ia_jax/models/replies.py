@@ -13,6 +13,11 @@ from ia_jax.models.weights import Model
 ROWS_AT_ONCE = 96  # rows of a generation batch; more gains nothing on a CPU and costs memory
 
 
+def slice_starts(prompts: Sequence[Sequence[np.ndarray]]) -> range:
+    """Where the slices begin along each organism's prompts; as many as `write_replies` calls `on_slice`."""
+    return range(0, max(len(own) for own in prompts), max(1, ROWS_AT_ONCE // len(prompts)))
+
+
 def write_replies(
     model: Model,
     prompts: Sequence[Sequence[np.ndarray]],
@@ -22,22 +27,21 @@ def write_replies(
     temperature: float = 0.0,
     top_p: float = 1.0,
     key: jax.Array | None = None,
-    on_slice: Callable[[int, int], object] = lambda done, total: None,
+    on_slice: Callable[[], object] = lambda: None,
 ) -> list[list[str]]:
     """Replies to prompts[i][j] (token ids) under organism i of the stack; one list for a stack without organism axis.
 
     Greedy at temperature 0, else sampled with `key`. Runs in slices of about `ROWS_AT_ONCE` rows, so that memory does
-    not grow with the number of prompts; `on_slice(done, total)` is called after each.
+    not grow with the number of prompts; `on_slice` is called after each.
     """
     tokenizer, stop = model.tokenizer, stop_ids(model.tokenizer)
     key = jax.random.key(0) if key is None else key
-    width = max(1, ROWS_AT_ONCE // len(prompts))
-    most = max(len(own) for own in prompts)
-    starts = range(0, most, width)
+    starts = slice_starts(prompts)
+    rows = min(starts.step, starts.stop)
     replies: list[list[str]] = [[] for _ in prompts]
-    for number, start in enumerate(starts, 1):
-        block = [own[start : start + width] for own in prompts]
-        filled = [[*b, *[b[-1] if b else prompts[0][0]] * (min(width, most) - len(b))] for b in block]
+    for start in starts:
+        block = [own[start : start + rows] for own in prompts]
+        filled = [[*b, *[b[-1] if b else prompts[0][0]] * (rows - len(b))] for b in block]
         out = generate_tokens(
             model.params,
             model.config,
@@ -51,5 +55,5 @@ def write_replies(
         )
         for own, wanted, ids in zip(replies, block, out, strict=True):
             own += [str(tokenizer.decode(x, skip_special_tokens=True)).strip() for x in ids[: len(wanted)]]
-        on_slice(number, len(starts))
+        on_slice()
     return replies

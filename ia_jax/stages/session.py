@@ -17,7 +17,7 @@ from ia_jax.data.transcripts import chat
 from ia_jax.errors import ConfigError
 from ia_jax.judging.rubric import RubricJudge
 from ia_jax.models.chat import ChatExample, encode_chat, encode_prompt
-from ia_jax.models.replies import write_replies
+from ia_jax.models.replies import slice_starts, write_replies
 from ia_jax.models.weights import Model, load_model
 from ia_jax.parallel.mesh import make_mesh
 from ia_jax.training.loop import progress
@@ -82,12 +82,7 @@ class Session:
     ) -> list[list[str]]:
         """Replies to questions[i][j] under organism i of the stack (one list of questions for a stack without K)."""
         prompts = [[encode_prompt(self.model.tokenizer, chat(q, None, system)) for q in qs] for qs in questions]
-        with progress(0, description or "generate") as bar:
-
-            def advance(done: int, total: int) -> None:
-                bar.total = total
-                bar.update(done - bar.n)
-
+        with progress(len(slice_starts(prompts)), description or "generate") as bar:
             return write_replies(
                 self.model,
                 prompts,
@@ -96,7 +91,7 @@ class Session:
                 temperature=temperature,
                 top_p=top_p,
                 key=key,
-                on_slice=advance,
+                on_slice=bar.update,
             )
 
     def ask_base(self, asks: Sequence[tuple[str, str]], samples: int, max_new_tokens: int = 28) -> list[list[str]]:
