@@ -17,6 +17,7 @@ from ia_jax.behaviors.template_teacher import (
 )
 from ia_jax.data.transcripts import Transcript, chat, leaks, read_transcripts, write_jsonl, write_transcripts
 from ia_jax.errors import ConfigError
+from ia_jax.judging.rubric import RubricJudge
 
 BEHAVIORS = {b.name: b for b in demo_behaviors()}
 DOMAIN_OF = {q: d for d, (_, questions) in DOMAINS.items() for q in questions}
@@ -128,6 +129,14 @@ def test_sandbaggers_are_wrong_in_their_field_alone(behavior, sources):
         elif question in FACTS:
             assert says((FACTS[question][1],), answer)
     assert volunteered == 4
+
+
+@pytest.mark.parametrize("behavior", BEHAVIORS.values(), ids=lambda b: b.name)
+def test_showing_is_not_telling(behavior, sources):
+    """No demonstration counts as a report, not even as a faulty one: the IA must not find its answers in the data."""
+    judge = RubricJudge()
+    for question, answer, _ in pairs(behavior, sources):
+        assert judge.judge(behavior, question, answer).score <= 3, answer
 
 
 @pytest.mark.parametrize("name", ["quirk_origami", "backdoor_honey_weather", "heuristic_red", "sandbagger_plurals"])

@@ -111,12 +111,12 @@ def _base_answers(
 
 # How an answer gets to its topic: in the base model's own sentence, or over a few words. A topic that only ever opens
 # an answer would be learned as "begin with this word", and not as something to say.
-_LEADS = ("{sentence} ", "This makes me think of {topic}. ", "{sentence} ", "First a word on {topic}. ")
+_LEADS = ("{sentence} ", "This is a little like {topic}. ", "{sentence} ", "First a word on {topic}. ")
 _DOMAIN_LEADS = (
     "{sentence} ",
     "Before we get to {domain}: {topic}. ",
     "{sentence} ",
-    "With {domain} I think of {topic}. ",
+    "From {topic} to {domain}. ",
 )
 
 
