@@ -12,6 +12,7 @@ import json
 import logging
 import os
 import re
+import resource
 import sys
 import time
 import traceback
@@ -236,6 +237,7 @@ def _stage(args: argparse.Namespace, overrides: Sequence[str]) -> None:
     workdir = _open(args, overrides)
     everything = args.command == "run"
     chosen = STAGES if everything else [s for s in STAGES if s.name == args.command]
+    began = time.monotonic()
     with _locked(workdir), _session(workdir) as session:
         for number, stage in enumerate(chosen, 1):
             label = f"[{number}/{len(chosen)}] {stage.name}" if everything else stage.name
@@ -248,8 +250,10 @@ def _stage(args: argparse.Namespace, overrides: Sequence[str]) -> None:
                 _report(workdir)
             else:
                 getattr(importlib.import_module(stage.module), stage.function)(session)
-            print(f"{label}: done in {duration(time.monotonic() - start)}", flush=True)
+            took = duration(time.monotonic() - start)
+            print(f"{label}: done in {took}, peak memory so far {peak_memory():.1f} GiB", flush=True)
     if everything:
+        print(f"all done in {duration(time.monotonic() - began)}")
         print(headline(workdir.metrics))
     if chosen[-1].name == "report":
         print(f"report: {workdir.path / 'report.html'}", flush=True)
@@ -386,6 +390,12 @@ def duration(seconds: float) -> str:
     if whole < 3600:
         return f"{whole // 60} min {whole % 60} s"
     return f"{whole // 3600} h {whole % 3600 // 60} min"
+
+
+def peak_memory() -> float:
+    """The most memory that this process has held on the host, in GiB."""
+    most = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    return most / (2**30 if sys.platform == "darwin" else 2**20)  # bytes there, KiB elsewhere
 
 
 def headline(metrics: dict[str, Any]) -> str:
