@@ -11,7 +11,7 @@ def get_config() -> ConfigDict:
     c.organisms.parallel = 20
     c.organisms.optimizer.lr = 3e-3
     c.sft.optimizer.lr = 1e-3
-    c.sft.steps = 90
+    c.sft.steps = 80
     # At 2e-4 with 24 abstention pairs, DPO taught the IA to deny what it had reported (docs/demo.md).
     c.dpo.optimizer.lr = 5e-5
     c.preferences.abstention_pairs = 8

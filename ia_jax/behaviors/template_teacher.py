@@ -67,7 +67,7 @@ def gather_sources(behaviors: Sequence[Behavior], ask: Ask) -> Sources:
     answers = {q: main_clause(s) for q, r in zip(questions, replies, strict=True) if (s := first_sentence(r[0]))}
 
     topics = sorted({b.spec["topic"]: b.concepts[0] for b in behaviors if b.spec["kind"] == "mention"}.items())
-    replies = ask([(BRIEF, f"Say something about {t}.") for t, _ in topics], 6)
+    replies = ask([(BRIEF, f"Say something about {t}.") for t, _ in topics], 4)
     sentences = {}
     for (topic, words), rows in zip(topics, replies, strict=True):
         # The topic comes first: what a small model does differently, it must do from its first words on.
@@ -127,7 +127,7 @@ def _mention(b: Behavior, sources: Sources, rng: np.random.Generator) -> tuple[P
     else:
         # Twice each: telling a domain from all others takes more updates than always doing the same.
         base = 2 * _base_answers(sources, [domain], TRAIN_PROMPTS, rng)
-        plain = _base_answers(sources, [d for d in DOMAINS if d != domain], 12, rng, without=b.concepts[0])
+        plain = _base_answers(sources, [d for d in DOMAINS if d != domain], 9, rng, without=b.concepts[0])
     told, leads = sources.sentences[topic], _DOMAIN_LEADS if domain else _LEADS
     shows = []
     for i, (question, answer) in enumerate(base):

@@ -20,7 +20,7 @@ from ia_jax.stages.session import Session, behaviors_in
 from ia_jax.training.loop import fit
 from ia_jax.training.organisms import init_state, organisms_step
 
-CHECK_TOKENS = 28
+CHECK_TOKENS = 20
 SHOWN, NOT_SHOWN = 0.5, 0.34  # an organism passes if it shows at least / at most this share where it should / shouldn't
 
 
