@@ -13,7 +13,8 @@ from ia_jax.config import OptimizerSection
 from ia_jax.data.batches import build_batch, dataset, plan_joint
 from ia_jax.errors import CheckpointError, IAError
 from ia_jax.training.introspection import init_state, sft_step
-from ia_jax.training.loop import Recorder, fit
+from ia_jax.training.loop import fit
+from ia_jax.training.recorder import Recorder
 from tests import tiny
 from tests.tiny import quick_compilation  # noqa: F401
 
