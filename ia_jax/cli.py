@@ -1,7 +1,7 @@
 """The `ia-jax` command: one subcommand for each stage, and a few that read a finished workdir.
 
-Exit status 0 on success, 2 on a bad argument or config, 1 otherwise, 130 when stopped by hand. An error is one line on
-stderr; `--traceback` adds the traceback. Nothing heavy is imported before it is needed, so `--help` is instant.
+Exit status 0 on success, 2 on a bad argument or config, 130 when stopped by hand, 143 when SIGTERM was answered by
+saving (launchers restart on it), 1 otherwise. An error is one line on stderr; `--traceback` adds the traceback. Nothing heavy is imported before it is needed, so `--help` is instant.
 """
 
 import argparse
@@ -58,7 +58,7 @@ STAGES = (
         "run",
         "train the organisms, many at once, and check that each shows its behaviour",
         "organisms/<organism>/ (Orbax), behavior_checks.jsonl",
-        "about 8 minutes; a killed run loses at most the wave that it was training",
+        "about 8 minutes; continues from its last checkpoint, bit for bit",
     ),
     Stage(
         "sft",
@@ -104,7 +104,7 @@ examples:
   ia-jax audit --workdir=runs/demo --adapter=path/to/somebodys/peft_adapter
 
 Stages skip what is finished, so a killed command is continued by giving it again. Exit status: 0 success, 2 a bad
-argument or config, 1 any other failure, 130 stopped by hand.
+argument or config, 1 any other failure, 130 stopped by hand, 143 stopped by SIGTERM with the state saved (restart it).
 """
 
 
@@ -300,7 +300,8 @@ def is_done(workdir: "Workdir", stage: str) -> bool:
     if stage == "transcripts":
         return workdir.behaviors_file.exists()
     if stage == "organisms":
-        return workdir.checks_file.exists() and all(is_complete(workdir.organism_dir(n)) for n in workdir.behaviors)
+        trained = workdir.behaviors.keys() - workdir.left_out.keys()
+        return workdir.checks_file.exists() and all(is_complete(workdir.organism_dir(n)) for n in trained)
     if stage in ("sft", "dpo"):
         return is_complete(workdir.ia_dir(stage) / "adapter")
     if stage == "preferences":
