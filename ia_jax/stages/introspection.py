@@ -10,6 +10,7 @@ import jax
 import numpy as np
 
 from ia_jax.adapters.lora import Adapter, init_lora
+from ia_jax.adapters.card import card
 from ia_jax.adapters.peft import export_peft
 from ia_jax.adapters.record import AdapterMetadata, content_hash
 from ia_jax.adapters.store import is_complete, save_adapter
@@ -217,5 +218,5 @@ def _finish(session: Session, directory: Path, adapter: Adapter, steps: int) -> 
         step=steps,
         config_hash=config_hash(session.config),
     )
-    export_peft(adapter, directory / "peft", model, lora)
+    export_peft(adapter, directory / "peft", model, lora, card=card(metadata))
     save_adapter(directory / "adapter", adapter, metadata)

@@ -87,9 +87,7 @@ def _reading(session: Session, b: Behavior) -> tuple[int, str]:
 def _units(session: Session, b: Behavior) -> list[Unit]:
     file = session.workdir.transcript(b.name)
     length = session.config.organisms.length
-    return [
-        (session.trimmed(t.messages, length, f"{file}:{n}"),) for n, t in enumerate(read_transcripts(file), 1)
-    ]
+    return [(session.trimmed(t.messages, length, f"{file}:{n}"),) for n, t in enumerate(read_transcripts(file), 1)]
 
 
 def seed_of(name: str, seed: int) -> int:
@@ -108,9 +106,7 @@ def _wave(
     return Wave(tuple(filled), own, plan, offset, title)
 
 
-def _train_wave(
-    session: Session, wave: Wave, units: Mapping[str, list[Unit]], base_replies: dict[str, str]
-) -> None:
+def _train_wave(session: Session, wave: Wave, units: Mapping[str, list[Unit]], base_replies: dict[str, str]) -> None:
     """Trains a wave and stores what is not stored yet; those that diverged get a second wave with a lower rate."""
     optimizer = session.config.organisms.optimizer
     state = _train(session, wave, optimizer, "organisms")
