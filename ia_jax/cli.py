@@ -1,7 +1,8 @@
 """The `ia-jax` command: one subcommand for each stage, and a few that read a finished workdir.
 
 Exit status 0 on success, 2 on a bad argument or config, 130 when stopped by hand, 143 when SIGTERM was answered by
-saving (launchers restart on it), 1 otherwise. An error is one line on stderr; `--traceback` adds the traceback. Nothing heavy is imported before it is needed, so `--help` is instant.
+saving (launchers restart on it), 1 otherwise. An error is one line on stderr; `--traceback` adds the traceback.
+Nothing heavy is imported before it is needed, so `--help` is instant.
 """
 
 import argparse
@@ -246,8 +247,8 @@ def _parser() -> argparse.ArgumentParser:
     sub = command(
         "adapters",
         "list, show, verify or delete the adapters of a workdir",
-        "ls: a line for every adapter. show NAME: all that is written down about it. verify [NAME ...]: reads every byte\n"
-        "and names what is damaged (exit status 1). rm NAME ...: deletes; its stage makes it again.\n\n"
+        "ls: a line for every adapter. show NAME: all that is written down about it. verify [NAME ...]: reads every\n"
+        "byte and names what is damaged (exit status 1). rm NAME ...: deletes; its stage makes it again.\n\n"
         "writes: nothing, but rm deletes\ndemo: seconds\n\nexamples:\n"
         "  ia-jax adapters ls --workdir=runs/demo\n  ia-jax adapters verify --workdir=runs/demo",
     )

@@ -156,7 +156,7 @@ def test_joint_without_steps_reads_every_unit_once(units):
 
 
 def test_joint_epochs_read_every_unit_once_each_though_slots_are_cut(units):
-    """With rows of 24 tokens three units seldom fit into a slot, so an epoch takes more steps than its units suggest."""
+    """Three units seldom fit into a row of 24 tokens, so an epoch takes more steps than its units suggest."""
     read_once = [Counter((i, u) for i, own in enumerate(units) for u in range(len(own)))]
     for epochs in (1, 3):
         plan = plan_joint(units, organisms_per_step=2, per_slot=3, seed=0, length=LENGTH, epochs=epochs)

@@ -78,7 +78,7 @@ def test_damage_is_found_when_an_adapter_is_first_read(stored):
     file.write_bytes(data)
     organisms = stream(stored)
     organisms.take([0, 1, 2])
-    with pytest.raises(CheckpointError, match="leaf up.a is not what was saved"):
+    with pytest.raises(CheckpointError, match=r"leaf up\.a is not what was saved"):
         organisms.take([0, 3])
 
 

@@ -24,7 +24,7 @@ def write_merged(
     dtype: str = "bfloat16",
     shard_bytes: int = SHARD_BYTES,
 ) -> int:
-    """Writes base + sum of the adapters as sharded safetensors with the base's config and tokenizer; returns the shards.
+    """Writes base + sum of the adapters, with the base's config and tokenizer; returns the number of shards.
 
     base: a Hugging Face directory or hub id. Products are fp32, rounded once to `dtype`. Memory: the adapters and one
     shard. Raises ConfigError for a base that is not in safetensors, or an adapter that does not fit it.

@@ -67,7 +67,7 @@ class AdapterStream:
             if i in self._cache:
                 self._cache.move_to_end(i)
                 return self._cache[i]
-            # The record is read again rather than kept: those of thousands would be memory that grows with their number.
+            # The record is read again rather than kept: memory would grow with the number of adapters.
             record = None if i in self._checked else read_record(self.directories[i])
             adapter = read_adapter(self.directories[i], record)
             self._checked.add(i)

@@ -9,8 +9,8 @@ from typing import Any
 import jax
 import numpy as np
 
-from ia_jax.adapters.lora import Adapter, init_lora
 from ia_jax.adapters.card import card
+from ia_jax.adapters.lora import Adapter, init_lora
 from ia_jax.adapters.peft import export_peft
 from ia_jax.adapters.record import AdapterMetadata, content_hash
 from ia_jax.adapters.store import is_complete, save_adapter
@@ -25,7 +25,6 @@ from ia_jax.training.introspection import dpo_step, init_state, sequence_logps, 
 from ia_jax.training.loop import fit, scalars_of
 from ia_jax.training.losses import Batch
 from ia_jax.training.recorder import progress, spread
-
 
 STACKS_AHEAD = 2  # organisms are read and placed while the steps before run; each stack held costs memory
 

@@ -63,7 +63,7 @@ def sft_step(
 ) -> tuple[IAState, dict[str, jax.Array]]:
     """Mean over the step's organisms of each one's mean token loss (paper_facts 2.3: every batch's loss over k).
 
-    Metrics: the loss, `per_organism` [K] (NaN where an organism has no row), and what `_updated` and `token_counts` say.
+    Metrics: the loss, `per_organism` [K] (NaN where an organism has no row), gradient norm, rate and token counts.
     """
 
     def mean_loss(ia: Adapter) -> tuple[jax.Array, jax.Array]:
