@@ -98,8 +98,8 @@ def plan_joint(
     """Joint IA training: each step draws k organisms without replacement, uniformly from those with unread units.
 
     Without `steps` every unit is read `epochs` times, all of them once before any is read again, and an epoch's late
-    steps may hold fewer than k organisms (paper_facts 2.3); with `steps`, organisms that have been read out begin again.
-    An organism's slot holds the next units of its seeded order: `per_slot`, or as many of them as fit into `rows` rows.
+    steps may hold fewer than k organisms (paper_facts 2.3); with `steps`, organisms that were read out begin again. An
+    organism's slot holds the next units of its seeded order: `per_slot`, or as many of them as fit into `rows` rows.
     `always` names an organism that takes one slot of every step: the clean model, whose answer is that there is nothing
     unusual, so that abstention is rehearsed throughout.
     """
