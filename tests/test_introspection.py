@@ -85,7 +85,9 @@ def test_steps_leave_the_state_as_the_session_places_it(params, organisms, batch
         before = placed(state)
         after, _ = sft_step(params, state, stack, sft, **STATIC)
         assert placed(after) == before
-        after, _ = dpo_step(params, after, stack, dpo, session.on_organisms(np.zeros((K, 4), np.float32)), beta=0.1, **STATIC)
+        after, _ = dpo_step(
+            params, after, stack, dpo, session.on_organisms(np.zeros((K, 4), np.float32)), beta=0.1, **STATIC
+        )
         assert placed(after) == before
 
 
