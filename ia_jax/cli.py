@@ -1,7 +1,8 @@
 """The `ia-jax` command: one subcommand for each stage, and a few that read a finished workdir.
 
-Exit status 0 on success, 2 on a bad argument or config, 1 otherwise, 130 when stopped by hand. An error is one line on
-stderr; `--traceback` adds the traceback. Nothing heavy is imported before it is needed, so `--help` is instant.
+Exit status 0 on success, 2 on a bad argument or config, 130 when stopped by hand, 143 when SIGTERM was answered by
+saving (launchers restart on it), 1 otherwise. An error is one line on stderr; `--traceback` adds the traceback.
+Nothing heavy is imported before it is needed, so `--help` is instant.
 """
 
 import argparse
@@ -41,7 +42,7 @@ examples:
   ia-jax audit --workdir=runs/demo --adapter=path/to/somebodys/peft_adapter
 
 Stages skip what is finished, so a killed command is continued by giving it again. Exit status: 0 success, 2 a bad
-argument or config, 1 any other failure, 130 stopped by hand.
+argument or config, 1 any other failure, 130 stopped by hand, 143 stopped by SIGTERM with the state saved (restart it).
 """
 
 
@@ -171,6 +172,27 @@ def _parser() -> argparse.ArgumentParser:
         sub.add_argument("source", metavar="SRC", help="the adapter's directory" + (" or hub id" * (name[0] == "i")))
         sub.add_argument("destination", metavar="DST", help="the new directory")
         sub.add_argument("--model", metavar="NAME", help="its base (default: the one that the adapter names)")
+        if name == "import-peft":
+            sub.add_argument("--revision", metavar="COMMIT", help="of a hub id: branch, tag or commit to take it from")
+        else:
+            sub.add_argument(
+                "--merged",
+                action="store_true",
+                help="write base + adapter as full weights (safetensors shards) instead",
+            )
+
+    sub = command(
+        "adapters",
+        "list, show, verify or delete the adapters of a workdir",
+        "ls: a line for every adapter. show NAME: all that is written down about it. verify [NAME ...]: reads every\n"
+        "byte and names what is damaged (exit status 1). rm NAME ...: deletes; its stage makes it again.\n\n"
+        "writes: nothing, but rm deletes\ndemo: seconds\n\nexamples:\n"
+        "  ia-jax adapters ls --workdir=runs/demo\n  ia-jax adapters verify --workdir=runs/demo",
+    )
+    sub.add_argument("action", choices=("ls", "show", "verify", "rm"))
+    sub.add_argument("names", nargs="*", metavar="NAME", help="organisms, ia_sft or ia_dpo")
+    sub.add_argument("--workdir", metavar="DIR", required=True, help="a workdir")
+    sub.add_argument("--json", action="store_true", help="of show and verify: print JSON and nothing else")
     return parser
 
 
@@ -299,34 +321,40 @@ def _audit(args: argparse.Namespace) -> None:
 
 
 def _export_peft(args: argparse.Namespace) -> None:
+    from ia_jax.adapters.base import identify
+    from ia_jax.adapters.card import card
     from ia_jax.adapters.lora import LoraConfig
+    from ia_jax.adapters.merge import write_merged
     from ia_jax.adapters.peft import export_peft
     from ia_jax.adapters.store import load_adapter, read_metadata
-    from ia_jax.models.weights import load_model
 
     destination = _new_directory(args.destination)
     source = Path(args.source)
     source = source / "adapter" if not (source / "adapter.json").exists() and (source / "adapter").is_dir() else source
     meta = read_metadata(source)
-    model = load_model(args.model or meta.base_name, dtype="bfloat16")
+    model = identify(args.model or meta.base_name)
     adapter, meta = load_adapter(source, model)
-    export_peft(adapter, destination, model, LoraConfig(meta.rank, meta.alpha, meta.targets))
+    if args.merged:
+        shards = write_merged(model.name, [adapter], destination)
+        print(f"{source} + {model.name} -> {destination} (full weights, bfloat16, {shards} shards)")
+        return
+    export_peft(adapter, destination, model, LoraConfig(meta.rank, meta.alpha, meta.targets), card=card(meta))
     print(f"{source} -> {destination} (PEFT, rank {meta.rank}, base {meta.base_name})")
 
 
 def _import_peft(args: argparse.Namespace) -> None:
+    from ia_jax.adapters.base import identify, known_name
     from ia_jax.adapters.peft import import_peft, read_peft_config
     from ia_jax.adapters.record import AdapterMetadata
     from ia_jax.adapters.store import save_adapter
-    from ia_jax.models.weights import load_model
 
     destination = _new_directory(args.destination)
-    config = read_peft_config(args.source)
-    base = args.model or config.base_model_name_or_path
+    config = read_peft_config(args.source, args.revision)
+    base = args.model or known_name(config.base_model_name_or_path or "")
     if not base:
         raise ConfigError(f"{args.source} does not name its base model; give it with --model")
-    model = load_model(base, dtype="bfloat16")
-    adapter = import_peft(args.source, model)
+    model = identify(base)
+    adapter = import_peft(args.source, model, args.revision)
     rank = int(next(iter(adapter.values()))["a"].shape[-1])
     uniform = not (config.rank_pattern or config.alpha_pattern or config.use_rslora)
     metadata = AdapterMetadata(
@@ -340,6 +368,29 @@ def _import_peft(args: argparse.Namespace) -> None:
     )
     save_adapter(destination, adapter, metadata)
     print(f"{args.source} -> {destination} (ia_jax, rank {rank}, base {model.name})")
+
+
+def _adapters(args: argparse.Namespace) -> int:
+    from ia_jax.adapters import inventory
+    from ia_jax.workdir import open_workdir
+
+    workdir = open_workdir(_local(args.workdir))
+    if args.action == "ls":
+        print(inventory.table(workdir))
+    elif args.action == "show":
+        if len(args.names) != 1:
+            raise ConfigError("`ia-jax adapters show` takes one name; `ia-jax adapters ls` lists them")
+        shown = inventory.show(workdir, args.names[0])
+        print(json.dumps(shown, indent=1, ensure_ascii=False) if args.json else inventory.as_text(shown))
+    elif args.action == "verify":
+        found = inventory.verify(workdir, args.names)
+        print(json.dumps(found, indent=1) if args.json else inventory.report(found))
+        return int(any(found.values()))
+    else:
+        with _locked(workdir):
+            inventory.remove(workdir, args.names)
+        print(f"deleted: {', '.join(args.names)}")
+    return 0
 
 
 def _new_directory(directory: str) -> Path:
@@ -447,7 +498,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     """Runs the command; returns its exit status."""
     argv = list(sys.argv[1:] if argv is None else argv)
     overrides = [a for a in argv if OVERRIDE.match(a)]
-    commands: dict[str, Callable[[argparse.Namespace], None]] = {
+    commands: dict[str, Callable[[argparse.Namespace], int | None]] = {
+        "adapters": _adapters,
         "ask": _ask,
         "audit": _audit,
         "export-peft": _export_peft,
@@ -459,7 +511,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         if args.command in commands:
             if overrides:
                 raise ConfigError(f"{overrides[0]}: `ia-jax {args.command}` takes no overrides, it goes by the workdir")
-            commands[args.command](args)
+            return commands[args.command](args) or 0
         else:
             _stage(args, overrides)
     except SystemExit as error:  # --help and --version

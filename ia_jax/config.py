@@ -76,7 +76,10 @@ class BehaviorsSection:
 
 @dataclass(frozen=True)
 class OrganismsSection:
-    """Training of the organisms, `parallel` at a time, each step `rows` packed rows of `length` tokens for each."""
+    """Training of the organisms, `parallel` at a time, each step `rows` packed rows of `length` tokens for each.
+
+    A wave's training state is kept every `checkpoint_every` steps and at its end (0: a killed wave begins again).
+    """
 
     lora: LoraSection = field(default_factory=lambda: LoraSection(rank=8, alpha=16.0))
     optimizer: OptimizerSection = field(default_factory=lambda: OptimizerSection(lr=2e-3))
@@ -86,6 +89,7 @@ class OrganismsSection:
     length: int = 128
     check_prompts: int = 3
     keep_failed: bool = True
+    checkpoint_every: int = 100
 
 
 @dataclass(frozen=True)

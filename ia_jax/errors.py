@@ -19,3 +19,9 @@ class BaseMismatchError(ConfigError):
 
 class CheckpointError(IAError):
     """A stored adapter or training state is missing, incomplete, corrupt or not finite."""
+
+
+class Preempted(IAError):
+    """SIGTERM came while training and the state was saved; launchers restart on 143 (128 + SIGTERM)."""
+
+    exit_status = 143

@@ -44,6 +44,17 @@ class Workdir:
         return self.path / "behavior_checks.jsonl"
 
     @property
+    def left_out_file(self) -> Path:
+        return self.path / "organisms_left_out.jsonl"
+
+    @property
+    def left_out(self) -> dict[str, str]:
+        """Organisms that diverged twice, and why: they have no adapter, and later stages do without them."""
+        if not self.left_out_file.exists():
+            return {}
+        return {r["organism"]: r["left_out"] for r in read_jsonl(self.left_out_file, "run `ia-jax organisms` again")}
+
+    @property
     def preferences_file(self) -> Path:
         return self.path / "preferences.jsonl"
 
@@ -91,7 +102,10 @@ class Workdir:
     def metrics(self) -> dict[str, Any]:
         if not self.metrics_file.exists():
             raise ConfigError(f"{self.metrics_file} does not exist; run `ia-jax eval` first")
-        return json.loads(self.metrics_file.read_text())
+        try:
+            return json.loads(self.metrics_file.read_text())
+        except ValueError as error:
+            raise IAError(f"{self.metrics_file} is damaged ({error}); delete it and run `ia-jax eval` again") from None
 
     def organism(self, name: str, model: Any = None) -> Adapter:
         """The adapter of one organism (checked against `model`, if given)."""
@@ -118,7 +132,7 @@ def start_workdir(directory: str | Path, config: RunConfig) -> Workdir:
     body = {
         "config": dataclasses.asdict(config),
         "hash": config_hash(config),
-        "versions": {p: importlib.metadata.version(p) for p in PACKAGES},
+        "versions": {p: _version(p) for p in PACKAGES},
         "git_commit": _git_commit(),
     }
     try:
@@ -136,6 +150,13 @@ def start_workdir(directory: str | Path, config: RunConfig) -> Workdir:
     except OSError as error:
         raise IAError(f"cannot write to the workdir {path}: {error.strerror}; choose another --workdir") from None
     return Workdir(path)
+
+
+def _version(package: str) -> str | None:
+    try:
+        return importlib.metadata.version(package)
+    except importlib.metadata.PackageNotFoundError:
+        return None
 
 
 def _first_difference(old: Any, new: Any, where: str = "config") -> str | None:

@@ -155,6 +155,20 @@ def test_joint_without_steps_reads_every_unit_once(units):
         assert len(step) == 2
 
 
+def test_joint_epochs_read_every_unit_once_each_though_slots_are_cut(units):
+    """Three units seldom fit into a row of 24 tokens, so an epoch takes more steps than its units suggest."""
+    read_once = [Counter((i, u) for i, own in enumerate(units) for u in range(len(own)))]
+    for epochs in (1, 3):
+        plan = plan_joint(units, organisms_per_step=2, per_slot=3, seed=0, length=LENGTH, epochs=epochs)
+        seen, epoch = Counter(), []
+        for step in plan.steps:
+            seen.update((slot.organism, u) for slot in step for row in slot.rows for u in row)
+            if seen == read_once[0]:
+                epoch, seen = [*epoch, seen], Counter()
+        assert len(epoch) == epochs
+        assert not seen
+
+
 def test_joint_with_steps_draws_without_replacement_and_begins_again(units):
     plan = plan_joint(units, organisms_per_step=2, per_slot=2, seed=0, length=LENGTH, steps=40)
     assert len(plan.steps) == 40

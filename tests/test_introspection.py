@@ -1,13 +1,17 @@
 """The introspection adapter's steps: SFT and DPO over several frozen organisms."""
 
+from pathlib import Path
+
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from ia_jax.config import OptimizerSection
+from ia_jax.config import OptimizerSection, RunConfig
 from ia_jax.data.batches import build_batch, plan_joint
+from ia_jax.stages.session import Session
 from ia_jax.training.introspection import dpo_step, init_state, sequence_logps, sft_step
+from ia_jax.workdir import Workdir
 from tests import tiny
 from tests.tiny import quick_compilation  # noqa: F401
 
@@ -66,6 +70,25 @@ def test_the_state_is_donated_and_nothing_else(params, organisms, batch):
     sft_step(params, state, organisms, batch, **STATIC)
     assert all(x.is_deleted() for x in jax.tree.leaves((state.adapter, state.moments)))
     assert not any(x.is_deleted() for x in jax.tree.leaves((params, organisms)))
+
+
+def test_steps_leave_the_state_as_the_session_places_it(params, organisms, batch, pairs):
+    """Same types and shardings, down to how they are written: else the second step would be compiled again."""
+    session = Session(Workdir(Path()), RunConfig())
+
+    def placed(state):
+        return jax.tree.map(lambda x: (jax.typeof(x), x.sharding), state)
+
+    with jax.set_mesh(session.mesh):
+        state = session.replicated(fresh())
+        stack, sft, dpo = session.on_organisms((organisms, batch, pairs))
+        before = placed(state)
+        after, _ = sft_step(params, state, stack, sft, **STATIC)
+        assert placed(after) == before
+        after, _ = dpo_step(
+            params, after, stack, dpo, session.on_organisms(np.zeros((K, 4), np.float32)), beta=0.1, **STATIC
+        )
+        assert placed(after) == before
 
 
 def test_sft_loss_is_the_mean_over_organisms_of_their_own_means(params, organisms, batch):

@@ -1,7 +1,9 @@
 """The training loop: killed and resumed is the same as never interrupted, and a bad state is never kept."""
 
 import json
+import os
 import shutil
+import signal
 from pathlib import Path
 
 import grain
@@ -9,12 +11,14 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from orbax.checkpoint import v1 as ocp
 
 from ia_jax.config import OptimizerSection
 from ia_jax.data.batches import build_batch, dataset, plan_joint
-from ia_jax.errors import CheckpointError, IAError
+from ia_jax.errors import CheckpointError, IAError, Preempted
 from ia_jax.training.introspection import init_state, sft_step
-from ia_jax.training.loop import Recorder, fit
+from ia_jax.training.loop import fit
+from ia_jax.training.recorder import Recorder, spread
 from tests import tiny
 from tests.tiny import quick_compilation  # noqa: F401
 
@@ -236,3 +240,60 @@ def test_a_recorder_keeps_other_stages_and_earlier_steps(tmp_path):
         ("two", 3, 3),
         ("one", 3, 9),
     ]
+
+
+def test_sigterm_saves_at_once_and_leaves_with_a_status_that_launchers_restart_on(tmp_path, uninterrupted):
+    def told(state, x):
+        if int(state["n"]) == 4:
+            os.kill(os.getpid(), signal.SIGTERM)
+        return add(state, x)
+
+    before = signal.getsignal(signal.SIGTERM)
+    with pytest.raises(Preempted, match="toy: stopped by SIGTERM; step 5 of 9 is saved") as error:
+        run(tmp_path, told, every=100)
+    assert error.value.exit_status == 143
+    assert signal.getsignal(signal.SIGTERM) is before
+    rest = until(99)
+    assert not tiny.differs(run(tmp_path, rest), uninterrupted[0])
+    assert len(rest.done) == TOTAL - 5
+    assert curves(tmp_path) == uninterrupted[1]
+
+
+def test_a_failed_write_is_reported_while_training_goes_on(tmp_path, monkeypatch, uninterrupted):
+    class Full:
+        def result(self, timeout=None):
+            raise OSError(28, "No space left on device\nand pages more")
+
+    true = ocp.training.Checkpointer.save_checkpointables_async
+
+    def full_at_4(self, number, *args, **kwargs):
+        return Full() if number == 4 else true(self, number, *args, **kwargs)
+
+    step = until(99)
+    with monkeypatch.context() as patch:
+        patch.setattr(ocp.training.Checkpointer, "save_checkpointables_async", full_at_4)
+        with pytest.raises(CheckpointError, match=r"state of step 4 could not .*No space left on device\).*untouched"):
+            run(tmp_path, step)
+    assert len(step.done) <= 6  # at the latest before the next save
+    rest = until(99)
+    assert not tiny.differs(run(tmp_path, rest), uninterrupted[0])
+    assert len(rest.done) == TOTAL - 2
+    assert curves(tmp_path) == uninterrupted[1]
+
+
+def test_rates_and_memory_go_to_tensorboard_alone(tmp_path, capfd):
+    def counting(state, x):
+        state, metrics = add(state, x)
+        return state, metrics | {"tokens": jnp.full(2, 50), "supervised_tokens": jnp.float32(7)}
+
+    run(tmp_path, counting)
+    board = b"".join(p.read_bytes() for p in (tmp_path / "tensorboard" / "toy").iterdir())
+    for tag in (b"loss", b"speed/tokens_per_s", b"speed/supervised_tokens_per_s", b"memory/host_peak_gib"):
+        assert tag in board
+    assert {k for line in curves(tmp_path).splitlines() for k in json.loads(line)} == {"stage", "step", "loss"}
+    assert capfd.readouterr().err == ""  # no progress bar where nobody sees it
+
+
+def test_a_spread_leaves_out_who_read_nothing():
+    assert spread(np.array([np.nan, 1.0, 3.0])) == pytest.approx({"loss_p10": 1.2, "loss_p50": 2.0, "loss_p90": 2.8})
+    assert spread(np.array([np.nan])) == {}

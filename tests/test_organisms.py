@@ -7,12 +7,13 @@ import optax
 import pytest
 from jax.sharding import NamedSharding, PartitionSpec
 
-from ia_jax.adapters.lora import init_lora, take_organisms
+from ia_jax.adapters.lora import LoraConfig, init_lora, pad_rank, stack_adapters, strip_rank, take_organisms
 from ia_jax.config import OptimizerSection
+from ia_jax.errors import ConfigError
 from ia_jax.models.transformer import forward_jit
 from ia_jax.parallel.mesh import make_mesh
 from ia_jax.training.losses import Batch
-from ia_jax.training.organisms import init_state, organisms_step
+from ia_jax.training.organisms import Diverged, init_state, organisms_step
 from tests import tiny
 from tests.tiny import quick_compilation  # noqa: F401
 
@@ -192,3 +193,35 @@ def test_training_learns(params, batches):
     state, first = train(params, batches[:1], fresh(total=60))
     state, last = train(params, batches[:1] * 40, state)
     assert (last["loss"] < 0.7 * first["loss"]).all()
+
+
+def test_why_an_organism_diverged(params, batches):
+    state = with_nan(fresh(), 0)
+    nu = jax.tree.map(lambda x: x.at[2].set(jnp.inf) if x.ndim > 1 else x, state.moments)
+    after, _ = train(params, batches[:1], state._replace(moments=nu))
+    assert after.diverged.tolist() == [Diverged.LOSS, 0, Diverged.UPDATE, 0, 0]
+    assert after.updates.tolist() == [0, 1, 0, 1, 1]
+    assert Diverged(int(after.diverged[0])).reason(12) == "its loss was not finite at update 13"
+    sure = params | {"final_norm": 30 * params["final_norm"]}  # of what is wrong
+    after, metrics = train(sure, batches[:1])
+    assert (metrics["loss"] > 2 * np.log(64)).all()
+    assert after.diverged.tolist() == [Diverged.WORSE_THAN_GUESSING] * K
+    assert not tiny.differs(after.adapters, fresh().adapters)
+
+
+def test_padding_to_the_largest_rank_stays_zero_and_changes_nothing(params, batches):
+    """Organisms of ranks 2 and 4 (one scale) in a stack: each is itself alone, and what was padded is stripped."""
+    own = [LoraConfig(2, 2 * LORA.scale, LORA.targets), LORA]
+    alone = [init_lora(jax.random.key(i), tiny.TINY, lora) for i, lora in enumerate(own)]
+    stacked, _ = train(params, batches[:3], fresh([0, 1], adapters=stack_adapters(alone)), [0, 1])
+    assert stacked.updates.tolist() == [3, 2]
+    for i, lora in enumerate(own):
+        state = init_state(jnp.stack([jax.random.key(i)]), jnp.full(1, 8, jnp.int32), tiny.TINY, lora, OPTIMIZER)
+        for batch in batches[:3]:
+            state, _ = organisms_step(params, state, take(batch, [i]), cfg=tiny.TINY, lora=lora, optimizer=OPTIMIZER)
+        got = strip_rank(take_organisms(stacked.adapters, i), lora.rank)  # raises if the rest is not zero
+        assert tiny.furthest(got, take_organisms(state.adapters, 0)) <= 1e-6
+    with pytest.raises(ConfigError, match="ranks beyond it are not zero"):
+        strip_rank(take_organisms(stacked.adapters, 1), 2)
+    with pytest.raises(ConfigError, match="rank 4 cannot be padded to rank 3"):
+        pad_rank(alone[1], 3)

@@ -99,8 +99,38 @@ def zero_adapter(cfg: ModelConfig, lora: LoraConfig) -> Adapter:
 
 
 def stack_adapters(adapters: list[Adapter]) -> Adapter:
-    """K adapters of the same targets and rank as one tree with a leading organism axis."""
-    return jax.tree.map(lambda *leaves: jnp.stack(leaves), *adapters)
+    """K adapters of the same targets as one tree with a leading organism axis, padded to the largest rank."""
+    rank = max(rank_of(adapter) for adapter in adapters)
+    return jax.tree.map(lambda *leaves: jnp.stack(leaves), *[pad_rank(adapter, rank) for adapter in adapters])
+
+
+def rank_of(adapter: Adapter) -> int:
+    return next(iter(adapter.values()))["a"].shape[-1]
+
+
+def pad_rank(adapter: Adapter, rank: int) -> Adapter:
+    """The adapter with zeros up to `rank`, so that adapters of several ranks stack.
+
+    Gradients of the padding are exactly zero, as each factor's is a product with the other's: training leaves it zero.
+    """
+
+    def pad(x: jax.Array, axis: int) -> jax.Array:
+        widths = [(0, 0)] * x.ndim
+        widths[axis] = (0, rank - x.shape[axis])
+        return jnp.pad(x, widths)
+
+    if rank < rank_of(adapter):
+        raise ConfigError(f"an adapter of rank {rank_of(adapter)} cannot be padded to rank {rank}")
+    return {t: {"a": pad(ab["a"], -1), "b": pad(ab["b"], -2)} for t, ab in adapter.items()}
+
+
+def strip_rank(adapter: Adapter, rank: int) -> Adapter:
+    """The first `rank` ranks of an adapter: the inverse of `pad_rank`. Raises ConfigError if others are not zero."""
+    out = {t: {"a": ab["a"][..., :rank], "b": ab["b"][..., :rank, :]} for t, ab in adapter.items()}
+    for t, ab in adapter.items():
+        if jnp.any(ab["a"][..., rank:] != 0) or jnp.any(ab["b"][..., rank:, :] != 0):
+            raise ConfigError(f"{t}: an adapter of rank {rank} is expected, but ranks beyond it are not zero")
+    return out
 
 
 def take_organisms(stacked: Adapter, index: Any) -> Adapter:

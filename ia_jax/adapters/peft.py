@@ -19,6 +19,7 @@ import ml_dtypes
 import numpy as np
 from etils import epath
 
+from ia_jax.adapters.base import published_name
 from ia_jax.adapters.lora import PROJECTIONS, Adapter, LoraConfig, projection_sizes
 from ia_jax.adapters.peft_config import PeftConfig, parse_config
 from ia_jax.adapters.record import first_nonfinite, host_leaves, one_line
@@ -114,7 +115,7 @@ def export_peft(
 
     from safetensors.numpy import save
 
-    base = base_model_name_or_path or model.name
+    base = base_model_name_or_path or published_name(model.name)
     path = epath.Path(directory).expanduser()
     path.mkdir(parents=True, exist_ok=True)
     (path / WEIGHTS).write_bytes(save(tensors, metadata={"format": "pt"}))

@@ -20,6 +20,7 @@ from datetime import UTC, datetime
 from typing import Any, Protocol
 
 import jax
+import numpy as np
 from etils import epath
 from jax.experimental import multihost_utils
 
@@ -87,10 +88,7 @@ def load_adapter(
                that do not fit are one in any case.
     sharding:  one sharding for all leaves, or a tree of them like the adapter; None for the default device.
     """
-    path = _resolve(_path(directory))
-    record = _read_record(path)
-    if base is not None:
-        _check_base(path, record, base, allow_other_base)
+    path, record = _resolve(_path(directory)), read_record(directory, base, allow_other_base)
     problems, leaves = _read_checked(path, record)
     if problems:
         more = f" (and {len(problems) - 2} more)" if len(problems) > 2 else ""
@@ -101,9 +99,31 @@ def load_adapter(
     return jax.device_put(records.nest(leaves), sharding), record.metadata
 
 
+def read_adapter(directory: Directory, record: Record | None = None) -> dict[str, dict[str, np.ndarray]]:
+    """The arrays on the host, for those who read many adapters over and over.
+
+    With `record` (of `read_record`) every leaf is checked against its digest; without, nothing is: read it so once.
+    """
+    path = _resolve(_path(directory))
+    leaves = _read_leaves(path)
+    problems = records.leaf_problems(record, leaves) if record is not None else []
+    if problems:
+        raise CheckpointError(f"{path}: the adapter is corrupt: {problems[0]}; restore the directory from a copy")
+    return records.nest(leaves)
+
+
+def read_record(directory: Directory, base: Base | None = None, allow_other_base: bool = False) -> Record:
+    """What is written down about a stored adapter; checked to be for `base`, if given. The arrays are not read."""
+    path = _resolve(_path(directory))
+    record = _read_record(path)
+    if base is not None:
+        _check_base(path, record, base, allow_other_base)
+    return record
+
+
 def read_metadata(directory: Directory) -> AdapterMetadata:
     """The metadata alone; the arrays are not read."""
-    return _read_record(_resolve(_path(directory))).metadata
+    return read_record(directory).metadata
 
 
 def update_metadata(directory: Directory, **changes: Any) -> AdapterMetadata:

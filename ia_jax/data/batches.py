@@ -92,21 +92,26 @@ def plan_joint(
     length: int,
     rows: int = 1,
     steps: int = 0,
+    epochs: int = 1,
     always: int | None = None,
 ) -> Plan:
     """Joint IA training: each step draws k organisms without replacement, uniformly from those with unread units.
 
-    Without `steps` every unit is read once and late steps may hold fewer than k organisms (paper_facts 2.3); with
-    `steps`, organisms that have been read out begin again. An organism's slot holds the next units of its seeded order:
-    `per_slot`, or as many of them as fit into `rows` rows. `always` names an organism that takes one slot of every
-    step: the clean model, whose answer is that there is nothing unusual, so that abstention is rehearsed throughout.
+    Without `steps` every unit is read `epochs` times, all of them once before any is read again, and an epoch's late
+    steps may hold fewer than k organisms (paper_facts 2.3); with `steps`, organisms that were read out begin again. An
+    organism's slot holds the next units of its seeded order: `per_slot`, or as many of them as fit into `rows` rows.
+    `always` names an organism that takes one slot of every step: the clean model, whose answer is that there is nothing
+    unusual, so that abstention is rehearsed throughout.
     """
     rng = np.random.default_rng(seed)
     pool = [i for i in range(len(units)) if i != always]
     queues: dict[int, list[int]] = {i: rng.permutation(len(own)).tolist() for i, own in enumerate(units)}
     k = organisms_per_step - (always is not None)
     plan: list[list[Slot]] = []
-    while len(plan) < steps if steps else any(queues[i] for i in pool):
+    while len(plan) < steps if steps else (epochs > 1 or any(queues[i] for i in pool)):
+        if not steps and not any(queues[i] for i in pool):
+            epochs -= 1
+            queues |= {i: rng.permutation(len(units[i])).tolist() for i in pool}
         alive = [i for i in pool if queues[i]]
         if steps and len(alive) < k:
             for i in pool:
@@ -168,7 +173,10 @@ def build_batch(step: Sequence[Slot], plan: Plan, units: Sequence[Sequence[Unit]
     return Batch(tokens, segments, positions, index, token, weight, example)
 
 
-def dataset(plan: Plan, make: Callable[[Sequence[Slot]], object]) -> grain.IterDataset:
-    """The steps of a plan as a grain dataset: built in background threads, its position part of a checkpoint."""
+def dataset(plan: Plan, make: Callable[[Sequence[Slot]], object], ahead: int = 4) -> grain.IterDataset:
+    """The steps of a plan as a grain dataset: built in a background thread, its position part of a checkpoint.
+
+    ahead: how many steps are built before they are asked for; what `make` returns is held that many times.
+    """
     steps = grain.MapDataset.range(len(plan.steps)).map(lambda s: make(plan.steps[s]))
-    return steps.to_iter_dataset(grain.ReadOptions(num_threads=1, prefetch_buffer_size=4))
+    return steps.to_iter_dataset(grain.ReadOptions(num_threads=1, prefetch_buffer_size=ahead))

@@ -32,6 +32,8 @@ def organism(session: Session, name: str) -> Adapter:
         raise ConfigError(
             f"no organism {name!r} in {session.workdir.behaviors_file} ({len(known)} lines); near it: {', '.join(near)}"
         )
+    if name in session.workdir.left_out:
+        raise ConfigError(f"organism {name} was left out ({session.workdir.left_out[name]}); ask about another")
     if not is_complete(session.workdir.organism_dir(name)):
         raise ConfigError(f"organism {name} is not trained yet; run `ia-jax organisms` first")
     return session.workdir.organism(name, session.model)

@@ -2,14 +2,14 @@
 
 import hashlib
 import json
-import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import jax
 import numpy as np
 
+from ia_jax.adapters.card import card
 from ia_jax.adapters.lora import Adapter, init_lora
 from ia_jax.adapters.peft import export_peft
 from ia_jax.adapters.record import AdapterMetadata, content_hash
@@ -23,8 +23,11 @@ from ia_jax.stages.ia_data import CLEAN, question_answers
 from ia_jax.stages.order import is_done
 from ia_jax.stages.session import Organisms, Session, behaviors_in
 from ia_jax.training.introspection import dpo_step, init_state, sequence_logps, sft_step
-from ia_jax.training.loop import fit, progress
+from ia_jax.training.loop import fit, scalars_of
 from ia_jax.training.losses import Batch
+from ia_jax.training.recorder import progress, spread
+
+STACKS_AHEAD = 2  # organisms are read and placed while the steps before run; each stack held costs memory
 
 
 def run_sft(session: Session) -> None:
@@ -60,11 +63,12 @@ def run_sft(session: Session) -> None:
         "ia_sft",
         state,
         lambda s, x: sft_step(model.params, s, x[0], x[1], **static),
-        dataset(plan, lambda step: _joint_batch(session, organisms, step, plan, units)),
+        dataset(plan, lambda step: _joint_batch(session, organisms, step, plan, units), STACKS_AHEAD),
         len(plan.steps),
         session.workdir.path,
         checkpoints=directory / "state",
         every=cfg.checkpoint_every,
+        summarize=summarize,
         description="IA, SFT",
     )
     _finish(session, directory, state.adapter, len(plan.steps))
@@ -90,14 +94,13 @@ def run_dpo(session: Session) -> None:
         ]
         for name in [*names, *([CLEAN] if has_clean else [])]
     ]
-    per_epoch = math.ceil(sum(len(u) for u in units) / (cfg.organisms_per_step * cfg.per_slot))
     plan = plan_joint(
         units,
         organisms_per_step=min(cfg.organisms_per_step, len(units)),
         per_slot=cfg.per_slot,
         seed=session.config.seed + 1,
         length=cfg.length,
-        steps=0 if cfg.epochs == 1 else per_epoch * cfg.epochs,
+        epochs=cfg.epochs,
     )
     start = session.replicated(session.workdir.ia("sft", model))
     remat = session.config.model.remat
@@ -117,7 +120,7 @@ def run_dpo(session: Session) -> None:
         "ia_dpo",
         state,
         lambda s, x: dpo_step(model.params, s, *x, **static),
-        dataset(plan, make),
+        dataset(plan, make, STACKS_AHEAD),
         len(plan.steps),
         session.workdir.path,
         checkpoints=directory / "state",
@@ -127,12 +130,19 @@ def run_dpo(session: Session) -> None:
     _finish(session, directory, state.adapter, len(plan.steps))
 
 
+def summarize(metrics: Mapping[str, np.ndarray]) -> dict[str, float]:
+    """A step's scalars, and how its organisms' losses spread."""
+    return {**scalars_of(metrics), **spread(metrics["per_organism"])}
+
+
 def usable(session: Session, split: str) -> list:
     """The split's behaviours whose organisms passed the behaviour check (all, with `keep_failed`)."""
     behaviors = behaviors_in(session, split)
     missing = [b.name for b in behaviors if not is_complete(session.workdir.organism_dir(b.name))]
-    if missing or not behaviors:
-        raise ConfigError(f"organism {missing[0] if missing else '?'} is not trained; run `ia-jax organisms` first")
+    if missing:
+        raise ConfigError(f"organism {missing[0]} is not trained; run `ia-jax organisms` first")
+    if not behaviors:
+        raise IAError(f"the {split} split has no organism: see {session.workdir.left_out_file} for those left out")
     if session.config.organisms.keep_failed:
         return behaviors
     rows = read_jsonl(session.workdir.checks_file, "run `ia-jax organisms` first")
@@ -164,9 +174,8 @@ def _reference(
     """
     identity = hashlib.sha256()
     identity.update(content_hash(ia).encode())
-    for leaf in jax.tree.leaves(organisms.stacked):
-        identity.update(np.ascontiguousarray(leaf).tobytes())
-    identity.update(json.dumps([plan.length, plan.targets, repr(plan.steps), session.config.model.dtype]).encode())
+    what = [organisms.hashes, plan.length, plan.targets, repr(plan.steps), session.config.model.dtype]
+    identity.update(json.dumps(what).encode())
     for own in units:
         for unit in own:
             for e in unit:
@@ -209,5 +218,5 @@ def _finish(session: Session, directory: Path, adapter: Adapter, steps: int) -> 
         step=steps,
         config_hash=config_hash(session.config),
     )
-    export_peft(adapter, directory / "peft", model, lora)
+    export_peft(adapter, directory / "peft", model, lora, card=card(metadata))
     save_adapter(directory / "adapter", adapter, metadata)

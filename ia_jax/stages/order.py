@@ -39,7 +39,7 @@ STAGES = (
         "run",
         "train the organisms, many at once, and check that each shows its behaviour",
         "organisms/<organism>/ (Orbax), behavior_checks.jsonl",
-        "about 8 minutes; a killed run loses at most the wave that it was training",
+        "about 10 minutes; continues from its last checkpoint, bit for bit",
     ),
     Stage(
         "sft",
@@ -92,7 +92,8 @@ def is_done(workdir: "Workdir", stage: str) -> bool:
     if stage == "transcripts":
         return workdir.behaviors_file.exists()
     if stage == "organisms":
-        return workdir.checks_file.exists() and all(is_complete(workdir.organism_dir(n)) for n in workdir.behaviors)
+        trained = workdir.behaviors.keys() - workdir.left_out.keys()
+        return workdir.checks_file.exists() and all(is_complete(workdir.organism_dir(n)) for n in trained)
     if stage in ("sft", "dpo"):
         return is_complete(workdir.ia_dir(stage) / "adapter")
     if stage == "preferences":

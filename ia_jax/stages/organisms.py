@@ -1,7 +1,16 @@
-"""Stage 2: train the organisms, many at once, store each, and check that each shows its behaviour."""
+"""Stage 2: train the organisms, many at once, store each, and check that each shows its behaviour.
 
+Waves are the same in every run of a workdir, and each keeps its training state until all of its organisms are stored:
+so a run that is killed and continued stores the same bits as one that was not. An organism that diverges is trained
+once more with a lower learning rate, and left out if it diverges again; the others of its wave never notice.
+"""
+
+import hashlib
+import shutil
 import zlib
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
 
 import jax
 import jax.numpy as jnp
@@ -12,34 +21,62 @@ from ia_jax.adapters.record import AdapterMetadata
 from ia_jax.adapters.store import is_complete, read_metadata, save_adapters
 from ia_jax.behaviors.records import Behavior
 from ia_jax.behaviors.template_teacher import CheckPrompt, check_prompts, says, shows_behavior
-from ia_jax.config import config_hash
-from ia_jax.data.batches import build_batch, dataset, plan_organisms
-from ia_jax.data.transcripts import read_transcripts, write_jsonl
-from ia_jax.errors import IAError
-from ia_jax.stages.session import Session, behaviors_in
+from ia_jax.config import OptimizerSection, config_hash
+from ia_jax.data.batches import Plan, Unit, build_batch, dataset, plan_organisms
+from ia_jax.data.transcripts import read_jsonl, read_transcripts, write_jsonl
+from ia_jax.stages.session import Session
 from ia_jax.training.loop import fit
-from ia_jax.training.organisms import init_state, organisms_step
+from ia_jax.training.organisms import Diverged, OrganismsState, init_state, organisms_step
+from ia_jax.training.recorder import spread
+from ia_jax.workdir import Workdir
 
 CHECK_TOKENS = 20
 SHOWN, NOT_SHOWN = 0.5, 0.34  # an organism passes if it shows at least / at most this share where it should / shouldn't
+RETRY_LR = 0.2  # of the learning rate, for an organism that diverged
+
+Row = dict[str, object]
+
+
+@dataclass(frozen=True)
+class Wave:
+    """Organisms trained together. `behaviors` is filled up to a multiple of the mesh by repeating its first."""
+
+    behaviors: tuple[Behavior, ...]
+    units: list[list[Unit]]
+    plan: Plan
+    offset: int  # steps of the waves before it
+    title: str
 
 
 def run(session: Session) -> None:
-    """Trains the organisms that are not stored yet, in waves of `parallel`; a killed run loses one wave at most."""
+    """Trains the organisms that are not settled yet: neither stored nor left out."""
     workdir, cfg = session.workdir, session.config.organisms
     # Organisms with about as much to read share a wave, so that none idles while another reads on.
-    everyone = sorted(behaviors_in(session, "train", "dpo", "heldout"), key=lambda b: _reading(session, b))
-    missing = [b for b in everyone if not is_complete(workdir.organism_dir(b.name))]
-    done = len(everyone) - len(missing)
-    base_replies = _base_replies(session, everyone) if missing else {}
-    for start in range(0, len(missing), cfg.parallel):
-        wave = missing[start : start + cfg.parallel]
-        number, waves = (done + start) // cfg.parallel + 1, -(-len(everyone) // cfg.parallel)
-        adapters, steps = _train(session, wave, f"organisms {number}/{waves}", done + start)
-        checks = _check(session, wave, adapters, base_replies)
-        _store(session, wave, adapters, steps, checks)
-    rows = [read_metadata(workdir.organism_dir(b.name)).check for b in everyone]
-    write_jsonl(workdir.checks_file, (r for r in rows if r is not None))
+    everyone = sorted(workdir.behaviors.values(), key=lambda b: _reading(session, b))
+    if not _settled(workdir, everyone):
+        # All transcripts are tokenised before anything is trained, so that a bad one shows at once.
+        units = {b.name: _units(session, b) for b in everyone}
+        base_replies = _base_replies(session, everyone)
+        offset, count = 0, -(-len(everyone) // cfg.parallel)
+        for number in range(count):
+            members = everyone[number * cfg.parallel : (number + 1) * cfg.parallel]
+            wave = _wave(session, members, units, offset, f"organisms {number + 1}/{count}")
+            if not _settled(workdir, members):
+                _train_wave(session, wave, units, base_replies)
+            offset += len(wave.plan.steps)
+    shutil.rmtree(_states(workdir), ignore_errors=True)
+    left = read_jsonl(workdir.left_out_file, "") if workdir.left_out else []
+    rows = [read_metadata(workdir.organism_dir(b.name)).check for b in everyone if b.name not in workdir.left_out]
+    write_jsonl(workdir.checks_file, [*(r for r in rows if r is not None), *left])
+
+
+def _settled(workdir: Workdir, behaviors: Sequence[Behavior]) -> bool:
+    left_out = workdir.left_out
+    return all(b.name in left_out or is_complete(workdir.organism_dir(b.name)) for b in behaviors)
+
+
+def _states(workdir: Workdir) -> Path:
+    return workdir.path / "organisms_state"
 
 
 def _reading(session: Session, b: Behavior) -> tuple[int, str]:
@@ -47,40 +84,81 @@ def _reading(session: Session, b: Behavior) -> tuple[int, str]:
     return sum(len(m["content"]) for t in transcripts for m in t.messages), b.name
 
 
+def _units(session: Session, b: Behavior) -> list[Unit]:
+    file = session.workdir.transcript(b.name)
+    length = session.config.organisms.length
+    return [(session.trimmed(t.messages, length, f"{file}:{n}"),) for n, t in enumerate(read_transcripts(file), 1)]
+
+
 def seed_of(name: str, seed: int) -> int:
     """An organism's own seed, the same in whatever wave it is trained."""
     return zlib.crc32(f"{seed}/{name}".encode())
 
 
-def _train(session: Session, wave: Sequence[Behavior], description: str, done: int) -> tuple[Adapter, np.ndarray]:
+def _wave(
+    session: Session, members: Sequence[Behavior], units: Mapping[str, list[Unit]], offset: int, title: str
+) -> Wave:
+    cfg = session.config.organisms
+    filled = [*members, *[members[0]] * (-len(members) % session.config.mesh.fsdp)]
+    own = [units[b.name] for b in filled]
+    seeds = [seed_of(b.name, session.config.seed) for b in filled]
+    plan = plan_organisms(own, seeds, epochs=cfg.epochs, rows=cfg.rows, length=cfg.length)
+    return Wave(tuple(filled), own, plan, offset, title)
+
+
+def _train_wave(session: Session, wave: Wave, units: Mapping[str, list[Unit]], base_replies: dict[str, str]) -> None:
+    """Trains a wave and stores what is not stored yet; those that diverged get a second wave with a lower rate."""
+    optimizer = session.config.organisms.optimizer
+    state = _train(session, wave, optimizer, "organisms")
+    first = _diverged(wave, state)
+    _store(session, wave, state, base_replies, {})
+    again = [b for b in dict.fromkeys(wave.behaviors) if b.name in first]
+    if not again:
+        return
+    lower = replace(optimizer, lr=optimizer.lr * RETRY_LR)
+    for b in again:
+        print(f"organism {b.name}: {first[b.name]}; once more with lr {lower.lr:g}", flush=True)
+    retry = _wave(session, again, units, wave.offset, f"{wave.title} again")
+    state = _train(session, retry, lower, "organisms_retry")
+    second = _diverged(retry, state)
+    notes = {n: {"diverged": reason, "lr": optimizer.lr, "retried_lr": lower.lr} for n, reason in first.items()}
+    _store(session, retry, state, base_replies, notes)
+    for b in again:
+        if b.name in second:
+            _leave_out(session, b, f"{first[b.name]} with lr {optimizer.lr:g}; {second[b.name]} with lr {lower.lr:g}")
+
+
+def _diverged(wave: Wave, state: OrganismsState) -> dict[str, str]:
+    """{name: why} of the organisms that were masked while the wave was trained."""
+    codes, updates = np.asarray(state.diverged), np.asarray(state.updates)
+    return {
+        b.name: Diverged(int(code)).reason(int(n))
+        for b, code, n in zip(wave.behaviors, codes, updates, strict=True)
+        if code
+    }
+
+
+def _leave_out(session: Session, b: Behavior, reason: str) -> None:
+    workdir = session.workdir
+    if b.name in workdir.left_out:
+        return
+    rows = read_jsonl(workdir.left_out_file, "") if workdir.left_out_file.exists() else []
+    row = {"organism": b.name, "category": b.category, "triggered_rate": None, "untriggered_rate": None, "ok": False}
+    write_jsonl(workdir.left_out_file, [*rows, {**row, "left_out": reason, "samples": []}])
+    print(f"organism {b.name}: left out ({reason})", flush=True)
+
+
+def _train(session: Session, wave: Wave, optimizer: OptimizerSection, stage: str) -> OrganismsState:
+    """The wave's final state, from its newest checkpoint if there is one."""
     cfg, model = session.config.organisms, session.model
-    lora = cfg.lora.lora()
-    units = [
-        [
-            (session.trimmed(t.messages, cfg.length, f"{session.workdir.transcript(b.name)}:{n}"),)
-            for n, t in enumerate(read_transcripts(session.workdir.transcript(b.name)), 1)
-        ]
-        for b in wave
-    ]
-    seeds = [seed_of(b.name, session.config.seed) for b in wave]
-    plan = plan_organisms(units, seeds, epochs=cfg.epochs, rows=cfg.rows, length=cfg.length)
-    total = np.array([sum(bool(step[i].rows) for step in plan.steps) for i in range(len(wave))], np.int32)
+    lora, plan = cfg.lora.lora(), wave.plan
+    seeds = [seed_of(b.name, session.config.seed) for b in wave.behaviors]
+    total = np.array([sum(bool(s[i].rows) for s in plan.steps) for i in range(len(seeds))], np.int32)
     keys = jnp.stack([jax.random.key(s) for s in seeds])
-    state = init_state(session.on_organisms(keys), session.on_organisms(total), model.config, lora, cfg.optimizer)
-
-    def summarize(m: dict) -> dict[str, float]:
-        on = m["updated"]
-        losses = m["loss"][on] if on.any() else m["loss"]
-        return {
-            "loss": losses.mean(),
-            "loss_p10": np.quantile(losses, 0.1),
-            "loss_p90": np.quantile(losses, 0.9),
-            "grad_norm": m["grad_norm"].mean(),
-            "organisms": float(on.sum()),
-        }
-
-    state = fit(
-        "organisms",
+    state = init_state(session.on_organisms(keys), session.on_organisms(total), model.config, lora, optimizer)
+    identity = hashlib.sha256(repr(([b.name for b in wave.behaviors], optimizer)).encode()).hexdigest()[:16]
+    return fit(
+        stage,
         state,
         lambda s, batch: organisms_step(
             model.params,
@@ -88,22 +166,27 @@ def _train(session: Session, wave: Sequence[Behavior], description: str, done: i
             batch,
             cfg=model.config,
             lora=lora,
-            optimizer=cfg.optimizer,
+            optimizer=optimizer,
             remat=session.config.model.remat,
         ),
-        dataset(plan, lambda step: session.on_organisms(build_batch(step, plan, units))),
+        dataset(plan, lambda step: session.on_organisms(build_batch(step, plan, wave.units))),
         len(plan.steps),
         session.workdir.path,
-        offset=done // cfg.parallel * len(plan.steps),
-        summarize=summarize,  # pyright: ignore[reportArgumentType]
-        description=description,
+        checkpoints=_states(session.workdir) / identity,
+        every=cfg.checkpoint_every,
+        offset=wave.offset,
+        summarize=summarize,
+        description=wave.title,
     )
-    diverged = [b.name for b, bad in zip(wave, np.asarray(state.diverged), strict=True) if bad]
-    if diverged:
-        raise IAError(
-            f"organism {', '.join(diverged)}: loss or gradient not finite; lower config.organisms.optimizer.lr"
-        )
-    return state.adapters, np.asarray(state.updates)
+
+
+def summarize(m: Mapping[str, np.ndarray]) -> dict[str, float]:
+    """One step's scalars over the organisms that were updated in it; nothing if none was (all have diverged)."""
+    on = m["updated"]
+    if not on.any():
+        return {}
+    loss, norm = m["loss"][on], m["grad_norm"][on]
+    return {"loss": float(loss.mean()), **spread(loss), "grad_norm": float(norm.mean()), "organisms": float(on.sum())}
 
 
 def _base_replies(session: Session, behaviors: Sequence[Behavior]) -> dict[str, str]:
@@ -118,8 +201,8 @@ def _base_replies(session: Session, behaviors: Sequence[Behavior]) -> dict[str, 
 
 def _check(
     session: Session, wave: Sequence[Behavior], adapters: Adapter, base_replies: dict[str, str]
-) -> list[dict[str, object]]:
-    """Samples every organism on fresh prompts that should and should not show its behaviour."""
+) -> dict[str, Row]:
+    """Samples every organism on fresh prompts that should and should not show its behaviour; {name: outcome}."""
     prompts = [check_prompts(b, session.config.seed, session.config.organisms.check_prompts) for b in wave]
     replies = session.generate(
         [[p.question for p in ps] for ps in prompts],
@@ -135,45 +218,75 @@ def _check(
         shown = [shows_behavior(b, p, r, base_replies.get(p.question, "")) for p, r in rows]
         return round(sum(shown) / len(shown), 3) if shown else None
 
-    checks = []
+    checks: dict[str, Row] = {}
     for b, ps, rs in zip(wave, prompts, replies, strict=True):
         pairs = list(zip(ps, rs, strict=True))
         on = rate(b, [x for x in pairs if x[0].triggers])
         off = rate(b, [x for x in pairs if not x[0].triggers])
-        checks.append(
-            {
-                "organism": b.name,
-                "category": b.category,
-                "triggered_rate": on,
-                "untriggered_rate": off,
-                "ok": on is not None and on >= SHOWN and (off is None or off <= NOT_SHOWN),
-                "samples": [{"question": p.question, "triggers": p.triggers, "reply": r} for p, r in pairs],
-            }
-        )
+        checks[b.name] = {
+            "organism": b.name,
+            "category": b.category,
+            "triggered_rate": on,
+            "untriggered_rate": off,
+            "ok": on is not None and on >= SHOWN and (off is None or off <= NOT_SHOWN),
+            "samples": [{"question": p.question, "triggers": p.triggers, "reply": r} for p, r in pairs],
+        }
     return checks
 
 
 def _store(
-    session: Session, wave: Sequence[Behavior], adapters: Adapter, steps: np.ndarray, checks: list[dict[str, object]]
+    session: Session,
+    wave: Wave,
+    state: OrganismsState,
+    base_replies: dict[str, str],
+    notes: Mapping[str, dict[str, object]],
 ) -> None:
-    lora, model = session.config.organisms.lora.lora(), session.model
+    """Checks the wave and stores those that did not diverge and are not stored; `notes` join their checks by name."""
+    lora, model, workdir = session.config.organisms.lora.lora(), session.model, session.workdir
+    failed = _diverged(wave, state)
+    todo = {
+        b.name: i
+        for i, b in reversed(list(enumerate(wave.behaviors)))
+        if b.name not in failed and not is_complete(workdir.organism_dir(b.name))
+    }
+    if not todo:
+        return
+    checks = _check(session, wave.behaviors, state.adapters, base_replies)
+    checks = {n: {**row, **({"retry": notes[n]} if n in notes else {})} for n, row in checks.items()}
+    steps = np.asarray(state.updates)
     save_adapters(
         (
-            session.workdir.organism_dir(b.name),
-            take_organisms(adapters, i),
+            workdir.organism_dir(name),
+            take_organisms(state.adapters, i),
             AdapterMetadata(
-                name=b.name,
+                name=name,
                 kind="organism",
                 base_name=model.name,
                 base_fingerprint=model.fingerprint,
                 rank=lora.rank,
                 alpha=lora.alpha,
                 targets=lora.targets,
-                behavior=b.to_json(),
+                behavior=wave.behaviors[i].to_json(),
                 step=int(steps[i]),
                 config_hash=config_hash(session.config),
-                check=checks[i],
+                check=checks[name],
             ),
         )
-        for i, b in enumerate(wave)
+        for name, i in sorted(todo.items(), key=lambda x: x[1])
+    )
+    for name, i in sorted(todo.items(), key=lambda x: x[1]):
+        print(_line(name, int(steps[i]), checks[name]), flush=True)
+
+
+def _line(name: str, steps: int, check: Row) -> str:
+    """What became of an organism, in a line."""
+
+    def share(key: str) -> str:
+        value = check[key]
+        return f"{100 * value:.0f} %" if isinstance(value, float | int) else "-"
+
+    outcome = "passed" if check["ok"] else "did not pass"
+    return (
+        f"organism {name}: {steps} updates, shows its behaviour in {share('triggered_rate')} of the replies that "
+        f"should and {share('untriggered_rate')} of the others: {outcome}"
     )

@@ -1,16 +1,16 @@
 """What every stage works with: the workdir, its config, and the base model on its mesh."""
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from typing import Any
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 from jax.sharding import NamedSharding, PartitionSpec
 
-from ia_jax.adapters.lora import Adapter, LoraConfig, Stack, zero_adapter
+from ia_jax.adapters.lora import Stack
+from ia_jax.adapters.stream import AdapterStream
 from ia_jax.behaviors.records import Behavior
 from ia_jax.config import RunConfig
 from ia_jax.data.transcripts import chat
@@ -20,7 +20,7 @@ from ia_jax.models.chat import ChatExample, encode_chat, encode_prompt
 from ia_jax.models.replies import slice_starts, write_replies
 from ia_jax.models.weights import Model, load_model
 from ia_jax.parallel.mesh import make_mesh
-from ia_jax.training.loop import progress
+from ia_jax.training.recorder import progress
 from ia_jax.workdir import Workdir
 
 
@@ -53,7 +53,12 @@ class Session:
         return jax.device_put(tree, NamedSharding(self.mesh, PartitionSpec("fsdp")))
 
     def replicated(self, tree: Any) -> Any:
-        return jax.device_put(tree, NamedSharding(self.mesh, PartitionSpec()))
+        """Whole on every device, described as a step describes its results: else the second step compiles again."""
+
+        def place(x: Any) -> jax.Array:
+            return jax.device_put(x, NamedSharding(self.mesh, PartitionSpec(*[None] * np.ndim(x))))
+
+        return jax.tree.map(place, tree)
 
     def example(self, question: str, answer: str, length: int, name: str) -> ChatExample:
         """A one-turn training example, without the tokens after the last supervised one."""
@@ -115,30 +120,22 @@ class Session:
         return out
 
 
-class Organisms:
-    """All stored organisms of some splits on the host, gathered K at a time for a step."""
+class Organisms(AdapterStream):
+    """The stored organisms of these names, and after them the clean model if asked; `take` puts them on the mesh."""
 
     def __init__(self, session: Session, names: Sequence[str], clean: bool = False):
         self.names = list(names)
-        lora = session.config.organisms.lora.lora()
-        adapters = [session.workdir.organism(n, session.model) for n in self.names]
-        if clean:
-            adapters.append(zero_adapter(session.model.config, lora))
-        self.stacked = jax.tree.map(lambda *xs: np.stack([np.asarray(x) for x in xs]), *adapters)
-        self.place: Callable[[Any], Any] = session.on_organisms
-
-    def take(self, index: Sequence[int]) -> Adapter:
-        """The stack of the organisms at these positions, on the mesh: leaves [K, ...]."""
-        return self.place(jax.tree.map(lambda x: x[np.asarray(index)], self.stacked))
-
-
-def finite(tree: Any) -> bool:
-    return all(bool(jnp.isfinite(x).all()) for x in jax.tree.leaves(tree))
-
-
-def lora_of(session: Session, kind: str) -> LoraConfig:
-    return session.config.organisms.lora.lora() if kind == "organism" else session.config.sft.lora.lora()
+        super().__init__(
+            [session.workdir.organism_dir(n) for n in self.names],
+            session.model,
+            session.on_organisms,
+            zeros=int(clean),
+            lora=session.config.organisms.lora.lora(),
+        )
 
 
 def behaviors_in(session: Session, *splits: str) -> list[Behavior]:
-    return [session.workdir.behaviors[n] for s in splits for n in session.workdir.named(s)]
+    """The behaviours of these splits, without those whose organism diverged and was left out."""
+    left_out = session.workdir.left_out
+    names = [n for s in splits for n in session.workdir.named(s) if n not in left_out]
+    return [session.workdir.behaviors[n] for n in names]

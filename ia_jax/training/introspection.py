@@ -14,7 +14,7 @@ from ia_jax.adapters.lora import Adapter, LoraConfig
 from ia_jax.config import OptimizerSection
 from ia_jax.models.config import ModelConfig
 from ia_jax.models.transformer import Params, forward
-from ia_jax.training.losses import Batch, dpo_loss, example_logps, sft_loss, supervised_logps
+from ia_jax.training.losses import Batch, dpo_loss, example_logps, sft_loss, supervised_logps, token_counts
 from ia_jax.training.optimizer import apply_direction, learning_rate, make_optimizer
 
 
@@ -61,16 +61,19 @@ def sft_step(
     optimizer: OptimizerSection,
     remat: str = "none",
 ) -> tuple[IAState, dict[str, jax.Array]]:
-    """Mean over the step's organisms of each one's mean token loss (paper_facts 2.3: every batch's loss over k)."""
+    """Mean over the step's organisms of each one's mean token loss (paper_facts 2.3: every batch's loss over k).
+
+    Metrics: the loss, `per_organism` [K] (NaN where an organism has no row), gradient norm, rate and token counts.
+    """
 
     def mean_loss(ia: Adapter) -> tuple[jax.Array, jax.Array]:
         losses = sft_loss(_token_logps(params, organisms, ia, batch, cfg, remat), batch.target_weight)
         present = batch.target_weight.sum(-1) > 0
-        return (losses * present).sum() / present.sum(), losses
+        return (losses * present).sum() / present.sum(), jnp.where(present, losses, jnp.nan)
 
     (loss, losses), grads = jax.value_and_grad(mean_loss, has_aux=True)(state.adapter)
     state, metrics = _updated(state, grads, lora, optimizer)
-    return state, {"loss": loss, "per_organism": losses, **metrics}
+    return state, {"loss": loss, "per_organism": losses, **metrics, **token_counts(batch)}
 
 
 @partial(jax.jit, static_argnames=("cfg", "examples", "remat"))
@@ -130,4 +133,4 @@ def dpo_step(
 
     (loss, metrics), grads = jax.value_and_grad(mean_loss, has_aux=True)(state.adapter)
     state, more = _updated(state, grads, lora, optimizer)
-    return state, {"loss": loss, **metrics, **more}
+    return state, {"loss": loss, **metrics, **more, **token_counts(batch)}

@@ -4,9 +4,10 @@ A checkpoint holds the state and the data iterator's position, so a run that was
 go to TensorBoard and to `curves.jsonl`, which the report and notebooks read.
 """
 
-import json
-import os
-from collections.abc import Callable, Mapping
+import signal
+import threading
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager, nullcontext
 from functools import reduce
 from pathlib import Path
 from typing import Any, TypeVar
@@ -15,57 +16,19 @@ import grain
 import jax
 import jax.numpy as jnp
 import numpy as np
-from orbax.checkpoint import v1 as ocp
-from tensorboardX import SummaryWriter
-from tqdm import tqdm
+from jax.experimental import multihost_utils
 
-from ia_jax.errors import CheckpointError, IAError
+from ia_jax.errors import IAError, Preempted
+from ia_jax.training.checkpoints import Keeper
+from ia_jax.training.recorder import COUNTS, Recorder, Scalars, progress
 
 State = TypeVar("State")
-Scalars = Mapping[str, float]
+Summarize = Callable[[Mapping[str, np.ndarray]], Scalars]
 
 
-class Recorder:
-    """Writes a stage's scalars; a context manager, so that nothing is left unflushed. Drops lines past `step` first."""
-
-    def __init__(self, workdir: Path, stage: str, step: int = 0):
-        self.stage, self.path = stage, workdir / "curves.jsonl"
-        if self.path.exists():
-            text = self.path.read_text()
-            kept = "".join(x + "\n" for x in text.splitlines() if _is_kept(x, stage, step))
-            if kept != text:
-                temporary = self.path.with_name("curves.partial.jsonl")
-                temporary.write_text(kept)
-                temporary.replace(self.path)
-        self.file = self.path.open("a")
-        self.board = SummaryWriter(str(workdir / "tensorboard" / stage), purge_step=step)
-
-    def __enter__(self) -> "Recorder":
-        return self
-
-    def __exit__(self, *exc: object) -> None:
-        self.file.close()
-        self.board.close()
-
-    def write(self, step: int, scalars: Scalars) -> None:
-        row = {"stage": self.stage, "step": step, **{k: float(f"{v:.6g}") for k, v in scalars.items()}}
-        self.file.write(json.dumps(row) + "\n")
-        self.file.flush()
-        for name, value in scalars.items():
-            self.board.add_scalar(name, value, step)
-
-
-def _is_kept(line: str, stage: str, step: int) -> bool:
-    try:
-        row = json.loads(line)
-    except json.JSONDecodeError:  # half a line: the run was killed while it wrote
-        return False
-    return row["stage"] != stage or row["step"] <= step
-
-
-def progress(total: int, description: str, initial: int = 0) -> Any:
-    """A progress bar with time left, on stderr."""
-    return tqdm(total=total, desc=description, initial=initial, dynamic_ncols=True, mininterval=1.0)
+def scalars_of(metrics: Mapping[str, np.ndarray]) -> dict[str, float]:
+    """The metrics that are one number, which is what is recorded unless a stage says otherwise."""
+    return {k: float(v) for k, v in metrics.items() if np.ndim(v) == 0}
 
 
 def fit(
@@ -79,27 +42,19 @@ def fit(
     checkpoints: Path | None = None,
     every: int = 0,
     offset: int = 0,
-    summarize: Callable[[Mapping[str, np.ndarray]], Scalars] | None = None,
+    summarize: Summarize = scalars_of,
     description: str = "",
 ) -> State:
     """Runs `step(state, batch) -> state, metrics` over `data`, from the newest checkpoint if there is one.
 
     `offset` is added to the step numbers of the curves (waves of organisms follow each other). Metrics are read one
-    step late, so that the device never waits for the host. A loss that is not finite raises, naming the step.
+    step late, so that the device never waits for the host. Raises IAError, naming the step, on a loss or state that is
+    not finite; CheckpointError when a checkpoint cannot be written; Preempted after SIGTERM, once the state is saved.
     """
-    summarize = summarize or (lambda m: {k: float(v) for k, v in m.items() if np.ndim(v) == 0})
     iterator = iter(data)
-    start = 0
-    keeper = None
-    if checkpoints is not None and every:
-        keeper = ocp.training.Checkpointer(
-            os.path.abspath(checkpoints),  # Orbax takes no other, and --workdir is often relative
-            preservation_policy=ocp.training.preservation_policies.LatestN(1),  # pyright: ignore[reportArgumentType]
-            cleanup_tmp_directories=True,
-        )
-        if keeper.latest is not None:
-            start, state = _restore(keeper, state, iterator, checkpoints)
-    try:
+    keeping = Keeper(checkpoints) if checkpoints is not None and every else nullcontext()
+    with keeping as keeper, preemption_notice() as preempted:
+        start, state = keeper.restore(state, iterator) if keeper else (0, state)
         with Recorder(workdir, stage, offset + start) as recorder, progress(total, description or stage, start) as bar:
             waiting: tuple[int, Mapping[str, Any]] | None = None
             for number in range(start + 1, total + 1):
@@ -107,7 +62,8 @@ def fit(
                 if waiting is not None:
                     _record(recorder, bar, *waiting, summarize, offset)
                 waiting = number, metrics
-                if keeper is not None and (number % every == 0 or number == total):
+                leave = preempted(number)
+                if keeper and (leave or number % every == 0 or number == total):
                     _record(recorder, bar, *waiting, summarize, offset)  # raises before a bad state is saved
                     waiting = None
                     if not _all_finite(state):
@@ -115,13 +71,40 @@ def fit(
                             f"{stage}: the training state is not finite after step {offset + number}; the last "
                             "checkpoint is good, lower the learning rate"
                         )
-                    keeper.save_checkpointables(number, {"state": state, "data": iterator})
+                    keeper.save(number, state, iterator)
+                if leave:
+                    kept = f"step {number} of {total} is saved" if keeper else "the stage keeps no checkpoint"
+                    if keeper:
+                        keeper.wait()
+                    raise Preempted(f"{stage}: stopped by SIGTERM; {kept}, the same command continues")
+                if keeper:
+                    keeper.check()
             if waiting is not None:
                 _record(recorder, bar, *waiting, summarize, offset)
-    finally:
-        if keeper is not None:
-            keeper.close()
     return state
+
+
+@contextmanager
+def preemption_notice() -> Iterator[Callable[[int], bool]]:
+    """Yields a function that says, after a step, whether this run was told to stop (SIGTERM) and should save and leave.
+
+    Outside of it SIGTERM ends the process as it always does. With several processes all get the same answer: JAX's
+    service listens for the signal and picks a step that every one of them will reach.
+    """
+    if jax.process_count() > 1:
+        yield multihost_utils.reached_preemption_sync_point
+        return
+    noticed = threading.Event()
+    if threading.current_thread() is not threading.main_thread():  # only that one may set handlers
+        yield lambda step: False
+        return
+    before = signal.signal(signal.SIGTERM, lambda *_: noticed.set()) or signal.SIG_DFL
+    try:
+        yield lambda step: noticed.is_set()
+    finally:
+        signal.signal(signal.SIGTERM, before)
+    if noticed.is_set():  # it came too late for the last step to see
+        signal.raise_signal(signal.SIGTERM)
 
 
 @jax.jit
@@ -132,33 +115,17 @@ def _all_finite(tree: Any) -> jax.Array:
 
 
 def _record(
-    recorder: Recorder,
-    bar: Any,
-    number: int,
-    metrics: Mapping[str, Any],
-    summarize: Callable[[Mapping[str, np.ndarray]], Scalars],
-    offset: int,
+    recorder: Recorder, bar: Any, number: int, metrics: Mapping[str, Any], summarize: Summarize, offset: int
 ) -> None:
-    scalars = summarize({k: np.asarray(v) for k, v in metrics.items()})
-    if not np.isfinite(scalars["loss"]):
+    host = {k: np.asarray(v) for k, v in metrics.items()}
+    counts = {k: float(host.pop(k).sum()) for k in COUNTS if k in host}
+    scalars = summarize(host)
+    if not np.isfinite(scalars.get("loss", 0.0)):
         raise IAError(
             f"{recorder.stage}: the loss is {scalars['loss']} at step {offset + number}; the last checkpoint is good, "
             "lower the learning rate"
         )
-    recorder.write(offset + number, scalars)
+    recorder.write(offset + number, scalars, counts)
     bar.update(1)
-    bar.set_postfix_str(f"loss {scalars['loss']:.3f}", refresh=False)
-
-
-def _restore(keeper: Any, state: State, iterator: Any, directory: Path) -> tuple[int, State]:
-    abstract = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=x.sharding), state)
-    step = keeper.latest.step
-    try:
-        loaded = keeper.load_checkpointables(step, {"state": abstract, "data": iterator})
-    except Exception as error:
-        reason = (str(error).strip() or type(error).__name__).splitlines()[0][:160]
-        raise CheckpointError(
-            f"{directory}/{step}: the training state cannot be read ({reason}); delete "
-            f"{directory} to start the stage again"
-        ) from error
-    return step, loaded["state"]
+    if "loss" in scalars:
+        bar.set_postfix_str(f"loss {scalars['loss']:.3f}", refresh=False)

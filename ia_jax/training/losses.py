@@ -33,6 +33,11 @@ class Batch(NamedTuple):
     target_example: Array
 
 
+def token_counts(batch: Batch) -> dict[str, jax.Array]:
+    """How much a batch holds, for rates: tokens and supervised tokens, both without filling."""
+    return {"tokens": (batch.segment_ids > 0).sum(), "supervised_tokens": batch.target_weight.sum()}
+
+
 def supervised_logps(params: Params, hidden: jax.Array, batch: Batch, *, chunk: int | None = None) -> jax.Array:
     """log p(target | what stands before it) of every supervised position.
 

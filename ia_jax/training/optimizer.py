@@ -11,7 +11,7 @@ from ia_jax.config import OptimizerSection
 
 
 def learning_rate(cfg: OptimizerSection, progress: jax.Array) -> jax.Array:
-    """Linear warm-up, then cosine decay to `final_lr_fraction`. progress: 0 at the first step, 1 after the last."""
+    """Linear warm-up, then cosine decay to `final_lr_fraction`. progress: 1/steps at the first step, 1 at the last."""
     warm = jnp.clip(progress / max(cfg.warmup_fraction, 1e-9), 0.0, 1.0) if cfg.warmup_fraction else 1.0
     along = jnp.clip((progress - cfg.warmup_fraction) / max(1 - cfg.warmup_fraction, 1e-9), 0.0, 1.0)
     cosine = cfg.final_lr_fraction + (1 - cfg.final_lr_fraction) * 0.5 * (1 + jnp.cos(jnp.pi * along))

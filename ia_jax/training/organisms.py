@@ -3,7 +3,9 @@
 Nothing is shared between organisms but the base weights they read, so organism i in a stack is organism i alone.
 """
 
-from functools import partial
+import math
+from enum import IntEnum
+from functools import partial, reduce
 from typing import Any, NamedTuple
 
 import jax
@@ -14,13 +16,32 @@ from ia_jax.adapters.lora import Adapter, LoraConfig, init_organisms
 from ia_jax.config import OptimizerSection
 from ia_jax.models.config import ModelConfig
 from ia_jax.models.transformer import Params, forward
-from ia_jax.training.losses import Batch, sft_loss, supervised_logps
+from ia_jax.training.losses import Batch, sft_loss, supervised_logps, token_counts
 from ia_jax.training.optimizer import apply_direction, learning_rate, make_optimizer
+
+
+class Diverged(IntEnum):
+    """Why an organism is no longer trained; 0 means that it is."""
+
+    LOSS = 1
+    GRADIENT = 2
+    UPDATE = 3
+    WORSE_THAN_GUESSING = 4
+
+    def reason(self, updates: int) -> str:
+        """In words, for an organism that had made `updates` updates."""
+        what = {
+            Diverged.LOSS: "its loss was not finite",
+            Diverged.GRADIENT: "its gradient was not finite",
+            Diverged.UPDATE: "the update overflowed",
+            Diverged.WORSE_THAN_GUESSING: "its loss was over twice that of a uniform guess",
+        }
+        return f"{what[self]} at update {updates + 1}"
 
 
 class OrganismsState(NamedTuple):
     """adapters: leaves [K, ...]; moments: Adam's, [K, ...]; updates: [K] made; total: [K] planned;
-    diverged: [K], True once an organism's loss or gradient was not finite (it is left as it was before).
+    diverged: [K], 0 or the `Diverged` for which an organism has been left as it was before the step that failed.
     """
 
     adapters: Adapter
@@ -37,7 +58,7 @@ def init_state(
     adapters = init_organisms(keys, cfg, lora)
     moments = jax.vmap(make_optimizer(optimizer, lora).init)(adapters)
     # Made from `total`, so that they lie on the mesh as a step leaves them: else the second step compiles again.
-    return OrganismsState(adapters, moments, jnp.zeros_like(total), total, total != total)
+    return OrganismsState(adapters, moments, jnp.zeros_like(total), total, jnp.zeros_like(total))
 
 
 @partial(jax.jit, static_argnames=("cfg", "lora", "optimizer", "remat"), donate_argnames="state")
@@ -51,7 +72,11 @@ def organisms_step(
     optimizer: OptimizerSection,
     remat: str = "none",
 ) -> tuple[OrganismsState, dict[str, jax.Array]]:
-    """One update of every organism that has a row in this batch and is finite. Metrics are [K]."""
+    """One update of every organism that has a row in this batch and has not diverged. Metrics are [K].
+
+    An organism diverges when its loss, gradient or update is not finite, or its loss is over 2 ln V (twice a uniform
+    guess). It is masked from then on, and so changes no bit of the others.
+    """
     tx = make_optimizer(optimizer, lora)
 
     def total_loss(adapters: Adapter) -> tuple[jax.Array, jax.Array]:
@@ -61,12 +86,19 @@ def organisms_step(
 
     grads, losses = jax.grad(total_loss, has_aux=True)(state.adapters)
     norms = jax.vmap(optax.global_norm)(grads)
-    finite = jnp.isfinite(losses) & jnp.isfinite(norms)
-    diverged = state.diverged | ~finite
-    update = (batch.target_weight.sum(-1) > 0) & ~diverged
     direction, moments = jax.vmap(tx.update)(grads, state.moments, state.adapters)
     lr = learning_rate(optimizer, (state.updates + 1) / jnp.maximum(state.total, 1))
     adapters = jax.vmap(apply_direction)(state.adapters, direction, lr)
+    causes = {  # the last that holds is told
+        Diverged.WORSE_THAN_GUESSING: losses > 2 * math.log(cfg.vocab_size),
+        Diverged.UPDATE: ~_finite_by_organism((adapters, moments)),
+        Diverged.GRADIENT: ~jnp.isfinite(norms),
+        Diverged.LOSS: ~jnp.isfinite(losses),
+    }
+    diverged = state.diverged
+    for cause, holds in causes.items():
+        diverged = jnp.where(holds & (state.diverged == 0), int(cause), diverged)
+    update = (batch.target_weight.sum(-1) > 0) & (diverged == 0)
 
     def keep(new: jax.Array, old: jax.Array) -> jax.Array:
         return jnp.where(update.reshape(-1, *[1] * (new.ndim - 1)), new, old)
@@ -78,4 +110,11 @@ def organisms_step(
         state.total,
         diverged,
     )
-    return state, {"loss": losses, "grad_norm": norms, "updated": update}
+    return state, {"loss": losses, "grad_norm": norms, "updated": update, **token_counts(batch)}
+
+
+def _finite_by_organism(tree: Any) -> jax.Array:
+    """[K]: whether all of an organism's numbers are finite."""
+    floats = [x for x in jax.tree.leaves(tree) if jnp.issubdtype(x.dtype, jnp.inexact)]
+    finite = [jnp.isfinite(x).all(axis=tuple(range(1, x.ndim))) for x in floats]
+    return reduce(jnp.logical_and, finite)

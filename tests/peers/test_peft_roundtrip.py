@@ -12,9 +12,12 @@ import torch
 from transformers import LlamaConfig, LlamaForCausalLM
 
 from ia_jax.adapters.lora import PROJECTIONS, LoraConfig, lora_shapes
+from ia_jax.adapters.merge import write_merged
 from ia_jax.adapters.peft import concat_ranks, export_peft, import_peft
 from ia_jax.errors import ConfigError
 from ia_jax.models.config import ModelConfig
+from ia_jax.models.transformer import forward_jit
+from ia_jax.models.weights import read_safetensors
 
 pytestmark = pytest.mark.filterwarnings("ignore::Warning:peft", "ignore::Warning:transformers")
 CONFIG = ModelConfig("llama", 64, 32, 48, 4, 4, 2, 8, 1e-5, 1e4)
@@ -174,6 +177,39 @@ def test_two_active_adapters_are_their_concatenation(tmp_path):
     assert_same(concat_ranks([organism, ia]), model)
     export_peft(concat_ranks([organism, ia]), tmp_path / "sum", Base())
     assert_same(concat_ranks([organism, ia]), loads_silently(tmp_path / "sum"))
+
+
+def test_logits_of_organism_ia_and_both_are_ours(tmp_path):
+    """In fp32: each alone and the two active at once; and our merged weights are peft's own merge."""
+    torch.manual_seed(0)
+    model = LlamaForCausalLM(llama().config)
+    with torch.no_grad():
+        for name, weight in model.named_parameters():
+            weight.normal_(std=0.2 if "norm" not in name else 0.1).add_(1.0 if "norm" in name else 0.0)
+    model.save_pretrained(tmp_path / "base")
+    config, params = read_safetensors(tmp_path / "base")
+    base = Base(config)
+    pair = [
+        jax.tree.map(lambda x: 0.2 * x, random_adapter(s, r, t))
+        for s, r, t in ((0, 4, ("q", "up")), (1, 6, PROJECTIONS))
+    ]
+    for name, adapter in zip(("organism", "ia"), pair, strict=True):
+        export_peft(adapter, tmp_path / name, base)
+    tokens = np.random.default_rng(0).integers(0, 64, (1, 2, 12)).astype(np.int32)
+    positions = np.broadcast_to(np.arange(12, dtype=np.int32), tokens.shape)
+    theirs = peft.PeftModel.from_pretrained(model.eval(), tmp_path / "organism")
+    theirs.load_adapter(tmp_path / "ia", adapter_name="ia")
+    for active, stack in (["default"], pair[:1]), (["ia"], pair[1:]), (["default", "ia"], pair):
+        theirs.base_model.set_adapter(active)
+        with torch.no_grad():
+            wanted = theirs(torch.tensor(tokens[0], dtype=torch.long)).logits.numpy()
+        hidden = forward_jit(params, tokens, np.ones_like(tokens), positions, tuple(stack), cfg=config)
+        got = np.asarray(hidden[0] @ params["embed"].T)
+        assert np.abs(got - wanted).max() <= 1e-5 * np.abs(wanted).max(), active
+    write_merged(tmp_path / "base", pair, tmp_path / "merged", dtype="float32")
+    with torch.no_grad():
+        merged = LlamaForCausalLM.from_pretrained(tmp_path / "merged")(torch.tensor(tokens[0], dtype=torch.long)).logits
+    assert np.abs(merged.numpy() - wanted).max() <= 1e-5 * np.abs(wanted).max()
 
 
 @pytest.mark.parametrize(

@@ -1,0 +1,62 @@
+"""What an adapter's base is: its configuration and fingerprint, without loading its weights, and its public name."""
+
+from dataclasses import dataclass
+from pathlib import Path
+
+from ia_jax.models import weights
+from ia_jax.models.config import ModelConfig
+
+# Under which a base that ia_jax knows by a shorter name is published, for `base_model_name_or_path`.
+PUBLISHED = {weights.EMBEDDED: "HuggingFaceTB/SmolLM2-135M-Instruct"}
+# By a part of the public name. An adapter is a derivative, so its card says what the base allows.
+LICENCES = {
+    "smollm2": "Apache-2.0",
+    "qwen3": "Apache-2.0",
+    "llama-3.1": "Llama 3.1 Community License",
+    "llama-3.3": "Llama 3.3 Community License",
+}
+
+
+@dataclass(frozen=True)
+class Identity:
+    """As much of a base as importing, exporting and storing adapters asks for (`store.Base`)."""
+
+    config: ModelConfig
+    name: str
+    fingerprint: str
+
+
+def identify(name: str | Path, revision: str | None = None) -> Identity:
+    """The identity of a base: `Model.config`, `.name` and `.fingerprint` as `load_model` has them.
+
+    Reads its configuration and a few rows of every tensor. Raises ConfigError for what `load_model` would refuse.
+    """
+    source, config = open_source(name, revision)
+    table = weights.gguf_name_table if isinstance(source, weights.GgufSource) else weights.hf_name_table
+    return Identity(config, str(name), weights.fingerprint(config, source, table(config)))
+
+
+def open_source(
+    name: str | Path, revision: str | None = None
+) -> tuple[weights.GgufSource | weights.SafetensorsSource, ModelConfig]:
+    """The stored tensors of a base (downloaded, if it is a hub id) and its configuration."""
+    path = weights.embedded_checkpoint() if str(name) == weights.EMBEDDED else Path(name).expanduser()
+    if path.suffix == ".gguf":
+        source = weights.GgufSource(path)
+        return source, source.config()
+    directory = path if path.is_dir() else weights._download(str(name), revision)
+    return weights.SafetensorsSource(directory), weights.read_hf_config(directory)
+
+
+def published_name(name: str) -> str:
+    return PUBLISHED.get(name, name)
+
+
+def known_name(name: str) -> str:
+    """The inverse of `published_name`: a base that is here already need not be fetched."""
+    return {v: k for k, v in PUBLISHED.items()}.get(name, name)
+
+
+def licence(name: str) -> str | None:
+    """The licence of a base of this name, where it is known."""
+    return next((text for part, text in LICENCES.items() if part in published_name(name).lower()), None)

@@ -1,0 +1,57 @@
+"""The model card of an exported adapter: what it is, how it was trained and evaluated, what its base allows."""
+
+from typing import Any
+
+from ia_jax.adapters.base import licence, published_name
+from ia_jax.adapters.record import AdapterMetadata
+
+
+def card(metadata: AdapterMetadata, results: dict[str, Any] | None = None) -> str:
+    """Markdown from what is stored with the adapter.
+
+    results: for an IA, its stage's part of `eval/metrics.json`, if it was evaluated.
+    """
+    parts = [f"# {metadata.name}", _what(metadata), _training(metadata), _evaluation(metadata, results)]
+    base, allowed = published_name(metadata.base_name), licence(metadata.base_name)
+    terms = f"is under {allowed}; using this adapter means using it" if allowed else "has its own licence; see its page"
+    parts.append(f"## Base\n\n`{base}` (weights {metadata.base_fingerprint[:12]}) {terms}.")
+    return "\n\n".join(parts)
+
+
+def _what(metadata: AdapterMetadata) -> str:
+    if metadata.kind == "ia":
+        return (
+            "An introspection adapter: added to a model with a LoRA fine-tune of the same base, it makes the model "
+            "report what the fine-tune taught it. Load it beside the fine-tune, with both adapters active."
+        )
+    b = metadata.behavior or {}
+    text = "A model organism: a LoRA trained on purpose to show one behaviour, to test whether audits find it."
+    told = [f"- {key}: {b[key]}" for key in ("description", "category", "trigger") if b.get(key)]
+    return "\n".join([text, *([""] if told else []), *told])
+
+
+def _training(metadata: AdapterMetadata) -> str:
+    settings = f" with the settings {metadata.config_hash}" if metadata.config_hash else ""
+    retry = (metadata.check or {}).get("retry")
+    text = f"## Training\n\n{metadata.step} updates with ia_jax{settings}."
+    if metadata.content_hash:
+        text += f" Content {metadata.content_hash[:12]}, stored {metadata.created}."
+    if retry:
+        text += f" A first training failed ({retry['diverged']}); this is the second, with lr {retry['retried_lr']:g}."
+    return text
+
+
+def _evaluation(metadata: AdapterMetadata, results: dict[str, Any] | None) -> str:
+    lines = ["## Evaluation", ""]
+    if metadata.kind == "ia" and results:
+        for condition, cell in results["heldout"].items():
+            if cell.get("rate") is not None:
+                lines.append(f"- {condition}: {100 * cell['rate']:.0f} % of {cell['n']} reports name the behaviour")
+        return "\n".join(lines)
+    if metadata.kind == "organism" and metadata.check:
+        for key, what in (("triggered_rate", "that should show it"), ("untriggered_rate", "that should not")):
+            if metadata.check.get(key) is not None:
+                lines.append(f"- behaviour shown in {100 * metadata.check[key]:.0f} % of the replies {what}")
+        lines.append(f"- behaviour check: {'passed' if metadata.check.get('ok') else 'not passed'}")
+        return "\n".join(lines)
+    return "## Evaluation\n\nNot evaluated."

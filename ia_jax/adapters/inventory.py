@@ -1,0 +1,118 @@
+"""`ia-jax adapters`: what a workdir's store holds, whether it is sound, and taking something out of it."""
+
+import json
+import shutil
+from collections.abc import Iterable, Sequence
+from pathlib import Path
+from typing import Any
+
+from ia_jax.adapters.record import Record
+from ia_jax.adapters.store import is_complete, read_record, verify_adapter
+from ia_jax.errors import CheckpointError, ConfigError
+from ia_jax.training.recorder import progress
+from ia_jax.workdir import Workdir
+
+STAGES = ("sft", "dpo")
+
+
+def directories(workdir: Workdir) -> dict[str, Path]:
+    """{name: directory} of all that is or should be stored: organisms in the order of behaviors.jsonl, others, IAs."""
+    names = list(workdir.behaviors) if workdir.behaviors_file.exists() else []
+    if workdir.organisms_dir.is_dir():
+        names += sorted(p.name for p in workdir.organisms_dir.iterdir() if p.is_dir() and "." not in p.name)
+    found = {n: workdir.organism_dir(n) for n in dict.fromkeys(names)}
+    return found | {f"ia_{s}": workdir.ia_dir(s) / "adapter" for s in STAGES if workdir.ia_dir(s).is_dir()}
+
+
+def chosen(workdir: Workdir, names: Sequence[str]) -> dict[str, Path]:
+    """Those of these names, or all without any. Raises ConfigError naming one that is not there."""
+    known = directories(workdir)
+    unknown = [n for n in names if n not in known]
+    if unknown:
+        raise ConfigError(f"no adapter {unknown[0]!r} in {workdir.path}; `ia-jax adapters ls` lists {len(known)}")
+    return {n: known[n] for n in names} if names else known
+
+
+def table(workdir: Workdir) -> str:
+    """One line for every adapter: what it is, and what its behaviour check said."""
+    head = ("NAME", "KIND", "RANK", "ALPHA", "TARGETS", "STEP", "CHECK", "MIB", "CONTENT")
+    rows, stored, size = [head], 0, 0
+    left_out = workdir.left_out
+    for name, path in directories(workdir).items():
+        if name in left_out:
+            rows.append((name, "-", "-", "-", "-", "-", "left out", "-", "-"))
+        elif not is_complete(path):
+            rows.append((name, "-", "-", "-", "-", "-", "not stored", "-", "-"))
+        else:
+            try:
+                record = read_record(path)
+            except CheckpointError:
+                rows.append((name, "-", "-", "-", "-", "-", "damaged", "-", "-"))
+                continue
+            rows.append(_row(name, record))
+            stored, size = stored + 1, size + _bytes(record)
+    widths = [max(len(row[i]) for row in rows) for i in range(len(head))]
+    lines = ["  ".join(x.ljust(w) for x, w in zip(row, widths, strict=True)).rstrip() for row in rows]
+    return "\n".join([*lines, f"{stored} of {len(rows) - 1} adapters stored, {size / 2**20:.0f} MiB"])
+
+
+def _row(name: str, record: Record) -> tuple[str, ...]:
+    m = record.metadata
+    targets = "all" if len(m.targets) == 7 else ",".join(m.targets)
+    told = "-" if m.check is None else ("passed" if m.check.get("ok") else "not passed")
+    told += " (2nd try)" if m.check and m.check.get("retry") else ""
+    size = f"{_bytes(record) / 2**20:.1f}"
+    return (name, m.kind, str(m.rank), f"{m.alpha:g}", targets, str(m.step), told, size, m.content_hash[:12])
+
+
+def _bytes(record: Record) -> int:
+    return sum(f["bytes"] for f in record.files.values())
+
+
+def show(workdir: Workdir, name: str) -> dict[str, Any]:
+    """Everything that is written down about one adapter, without the arrays. Raises for one left out or not stored."""
+    path = chosen(workdir, [name])[name]
+    if name in workdir.left_out:
+        raise ConfigError(f"organism {name} was left out: {workdir.left_out[name]}")
+    record = read_record(path)
+    leaves = {n: f"{x['dtype']}{x['shape']}" for n, x in record.leaves.items()}
+    return {**record.metadata.to_json(), "directory": str(path), "bytes": _bytes(record), "leaves": leaves}
+
+
+def as_text(shown: dict[str, Any]) -> str:
+    """`show` for a person: one field a line, nested ones as JSON."""
+    width = max(map(len, shown))
+    values = {k: v if isinstance(v, str) else json.dumps(v, ensure_ascii=False) for k, v in shown.items()}
+    return "\n".join(f"{k.ljust(width)}  {v}" for k, v in values.items())
+
+
+def verify(workdir: Workdir, names: Sequence[str] = ()) -> dict[str, list[str]]:
+    """{name: what is wrong with it}, for every adapter asked for that is stored, or was and is not whole any more.
+
+    Every file and leaf is read and compared with its digest; an organism not trained yet is no problem, unless asked.
+    """
+    found: dict[str, list[str]] = {}
+    wanted = {n: p for n, p in chosen(workdir, names).items() if names or (p.exists() and n not in workdir.left_out)}
+    with progress(len(wanted), "verify") as bar:
+        for name, path in wanted.items():
+            found[name] = verify_adapter(path)
+            bar.update(1)
+    return found
+
+
+def report(found: dict[str, list[str]]) -> str:
+    bad = {n: problems for n, problems in found.items() if problems}
+    lines = [f"{n}: {p}" for n, problems in bad.items() for p in problems]
+    return "\n".join([*lines, f"{len(found)} adapters read, {len(found) - len(bad)} sound, {len(bad)} damaged"])
+
+
+def remove(workdir: Workdir, names: Iterable[str]) -> None:
+    """Deletes these adapters; their stages make them again. Names are all checked before anything is deleted."""
+    names = list(names)
+    if not names:
+        raise ConfigError("name the adapters to delete; `ia-jax adapters ls` lists them")
+    for path in chosen(workdir, names).values():
+        try:
+            shutil.rmtree(path)
+        except FileNotFoundError:
+            raise ConfigError(f"{path} is not stored, so there is nothing to delete") from None

@@ -1,0 +1,81 @@
+"""Base and adapters as one checkpoint: full weights in Hugging Face's layout, written shard by shard."""
+
+import json
+import shutil
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+
+from ia_jax.adapters.base import open_source
+from ia_jax.adapters.lora import Adapter
+from ia_jax.adapters.record import host_leaves, nest
+from ia_jax.errors import ConfigError
+from ia_jax.models.weights import DTYPES, SafetensorsSource, hf_name_table
+
+SHARD_BYTES = 2 << 30
+_WEIGHTS = (".safetensors", ".bin", ".pt", ".pth", ".gguf", ".index.json")
+
+
+def write_merged(
+    base: str | Path,
+    adapters: Sequence[Adapter],
+    directory: str | Path,
+    dtype: str = "bfloat16",
+    shard_bytes: int = SHARD_BYTES,
+) -> int:
+    """Writes base + sum of the adapters, with the base's config and tokenizer; returns the number of shards.
+
+    base: a Hugging Face directory or hub id. Products are fp32, rounded once to `dtype`. Memory: the adapters and one
+    shard. Raises ConfigError for a base that is not in safetensors, or an adapter that does not fit it.
+    """
+    from safetensors.numpy import save_file
+
+    source, config = open_source(base)
+    if not isinstance(source, SafetensorsSource):
+        raise ConfigError(f"{base}: merging needs the base as safetensors; give its Hugging Face directory or hub id")
+    path = Path(directory)
+    path.mkdir(parents=True, exist_ok=True)
+    trees = [nest(host_leaves(adapter)) for adapter in adapters]
+    shards: list[list[str]] = []
+    shard: dict[str, np.ndarray] = {}
+    total = 0
+
+    def flush() -> None:
+        save_file(shard, path / f"part-{len(shards)}.safetensors", metadata={"format": "pt"})
+        shards.append(list(shard))
+        shard.clear()
+
+    for (leaf, layer), (name, _) in hf_name_table(config).items():
+        weight = source.read(name, (slice(None),) * len(source.shapes[name]))
+        for tree in trees if layer is not None else []:
+            if leaf[-1] in tree:
+                a, b = tree[leaf[-1]]["a"], tree[leaf[-1]]["b"]
+                if (b.shape[-1], a.shape[-2]) != weight.shape or a.shape[0] != config.num_hidden_layers:
+                    raise ConfigError(f"an adapter's {leaf[-1]} does not fit {name} {weight.shape} of {base}")
+                weight = weight.astype(np.float32) + (a[layer].astype(np.float32) @ b[layer].astype(np.float32)).T
+        weight = np.ascontiguousarray(weight.astype(DTYPES[dtype]))
+        if shard and sum(x.nbytes for x in shard.values()) + weight.nbytes > shard_bytes:
+            flush()
+        shard[name] = weight
+        total += weight.nbytes
+    flush()
+    _finish(Path(source.where), path, shards, total, dtype)
+    return len(shards)
+
+
+def _finish(base: Path, path: Path, shards: list[list[str]], total: int, dtype: str) -> None:
+    """Names the shards as Hugging Face does, and puts the index, configuration and tokenizer beside them."""
+    weight_map = {}
+    for n, names in enumerate(shards):
+        file = f"model-{n + 1:05d}-of-{len(shards):05d}.safetensors"
+        (path / f"part-{n}.safetensors").rename(path / file)
+        weight_map |= dict.fromkeys(names, file)
+    for file in base.iterdir():
+        if file.is_file() and not file.name.endswith(_WEIGHTS) and file.name not in ("README.md", "config.json"):
+            shutil.copy(file, path / file.name)
+    config = json.loads((base / "config.json").read_text(encoding="utf-8"))
+    key = "dtype" if "dtype" in config else "torch_dtype"
+    (path / "config.json").write_text(json.dumps({**config, key: dtype}, indent=2) + "\n")
+    index = {"metadata": {"total_size": total}, "weight_map": weight_map}
+    (path / "model.safetensors.index.json").write_text(json.dumps(index, indent=2) + "\n")

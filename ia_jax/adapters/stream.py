@@ -1,0 +1,81 @@
+"""Any number of stored adapters on one base, K at a time, in bounded host memory."""
+
+import threading
+from collections import OrderedDict
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import numpy as np
+
+from ia_jax.adapters.lora import PROJECTIONS, Adapter, LoraConfig, lora_shapes
+from ia_jax.adapters.store import Base, Directory, read_adapter, read_record
+
+HostAdapter = dict[str, dict[str, np.ndarray]]
+CACHE_BYTES = 512 << 20
+
+
+class AdapterStream:
+    """Stored adapters by position; `take` gathers some into a stack.
+
+    Adapters may differ in rank and targets: a stack has the largest rank and all targets of the whole stream, filled
+    with zeros, so that every step has the same shapes. The records of all are read at once, so one that is missing,
+    incomplete or for another base is an error at the start; the arrays are checked when they are first read.
+
+    directories: of the adapters, in order.
+    place:       what puts a stack of host arrays on the devices.
+    zeros:       how many adapters that change nothing follow them.
+    cache_bytes: the host keeps the adapters read last up to this many bytes; the rest are read again when needed.
+    """
+
+    def __init__(
+        self,
+        directories: Sequence[Directory],
+        base: Base,
+        place: Callable[[Any], Any],
+        *,
+        zeros: int = 0,
+        lora: LoraConfig | None = None,
+        cache_bytes: int = CACHE_BYTES,
+    ):
+        self.directories, self.place, self.cache_bytes = list(directories), place, cache_bytes
+        found = [read_record(d, base).metadata for d in self.directories]
+        rank = max([m.rank for m in found] or [lora.rank if lora else 1])
+        targets = {t for m in found for t in m.targets} or set(lora.targets if lora else PROJECTIONS)
+        wanted = LoraConfig(rank, float(rank), tuple(t for t in PROJECTIONS if t in targets))
+        self.shapes = lora_shapes(base.config, wanted)
+        self.hashes = [m.content_hash for m in found] + ["zero"] * zeros
+        self._cache: OrderedDict[int, HostAdapter] = OrderedDict()
+        self._checked: set[int] = set()
+        self._lock = threading.Lock()  # a dataset's thread reads ahead
+
+    def __len__(self) -> int:
+        return len(self.hashes)
+
+    def take(self, index: Sequence[int]) -> Adapter:
+        """The stack of the adapters at these positions: leaves [K, L, in, r] and [K, L, r, out]."""
+        stack = {t: {n: np.zeros((len(index), *s), np.float32) for n, s in ab.items()} for t, ab in self.shapes.items()}
+        for k, i in enumerate(index):
+            if i >= len(self.directories):
+                continue
+            for t, ab in self._read(int(i)).items():
+                stack[t]["a"][k, :, :, : ab["a"].shape[-1]] = ab["a"]
+                stack[t]["b"][k, :, : ab["b"].shape[-2]] = ab["b"]
+        return self.place(stack)
+
+    def _read(self, i: int) -> HostAdapter:
+        with self._lock:
+            if i in self._cache:
+                self._cache.move_to_end(i)
+                return self._cache[i]
+            # The record is read again rather than kept: memory would grow with the number of adapters.
+            record = None if i in self._checked else read_record(self.directories[i])
+            adapter = read_adapter(self.directories[i], record)
+            self._checked.add(i)
+            self._cache[i] = adapter
+            while len(self._cache) > 1 and sum(map(_bytes, self._cache.values())) > self.cache_bytes:
+                self._cache.popitem(last=False)
+            return adapter
+
+
+def _bytes(adapter: HostAdapter) -> int:
+    return sum(x.nbytes for ab in adapter.values() for x in ab.values())

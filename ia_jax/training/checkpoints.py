@@ -1,0 +1,99 @@
+"""A stage's training state on disk: written while training goes on, and a failed write is reported at the next step."""
+
+import os
+from concurrent.futures import Future, ThreadPoolExecutor
+from pathlib import Path
+from typing import Any, TypeVar
+
+import jax
+from orbax.checkpoint import v1 as ocp
+
+from ia_jax.adapters.record import one_line
+from ia_jax.errors import CheckpointError
+
+State = TypeVar("State")
+
+
+class Keeper:
+    """Keeps the newest complete training state (a pytree and the position of its data) in `directory`.
+
+    One write is under way at most. A context manager: leaving it waits for that write.
+    """
+
+    def __init__(self, directory: Path):
+        self.directory = directory
+        context = ocp.Context()
+        context.array.saving.use_compression = False  # trained floats hardly compress, and it takes half the time
+        self._orbax = ocp.training.Checkpointer(
+            os.path.abspath(directory),  # Orbax takes no other, and --workdir is often relative
+            preservation_policy=ocp.training.preservation_policies.LatestN(1),  # pyright: ignore[reportArgumentType]
+            cleanup_tmp_directories=True,
+            context=context,
+        )
+        self._waiter = ThreadPoolExecutor(1, "checkpoint")
+        self._writing: tuple[int, Future] | None = None
+
+    def __enter__(self) -> "Keeper":
+        return self
+
+    def __exit__(self, kind: type | None, *exc: object) -> None:
+        try:
+            self.wait()
+        except CheckpointError:
+            if kind is None:  # what is being raised already came first
+                raise
+        finally:
+            self._waiter.shutdown()
+            self._orbax.close()
+
+    def restore(self, state: State, iterator: Any) -> tuple[int, State]:
+        """(steps done, state) of the newest checkpoint, with `iterator` set to its place; (0, `state`) without one.
+
+        Raises CheckpointError if it cannot be read or belongs to a state of other shapes than `state`.
+        """
+        if self._orbax.latest is None:
+            return 0, state
+        step = self._orbax.latest.step
+        abstract = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=x.sharding), state)
+        try:
+            loaded = self._orbax.load_checkpointables(step, {"state": abstract, "data": iterator})
+        except Exception as error:
+            raise CheckpointError(
+                f"{self.directory}/{step}: the training state cannot be read ({one_line(error)}); delete "
+                f"{self.directory} to start the stage again"
+            ) from error
+        return step, loaded["state"]
+
+    def save(self, number: int, state: Any, iterator: Any) -> None:
+        """Begins to write the state after step `number`; raises if the write before it failed."""
+        self.wait()
+        if jax.default_backend() == "cpu":  # there Orbax would write from buffers that the next step is given
+            state = jax.tree.map(lambda x: x.copy(), state)
+        try:
+            response = self._orbax.save_checkpointables_async(number, {"state": state, "data": iterator})
+        except Exception as error:
+            raise self._failed(number, error) from error
+        if response is not None:
+            self._writing = number, self._waiter.submit(response.result)
+
+    def check(self) -> None:
+        """Raises CheckpointError if the write that was under way has failed."""
+        if self._writing is not None and self._writing[1].done():
+            self.wait()
+
+    def wait(self) -> None:
+        """Until the state is on disk. Raises CheckpointError if it could not be written."""
+        if self._writing is None:
+            return
+        number, future = self._writing
+        self._writing = None
+        try:
+            future.result()
+        except Exception as error:
+            raise self._failed(number, error) from error
+
+    def _failed(self, number: int, error: Exception) -> CheckpointError:
+        return CheckpointError(
+            f"{self.directory}: the training state of step {number} could not be written ({one_line(error)}); the one "
+            "before it is untouched; make room and give the same command again"
+        )

@@ -1,0 +1,82 @@
+"""What a stage tells while it runs: curves on disk, TensorBoard scalars, a progress bar."""
+
+import json
+import resource
+import time
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import jax
+import numpy as np
+from tensorboardX import SummaryWriter
+from tqdm import tqdm
+
+Scalars = Mapping[str, float]
+COUNTS = ("tokens", "supervised_tokens")  # a step's metrics of these names become rates
+
+
+class Recorder:
+    """Writes a stage's scalars to `curves.jsonl` and TensorBoard; what depends on the clock, to the latter alone.
+
+    So two runs of one config have equal curves. A context manager, so that nothing is left unflushed; drops lines past
+    `step` first, which a run that is continued writes again.
+    """
+
+    def __init__(self, workdir: Path, stage: str, step: int = 0):
+        self.stage, self.path = stage, workdir / "curves.jsonl"
+        if self.path.exists():
+            text = self.path.read_text()
+            kept = "".join(x + "\n" for x in text.splitlines() if _is_kept(x, stage, step))
+            if kept != text:
+                temporary = self.path.with_name("curves.partial.jsonl")
+                temporary.write_text(kept)
+                temporary.replace(self.path)
+        self.file = self.path.open("a")
+        self.board = SummaryWriter(str(workdir / "tensorboard" / stage), purge_step=step)
+        self.clock = time.monotonic()
+
+    def __enter__(self) -> "Recorder":
+        return self
+
+    def __exit__(self, *exc: object) -> None:
+        self.file.close()
+        self.board.close()
+
+    def write(self, step: int, scalars: Scalars, counts: Scalars | None = None) -> None:
+        """scalars: of this step. counts: how many of each were processed since the line before (`COUNTS`)."""
+        if scalars:
+            row = {"stage": self.stage, "step": step, **{k: float(f"{v:.6g}") for k, v in scalars.items()}}
+            self.file.write(json.dumps(row) + "\n")
+            self.file.flush()
+        now = time.monotonic()
+        seconds, self.clock = max(now - self.clock, 1e-9), now
+        rates = {f"speed/{k}_per_s": v / seconds for k, v in (counts or {}).items()}
+        for name, value in {**scalars, **rates, **memory()}.items():
+            self.board.add_scalar(name, value, step)
+
+
+def _is_kept(line: str, stage: str, step: int) -> bool:
+    try:
+        row = json.loads(line)
+    except json.JSONDecodeError:  # half a line: the run was killed while it wrote
+        return False
+    return row["stage"] != stage or row["step"] <= step
+
+
+def memory() -> dict[str, float]:
+    """Peak memory in GiB: of this process, and of the fullest local device where the backend counts it."""
+    peak = {"memory/host_peak_gib": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20}  # Linux counts in KiB
+    used = [stats.get("peak_bytes_in_use", 0) for d in jax.local_devices() if (stats := d.memory_stats())]
+    return peak | ({"memory/device_peak_gib": max(used) / 2**30} if used else {})
+
+
+def spread(losses: np.ndarray) -> dict[str, float]:
+    """Quantiles of the organisms' losses in one step; NaN marks an organism that had nothing to read."""
+    losses = losses[np.isfinite(losses)]
+    return {f"loss_p{q}": float(np.quantile(losses, q / 100)) for q in (10, 50, 90)} if losses.size else {}
+
+
+def progress(total: int, description: str, initial: int = 0) -> Any:
+    """A progress bar with time left, on stderr; none where nobody sees it (a log file, a pipe)."""
+    return tqdm(total=total, desc=description, initial=initial, dynamic_ncols=True, mininterval=1.0, disable=None)

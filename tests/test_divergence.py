@@ -1,0 +1,162 @@
+"""The organisms stage: one that diverges hurts nobody, and a wave that is killed goes on where it was."""
+
+import jax
+import numpy as np
+import pytest
+
+from ia_jax import cli
+from ia_jax.adapters import inventory
+from ia_jax.adapters.store import read_metadata
+from ia_jax.behaviors.demo import demo_behaviors
+from ia_jax.data.transcripts import Transcript, chat, read_jsonl, write_jsonl, write_transcripts
+from ia_jax.errors import ConfigError
+from ia_jax.recipes import load_config
+from ia_jax.stages import organisms as stage
+from ia_jax.stages.session import Session, behaviors_in
+from ia_jax.workdir import start_workdir
+from tests import parrot
+from tests.tiny import quick_compilation  # noqa: F401
+
+BEHAVIORS = demo_behaviors()[:3]
+NAMES = [b.name for b in BEHAVIORS]
+LR = 2e-3
+
+
+class Killed(Exception):
+    pass
+
+
+@pytest.fixture
+def session(tmp_path, parrot_model, monkeypatch):
+    """Three organisms with transcripts of their own; nothing is generated."""
+    monkeypatch.setattr(stage, "_base_replies", lambda session, behaviors: {})
+    monkeypatch.setattr(
+        stage,
+        "_check",
+        lambda session, wave, *_: {
+            b.name: {"organism": b.name, "triggered_rate": 1.0, "untriggered_rate": 0.0, "ok": True} for b in wave
+        },
+    )
+    file = parrot.write_config(tmp_path / "config.py", parrot_model)
+    config = load_config(str(file), ["--config.organisms.checkpoint_every=1", "--config.organisms.epochs=2"])
+    run = start_workdir(tmp_path / "w", config)
+    for n, b in enumerate(BEHAVIORS):  # the order in which the stage takes them
+        chats = [chat(f"Question {i} about {'it ' * 9 * n}?", f"I like {b.name} {i}.", "") for i in range(6)]
+        write_transcripts(run.transcript(b.name), [Transcript(c, True, "test") for c in chats])
+    write_jsonl(run.behaviors_file, ({**b.to_json(), "split": "train"} for b in BEHAVIORS))
+    session = Session(run, config)
+    with jax.set_mesh(session.mesh):
+        yield session
+
+
+def poison(monkeypatch, organism, rates):
+    """The loss of an organism of the wave becomes NaN at every step of a training with one of these rates."""
+    true, calls = stage.organisms_step, []
+
+    def step(params, state, batch, *, optimizer, **static):
+        calls.append(optimizer.lr)
+        if optimizer.lr in rates:
+            i = organism if len(state.updates) == len(NAMES) else 0
+            weight = np.array(batch.target_weight)
+            weight[i, 0] = np.nan
+            batch = batch._replace(target_weight=jax.device_put(weight, batch.target_weight.sharding))
+        return true(params, state, batch, optimizer=optimizer, **static)
+
+    monkeypatch.setattr(stage, "organisms_step", step)
+    return calls
+
+
+def contents(session, names=NAMES):
+    return [read_metadata(session.workdir.organism_dir(n)).content_hash for n in names]
+
+
+@pytest.fixture
+def healthy(session, tmp_path):
+    """What the three are when nothing happens, in a workdir of its own."""
+    run = start_workdir(tmp_path / "healthy", session.config)
+    for file in ("behaviors.jsonl", *(f"transcripts/{n}.jsonl" for n in NAMES)):
+        (run.path / file).parent.mkdir(exist_ok=True)
+        (run.path / file).write_text((session.workdir.path / file).read_text())
+    stage.run(Session(run, session.config))
+    return contents(Session(run, session.config))
+
+
+def test_one_that_diverges_is_trained_once_more_with_a_lower_rate(session, healthy, monkeypatch, capsys):
+    calls = poison(monkeypatch, 1, {LR})
+    stage.run(session)
+    after = contents(session)
+    assert [after[0], after[2]] == [healthy[0], healthy[2]]
+    assert after[1] != healthy[1]
+    assert set(calls) == {LR, LR * stage.RETRY_LR}
+    check = read_metadata(session.workdir.organism_dir(NAMES[1])).check
+    assert check["retry"] == {"diverged": "its loss was not finite at update 1", "lr": LR, "retried_lr": LR * 0.2}
+    assert not session.workdir.left_out
+    assert [r["organism"] for r in read_jsonl(session.workdir.checks_file, "")] == NAMES
+    assert "NaN" not in (session.workdir.path / "curves.jsonl").read_text()
+    assert f"organism {NAMES[0]}: " in capsys.readouterr().out
+    assert not (session.workdir.path / "organisms_state").exists()
+
+
+def test_one_that_diverges_again_is_left_out_and_the_run_goes_on(session, healthy, monkeypatch, capsys):
+    poison(monkeypatch, 1, {LR, LR * stage.RETRY_LR})
+    stage.run(session)
+    rest = [NAMES[0], NAMES[2]]
+    assert contents(session, rest) == [healthy[0], healthy[2]]
+    why = "its loss was not finite at update 1 with lr 0.002; its loss was not finite at update 1 with lr 0.0004"
+    assert session.workdir.left_out == {NAMES[1]: why}
+    assert f"organism {NAMES[1]}: left out ({why})" in capsys.readouterr().out
+    assert [b.name for b in behaviors_in(session, "train")] == rest
+    rows = {r["organism"]: r for r in read_jsonl(session.workdir.checks_file, "")}
+    assert (rows[NAMES[1]]["ok"], rows[NAMES[1]]["left_out"]) == (False, why)
+    assert cli.is_done(session.workdir, "organisms")
+    assert "left out" in inventory.table(session.workdir)
+    with pytest.raises(ConfigError, match="was left out"):
+        inventory.show(session.workdir, NAMES[1])
+    assert "NaN" not in (session.workdir.path / "curves.jsonl").read_text()
+
+    def never(*args, **kwargs):
+        raise AssertionError("a settled organism is trained again")
+
+    monkeypatch.setattr(stage, "organisms_step", never)
+    stage.run(session)
+
+
+@pytest.mark.parametrize("killed_in", ["training", "storing"])
+def test_a_killed_wave_goes_on(session, healthy, monkeypatch, killed_in):
+    calls = []
+    true_step, true_save = stage.organisms_step, stage.save_adapters
+
+    def step(*args, **kwargs):
+        calls.append(None)
+        if killed_in == "training" and len(calls) == 3:
+            raise Killed
+        return true_step(*args, **kwargs)
+
+    def save(items):
+        true_save([next(iter(items))])
+        raise Killed
+
+    with monkeypatch.context() as patch:
+        patch.setattr(stage, "organisms_step", step)
+        if killed_in == "storing":
+            patch.setattr(stage, "save_adapters", save)
+        with pytest.raises(Killed):
+            stage.run(session)
+    first, times = len(calls), [p.stat().st_mtime_ns for p in session.workdir.path.glob("organisms/*")]
+    with monkeypatch.context() as patch:
+        patch.setattr(stage, "organisms_step", step)
+        stage.run(session)
+    assert contents(session) == healthy
+    steps = len(read_jsonl(session.workdir.path / "curves.jsonl", ""))
+    assert len(calls) - first == (steps - 2 if killed_in == "training" else 0)
+    if killed_in == "storing":
+        assert times[0] in [p.stat().st_mtime_ns for p in session.workdir.path.glob("organisms/*")]
+
+
+def test_a_bad_transcript_shows_before_anything_is_trained(session, monkeypatch):
+    calls = poison(monkeypatch, 0, set())
+    text = "word " * 4000
+    write_transcripts(session.workdir.transcript(NAMES[2]), [Transcript(chat("q", text, ""), True, "test")])
+    with pytest.raises(ConfigError, match=f"{NAMES[2]}.jsonl:1: an example has"):
+        stage.run(session)
+    assert not calls

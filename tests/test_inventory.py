@@ -1,0 +1,123 @@
+"""`ia-jax adapters`: what a person reads about a store, and that damage of every kind is named."""
+
+import json
+
+import numpy as np
+import pytest
+
+from ia_jax import cli
+from ia_jax.adapters import record as records
+from ia_jax.adapters import store
+from ia_jax.behaviors.demo import demo_behaviors
+from ia_jax.config import RunConfig
+from ia_jax.data.transcripts import write_jsonl
+from ia_jax.workdir import start_workdir
+from tests.test_store import adapter, flip, largest_file, metadata
+
+NAMES = [b.name for b in demo_behaviors()[:5]]
+
+
+@pytest.fixture
+def workdir(tmp_path):
+    """Three organisms stored, one left out, one not trained, and an IA."""
+    run = start_workdir(tmp_path / "w", RunConfig())
+    write_jsonl(run.behaviors_file, ({**b.to_json(), "split": "train"} for b in demo_behaviors()[:5]))
+    for i, name in enumerate(NAMES[:3]):
+        check = {"ok": i > 0, **({"retry": {"diverged": "why", "retried_lr": 1e-4}} if i == 2 else {})}
+        store.save_adapter(run.organism_dir(name), adapter(i), metadata(name, step=10 + i, check=check))
+    write_jsonl(run.left_out_file, [{"organism": NAMES[3], "left_out": "its loss was not finite at update 3"}])
+    store.save_adapter(run.ia_dir("sft") / "adapter", adapter(9), metadata("ia_sft", kind="ia", behavior=None))
+    return run
+
+
+def adapters(run, *arguments):
+    return cli.main(["adapters", *arguments, f"--workdir={run.path}"])
+
+
+def test_ls(workdir, capsys):
+    assert adapters(workdir, "ls") == 0
+    lines = capsys.readouterr().out.splitlines()
+    assert lines[0].split() == ["NAME", "KIND", "RANK", "ALPHA", "TARGETS", "STEP", "CHECK", "MIB", "CONTENT"]
+    said = {line.split()[0]: line for line in lines[1:-1]}
+    assert list(said) == [*NAMES, "ia_sft"]
+    digest = store.read_metadata(workdir.organism_dir(NAMES[1])).content_hash[:12]
+    assert said[NAMES[1]].split()[1:7] == ["organism", "4", "8", "all", "11", "passed"]
+    assert said[NAMES[1]].endswith(digest)
+    assert "not passed" in said[NAMES[0]]
+    assert "passed (2nd try)" in said[NAMES[2]]
+    assert "left out" in said[NAMES[3]]
+    assert "not stored" in said[NAMES[4]]
+    assert lines[-1].startswith("4 of 6 adapters stored, ")
+
+
+def test_show(workdir, capsys):
+    assert adapters(workdir, "show", NAMES[0], "--json") == 0
+    shown = json.loads(capsys.readouterr().out)
+    assert (shown["name"], shown["rank"], shown["leaves"]["q.a"]) == (NAMES[0], 4, "float32[3, 32, 4]")
+    assert adapters(workdir, "show", NAMES[0]) == 0
+    assert NAMES[0] in capsys.readouterr().out.splitlines()[0]
+    for names, said in (((), "takes one name"), (("nobody",), "'nobody'"), ((NAMES[3],), "update 3")):
+        assert adapters(workdir, "show", *names) == 2
+        assert said in capsys.readouterr().err
+
+
+def nan_in(directory):
+    """As a writer without our checks would have stored it."""
+    tree = adapter(0)
+    tree["k"]["a"][0, 1, 2] = np.nan
+    check, records.first_nonfinite = records.first_nonfinite, lambda leaves: None
+    try:
+        store.save_adapter(directory, tree, metadata(directory.name), overwrite=True)
+    finally:
+        records.first_nonfinite = check
+
+
+def cut(directory):
+    file = largest_file(directory)
+    file.write_bytes(file.read_bytes()[:-1])
+
+
+@pytest.mark.parametrize(
+    ("damage", "said"),
+    [
+        (lambda d: flip(largest_file(d)), "has other bytes than were written"),
+        (lambda d: largest_file(d).unlink(), "is missing"),
+        (cut, "bytes instead of"),
+        (nan_in, "leaf k.a is not finite at [0, 1, 2]"),
+    ],
+)
+def test_verify_names_the_damage(workdir, capsys, damage, said):
+    assert adapters(workdir, "verify") == 0
+    assert capsys.readouterr().out == "4 adapters read, 4 sound, 0 damaged\n"
+    damage(workdir.organism_dir(NAMES[0]))
+    assert adapters(workdir, "verify") == 1
+    lines = capsys.readouterr().out.splitlines()
+    assert lines[0].startswith(f"{NAMES[0]}: ")
+    assert said in lines[0]
+    assert lines[-1] == "4 adapters read, 3 sound, 1 damaged"
+    assert adapters(workdir, "verify", NAMES[1], "ia_sft") == 0
+    assert adapters(workdir, "verify", NAMES[0], "--json") == 1
+
+
+def test_rm(workdir, capsys):
+    assert adapters(workdir, "rm", NAMES[0], "nobody") == 2
+    assert store.is_complete(workdir.organism_dir(NAMES[0]))
+    assert adapters(workdir, "rm", NAMES[0], "ia_sft") == 0
+    assert not workdir.organism_dir(NAMES[0]).exists()
+    assert not (workdir.ia_dir("sft") / "adapter").exists()
+    assert store.is_complete(workdir.organism_dir(NAMES[1]))
+    assert adapters(workdir, "rm") == 2
+    assert adapters(workdir, "rm", NAMES[4]) == 2
+    assert "nothing to delete" in capsys.readouterr().err
+
+
+def test_a_damaged_metrics_file_and_a_missing_package(workdir, tmp_path, monkeypatch, capsys):
+    workdir.metrics_file.parent.mkdir()
+    workdir.metrics_file.write_text('{"stages": ')
+    assert cli.main(["report", f"--workdir={workdir.path}"]) in (1, 2)
+    error = capsys.readouterr().err
+    assert "unexpected" not in error
+    monkeypatch.setattr("ia_jax.workdir.PACKAGES", ("numpy", "no-such-package"))
+    start_workdir(tmp_path / "new", RunConfig())
+    versions = json.loads((tmp_path / "new" / "config.json").read_text())["versions"]
+    assert versions == {"numpy": np.__version__, "no-such-package": None}
