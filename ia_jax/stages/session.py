@@ -10,7 +10,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax.sharding import NamedSharding, PartitionSpec
 
-from ia_jax.adapters.lora import Adapter, LoraConfig, Stack, zero_adapter
+from ia_jax.adapters.lora import Adapter, LoraConfig, Stack, adapter_shardings, zero_adapter
 from ia_jax.behaviors.records import Behavior
 from ia_jax.config import RunConfig
 from ia_jax.data.transcripts import chat
@@ -19,7 +19,7 @@ from ia_jax.judging.rubric import RubricJudge
 from ia_jax.models.chat import ChatExample, encode_chat, encode_prompt, stop_ids
 from ia_jax.models.sampling import generate_tokens
 from ia_jax.models.weights import Model, load_model
-from ia_jax.parallel.mesh import make_mesh
+from ia_jax.parallel.mesh import make_mesh, place
 from ia_jax.training.loop import progress
 from ia_jax.workdir import Workdir
 
@@ -51,11 +51,17 @@ class Session:
         return jax.random.fold_in(jax.random.key(self.config.seed), stage)
 
     def on_organisms(self, tree: Any) -> Any:
-        """Puts arrays with a leading organism axis on the mesh."""
-        return jax.device_put(tree, NamedSharding(self.mesh, PartitionSpec("fsdp")))
+        """Puts arrays with a leading organism axis on the mesh (whole, where the mesh does not divide that axis)."""
+        first = jax.tree.leaves(tree)[0]
+        if first.shape[0] % self.mesh.shape["fsdp"]:
+            return place(tree, jax.tree.map(lambda _: NamedSharding(self.mesh, PartitionSpec()), tree))
+        return place(tree, adapter_shardings(tree, self.mesh, organisms=True))
 
     def replicated(self, tree: Any) -> Any:
-        return jax.device_put(tree, NamedSharding(self.mesh, PartitionSpec()))
+        """Puts the IA, or its training state, on the mesh: spread like the base weights, as a step leaves it; arrays
+        outside an adapter lie whole on every device.
+        """
+        return place(tree, adapter_shardings(tree, self.mesh))
 
     def example(self, question: str, answer: str, length: int, name: str) -> ChatExample:
         """A one-turn training example, without the tokens after the last supervised one."""
