@@ -219,11 +219,15 @@ def test_generation_of_what_does_not_divide(mesh, organisms):
     """The base, or one shared adapter, over rows that are spread; three organisms on four groups."""
     rng = np.random.default_rng(3)
     prompts = [[rng.integers(1, 64, n).astype(np.int32) for n in (3, 7, 5)] for _ in range(organisms or 1)]
-    stack, params = (tiny.adapter(1, CFG, LORA, organisms=organisms),), tiny.params(CFG)
-    sampled = {"max_new_tokens": 5, "temperature": 1.0, "key": jax.random.key(7)}
-    got = generate_tokens(place_params(mesh, CFG), CFG, prompts, stack, (0,), **sampled)
+    stack, params = (on_host(tiny.adapter(1, CFG, LORA, organisms=organisms)),), on_host(tiny.params(CFG))
+
+    def sample(params):
+        key = jax.random.key(7)
+        return generate_tokens(params, CFG, prompts, stack, (0,), max_new_tokens=5, temperature=1.0, key=key)
+
+    got = sample(place_params(mesh, CFG))
     with jax.set_mesh(make_mesh(1, 1)):
-        wanted = generate_tokens(params, CFG, prompts, stack, (0,), **sampled)
+        wanted = sample(params)
     assert got == wanted
     assert [len(rows) for rows in got] == [3] * (organisms or 1)
 
@@ -231,11 +235,11 @@ def test_generation_of_what_does_not_divide(mesh, organisms):
 @only("4x2")
 def test_rows_of_a_notebook_that_do_not_divide(mesh):
     """Three rows on four groups of devices."""
-    tokens, adapters = np.random.default_rng(4).integers(1, 64, (3, 6)), (tiny.adapter(1, CFG, LORA),)
+    tokens, adapters = np.random.default_rng(4).integers(1, 64, (3, 6)), (on_host(tiny.adapter(1, CFG, LORA)),)
     model = Model(CFG, place_params(mesh, CFG), None, "tiny", "")
     got = api.logits(model, tokens, adapters), api.hidden_states(model, tokens, adapters)
     with jax.set_mesh(make_mesh(1, 1)):
-        model = Model(CFG, tiny.params(CFG), None, "tiny", "")
+        model = Model(CFG, place_params(make_mesh(1, 1), CFG), None, "tiny", "")
         wanted = api.logits(model, tokens, adapters), api.hidden_states(model, tokens, adapters)
     assert [x.shape for x in got] == [(3, 6, 64), (3, 3, 6, 32)]
     assert tiny.worst(got, wanted) < 1e-5
