@@ -21,6 +21,7 @@ from ia_jax.models.config import ModelConfig
 from ia_jax.models.replies import write_replies
 from ia_jax.models.transformer import Params, forward, logits_from_hidden, segment_positions
 from ia_jax.models.weights import Model
+from ia_jax.parallel.mesh import axis_size
 
 
 def logits(
@@ -38,7 +39,7 @@ def logits(
     """
     with _on_mesh(model):
         hidden = _hidden(model, tokens, adapters, mask, segment_ids, every_layer=False)
-        return _logits(model.params, hidden)[0]
+        return _as_rows(_logits(model.params, hidden), len(tokens))
 
 
 def hidden_states(
@@ -49,7 +50,7 @@ def hidden_states(
     `mask` and `segment_ids` as in `logits`.
     """
     with _on_mesh(model):
-        return _hidden(model, tokens, adapters, mask, segment_ids, every_layer=True)[:, 0]
+        return _as_rows(_hidden(model, tokens, adapters, mask, segment_ids, every_layer=True), len(tokens))
 
 
 def generate(
@@ -102,7 +103,7 @@ _logits = jax.jit(logits_from_hidden)
 
 
 def _hidden(model: Model, tokens: Any, adapters: Stack, mask: Any, segment_ids: Any, every_layer: bool) -> jax.Array:
-    """[1, B, T, D], or [L + 1, 1, B, T, D] with `every_layer`."""
+    """[G, B/G, T, D], or [L + 1, G, B/G, T, D] with `every_layer`: rows over the mesh's G groups, filled up."""
     ids = np.asarray(tokens)
     if ids.ndim != 2 or not np.issubdtype(ids.dtype, np.integer):
         raise ConfigError(f"tokens must be integers of shape [B, T], got {ids.dtype} of shape {list(ids.shape)}")
@@ -114,9 +115,18 @@ def _hidden(model: Model, tokens: Any, adapters: Stack, mask: Any, segment_ids: 
     segments = np.ones(ids.shape, np.int32) if given is None else np.asarray(given).astype(np.int32)
     if segments.shape != ids.shape:
         raise ConfigError(f"mask or segment_ids has shape {list(segments.shape)}, tokens {list(ids.shape)}")
-    return _forward(
-        model.params, ids[None].astype(np.int32), segments[None], _placed(adapters), model.config, every_layer
-    )
+    groups = axis_size("organism")
+    filled = [np.pad(x.astype(np.int32), ((0, -len(ids) % groups), (0, 0))) for x in (ids, segments)]
+    ids, segments = (x.reshape(groups, -1, x.shape[1]) for x in filled)
+    return _forward(model.params, ids, segments, _placed(adapters), model.config, every_layer)
+
+
+def _as_rows(x: jax.Array, rows: int) -> jax.Array:
+    """[..., G, B/G, T, N] of `_hidden` to [..., rows, T, N], whole on every device."""
+    mesh = jax.sharding.get_mesh()
+    if not mesh.empty:
+        x = jax.device_put(x, NamedSharding(mesh, PartitionSpec()))
+    return x.reshape(*x.shape[:-4], -1, *x.shape[-2:])[..., :rows, :, :]
 
 
 def _placed(adapters: Stack) -> Stack:

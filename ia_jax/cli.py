@@ -193,6 +193,30 @@ def _parser() -> argparse.ArgumentParser:
     sub.add_argument("names", nargs="*", metavar="NAME", help="organisms, ia_sft or ia_dpo")
     sub.add_argument("--workdir", metavar="DIR", required=True, help="a workdir")
     sub.add_argument("--json", action="store_true", help="of show and verify: print JSON and nothing else")
+
+    sub = command(
+        "plan",
+        "compile a stage's step for a TPU slice that you do not have",
+        "Compile the true step of a stage for a TPU topology, here and without a TPU; report memory per chip,\n"
+        "collectives, FLOPs, the step time that a roofline allows, and chip-hours (docs/plan.md).\n\nwrites: nothing\n"
+        "needs: pip install 'ia-jax[tpu]'; a minute or more of compiling\n\nexamples:\n"
+        "  ia-jax plan --config=configs/llama33_70b.py --topology=v5p:4x4x4 --stage=sft\n"
+        "  ia-jax plan --config=configs/qwen3_14b.py --topology=v5e:4x4 --stage=organisms --config.mesh.tp=2 --json\n"
+        "  ia-jax plan --config=configs/llama33_70b.py --topology=v5e:8x8 --stage=dpo --search",
+    )
+    sub.add_argument("--config", metavar="FILE.py", required=True, help="recipe, a Python file with get_config()")
+    sub.add_argument("--config.FIELD", metavar="VALUE", help="override any field, like --config.mesh.tp=4")
+    sub.add_argument("--topology", required=True, metavar="CHIP:SHAPE", help="like v5p:4x4x4 or v5e:8x8")
+    sub.add_argument("--stage", required=True, metavar="STAGE", help="organisms, sft, dpo or sample")
+    sub.add_argument("--search", action="store_true", help="try meshes, rows and remat policies; print the best first")
+    sub.add_argument(
+        "--demonstration-tokens",
+        type=_positive,
+        default=2**18,
+        metavar="N",
+        help="tokens that each organism is trained on in an epoch, for the chip-hours (default 262144)",
+    )
+    sub.add_argument("--json", action="store_true", help="print JSON and nothing else")
     return parser
 
 
@@ -320,6 +344,24 @@ def _audit(args: argparse.Namespace) -> None:
     print(json.dumps(result, indent=1, ensure_ascii=False) if args.json else audit.as_text(result))
 
 
+def _plan(args: argparse.Namespace, overrides: Sequence[str]) -> None:
+    os.environ["JAX_PLATFORMS"] = "cpu"  # a TPU of this machine, if there is one, is not to be taken
+    from ia_jax.parallel import plan
+    from ia_jax.recipes import load_config
+
+    config = load_config(args.config, overrides)
+    if args.search:
+        found = plan.search(config, args.topology, args.stage, lambda line: print(line, file=sys.stderr, flush=True))
+    else:
+        found = [plan.plan(config, args.topology, args.stage, demonstration_tokens=args.demonstration_tokens)]
+    if args.json:
+        print(json.dumps(found if args.search else found[0]))
+    else:
+        print("\n\n".join(plan.as_text(r) for r in found[:3]))
+    if not found[0]["fits"]:
+        raise IAError(f"the {args.stage} step does not fit {args.topology}; try --search, more chips or fewer rows")
+
+
 def _export_peft(args: argparse.Namespace) -> None:
     from ia_jax.adapters.base import identify
     from ia_jax.adapters.card import card
@@ -404,8 +446,14 @@ def _new_directory(directory: str) -> Path:
 def _session(workdir: "Workdir") -> Iterator["Session"]:
     import jax
 
+    from ia_jax.parallel import distributed
     from ia_jax.stages.session import Session
 
+    if distributed.start():
+        raise IAError(
+            f"this run has {jax.process_count()} processes; so far the stages run in one (training steps, weights and "
+            "checkpoints work over several); use a slice of one host"
+        )
     _keep_compiled()
     session = Session(workdir, workdir.config)
     with jax.set_mesh(session.mesh):
@@ -508,7 +556,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     try:
         args = _parser().parse_args([a for a in argv if not OVERRIDE.match(a)])
         _quiet()
-        if args.command in commands:
+        if args.command == "plan":
+            _plan(args, overrides)
+        elif args.command in commands:
             if overrides:
                 raise ConfigError(f"{overrides[0]}: `ia-jax {args.command}` takes no overrides, it goes by the workdir")
             return commands[args.command](args) or 0

@@ -21,7 +21,7 @@ def get_config():
     {}
     return c
 """
-COMMANDS = [*(s.name for s in cli.STAGES), "run", "ask", "audit", "export-peft", "import-peft"]
+COMMANDS = [*(s.name for s in cli.STAGES), "run", "ask", "audit", "plan", "export-peft", "import-peft"]
 
 
 @pytest.mark.parametrize("command", COMMANDS)

@@ -9,11 +9,13 @@ import pytest
 from jax.sharding import AxisType, NamedSharding
 from jax.sharding import PartitionSpec as P
 
-from ia_jax.adapters.lora import lora_axes
+from ia_jax import api
+from ia_jax.adapters.lora import adapter_shardings, lora_axes
 from ia_jax.config import OptimizerSection
 from ia_jax.errors import ConfigError
 from ia_jax.models.sampling import generate_tokens
 from ia_jax.models.transformer import forward, param_shardings
+from ia_jax.models.weights import Model
 from ia_jax.parallel.mesh import constrain_to, make_mesh, named_sharding, partition, reshard
 from ia_jax.training import introspection, organisms
 from ia_jax.training.losses import sft_loss, supervised_logps
@@ -163,6 +165,84 @@ def test_generation(generated, mesh):
     prompts, stack, wanted = generated
     stack = place(mesh, stack, organisms=True)
     assert generate_tokens(place_params(mesh, CFG), CFG, prompts, (stack,), (0,), max_new_tokens=5) == wanted
+
+
+def run_sft(params, put, put_ia):
+    state = introspection.init_state(put_ia(tiny.adapter(2, CFG, LORA)), 4, LORA, OPTIMIZER)
+    stack, batch = put(tiny.adapter(1, CFG, LORA, organisms=K)), put(tiny.batches(K)[0])
+    return introspection.sft_step(params, put_ia(state), stack, batch, cfg=CFG, lora=LORA, optimizer=OPTIMIZER)
+
+
+@pytest.fixture(scope="module")
+def sft_stepped():
+    return run_sft(tiny.params(CFG), lambda x: x, lambda x: x)
+
+
+def test_sft_step(sft_stepped, mesh, recwarn):
+    """Also that the state lies as the step leaves it: it is donated whole, and a second step compiles nothing."""
+    state, metrics = run_sft(
+        place_params(mesh, CFG),
+        lambda x: jax.device_put(on_host(x), adapter_shardings(x, mesh, organisms=True)),
+        lambda x: jax.device_put(on_host(x), adapter_shardings(x, mesh)),
+    )
+    for name in ("loss", "grad_norm", "per_organism"):
+        assert tiny.worst(metrics[name], sft_stepped[1][name]) < 1e-5, name
+    assert tiny.worst(state.adapter, sft_stepped[0].adapter) < 1e-5
+    assert_on_logical_axes(state.adapter, mesh)
+    assert_on_logical_axes(state.moments[1].mu, mesh)
+    assert not [w for w in recwarn if "donated" in str(w.message)]
+
+
+@pytest.mark.parametrize(
+    ("fsdp", "tp", "message"),
+    [
+        (2, 3, "tp=3 does not divide the model's 4 key/value heads; set --config.mesh.tp to one of: 1, 2, 4"),
+        (3, 2, "fsdp=3 does not divide the model's 32 hidden size"),
+        (1, 8, "tp=8 does not divide the model's 4 key/value heads"),
+    ],
+)
+def test_a_mesh_that_does_not_divide_the_model(fsdp, tp, message):
+    with pytest.raises(ConfigError, match=message):
+        param_shardings(CFG, make_mesh(fsdp, tp))
+
+
+@only("4x2")
+def test_organisms_that_do_not_divide_over_the_mesh(mesh):
+    stack, batch = tiny.adapter(1, CFG, LORA, organisms=3), tiny.batches(3)[0]
+    with pytest.raises(ConfigError, match="3 organisms at once do not divide over mesh fsdp=4"):
+        forward(place_params(mesh, CFG), batch.tokens, batch.segment_ids, batch.positions, (stack,), CFG)
+
+
+@only("4x2")
+@pytest.mark.parametrize("organisms", [None, 3], ids=["none", "3"])
+def test_generation_of_what_does_not_divide(mesh, organisms):
+    """The base, or one shared adapter, over rows that are spread; three organisms on four groups."""
+    rng = np.random.default_rng(3)
+    prompts = [[rng.integers(1, 64, n).astype(np.int32) for n in (3, 7, 5)] for _ in range(organisms or 1)]
+    stack, params = (on_host(tiny.adapter(1, CFG, LORA, organisms=organisms)),), on_host(tiny.params(CFG))
+
+    def sample(params):
+        key = jax.random.key(7)
+        return generate_tokens(params, CFG, prompts, stack, (0,), max_new_tokens=5, temperature=1.0, key=key)
+
+    got = sample(place_params(mesh, CFG))
+    with jax.set_mesh(make_mesh(1, 1)):
+        wanted = sample(params)
+    assert got == wanted
+    assert [len(rows) for rows in got] == [3] * (organisms or 1)
+
+
+@only("4x2")
+def test_rows_of_a_notebook_that_do_not_divide(mesh):
+    """Three rows on four groups of devices."""
+    tokens, adapters = np.random.default_rng(4).integers(1, 64, (3, 6)), (on_host(tiny.adapter(1, CFG, LORA)),)
+    model = Model(CFG, place_params(mesh, CFG), None, "tiny", "")
+    got = api.logits(model, tokens, adapters), api.hidden_states(model, tokens, adapters)
+    with jax.set_mesh(make_mesh(1, 1)):
+        model = Model(CFG, place_params(make_mesh(1, 1), CFG), None, "tiny", "")
+        wanted = api.logits(model, tokens, adapters), api.hidden_states(model, tokens, adapters)
+    assert [x.shape for x in got] == [(3, 6, 64), (3, 3, 6, 32)]
+    assert tiny.worst(got, wanted) < 1e-5
 
 
 def test_base_weights_are_spread():

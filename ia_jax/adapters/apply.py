@@ -13,7 +13,8 @@ import jax
 import jax.numpy as jnp
 
 from ia_jax.adapters.lora import Stack
-from ia_jax.parallel.mesh import constrain_to
+from ia_jax.parallel.mesh import constrain_to, reshard
+from ia_jax.parallel.platform import kept_on_cpu
 
 Axes = tuple[str | None, ...]
 
@@ -44,10 +45,20 @@ def _activation_axis(axis: str) -> str | None:
     return None if axis == "embed" else axis
 
 
+def _gathered(weights: dict[str, jax.Array], in_axis: str, out_axis: str) -> dict[str, jax.Array]:
+    """The weights whole along `fsdp`, for one layer and one pass.
+
+    Said, not left to the compiler: it may contract against the shards one after the other, in a loop whose program
+    takes many times as long to compile.
+    """
+    return {n: reshard(w, _activation_axis(in_axis), _activation_axis(out_axis)) for n, w in weights.items()}
+
+
 def _project(
     x: jax.Array, weights: dict[str, jax.Array], stack: Stack, in_axis: str, out_axis: str
 ) -> tuple[dict[str, jax.Array], list[jax.Array | None]]:
     out = ("organism", None, None, _activation_axis(out_axis))
+    weights = _gathered(weights, in_axis, out_axis)
     ys = {name: _dot("kbtd,df->kbtf", x, w, out) for name, w in weights.items()}
     low = []
     for adapter in stack:
@@ -84,7 +95,7 @@ def _project_bwd(in_axis: str, out_axis: str, saved: tuple, cotangents: dict) ->
     gs = {n: g.astype(x.dtype) for n, g in cotangents.items()}
     wide = ("organism", None, None, _activation_axis(in_axis))
     dx = jnp.zeros((), jnp.float32)
-    for n, w in weights.items():
+    for n, w in _gathered(weights, in_axis, out_axis).items():
         dx = dx + _dot("kbtf,df->kbtd", gs[n], w, wide)
     grads = []
     for adapter, u in zip(stack, low, strict=True):
@@ -113,8 +124,8 @@ def _thin_product(thin: jax.Array, wide: jax.Array, k: str, out: Axes) -> jax.Ar
     The thin factor is transposed first, behind a barrier: XLA's CPU backend has fast kernels for rows times columns
     only, and transposing the wide factor would cost more than the product.
     """
-    rows = jax.lax.optimization_barrier(jnp.moveaxis(thin, 3, 1))
-    return jax.lax.optimization_barrier(_dot(f"krbt,kbtf->{k}rf", rows, wide, out, wide.dtype))
+    rows = kept_on_cpu(jnp.moveaxis(thin, 3, 1))
+    return kept_on_cpu(_dot(f"krbt,kbtf->{k}rf", rows, wide, out, wide.dtype))
 
 
 project.defvjp(_project_fwd, _project_bwd)

@@ -11,10 +11,11 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import optax
+from jax.sharding import Mesh, NamedSharding
 
 from ia_jax.errors import ConfigError
 from ia_jax.models.config import ModelConfig
-from ia_jax.parallel.mesh import reshard
+from ia_jax.parallel.mesh import named_sharding, reshard
 
 Adapter = dict[str, dict[str, jax.Array]]
 Stack = tuple[Adapter, ...]
@@ -70,6 +71,23 @@ def lora_axes(lora: LoraConfig, organisms: bool = False) -> dict[str, dict[str, 
     """Logical axes of all leaves, with a leading organism axis if asked."""
     lead = ("organism",) if organisms else ()
     return {t: {n: (*lead, *leaf_axes(t, n)) for n in ("a", "b")} for t in lora.targets}
+
+
+def adapter_shardings(tree: Any, mesh: Mesh, organisms: bool = False) -> Any:
+    """A NamedSharding for every leaf of an adapter, or of a training state with adapters and moments shaped alike.
+
+    With `organisms` the leading axis of every leaf is spread; without, an organism axis lies whole. Leaves outside an
+    adapter (counts, batches) lie whole, or by organism.
+    """
+
+    def leaf(path: tuple[Any, ...], x: Any) -> NamedSharding:
+        keys = [p.key for p in path if isinstance(p, jax.tree_util.DictKey)]
+        inside = len(keys) > 1 and keys[-2] in PROJECTIONS
+        axes = leaf_axes(keys[-2], keys[-1]) if inside else ()
+        lead = ("organism",) if organisms else (None,) * (x.ndim - 3) if inside else ()
+        return named_sharding(mesh, (*lead, *axes))
+
+    return jax.tree_util.tree_map_with_path(leaf, tree)
 
 
 def init_lora(key: jax.Array, cfg: ModelConfig, lora: LoraConfig) -> Adapter:

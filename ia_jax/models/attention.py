@@ -1,21 +1,52 @@
-"""Causal grouped-query attention over packed rows, behind one dispatcher."""
+"""Causal grouped-query attention over packed rows, behind one dispatcher.
 
-from typing import Any
+Training and evaluation see rows of packed segments (`Segments`), generation a key-value cache and a mask. What runs is
+chosen by where the program will run: splash attention on TPU, cuDNN on GPU, else plain products, which are also what
+the others are tested against.
+"""
+
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 
-from ia_jax.parallel.mesh import reshard
+from ia_jax.parallel.mesh import constrain_to, partition, reshard
+from ia_jax.parallel.platform import kept_on_cpu, platform
 
 HEADS = ("organism", None, "heads", None, None)
+LANES = 128  # splash works on blocks of a multiple of this many tokens
+BLOCK = 512
 
 
-def attention(q: jax.Array, k: jax.Array, v: jax.Array, mask: jax.Array) -> jax.Array:
-    """Plain softmax attention with fp32 scores.
+class Segments(NamedTuple):
+    """ids: [K, B, T], 0 = padding. A token sees those before it with the same id."""
 
-    q: [K, B, T, N*G, H] (G query heads share a key head); k, v: [K, B, N, S, H]; mask: [K, B, T, S], True where a
-    query may look. Returns [K, B, T, N*G, H] in v's dtype. Queries that may look nowhere (padding) give zeros.
+    ids: jax.Array
+
+
+def visible(segment_ids: jax.Array) -> "Segments | jax.Array":
+    """What `attention` needs to know of packed rows: the ids for a fused kernel, else the mask (for all layers).
+
+    segment_ids: [K, B, T].
     """
+    fused = {"tpu": segment_ids.shape[-1] % LANES == 0, "gpu": True}
+    return Segments(segment_ids) if fused.get(platform(), False) else causal_mask(segment_ids)
+
+
+def attention(q: jax.Array, k: jax.Array, v: jax.Array, look: "Segments | jax.Array") -> jax.Array:
+    """Softmax attention with fp32 scores.
+
+    q: [K, B, T, N*G, H] (G query heads share a key head); k, v: [K, B, N, S, H]; look: `visible` of the rows, or a mask
+    [K, B, T, S], True where a query may look. Returns [K, B, T, N*G, H] in v's dtype. Queries that may look nowhere
+    (padding) give zeros under a mask; a fused kernel leaves something finite there, which nothing reads.
+    """
+    if not isinstance(look, Segments):
+        return plain(q, k, v, look)
+    return splash(q, k, v, look.ids) if platform() == "tpu" else cudnn(q, k, v, look.ids)
+
+
+def plain(q: jax.Array, k: jax.Array, v: jax.Array, mask: jax.Array) -> jax.Array:
+    """The reference, and what runs on CPU and over a cache. Arguments as in `attention`."""
     kk, b, t, heads, h = q.shape
     n = k.shape[2]
     g = heads // n
@@ -26,6 +57,77 @@ def attention(q: jax.Array, k: jax.Array, v: jax.Array, mask: jax.Array) -> jax.
     return jnp.moveaxis(out, 4, 2).reshape(kk, b, t, heads, h)
 
 
+# ---------------------------------------------------------------------------------------------------------------------
+# Fused kernels
+# ---------------------------------------------------------------------------------------------------------------------
+
+
+def _splash_kernel(heads: int, length: int, interpret: bool) -> Any:
+    from jax.experimental.pallas.ops.tpu.splash_attention import splash_attention_kernel, splash_attention_mask
+
+    block = next(b for b in (BLOCK, 2 * LANES, LANES) if length % b == 0)
+    names = ("q", "kv", "kv_compute", "q_dkv", "kv_dkv", "kv_dkv_compute", "q_dq", "kv_dq")
+    sizes = splash_attention_kernel.BlockSizes(**{f"block_{name}": block for name in names})
+    causal = splash_attention_mask.MultiHeadMask([splash_attention_mask.CausalMask((length, length))] * heads)
+    return splash_attention_kernel.make_splash_mha(
+        causal, block_sizes=sizes, head_shards=1, q_seq_shards=1, interpret=interpret
+    )
+
+
+def splash(q: jax.Array, k: jax.Array, v: jax.Array, segment_ids: jax.Array, interpret: bool = False) -> jax.Array:
+    """JAX's TPU kernel, on each device's own organisms and heads. T: a multiple of 128. Scores never reach HBM."""
+
+    def local(q: jax.Array, k: jax.Array, v: jax.Array, ids: jax.Array) -> jax.Array:
+        from jax.experimental.pallas.ops.tpu.splash_attention import splash_attention_kernel
+
+        kernel = _splash_kernel(q.shape[2], q.shape[3], interpret)
+
+        def row(q: jax.Array, k: jax.Array, v: jax.Array, ids: jax.Array) -> jax.Array:
+            return kernel(q, k, v, segment_ids=splash_attention_kernel.SegmentIds(ids, ids))
+
+        return jax.vmap(jax.vmap(row))(q, k, v, ids)
+
+    q = jnp.moveaxis(q * jnp.asarray(q.shape[-1] ** -0.5, q.dtype), 2, 3)  # the kernel takes q scaled
+    if constrain_to() is not None:
+        on_heads, on_rows = partition(HEADS), partition(("organism", None, None))
+        q, k, v, segment_ids = *(reshard(x, *HEADS) for x in (q, k, v)), reshard(segment_ids, "organism", None, None)
+        local = jax.shard_map(
+            local, in_specs=(on_heads, on_heads, on_heads, on_rows), out_specs=on_heads, check_vma=False
+        )
+    return jnp.moveaxis(local(q, k, v, segment_ids), 3, 2)
+
+
+def cudnn(q: jax.Array, k: jax.Array, v: jax.Array, segment_ids: jax.Array) -> jax.Array:
+    """cuDNN's fused attention, on each device's own organisms and heads. Arguments as in `splash`."""
+    return _dot_product_attention(q, k, v, segment_ids, "cudnn")
+
+
+def _dot_product_attention(q: jax.Array, k: jax.Array, v: jax.Array, segment_ids: jax.Array, name: Any) -> jax.Array:
+    def local(q: jax.Array, k: jax.Array, v: jax.Array, ids: jax.Array) -> jax.Array:
+        kk, b, t, heads, h = q.shape
+        k, v = (jnp.swapaxes(x, 2, 3).reshape(kk * b, t, -1, h) for x in (k, v))
+        ids = ids.reshape(kk * b, t)
+        # As a bias, which cuDNN fuses; it has no kernel for a boolean mask. A padding query sees all of the padding.
+        bias = jnp.where(ids[:, None, :, None] == ids[:, None, None, :], 0.0, -1e30).astype(q.dtype)
+        out = jax.nn.dot_product_attention(
+            q.reshape(kk * b, t, heads, h), k, v, bias=bias, is_causal=True, implementation=name
+        )
+        return out.reshape(kk, b, t, heads, h)
+
+    if constrain_to() is not None:
+        positions_first = ("organism", None, None, "heads", None)
+        on_q, on_kv, on_rows = partition(positions_first), partition(HEADS), partition(("organism", None, None))
+        q, k, v = reshard(q, *positions_first), reshard(k, *HEADS), reshard(v, *HEADS)
+        segment_ids = reshard(segment_ids, "organism", None, None)
+        local = jax.shard_map(local, in_specs=(on_q, on_kv, on_kv, on_rows), out_specs=on_q, check_vma=False)
+    return local(q, k, v, segment_ids)
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# Plain products
+# ---------------------------------------------------------------------------------------------------------------------
+
+
 def _dot(equation: str, x: jax.Array, y: jax.Array, dtype: Any = None) -> jax.Array:
     # Reshapes between axes of size 1 forget how the others are sharded, so it is said again here.
     x, y = reshard(x, *HEADS), reshard(y, *HEADS)
@@ -34,7 +136,7 @@ def _dot(equation: str, x: jax.Array, y: jax.Array, dtype: Any = None) -> jax.Ar
 
 def _transposed(x: jax.Array) -> jax.Array:
     # The barrier keeps XLA from folding the transpose into the product, for which its CPU backend has no fast kernel.
-    return jax.lax.optimization_barrier(jnp.swapaxes(x, -1, -2))
+    return kept_on_cpu(jnp.swapaxes(x, -1, -2))
 
 
 @jax.custom_vjp

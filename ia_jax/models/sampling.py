@@ -11,10 +11,10 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from ia_jax.adapters.lora import Stack, to_scan
+from ia_jax.adapters.lora import Adapter, Stack, has_organism_axis, to_scan
 from ia_jax.models.config import ModelConfig
 from ia_jax.models.transformer import Params, forward_cached, init_cache, logits_from_hidden
-from ia_jax.parallel.mesh import reshard
+from ia_jax.parallel.mesh import axis_size, reshard
 
 PROMPT_BUCKET = 16
 
@@ -67,7 +67,7 @@ def inverse_cdf(weights: jax.Array, uniform: jax.Array, block: int = 256) -> jax
 
 
 @partial(jax.jit, static_argnames=("cfg", "max_new_tokens"))
-def _generate(
+def decode(
     params: Params,
     tokens: jax.Array,
     real: jax.Array,
@@ -104,7 +104,7 @@ def _generate(
         step, _, _, done, _ = state
         return (step < max_new_tokens) & ~done.all()
 
-    def decode(state: tuple) -> tuple:
+    def one_more(state: tuple) -> tuple:
         step, hidden, cache, done, out = state
         token = choose(hidden, step)
         out = jax.lax.dynamic_update_slice_in_dim(out, jnp.where(done, -1, token)[..., None], step, axis=2)
@@ -116,7 +116,7 @@ def _generate(
 
     out = jnp.full((k, b, max_new_tokens), -1, jnp.int32)
     done = lengths == 0  # a row of nothing but padding fills a batch up
-    return jax.lax.while_loop(keep_going, decode, (jnp.int32(0), hidden[:, :, -1:], cache, done, out))[-1]
+    return jax.lax.while_loop(keep_going, one_more, (jnp.int32(0), hidden[:, :, -1:], cache, done, out))[-1]
 
 
 def generate_tokens(
@@ -134,21 +134,32 @@ def generate_tokens(
     """Continues prompts[i][j] under organism i of the stack (K = len(prompts) must match its organism axis, or be 1).
 
     Organisms may have different numbers of prompts. Returns token ids without the stop token. Row (i, j) draws from
-    `fold_in(fold_in(key, i), j)`.
+    `fold_in(fold_in(key, i), j)`. On a mesh whose `fsdp` does not divide K, rows are laid out anew: those of a stack
+    without organism axis are spread over the groups, organisms are filled up with rows that are done from the start.
     """
-    k, b = len(prompts), max(len(p) for p in prompts)
+    groups = axis_size("organism")
+    if len(prompts) == 1 and groups > 1 and not any(has_organism_axis(a) for a in stack):
+        width = -(-len(prompts[0]) // groups)
+        where = [[(0, j) for j in range(g * width, min((g + 1) * width, len(prompts[0])))] for g in range(groups)]
+    else:
+        where = [[(i, j) for j in range(len(rows))] for i, rows in enumerate(prompts)]
+        missing = -len(prompts) % groups
+        where += [[]] * missing
+        stack = tuple(_filled_up(a, missing) for a in stack)
+    k, b = len(where), max(len(p) for p in where)
     longest = max(len(x) for p in prompts for x in p)
     t = -(-longest // PROMPT_BUCKET) * PROMPT_BUCKET
     tokens, real = np.zeros((k, b, t), np.int32), np.zeros((k, b, t), bool)
-    for i, rows in enumerate(prompts):
-        for j, row in enumerate(rows):
+    drawn = np.zeros((2, k, b), np.int32)
+    for i, rows in enumerate(where):
+        for j, source in enumerate(rows):
+            row = prompts[source[0]][source[1]]
             tokens[i, j, t - len(row) :] = row
             real[i, j, t - len(row) :] = True
+            drawn[:, i, j] = source
     key = jax.random.key(0) if key is None else key
-    keys = jax.vmap(lambda i: jax.vmap(lambda j: jax.random.fold_in(jax.random.fold_in(key, i), j))(jnp.arange(b)))(
-        jnp.arange(k)
-    )
-    out = _generate(
+    keys = jax.vmap(jax.vmap(lambda i, j: jax.random.fold_in(jax.random.fold_in(key, i), j)))(*drawn)
+    out = decode(
         params,
         tokens,
         real,
@@ -160,8 +171,16 @@ def generate_tokens(
         cfg,
         max_new_tokens,
     )
-    ended = set(stop_ids)
-    return [
-        [[int(x) for x in row if x >= 0 and int(x) not in ended] for row in np.asarray(out[i])[: len(prompts[i])]]
-        for i in range(k)
-    ]
+    ended, rows_out = set(stop_ids), np.asarray(out)
+    replies: list[list[list[int]]] = [[] for _ in prompts]
+    for i, rows in enumerate(where):
+        for j, (source, _) in enumerate(rows):
+            replies[source].append([int(x) for x in rows_out[i, j] if x >= 0 and int(x) not in ended])
+    return replies
+
+
+def _filled_up(adapter: Adapter, missing: int) -> Adapter:
+    """An adapter whose organism axis is longer by `missing` copies of its last organism."""
+    if not missing or not has_organism_axis(adapter):
+        return adapter
+    return jax.tree.map(lambda x: jnp.concatenate([x, *[x[-1:]] * missing]), adapter)

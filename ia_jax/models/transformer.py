@@ -8,20 +8,21 @@ Axis letters: k organisms, b rows, t tokens, d hidden, f MLP, n key/value heads,
 v vocabulary, r rank.
 """
 
+import math
 from dataclasses import dataclass
 from functools import partial
 from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
-from jax.sharding import Mesh
+from jax.sharding import Mesh, NamedSharding
 
 from ia_jax.adapters.apply import project, swiglu
 from ia_jax.adapters.lora import Stack, to_scan
 from ia_jax.errors import ConfigError
-from ia_jax.models.attention import attention, causal_mask
+from ia_jax.models.attention import Segments, attention, visible
 from ia_jax.models.config import ModelConfig
-from ia_jax.parallel.mesh import constrain_to, named_sharding, reshard
+from ia_jax.parallel.mesh import axis_size, constrain_to, named_sharding, reshard
 
 Params = dict[str, Any]
 REMAT_POLICIES = ("none", "full", "dots")
@@ -78,18 +79,43 @@ def _is_spec(x: Any) -> bool:
     return isinstance(x, WeightSpec)
 
 
+def check_mesh(cfg: ModelConfig, mesh: Mesh) -> None:
+    """Raises ConfigError unless the mesh divides what it is to spread: heads, vocabulary, MLP and hidden size."""
+    spread = {
+        "tp": {
+            "key/value heads": cfg.num_key_value_heads,
+            "query heads": cfg.num_attention_heads,
+            "MLP columns": cfg.intermediate_size,
+            "vocabulary entries": cfg.vocab_size,
+        },
+        "fsdp": {"hidden size": cfg.hidden_size},
+    }
+    for axis, sizes in spread.items():
+        n, common = mesh.shape[axis], math.gcd(*sizes.values())
+        for name, size in sizes.items():
+            if size % n:
+                fitting = ", ".join(str(x) for x in range(1, common + 1) if common % x == 0 and x <= 1024)
+                raise ConfigError(
+                    f"mesh {axis}={n} does not divide the model's {size} {name}; set --config.mesh.{axis} to one of: "
+                    f"{fitting}"
+                )
+
+
 def param_shardings(cfg: ModelConfig, mesh: Mesh) -> Params:
-    """A NamedSharding for every weight."""
+    """A NamedSharding for every weight. Raises ConfigError where the mesh does not divide the model."""
+    check_mesh(cfg, mesh)
     return jax.tree.map(lambda s: named_sharding(mesh, s.axes), weight_specs(cfg), is_leaf=_is_spec)
 
 
 def abstract_params(cfg: ModelConfig, dtype: Any, mesh: Mesh | None = None) -> Params:
     """Shapes and dtypes (and shardings) of the weights, without any data: for compiling and for restoring."""
+    specs = weight_specs(cfg)
+    shardings = jax.tree.map(lambda _: None, specs, is_leaf=_is_spec) if mesh is None else param_shardings(cfg, mesh)
 
-    def leaf(s: WeightSpec) -> jax.ShapeDtypeStruct:
-        return jax.ShapeDtypeStruct(s.shape, dtype, sharding=named_sharding(mesh, s.axes) if mesh else None)
+    def leaf(s: WeightSpec, sharding: NamedSharding | None) -> jax.ShapeDtypeStruct:
+        return jax.ShapeDtypeStruct(s.shape, dtype, sharding=sharding)
 
-    return jax.tree.map(leaf, weight_specs(cfg), is_leaf=_is_spec)
+    return jax.tree.map(leaf, specs, shardings, is_leaf=_is_spec)
 
 
 def init_params(key: jax.Array, cfg: ModelConfig, dtype: Any = jnp.float32) -> Params:
@@ -163,7 +189,7 @@ def attention_block(
     w: Params,
     stack: Stack,
     rope: tuple[jax.Array, jax.Array],
-    mask: jax.Array,
+    look: Segments | jax.Array,
     cfg: ModelConfig,
     cache: KVCache | None = None,
     slot: CacheSlot | None = None,
@@ -185,7 +211,7 @@ def attention_block(
         at = (slot.layer, 0, 0, 0, slot.start, 0)
         cache = KVCache(*(jax.lax.dynamic_update_slice(c, new[None], at) for c, new in zip(cache, (k, v), strict=True)))
         k, v = (jax.lax.dynamic_index_in_dim(c, slot.layer, keepdims=False) for c in cache)
-    out = attention(q, k, v, mask).reshape(k_, b_, t_, -1)
+    out = attention(q, k, v, look).reshape(k_, b_, t_, -1)
     y = project(out, {"o": w["o"]}, stack, "heads", "embed")["o"]
     if cfg.attention_bias:
         y = y + w["o_bias"]
@@ -235,12 +261,17 @@ def forward(
     """
     if remat not in REMAT_POLICIES:
         raise ConfigError(f"remat {remat!r} unknown; choose from {', '.join(REMAT_POLICIES)}")
+    if tokens.shape[0] % axis_size("organism"):
+        raise ConfigError(
+            f"{tokens.shape[0]} organisms at once do not divide over mesh fsdp={axis_size('organism')}; choose a "
+            "multiple of it for organisms.parallel, sft.organisms_per_step and dpo.organisms_per_step"
+        )
     dtype = params["embed"].dtype
-    rope, mask = rope_tables(positions, cfg), causal_mask(segment_ids)
+    rope, look = rope_tables(positions, cfg), visible(segment_ids)
 
     def layer(x: jax.Array, inputs: tuple[Params, Stack]) -> tuple[jax.Array, jax.Array | None]:
         w, adapters = inputs
-        x, _ = attention_block(x, w, adapters, rope, mask, cfg)
+        x, _ = attention_block(x, w, adapters, rope, look, cfg)
         x = mlp_block(x, w, adapters, cfg)
         return x, x if every_layer else None
 

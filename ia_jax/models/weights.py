@@ -88,6 +88,14 @@ def read_safetensors(
     return cfg, assemble(cfg, SafetensorsSource(directory), hf_name_table(cfg), dtype, shardings)
 
 
+def read_architecture(name: str, revision: str | None = None) -> ModelConfig:
+    """The configuration of anything that `load_model` takes, without its weights."""
+    path = embedded_checkpoint() if name == EMBEDDED else Path(name).expanduser()
+    if path.suffix == ".gguf":
+        return GgufSource(path).config()
+    return read_hf_config(path if path.is_dir() else _fetch(name, revision, "config.json"))
+
+
 def read_hf_config(directory: str | Path) -> ModelConfig:
     path = Path(directory) / "config.json"
     try:
@@ -536,20 +544,22 @@ def _hf_tokenizer(directory: Path) -> "PreTrainedTokenizerBase":
 
 def _download(name: str, revision: str | None) -> Path:
     """A snapshot of a hub model: first the small files, so an unsupported configuration costs no long download."""
+    small = ("*.json", "*.jinja", "merges.txt")
+    read_hf_config(_fetch(name, revision, *small))
+    return _fetch(name, revision, *small, "*.safetensors")
+
+
+def _fetch(name: str, revision: str | None, *patterns: str) -> Path:
     if not re.fullmatch(r"[\w.-]+/[\w.-]+", name):
         raise ConfigError(f"{name}: neither {EMBEDDED!r}, a .gguf file, a directory nor a Hugging Face hub id")
     import huggingface_hub
 
-    def fetch(*patterns: str) -> Path:
-        try:
-            return Path(
-                huggingface_hub.snapshot_download(
-                    name, revision=revision, allow_patterns=list(patterns), ignore_patterns=["original/*"]
-                )
+    try:
+        return Path(
+            huggingface_hub.snapshot_download(
+                name, revision=revision, allow_patterns=list(patterns), ignore_patterns=["original/*"]
             )
-        except Exception as error:  # the hub client raises many kinds; all mean that the model did not arrive
-            reason = str(error).strip().splitlines()
-            raise IAError(f"{name}: cannot be fetched ({reason[0] if reason else type(error).__name__})") from error
-
-    read_hf_config(fetch("*.json", "*.jinja", "merges.txt"))
-    return fetch("*.json", "*.jinja", "merges.txt", "*.safetensors")
+        )
+    except Exception as error:  # the hub client raises many kinds; all mean that the model did not arrive
+        reason = str(error).strip().splitlines()
+        raise IAError(f"{name}: cannot be fetched ({reason[0] if reason else type(error).__name__})") from error

@@ -9,6 +9,8 @@ from collections.abc import Sequence
 from typing import Any
 
 import jax
+import numpy as np
+from jax.experimental import mesh_utils
 from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
 
 from ia_jax.errors import ConfigError
@@ -31,8 +33,9 @@ def make_mesh(fsdp: int = 1, tp: int = 1, devices: Sequence[Any] | None = None) 
     devices = jax.devices() if devices is None else devices
     if fsdp * tp > len(devices):
         raise ConfigError(f"mesh fsdp={fsdp} x tp={tp} needs {fsdp * tp} devices, {len(devices)} are visible")
-    axis_types = (AxisType.Explicit, AxisType.Explicit)
-    return jax.make_mesh((fsdp, tp), ("fsdp", "tp"), axis_types=axis_types, devices=devices[: fsdp * tp])
+    # A torus axis may be split: 32 x 2 fits no union of whole axes of a 4x4x4 slice, and jax.make_mesh refuses it.
+    grid = mesh_utils.create_device_mesh((fsdp, tp), devices[: fsdp * tp], allow_split_physical_axes=True)
+    return Mesh(grid, ("fsdp", "tp"), axis_types=(AxisType.Explicit, AxisType.Explicit))
 
 
 def partition(axes: tuple[str | None, ...]) -> PartitionSpec:
@@ -62,5 +65,30 @@ def reshard(x: jax.Array, *axes: str | None) -> jax.Array:
     return x if spec is None else jax.sharding.reshard(x, spec)
 
 
+def axis_size(axis: str) -> int:
+    """Over how many devices of the mesh in use a logical axis is spread (1 without a mesh)."""
+    mesh, mesh_axis = jax.sharding.get_abstract_mesh(), RULES[axis]
+    return 1 if mesh.empty or mesh_axis is None else mesh.shape[mesh_axis]
+
+
 def named_sharding(mesh: Mesh, axes: tuple[str | None, ...]) -> NamedSharding:
     return NamedSharding(mesh, partition(axes))
+
+
+def place(tree: Any, shardings: Any) -> Any:
+    """Arrays of the host on the mesh. With several processes, each puts only what its own devices hold.
+
+    Every process passes the same values: batches follow from the config and the seed, so nothing has to be sent.
+    """
+    if jax.process_count() == 1:
+        return jax.device_put(tree, shardings)
+
+    def leaf(x: Any, sharding: NamedSharding) -> jax.Array:
+        if isinstance(x, jax.Array) and not x.is_fully_addressable:
+            return jax.jit(lambda a: a, out_shardings=sharding)(x)
+        if jax.dtypes.issubdtype(x.dtype, jax.dtypes.prng_key):
+            return jax.device_put(x, sharding)
+        host = np.asarray(x)
+        return jax.make_array_from_callback(host.shape, sharding, lambda index: host[index])
+
+    return jax.tree.map(leaf, tree, shardings)

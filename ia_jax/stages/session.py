@@ -9,7 +9,7 @@ import jax
 import numpy as np
 from jax.sharding import NamedSharding, PartitionSpec
 
-from ia_jax.adapters.lora import Stack
+from ia_jax.adapters.lora import Stack, adapter_shardings
 from ia_jax.adapters.stream import AdapterStream
 from ia_jax.behaviors.records import Behavior
 from ia_jax.config import RunConfig
@@ -19,7 +19,7 @@ from ia_jax.judging.rubric import RubricJudge
 from ia_jax.models.chat import ChatExample, encode_chat, encode_prompt
 from ia_jax.models.replies import slice_starts, write_replies
 from ia_jax.models.weights import Model, load_model
-from ia_jax.parallel.mesh import make_mesh
+from ia_jax.parallel.mesh import make_mesh, place
 from ia_jax.training.recorder import progress
 from ia_jax.workdir import Workdir
 
@@ -49,16 +49,17 @@ class Session:
         return jax.random.fold_in(jax.random.key(self.config.seed), stage)
 
     def on_organisms(self, tree: Any) -> Any:
-        """Puts arrays with a leading organism axis on the mesh."""
-        return jax.device_put(tree, NamedSharding(self.mesh, PartitionSpec("fsdp")))
+        """Puts arrays with a leading organism axis on the mesh (whole, where the mesh does not divide that axis)."""
+        first = jax.tree.leaves(tree)[0]
+        if first.shape[0] % self.mesh.shape["fsdp"]:
+            return place(tree, jax.tree.map(lambda _: NamedSharding(self.mesh, PartitionSpec()), tree))
+        return place(tree, adapter_shardings(tree, self.mesh, organisms=True))
 
     def replicated(self, tree: Any) -> Any:
-        """Whole on every device, described as a step describes its results: else the second step compiles again."""
-
-        def place(x: Any) -> jax.Array:
-            return jax.device_put(x, NamedSharding(self.mesh, PartitionSpec(*[None] * np.ndim(x))))
-
-        return jax.tree.map(place, tree)
+        """Puts the IA, or its training state, on the mesh: spread like the base weights, as a step leaves it; arrays
+        outside an adapter lie whole on every device.
+        """
+        return place(tree, adapter_shardings(tree, self.mesh))
 
     def example(self, question: str, answer: str, length: int, name: str) -> ChatExample:
         """A one-turn training example, without the tokens after the last supervised one."""

@@ -10,7 +10,7 @@ import jax
 import jax.numpy as jnp
 
 from ia_jax.models.transformer import Params, unembed_weight
-from ia_jax.parallel.mesh import constrain_to
+from ia_jax.parallel.mesh import axis_size, constrain_to, reshard
 
 Array = Any  # a numpy array while a batch is being built, a jax array in a step
 
@@ -42,16 +42,15 @@ def supervised_logps(params: Params, hidden: jax.Array, batch: Batch, *, chunk: 
     """log p(target | what stands before it) of every supervised position.
 
     hidden: [K, B, T, D] after the final norm. Returns [K, P] in fp32; fillers hold a value to be weighted by 0.
-    `chunk` positions of each organism meet the vocabulary at a time (default: about 1024 over all organisms).
+    `chunk` positions of each organism meet the vocabulary at a time (default: about 1024 on every device).
     The output matrix is frozen: it gets no gradient from here.
     """
     k, b, t, d = hidden.shape
-    flat = hidden.reshape(k, b * t, d)
-    where = jnp.arange(k)[:, None]
-    picked = flat.at[where, batch.target_index].get(out_sharding=constrain_to("organism", None, None))
-    head = unembed_weight(params)
+    picked = _pick(hidden.reshape(k, b * t, d), batch.target_index)
+    # Gathered once, before the loop over chunks: inside, the compiler would gather it again for every chunk.
+    head = reshard(unembed_weight(params), "vocab", None)
     count = batch.target_index.shape[1]
-    chunk = min(count, chunk or max(1, 1024 // k))
+    chunk = min(count, chunk or max(1, 1024 * axis_size("organism") // k))
     pad = -count % chunk
     picked = jnp.pad(picked, ((0, 0), (0, pad), (0, 0)))
     targets = jnp.pad(batch.target_token, ((0, 0), (0, pad)))
@@ -61,6 +60,21 @@ def supervised_logps(params: Params, hidden: jax.Array, batch: Batch, *, chunk: 
     chunks = jnp.moveaxis(picked.reshape(k, n, chunk, d), 1, 0), jnp.moveaxis(targets.reshape(k, n, chunk), 1, 0)
     logps = jax.lax.map(lambda c: _chunk_logps(c[0], head, c[1]), chunks)  # [n, K, chunk]
     return jnp.moveaxis(logps, 0, 1).reshape(k, n * chunk)[:, :count]
+
+
+def _pick(flat: jax.Array, index: jax.Array) -> jax.Array:
+    """flat [K, N, D], index [K, P] -> [K, P, D]. Each device picks from its own organisms: left to find that out by
+    itself, the compiler gathers the hidden states of all.
+    """
+
+    def local(flat: jax.Array, index: jax.Array) -> jax.Array:
+        return jnp.take_along_axis(flat, index[..., None], axis=1)
+
+    rows, whole = constrain_to("organism", None), constrain_to("organism", None, None)
+    if rows is not None:
+        flat, index = reshard(flat, "organism", None, None), reshard(index, "organism", None)
+        return jax.shard_map(local, in_specs=(whole, rows), out_specs=whole)(flat, index)
+    return local(flat, index)
 
 
 def _vocabulary_logits(hidden: jax.Array, head: jax.Array) -> jax.Array:

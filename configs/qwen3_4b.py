@@ -1,0 +1,12 @@
+"""Qwen3 4B with the paper's recipe, on four v5e chips."""
+
+from pathlib import Path
+from runpy import run_path
+
+from ml_collections import ConfigDict
+
+paper = run_path(str(Path(__file__).with_name("paper.py")))["get_config"]
+
+
+def get_config() -> ConfigDict:
+    return paper("Qwen/Qwen3-4B", fsdp=4)

@@ -1,0 +1,62 @@
+"""The published `config.json` of the models that recipes name: `ia-jax plan` needs no checkpoint and no network.
+
+Loading never reads this table: a checkpoint's own file decides. Source: the `config.json` of each hub repository.
+"""
+
+from ia_jax.errors import ConfigError
+from ia_jax.models.config import ModelConfig, RopeScaling
+
+
+def _qwen3(d: int, f: int, layers: int, heads: int, tied: bool) -> ModelConfig:
+    return ModelConfig(
+        family="qwen3",
+        vocab_size=151936,
+        hidden_size=d,
+        intermediate_size=f,
+        num_hidden_layers=layers,
+        num_attention_heads=heads,
+        num_key_value_heads=8,
+        head_dim=128,
+        rms_norm_eps=1e-6,
+        rope_theta=1e6,
+        tie_word_embeddings=tied,
+        qk_norm=True,
+        max_position_embeddings=40960,
+    )
+
+
+KNOWN = {
+    "Qwen/Qwen3-0.6B": _qwen3(1024, 3072, 28, 16, tied=True),
+    "Qwen/Qwen3-1.7B": _qwen3(2048, 6144, 28, 16, tied=True),
+    "Qwen/Qwen3-4B": _qwen3(2560, 9728, 36, 32, tied=True),
+    "Qwen/Qwen3-8B": _qwen3(4096, 12288, 36, 32, tied=False),
+    "Qwen/Qwen3-14B": _qwen3(5120, 17408, 40, 40, tied=False),
+    "Qwen/Qwen3-32B": _qwen3(5120, 25600, 64, 64, tied=False),
+    "meta-llama/Llama-3.3-70B-Instruct": ModelConfig(
+        family="llama",
+        vocab_size=128256,
+        hidden_size=8192,
+        intermediate_size=28672,
+        num_hidden_layers=80,
+        num_attention_heads=64,
+        num_key_value_heads=8,
+        head_dim=128,
+        rms_norm_eps=1e-5,
+        rope_theta=5e5,
+        rope_scaling=RopeScaling("llama3", 8.0, 1.0, 4.0, 8192),
+        tie_word_embeddings=False,
+        max_position_embeddings=131072,
+    ),
+}
+
+
+def architecture(name: str) -> ModelConfig:
+    """The architecture of a model by name: from the table, a checkpoint directory, a GGUF file or the hub."""
+    if name in KNOWN:
+        return KNOWN[name]
+    from ia_jax.models.weights import read_architecture
+
+    try:
+        return read_architecture(name)
+    except ConfigError as error:
+        raise ConfigError(f"{error} (without a checkpoint, plan knows: {', '.join(KNOWN)})") from error

@@ -1,0 +1,78 @@
+"""The fused attention paths against the plain one, packed rows and shared key heads included."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from ia_jax.models import attention
+from ia_jax.models.attention import Segments, causal_mask, plain
+from ia_jax.parallel import platform
+from ia_jax.parallel.mesh import make_mesh
+
+K, B, T, HEADS, KEY_HEADS, H = 2, 1, 256, 4, 2, 128
+
+
+@pytest.fixture(scope="module")
+def inputs():
+    """q, k, v and segment ids: two segments and padding in one row, one whole segment in the other."""
+    rng = np.random.default_rng(0)
+    q = rng.normal(size=(K, B, T, HEADS, H)).astype(np.float32)
+    k, v = (rng.normal(size=(K, B, KEY_HEADS, T, H)).astype(np.float32) for _ in range(2))
+    ids = np.ones((K, B, T), np.int32)
+    ids[0, 0, 100:190], ids[0, 0, 190:] = 2, 0
+    return q, k, v, ids
+
+
+def outcome(attend, q, k, v, ids):
+    """Output and gradients on real tokens: what padding holds is nobody's business."""
+    real = jnp.asarray(ids > 0)[..., None, None]
+
+    def loss(q, k, v):
+        out = jnp.where(real, attend(q, k, v, ids), 0.0)
+        return (out * jnp.cos(jnp.arange(H))).sum(), out
+
+    (_, out), gradients = jax.jit(jax.value_and_grad(loss, (0, 1, 2), has_aux=True))(q, k, v)
+    return [np.asarray(x) for x in (out, *gradients)]
+
+
+@pytest.fixture(scope="module")
+def wanted(inputs):
+    return outcome(lambda q, k, v, ids: plain(q, k, v, causal_mask(jnp.asarray(ids))), *inputs)
+
+
+def interpreted(q, k, v, ids):
+    return attention.splash(q, k, v, jnp.asarray(ids), interpret=True)
+
+
+def through_jax_nn(q, k, v, ids):
+    """What cuDNN is given, with the XLA implementation in its place."""
+    return attention._dot_product_attention(q, k, v, jnp.asarray(ids), "xla")
+
+
+@pytest.mark.parametrize("attend", [interpreted, through_jax_nn])
+def test_fused_equals_plain(inputs, wanted, attend):
+    for got, want in zip(outcome(attend, *inputs), wanted, strict=True):
+        assert np.abs(got - want).max() < 2e-5 * np.abs(want).max()
+
+
+@pytest.mark.parametrize("attend", [interpreted, through_jax_nn])
+def test_fused_on_a_mesh(inputs, wanted, attend):
+    with jax.set_mesh(make_mesh(2, 2)):
+        got = np.asarray(jax.jit(lambda *x: attend(*x, inputs[3]))(*inputs[:3]))
+    real = (inputs[3] > 0)[..., None, None]
+    assert np.abs(np.where(real, got, 0.0) - wanted[0]).max() < 2e-5 * np.abs(wanted[0]).max()
+
+
+@pytest.mark.parametrize(
+    ("name", "length", "fused"), [("cpu", 256, False), ("tpu", 256, True), ("tpu", 200, False), ("gpu", 200, True)]
+)
+def test_what_runs_where(monkeypatch, name, length, fused):
+    monkeypatch.setattr(attention, "platform", lambda: name)
+    assert isinstance(attention.visible(jnp.ones((1, 1, length), jnp.int32)), Segments) == fused
+
+
+def test_the_platform_is_that_of_the_mesh():
+    assert platform.platform() == "cpu"
+    with jax.set_mesh(make_mesh(2, 2)):
+        assert platform.platform() == "cpu"

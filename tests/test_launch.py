@@ -1,0 +1,118 @@
+"""What the launchers print with --dry-run, word for word, and that shellcheck has nothing to say about them."""
+
+import os
+import shlex
+import shutil
+import subprocess
+from pathlib import Path
+
+import pytest
+
+LAUNCH = Path(__file__).parent.parent / "launch"
+POD = {
+    "NAME": "pod",
+    "ZONE": "us-east5-a",
+    "TYPE": "v5p-128",
+    "CONFIG": "configs/llama33_70b.py",
+    "WORKDIR": "/mnt/70b",
+}
+XPK = {
+    "CLUSTER": "tpus",
+    "ZONE": "us-east5-a",
+    "TYPE": "v5p-128",
+    "CONFIG": "configs/llama33_70b.py",
+    "WORKDIR": "/mnt/70b",
+}
+SETTINGS = {*POD, *XPK, "PROJECT", "SPOT", "RUNTIME", "IMAGE", "OVERRIDES", "WORKLOAD"}
+
+
+def run(script, *arguments, **settings):
+    env = {k: v for k, v in os.environ.items() if k not in SETTINGS} | settings
+    return subprocess.run(["bash", LAUNCH / script, *arguments], capture_output=True, text=True, env=env)
+
+
+def printed(script, command, **settings):
+    """The commands of a dry run, each as the words that a shell would see."""
+    done = run(script, "--dry-run", command, **settings)
+    assert done.returncode == 0, done.stderr
+    return [shlex.split(line) for line in done.stdout.splitlines()]
+
+
+def test_create_asks_for_a_queued_resource_and_waits():
+    ask, wait = printed("tpu_pod.sh", "create", **POD, SPOT="1")
+    assert shlex.join(ask) == (
+        "gcloud compute tpus queued-resources create pod --node-id=pod --accelerator-type=v5p-128 "
+        "--runtime-version=v2-alpha-tpuv5 --zone=us-east5-a --spot"
+    )
+    assert wait[:2] == ["bash", "-c"]
+    assert "describe pod --zone=us-east5-a" in wait[2]
+    assert "ACTIVE" in wait[2]
+
+
+def test_v5e_has_a_runtime_of_its_own():
+    (ask, _) = printed("tpu_pod.sh", "create", **POD | {"TYPE": "v5litepod-64"}, PROJECT="mine")
+    assert "--runtime-version=v2-alpha-tpuv5-lite" in ask
+    assert "--project=mine" in ask
+    assert "--spot" not in ask
+
+
+def test_install_reaches_all_workers():
+    archive, copy, install = printed("tpu_pod.sh", "install", **POD)
+    assert archive[:2] == ["git", "archive"]
+    assert copy[-1] == install[-2] == "--worker=all"
+    assert "pip install -q -e './ia_jax[tpu]'" in install[-1]
+
+
+def test_run_starts_on_all_workers_and_goes_on_alone():
+    (start,) = printed("tpu_pod.sh", "run", **POD, OVERRIDES="--config.seed=7")
+    assert "--worker=all" in start
+    remote = start[-1]
+    assert "IA_JAX_DISTRIBUTED=auto nohup" in remote
+    assert "ia-jax run --config=configs/llama33_70b.py --workdir=/mnt/70b --config.seed=7" in remote
+    assert remote.endswith("&")
+
+
+def test_logs_of_the_first_worker():
+    (logs,) = printed("tpu_pod.sh", "logs", **POD)
+    assert logs[-2:] == ["--worker=0", "--command=tail -n 100 -F ia_jax.log"]
+
+
+def test_resume_is_delete_create_install_run():
+    parts = [printed("tpu_pod.sh", c, **POD) for c in ("delete", "create", "install", "run")]
+    assert printed("tpu_pod.sh", "resume", **POD) == [line for part in parts for line in part]
+    assert "--force" in parts[0][0]
+
+
+def test_xpk():
+    (create,) = printed("xpk.sh", "create", **XPK)
+    assert shlex.join(create) == "xpk cluster create --cluster=tpus --zone=us-east5-a --tpu-type=v5p-128 --num-slices=1"
+    (start,) = printed("xpk.sh", "run", **XPK, WORKLOAD="ia70")
+    assert start[:3] == ["xpk", "workload", "create"]
+    assert "--workload=ia70" in start
+    assert "ia-jax run --config=configs/llama33_70b.py --workdir=/mnt/70b" in start[-1]
+    (stop,) = printed("xpk.sh", "stop", **XPK, WORKLOAD="ia70")
+    assert printed("xpk.sh", "resume", **XPK, WORKLOAD="ia70") == [stop, start]
+    (logs,) = printed("xpk.sh", "logs", **XPK)
+    assert "--selector=jobset.sigs.k8s.io/jobset-name=ia-jax" in logs
+
+
+@pytest.mark.parametrize("script", ["tpu_pod.sh", "xpk.sh"])
+def test_what_is_missing_is_named(script):
+    given = POD if script == "tpu_pod.sh" else XPK
+    for name in ("CONFIG", "WORKDIR", "ZONE"):
+        done = run(script, "--dry-run", "run", **{k: v for k, v in given.items() if k != name})
+        assert done.returncode == 2
+        assert f"set {name} to run" in done.stderr
+        assert len(done.stderr.splitlines()) == 1
+    done = run(script, "--dry-run", "fly", **given)
+    assert done.returncode == 2
+    assert "no command fly" in done.stderr
+    assert run(script, "--help").returncode == 0
+
+
+def test_shellcheck():
+    if shutil.which("shellcheck") is None:
+        pytest.skip("shellcheck is not installed (apt-get install shellcheck)")
+    files = sorted(str(f) for f in LAUNCH.glob("*.sh"))
+    done = subprocess.run(["shellcheck", "-x", *files], capture_output=True, text=True, cwd=LAUNCH.parent)
+    assert done.returncode == 0, done.stdout

@@ -1,0 +1,105 @@
+"""Two processes with two devices each, talking over gloo, are one run; and how a run learns that it has several."""
+
+import os
+import socket
+import subprocess
+import sys
+from pathlib import Path
+
+import jax
+import numpy as np
+import pytest
+from orbax.checkpoint import v1 as ocp
+
+from ia_jax.adapters.lora import adapter_shardings
+from ia_jax.errors import ConfigError
+from ia_jax.parallel import distributed
+from ia_jax.parallel.mesh import make_mesh
+from ia_jax.training import introspection
+from tests import tiny
+from tests.test_mesh import CFG, LORA, OPTIMIZER, K
+
+ROOT = Path(__file__).parent.parent
+
+
+def test_two_processes_are_one_run(tmp_path):
+    """The step equals one device's; its checkpoint starts from that of an 8-device mesh and loads on one device."""
+    start = introspection.init_state(tiny.adapter(2, CFG, LORA), 4, LORA, OPTIMIZER)
+    mesh = make_mesh(4, 2)
+    ocp.save(str(tmp_path / "before"), jax.device_put(start, adapter_shardings(start, mesh)))
+    run_workers(tmp_path)
+    wanted, metrics = introspection.sft_step(
+        tiny.params(CFG),
+        start,
+        tiny.adapter(1, CFG, LORA, organisms=K),
+        tiny.batches(K)[0],
+        cfg=CFG,
+        lora=LORA,
+        optimizer=OPTIMIZER,
+    )
+    one = jax.sharding.SingleDeviceSharding(jax.devices()[0])
+    abstract = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=one), wanted)
+    assert tiny.worst(ocp.load(str(tmp_path / "after"), abstract), wanted) < 1e-5
+    with np.load(tmp_path / "metrics.npz") as got:
+        assert tiny.worst(got["loss"], metrics["loss"]) < 1e-5
+        assert tiny.worst(got["per_organism"], metrics["per_organism"]) < 1e-5
+
+
+def run_workers(directory):
+    with socket.socket() as s:
+        s.bind(("127.0.0.1", 0))
+        port = s.getsockname()[1]
+    given = {"IA_JAX_COORDINATOR": f"127.0.0.1:{port}", "IA_JAX_PROCESSES": "2", "PYTHONPATH": str(ROOT)}
+    workers = [
+        subprocess.Popen(
+            [sys.executable, "-m", "tests.process_worker", str(directory)],
+            env={**os.environ, **given, "IA_JAX_PROCESS": str(i)},
+            cwd=ROOT,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+            text=True,
+        )
+        for i in range(2)
+    ]
+    try:
+        outputs = [w.communicate()[0] for w in workers]
+    finally:
+        for w in workers:
+            w.kill()
+    assert all(w.returncode == 0 for w in workers), "\n".join(o[-3000:] for o in outputs)
+
+
+@pytest.mark.parametrize(
+    ("environ", "message"),
+    [
+        ({"IA_JAX_COORDINATOR": "h:1"}, "IA_JAX_COORDINATOR is set but IA_JAX_PROCESSES is not"),
+        ({"IA_JAX_PROCESS": "0", "IA_JAX_PROCESSES": "2"}, "IA_JAX_PROCESSES is set but IA_JAX_COORDINATOR is not"),
+        (
+            {"IA_JAX_COORDINATOR": "h:1", "IA_JAX_PROCESSES": "2", "IA_JAX_PROCESS": "2"},
+            "IA_JAX_PROCESS=2 must lie in 0 … 1",
+        ),
+        (
+            {"IA_JAX_COORDINATOR": "h:1", "IA_JAX_PROCESSES": "two", "IA_JAX_PROCESS": "0"},
+            "IA_JAX_PROCESSES=two is not a number",
+        ),
+        ({"IA_JAX_DISTRIBUTED": "yes"}, "IA_JAX_DISTRIBUTED=yes unknown; set it to auto"),
+    ],
+)
+def test_an_environment_that_does_not_fit_together(environ, message):
+    with pytest.raises(ConfigError, match=message):
+        distributed.start(environ)
+
+
+@pytest.mark.parametrize("environ", [{}, {"SLURM_STEP_NUM_TASKS": "1"}])
+def test_alone(environ):
+    assert distributed.start(environ) is False
+    assert distributed.speaks()
+
+
+def test_slurm_with_several_tasks(monkeypatch):
+    asked = []
+    monkeypatch.setattr(jax.distributed, "initialize", lambda *a: asked.append(a))
+    distributed.start({"SLURM_STEP_NUM_TASKS": "4"})
+    distributed.start({"IA_JAX_DISTRIBUTED": "auto"})
+    distributed.start({"IA_JAX_COORDINATOR": "h:1", "IA_JAX_PROCESSES": "2", "IA_JAX_PROCESS": "1"})
+    assert asked == [(), (), ("h:1", 2, 1)]
