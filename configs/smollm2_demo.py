@@ -14,5 +14,6 @@ def get_config() -> ConfigDict:
     c.sft.steps = 80
     # At 2e-4 with 24 abstention pairs, DPO taught the IA to deny what it had reported (docs/demo.md).
     c.dpo.optimizer.lr = 5e-5
+    c.dpo.sft_weight = 1.0  # keeps the chosen reports likely while the rejected ones fall
     c.preferences.abstention_pairs = 8
     return c
