@@ -380,8 +380,17 @@ def _export_peft(args: argparse.Namespace) -> None:
         shards = write_merged(model.name, [adapter], destination)
         print(f"{source} + {model.name} -> {destination} (full weights, bfloat16, {shards} shards)")
         return
-    export_peft(adapter, destination, model, LoraConfig(meta.rank, meta.alpha, meta.targets), card=card(meta))
+    text = card(meta, _results(source))
+    export_peft(adapter, destination, model, LoraConfig(meta.rank, meta.alpha, meta.targets), card=text)
     print(f"{source} -> {destination} (PEFT, rank {meta.rank}, base {meta.base_name})")
+
+
+def _results(source: Path) -> dict[str, Any] | None:
+    """What the evaluation of the workdir that an IA lies in found for its stage, if there was one."""
+    from ia_jax.workdir import Workdir
+
+    workdir, stage = Workdir(source.absolute().parents[1]), source.absolute().parent.name.removeprefix("ia_")
+    return workdir.metrics["stages"].get(stage) if workdir.metrics_file.exists() else None
 
 
 def _import_peft(args: argparse.Namespace) -> None:

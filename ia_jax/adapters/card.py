@@ -54,4 +54,4 @@ def _evaluation(metadata: AdapterMetadata, results: dict[str, Any] | None) -> st
                 lines.append(f"- behaviour shown in {100 * metadata.check[key]:.0f} % of the replies {what}")
         lines.append(f"- behaviour check: {'passed' if metadata.check.get('ok') else 'not passed'}")
         return "\n".join(lines)
-    return "## Evaluation\n\nNot evaluated."
+    return "## Evaluation\n\nNot evaluated when this was written."
