@@ -6,6 +6,14 @@ from ia_jax.parallel.hlo import collectives
 
 PROGRAM = """HloModule jit_step, is_scheduled=true
 
+%beside.1 (x: bf16[4,64]) -> bf16[8,64] {
+  %ag = bf16[8,64] all-gather(%x), channel_id=7, replica_groups=[1,2]<=[2], dimensions={0}
+}
+
+%beside.2 (x: bf16[4,64]) -> bf16[8,64] {
+  %ag = bf16[8,64] all-gather(%x), channel_id=7, replica_groups=[1,2]<=[2], dimensions={0}
+}
+
 %cond (p: (s32[], bf16[4,8])) -> pred[] {
   %limit = s32[]{:T(128)} constant(80), metadata={op_name="lt"}
   ROOT %lt = pred[] compare(%i, %limit), direction=LT
@@ -21,6 +29,8 @@ PROGRAM = """HloModule jit_step, is_scheduled=true
 }
 func.func @main() {
 "}
+  %one = bf16[8,64] fusion(%g), kind=kCustom, calls=%beside.1
+  %again = bf16[8,64] fusion(%one), kind=kCustom, calls=%beside.2
   %two = (f32[10]{0}, bf16[16]{0}) all-reduce(%a, %b), replica_groups={{0,1},{2,3}}, to_apply=%add
   %f = bf16[16,2] fusion(%g), kind=kCustom, calls=%scatter.all-reduce-scatter.1
 }
@@ -66,7 +76,8 @@ def test_bytes_and_groups(key, size, group, received):
 
 
 def test_nothing_is_counted_twice():
-    assert len(found()) == 6
+    assert len(found()) == 7
+    assert found()["all-gather", "bf16[8,64]"].count == 80
     assert found()["all-to-all", "bf16[4,8]"].what == "all-to-all of bf16"
 
 

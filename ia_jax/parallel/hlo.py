@@ -45,7 +45,14 @@ def collectives(text: str, what: Callable[[str, str, Shape], str], unknown_trips
     if entry is None:
         raise ValueError("the HLO text has no ENTRY computation")
     found: dict[tuple, int] = {}
+    channels: set[str] = set()
     for line, times, scatter in _executed(computations, entry, 1, unknown_trips):
+        channel = re.search(r"\bchannel_id=(\d+)", line)
+        if channel and _LINE.search(line):
+            # A gather that runs beside several products is written into each of their fusions, on one channel.
+            if channel[1] in channels:
+                continue
+            channels.add(channel[1])
         for key in _collective(line, scatter, what):
             found[key] = found.get(key, 0) + times
     made = [Collective(op, size, count, group, kind, shape) for (op, size, group, kind, shape), count in found.items()]
