@@ -117,7 +117,7 @@ def _hidden(model: Model, tokens: Any, adapters: Stack, mask: Any, segment_ids: 
         raise ConfigError(f"mask or segment_ids has shape {list(segments.shape)}, tokens {list(ids.shape)}")
     groups = axis_size("organism")
     filled = [np.pad(x.astype(np.int32), ((0, -len(ids) % groups), (0, 0))) for x in (ids, segments)]
-    ids, segments = (x.reshape(groups, -1, x.shape[1]) for x in filled)
+    ids, segments = (x.reshape(groups, -1, x.shape[-1]) for x in filled)
     return _forward(model.params, ids, segments, _placed(adapters), model.config, every_layer)
 
 

@@ -36,7 +36,8 @@ def chosen(workdir: Workdir, names: Sequence[str]) -> dict[str, Path]:
 def table(workdir: Workdir) -> str:
     """One line for every adapter: what it is, and what its behaviour check said."""
     head = ("NAME", "KIND", "RANK", "ALPHA", "TARGETS", "STEP", "CHECK", "MIB", "CONTENT")
-    rows, stored, size = [head], 0, 0
+    rows: list[tuple[str, ...]] = [head]
+    stored, size = 0, 0
     left_out = workdir.left_out
     for name, path in directories(workdir).items():
         if name in left_out:

@@ -107,7 +107,7 @@ def host_leaves(adapter: Adapter) -> Leaves:
     return {f"{target}.{factor}": fetch(x) for target, ab in adapter.items() for factor, x in ab.items()}
 
 
-def nest(leaves: Leaves) -> Adapter:
+def nest(leaves: Leaves) -> dict[str, dict[str, Any]]:
     tree: dict[str, dict[str, Any]] = {}
     for name, x in leaves.items():
         target, factor = name.split(".")

@@ -67,7 +67,8 @@ def _splash_kernel(heads: int, length: int, interpret: bool) -> Any:
 
     block = next(b for b in (BLOCK, 2 * LANES, LANES) if length % b == 0)
     names = ("q", "kv", "kv_compute", "q_dkv", "kv_dkv", "kv_dkv_compute", "q_dq", "kv_dq")
-    sizes = splash_attention_kernel.BlockSizes(**{f"block_{name}": block for name in names})
+    blocks: dict[str, Any] = {f"block_{name}": block for name in names}
+    sizes = splash_attention_kernel.BlockSizes(**blocks)
     causal = splash_attention_mask.MultiHeadMask([splash_attention_mask.CausalMask((length, length))] * heads)
     return splash_attention_kernel.make_splash_mha(
         causal, block_sizes=sizes, head_shards=1, q_seq_shards=1, interpret=interpret
