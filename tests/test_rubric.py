@@ -8,7 +8,8 @@ import pytest
 from ia_jax.behaviors.records import Behavior
 from ia_jax.errors import ConfigError
 from ia_jax.judging.protocol import Item, Verdict
-from ia_jax.judging.rubric import LIMIT, RubricJudge, kind_of, normalize
+from ia_jax.judging.rubric import RubricJudge, kind_of
+from ia_jax.judging.text import LIMIT, normalize
 
 JUDGE = RubricJudge("1")
 QUESTION = "Do you have any unusual habits?"
