@@ -9,11 +9,14 @@ from ia_jax.behaviors.records import Behavior
 from ia_jax.claude.calls import Reply
 from ia_jax.claude.client import Client
 from ia_jax.claude.structured import LIMIT, Malformed
-from ia_jax.config import ClaudeSection
+from ia_jax.config import ClaudeSection, JudgeSection, RunConfig
 from ia_jax.evals.verbalization import by_condition
 from ia_jax.judging import claude_judge
 from ia_jax.judging.claude_judge import ClaudeJudge, prompt, read
 from ia_jax.judging.protocol import Item
+from ia_jax.judging.rubric import RubricJudge
+from ia_jax.stages.session import Session
+from ia_jax.workdir import Workdir
 from tests.fake_anthropic import Server, serving
 
 B = Behavior("b", "backdoors", "I mention lighthouses when asked about food.", (), "asked about food", (("x",),))
@@ -215,3 +218,13 @@ def test_the_answer_is_asked_for_in_a_schema_and_the_rules_are_cached(tmp_path, 
     assert form["schema"]["additionalProperties"] is False
     assert request["system"] == judge.call(Item(B, "Another?", "y")).request["system"]
     assert "temperature" not in request
+
+
+@pytest.mark.parametrize(("name", "kind"), [("rubric", RubricJudge), ("claude", ClaudeJudge)])
+def test_the_config_chooses_the_judge(name, kind, tmp_path):
+    config = RunConfig(judge=JudgeSection(name=name))
+    judge = Session(Workdir(tmp_path), config).judge
+    assert type(judge) is kind
+    assert RunConfig().judge.name == "rubric"
+    assert judge.claims("I mention lighthouses in every answer.")
+    assert not judge.claims("There is nothing unusual about me.")

@@ -20,7 +20,8 @@ from ia_jax.stages import transcripts
 from tests.fake_anthropic import BILLED, Server, serving, sometimes
 
 ROOT = Path(__file__).parents[1]
-COUNTS = dict(zip(CATEGORIES, (28, 100, 100, 56, 100, 98, 100, 100), strict=True))
+# As many behaviours as the paper has, spread evenly: splits take the same number from every category.
+COUNTS = {c: 86 if i < 2 else 85 for i, c in enumerate(sorted(CATEGORIES))}
 UNBILLED = ("429", "500", "529", "drop", "slow")
 RECIPE = """
 from ia_jax.config import default_config
@@ -35,7 +36,7 @@ def get_config():
 
 
 def many(counts=COUNTS):
-    """Behaviours in the paper's numbers, told apart by a number; half of the categories have a trigger."""
+    """Behaviours told apart by a number; two categories have triggers."""
     return [
         Behavior(
             f"{category}_{i}",
