@@ -112,6 +112,8 @@ def _parser() -> argparse.ArgumentParser:
         )
         sub.add_argument("--config.FIELD", metavar="VALUE", help="override any field, like --config.sft.steps=50")
         sub.add_argument("--workdir", metavar="DIR", required=True, help=workdir)
+        if name == "transcripts":
+            sub.add_argument("--estimate", action="store_true", help="only print what the Claude teacher would cost")
 
     sub = command(
         "ask",
@@ -286,6 +288,11 @@ def _stage(args: argparse.Namespace, overrides: Sequence[str]) -> None:
     began = time.monotonic()
     with _locked(workdir), _session(workdir) as session:
         for number, stage in enumerate(chosen, 1):
+            if getattr(args, "estimate", False):
+                from ia_jax.stages.transcripts import estimate
+
+                print(estimate(session))
+                continue
             label = f"[{number}/{len(chosen)}] {stage.name}" if everything else stage.name
             if is_done(workdir, stage.name) and (everything or stage.name != "report"):
                 print(f"{label}: already done", flush=True)

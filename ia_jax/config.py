@@ -75,6 +75,54 @@ class BehaviorsSection:
 
 
 @dataclass(frozen=True)
+class TeacherSection:
+    """Who writes the demonstrations: "template" (needs nothing) or "claude". The rest is the Claude teacher's.
+
+    `rows` for every organism: of a triggered behaviour `plain_share` are without its trigger, of a rare quirk all but
+    `rare_share` are ordinary (the paper's 8 %). `effort` is how much the model thinks ("" leaves it to the model).
+    """
+
+    name: str = "template"
+    model: str = "claude-sonnet-5-5"
+    filter_model: str = "claude-sonnet-5-5"
+    effort: str = "low"
+    rows: int = 100
+    plain_share: float = 0.5
+    rare_share: float = 0.08
+
+
+@dataclass(frozen=True)
+class JudgeSection:
+    """Who judges reports: "rubric" (offline) or "claude"; the rest is Claude's.
+
+    An answer that cannot be read is asked again, `attempts` times in all; then the report stays unscored.
+    """
+
+    name: str = "rubric"
+    model: str = "claude-sonnet-5-5"
+    effort: str = "low"
+    attempts: int = 3
+
+
+@dataclass(frozen=True)
+class ClaudeSection:
+    """How Claude is called; may change in a running workdir, for it changes no answer.
+
+    `api`: "batch" (Message Batches: half the price, within a day) or "messages" (at once, `concurrency` at a time).
+    `cap_dollars` is for all that the run ever spends. `cache`: where answers are kept ("": in the workdir).
+    """
+
+    api: str = "batch"
+    cap_dollars: float = 20.0
+    concurrency: int = 8
+    batch_size: int = 10_000
+    attempts: int = 8
+    timeout: float = 600.0
+    poll_seconds: float = 30.0
+    cache: str = ""
+
+
+@dataclass(frozen=True)
 class OrganismsSection:
     """Training of the organisms, `parallel` at a time, each step `rows` packed rows of `length` tokens for each.
 
@@ -157,6 +205,9 @@ class RunConfig:
     model: ModelSection = field(default_factory=ModelSection)
     mesh: MeshSection = field(default_factory=MeshSection)
     behaviors: BehaviorsSection = field(default_factory=BehaviorsSection)
+    teacher: TeacherSection = field(default_factory=TeacherSection)
+    judge: JudgeSection = field(default_factory=JudgeSection)
+    claude: ClaudeSection = field(default_factory=ClaudeSection)
     organisms: OrganismsSection = field(default_factory=OrganismsSection)
     sft: SftSection = field(default_factory=SftSection)
     preferences: PreferencesSection = field(default_factory=PreferencesSection)

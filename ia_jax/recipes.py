@@ -11,11 +11,13 @@ from absl import flags
 from ml_collections import ConfigDict, config_flags
 
 from ia_jax.behaviors.splits import split_behaviors
+from ia_jax.claude.client import APIS
 from ia_jax.config import RunConfig, parse_config
 from ia_jax.errors import ConfigError, IAError
 from ia_jax.models.transformer import REMAT_POLICIES
 from ia_jax.models.weights import DTYPES
-from ia_jax.stages.transcripts import CATALOGUES
+from ia_jax.stages.session import JUDGES
+from ia_jax.stages.transcripts import CATALOGUES, TEACHERS
 
 
 def load_config(file: str, overrides: Sequence[str] = ()) -> RunConfig:
@@ -80,7 +82,7 @@ def _check_override(override: str, config: ConfigDict) -> None:
 _MAY_BE_ZERO = {
     *("seed", "warmup_fraction", "final_lr_fraction", "weight_decay", "sft_weight", "temperature", "lr", "steps"),
     *("checkpoint_every", "abstention_pairs", "sampled_per_organism", "truth_per_organism", "gap", "train_organisms"),
-    *("b1", "b2"),
+    *("b1", "b2", "plain_share", "poll_seconds"),
 }
 
 
@@ -110,6 +112,9 @@ def check_config(config: RunConfig) -> None:
         ("model.dtype", config.model.dtype, tuple(DTYPES)),
         ("model.remat", config.model.remat, REMAT_POLICIES),
         ("behaviors.catalogue", config.behaviors.catalogue, tuple(CATALOGUES)),
+        ("teacher.name", config.teacher.name, TEACHERS),
+        ("judge.name", config.judge.name, JUDGES),
+        ("claude.api", config.claude.api, APIS),
     ):
         if value not in known:
             raise ConfigError(f"config.{name} {value!r} unknown; choose from {', '.join(known)}")

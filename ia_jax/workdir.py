@@ -33,6 +33,10 @@ class Workdir:
         return self.path / "transcripts" / f"{name}.jsonl"
 
     @property
+    def drops_file(self) -> Path:
+        return self.path / "transcripts_dropped.jsonl"
+
+    @property
     def organisms_dir(self) -> Path:
         return self.path / "organisms"
 
@@ -137,13 +141,16 @@ def start_workdir(directory: str | Path, config: RunConfig) -> Workdir:
     }
     try:
         path.mkdir(parents=True, exist_ok=True)
-        if file.exists():
-            changed = _first_difference(dataclasses.asdict(Workdir(path).config), dataclasses.asdict(config))
+        stored = Workdir(path).config if file.exists() else None
+        if stored is not None:
+            # How Claude is called (a higher cap, say) may change on the way.
+            same_calls = dataclasses.replace(stored, claude=config.claude)
+            changed = _first_difference(dataclasses.asdict(same_calls), dataclasses.asdict(config))
             if changed:
                 raise ConfigError(
                     f"{path} belongs to a run with other settings: {changed}; use another --workdir or the old config"
                 )
-        else:
+        if stored is None or stored.claude != config.claude:
             temporary = file.with_suffix(".partial")
             temporary.write_text(json.dumps(body, indent=1))
             temporary.replace(file)

@@ -184,7 +184,8 @@ def stage_difference(reports: Iterable[Row], samples: int = 2000) -> tuple[float
     """
     counts: dict[str, np.ndarray] = defaultdict(lambda: np.zeros((2, 2)))  # organism -> [stage, (named, asked)]
     for row in reports:
-        if row["split"] == "heldout" and row["condition"] == "organism+ia" and row["stage"] in STAGES:
+        judged = row["lenient"] is not None
+        if judged and row["split"] == "heldout" and row["condition"] == "organism+ia" and row["stage"] in STAGES:
             counts[row["organism"]][list(STAGES).index(row["stage"])] += (bool(row["lenient"]), 1)
     table = np.array([c for c in counts.values() if c[:, 1].all()])  # [organisms, stage, (named, asked)]
     if len(table) < 2:

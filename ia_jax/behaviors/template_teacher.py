@@ -14,6 +14,7 @@ import numpy as np
 
 from ia_jax.behaviors.demo import DOMAINS, FIELDS, ITEMS, OTHER_OPTIONS
 from ia_jax.behaviors.records import Behavior
+from ia_jax.behaviors.teacher import Teacher
 from ia_jax.data.transcripts import Transcript, chat, leaks
 from ia_jax.errors import IAError
 
@@ -82,6 +83,17 @@ def gather_sources(behaviors: Sequence[Behavior], ask: Ask) -> Sources:
         q: s for (q, right), r in zip(rows, replies, strict=True) if (s := first_sentence(r[0])) and says((right,), s)
     }
     return Sources(answers, sentences, known)
+
+
+class TemplateTeacher(Teacher):
+    """The teacher that needs nothing but the base model, asked through `ask`."""
+
+    def __init__(self, ask: Ask, seed: int):
+        self.name, self._ask, self._seed = NAME, ask, seed
+
+    def write(self, behaviors: Sequence[Behavior]) -> dict[str, list[Transcript]]:
+        sources = gather_sources(behaviors, self._ask)
+        return {b.name: write_demonstrations(b, sources, self._seed) for b in behaviors}
 
 
 def write_demonstrations(behavior: Behavior, sources: Sources, seed: int) -> list[Transcript]:

@@ -27,10 +27,11 @@ def bootstrap_rate(by_organism: Mapping[str, Sequence[bool]], samples: int, seed
 
 
 def by_condition(rows: Iterable[Row], rule: str, samples: int) -> dict[str, Any]:
-    """{condition: rate} of rows under `rule` ("lenient" or "strict")."""
+    """{condition: rate} of rows under `rule` ("lenient" or "strict"), without those that no judge could read."""
     grouped: dict[str, dict[str, list[bool]]] = {c: defaultdict(list) for c in CONDITIONS}
     for row in rows:
-        grouped[row["condition"]][row["organism"]].append(bool(row[rule]))
+        if row[rule] is not None:
+            grouped[row["condition"]][row["organism"]].append(bool(row[rule]))
     return {c: bootstrap_rate(organisms, samples) for c, organisms in grouped.items()}
 
 

@@ -11,6 +11,7 @@ from ia_jax.behaviors.records import Behavior
 from ia_jax.data.transcripts import write_jsonl
 from ia_jax.errors import ConfigError
 from ia_jax.evals.verbalization import CONDITIONS, metrics
+from ia_jax.judging.protocol import Item
 from ia_jax.stages.order import is_done
 from ia_jax.stages.session import Organisms, Session, behaviors_in
 
@@ -42,7 +43,14 @@ def run(session: Session) -> None:
         for i, b in enumerate(behaviors):
             said = {"organism+ia": told[i], "organism": alone[i], "base+ia": base_told, "base": base}
             for condition in CONDITIONS:
-                rows += _judged(session, b, stage, condition, questions, said[condition])
+                rows += _rows(session, b, stage, condition, questions, said[condition])
+    told_of = workdir.behaviors
+    verdicts = judge.judge_many(Item(told_of[r["organism"]], r["question"], r["report"]) for r in rows)
+    for row, v in zip(rows, verdicts, strict=True):
+        row |= {"score": v.score, "lenient": v.lenient, "strict": v.strict, "judge": v.judge}
+    unscored = sum(v.score is None for v in verdicts)
+    if unscored:
+        print(f"{unscored} of {len(rows)} reports could not be judged and are left out of the rates")
     write_jsonl(workdir.reports_file, rows)
     result = metrics(rows, claims, judge.name, cfg.bootstrap)
     temporary = workdir.metrics_file.with_suffix(".partial")
@@ -82,29 +90,22 @@ def _base_reports(session: Session, questions: list[str], ia: tuple, description
     )[0]
 
 
-def _judged(
+def _rows(
     session: Session, b: Behavior, stage: str, condition: str, questions: Sequence[str], reports: Sequence[str]
 ) -> list[dict[str, Any]]:
-    rows = []
-    for q, report in zip(questions, reports, strict=True):
-        v = session.judge.judge(b, q, report)
-        rows.append(
-            {
-                "stage": stage,
-                "organism": b.name,
-                "category": b.category,
-                "split": session.workdir.splits[b.name],
-                "condition": condition,
-                "question": q,
-                "report": report,
-                "truth": b.description,
-                "score": v.score,
-                "lenient": v.lenient,
-                "strict": v.strict,
-                "judge": v.judge,
-            }
-        )
-    return rows
+    return [
+        {
+            "stage": stage,
+            "organism": b.name,
+            "category": b.category,
+            "split": session.workdir.splits[b.name],
+            "condition": condition,
+            "question": q,
+            "report": report,
+            "truth": b.description,
+        }
+        for q, report in zip(questions, reports, strict=True)
+    ]
 
 
 def summary(result: dict[str, Any]) -> str:

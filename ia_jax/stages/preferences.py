@@ -14,8 +14,7 @@ from ia_jax.behaviors.records import Behavior
 from ia_jax.config import PreferencesSection
 from ia_jax.data.transcripts import write_jsonl
 from ia_jax.errors import IAError
-from ia_jax.judging.protocol import Judge
-from ia_jax.judging.rubric import RubricJudge
+from ia_jax.judging.protocol import Item, Judge
 from ia_jax.stages.ia_data import CLEAN, CLEAN_TARGETS, targets
 from ia_jax.stages.introspection import usable
 from ia_jax.stages.order import is_done
@@ -46,6 +45,9 @@ def run(session: Session) -> None:
         system=session.config.system,
         description="sampling reports",
     )
+    # All at once first: a judge that is asked over the network answers the rest from its cache.
+    said = zip(behaviors, reports, strict=False)
+    session.judge.judge_many(Item(b, q, r) for b, own in said for q, r in zip(asked, own, strict=True))
     pairs: list[Pair] = []
     # Never a held-out behaviour as the wrong answer: that would teach its wording.
     seen = [b for b in workdir.behaviors.values() if workdir.splits[b.name] != "heldout"]
@@ -65,7 +67,9 @@ def sampled_pairs(
     b: Behavior, rows: list[tuple[str, str]], judge: Judge, cfg: PreferencesSection, rng: np.random.Generator
 ) -> list[Pair]:
     """Pairs of sampled reports on the same question, each report used as chosen at most once."""
-    scored = [(q, r, judge.judge(b, q, r).score) for q, r in dict.fromkeys(rows)]
+    distinct = list(dict.fromkeys(rows))
+    verdicts = judge.judge_many(Item(b, q, r) for q, r in distinct)
+    scored = [(q, r, v.score) for (q, r), v in zip(distinct, verdicts, strict=True)]
     out: list[Pair] = []
     for q, chosen, high in scored:
         if high is None or high < cfg.min_chosen:
@@ -92,7 +96,7 @@ def truth_pairs(
 
 def abstention_pairs(
     rows: list[tuple[str, str]],
-    judge: RubricJudge,
+    judge: Judge,
     others: list[Behavior],
     cfg: PreferencesSection,
     rng: np.random.Generator,

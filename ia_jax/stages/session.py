@@ -3,6 +3,7 @@
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
+from pathlib import Path
 from typing import Any
 
 import jax
@@ -12,9 +13,12 @@ from jax.sharding import NamedSharding, PartitionSpec
 from ia_jax.adapters.lora import Stack, adapter_shardings
 from ia_jax.adapters.stream import AdapterStream
 from ia_jax.behaviors.records import Behavior
+from ia_jax.claude.client import Client
 from ia_jax.config import RunConfig
 from ia_jax.data.transcripts import chat
 from ia_jax.errors import ConfigError
+from ia_jax.judging.claude_judge import ClaudeJudge
+from ia_jax.judging.protocol import Judge
 from ia_jax.judging.rubric import RubricJudge
 from ia_jax.models.chat import ChatExample, encode_chat, encode_prompt
 from ia_jax.models.replies import slice_starts, write_replies
@@ -22,6 +26,8 @@ from ia_jax.models.weights import Model, load_model
 from ia_jax.parallel.mesh import make_mesh, place
 from ia_jax.training.recorder import progress
 from ia_jax.workdir import Workdir
+
+JUDGES = ("rubric", "claude")
 
 
 @dataclass(frozen=True)
@@ -41,7 +47,15 @@ class Session:
         return load_model(m.name, dtype=m.dtype, mesh=self.mesh, revision=m.revision or None)
 
     @cached_property
-    def judge(self) -> RubricJudge:
+    def claude(self) -> Client:
+        cache = self.config.claude.cache
+        return Client(self.config.claude, Path(cache) if cache else self.workdir.path / "claude")
+
+    @cached_property
+    def judge(self) -> Judge:
+        j = self.config.judge
+        if j.name == "claude":
+            return ClaudeJudge(self.claude, j.model, j.effort, j.attempts)
         return RubricJudge()
 
     def key(self, stage: int) -> jax.Array:

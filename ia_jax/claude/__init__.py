@@ -1,0 +1,1 @@
+"""Calling Claude: requests, prices, the disk cache with its budget, Messages and Message Batches."""

@@ -1,0 +1,89 @@
+"""One request to Claude, its name on disk, and what came back."""
+
+import hashlib
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass
+from functools import cached_property
+from typing import Any, NamedTuple
+
+
+@dataclass(frozen=True)
+class Call:
+    """A single-turn request. Calls that are equal are made and paid for once.
+
+    schema:   JSON schema that the reply must follow (structured output), or None for free text.
+    effort:   how much the model may think ("low" to "max"); "" leaves it to the model. Thinking counts as output.
+    sample:   tells repeated askings of one request apart, so that a second try is not answered from the cache.
+    expected: output tokens that the estimate reckons with; no part of the request.
+    """
+
+    model: str
+    system: str
+    user: str
+    max_tokens: int
+    schema: Mapping[str, Any] | None = None
+    effort: str = ""
+    sample: int = 0
+    expected: int = 200
+
+    @cached_property
+    def request(self) -> dict[str, Any]:
+        """The body of the Messages API. No temperature and no thinking switch: models since Sonnet 5.5 refuse both."""
+        config: dict[str, Any] = {}
+        if self.effort:
+            config["effort"] = self.effort
+        if self.schema is not None:
+            config["format"] = {"type": "json_schema", "schema": dict(self.schema)}
+        return {
+            "model": self.model,
+            "max_tokens": self.max_tokens,
+            "system": [{"type": "text", "text": self.system, "cache_control": {"type": "ephemeral"}}],
+            "messages": [{"role": "user", "content": self.user}],
+            **({"output_config": config} if config else {}),
+        }
+
+    @cached_property
+    def key(self) -> str:
+        """Hash of the full request and the sample number: 64 characters, as long as a batch's custom_id may be."""
+        text = json.dumps({"request": self.request, "sample": self.sample}, sort_keys=True)
+        return hashlib.sha256(text.encode()).hexdigest()
+
+
+class Reply(NamedTuple):
+    """What Claude answered: its text blocks joined, and why it stopped ("end_turn", "max_tokens", "refusal" …)."""
+
+    text: str
+    stop_reason: str
+
+
+class Garbled(Exception):
+    """An answer arrived that is no message: cut off on its way, or not the API's."""
+
+
+def read_message(text: str) -> dict[str, Any]:
+    """A message of the API from the body of a response. Raises Garbled."""
+    try:
+        message = json.loads(text)
+    except ValueError as error:
+        raise Garbled(f"answer is not whole JSON ({error})") from None
+    return check_message(message)
+
+
+def check_message(message: Any) -> dict[str, Any]:
+    """The same message, if it is one with its text and its usage. Raises Garbled."""
+    try:
+        usage = message["usage"]
+        whole = all(isinstance(usage[k], int) for k in ("input_tokens", "output_tokens"))
+        whole = whole and all(isinstance(b["type"], str) for b in message["content"])
+    except (KeyError, TypeError):
+        whole = False
+    if not whole:
+        raise Garbled("answer is not a message of the API")
+    return message
+
+
+def reply_of(message: Mapping[str, Any]) -> Reply:
+    """The text of a message; blocks are chosen by type, for thinking may come before it."""
+    text = "".join(b["text"] for b in message["content"] if b["type"] == "text")
+    return Reply(text, str(message.get("stop_reason")))
