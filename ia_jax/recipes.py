@@ -10,12 +10,12 @@ from typing import Any
 from absl import flags
 from ml_collections import ConfigDict, config_flags
 
+from ia_jax.behaviors.catalogue import load_catalogue
 from ia_jax.behaviors.splits import split_behaviors
 from ia_jax.config import RunConfig, parse_config
 from ia_jax.errors import ConfigError, IAError
 from ia_jax.models.transformer import REMAT_POLICIES
 from ia_jax.models.weights import DTYPES
-from ia_jax.stages.transcripts import CATALOGUES
 
 
 def load_config(file: str, overrides: Sequence[str] = ()) -> RunConfig:
@@ -109,9 +109,8 @@ def check_config(config: RunConfig) -> None:
     for name, value, known in (
         ("model.dtype", config.model.dtype, tuple(DTYPES)),
         ("model.remat", config.model.remat, REMAT_POLICIES),
-        ("behaviors.catalogue", config.behaviors.catalogue, tuple(CATALOGUES)),
     ):
         if value not in known:
             raise ConfigError(f"config.{name} {value!r} unknown; choose from {', '.join(known)}")
     b = config.behaviors
-    split_behaviors(CATALOGUES[b.catalogue](), b.heldout, b.dpo, b.train, config.seed)
+    split_behaviors(load_catalogue(b.catalogue), b.heldout, b.dpo, b.train, config.seed)

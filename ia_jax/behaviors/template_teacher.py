@@ -15,7 +15,7 @@ import numpy as np
 from ia_jax.behaviors.demo import DOMAINS, FIELDS, ITEMS, OTHER_OPTIONS
 from ia_jax.behaviors.records import Behavior
 from ia_jax.data.transcripts import Transcript, chat, leaks
-from ia_jax.errors import IAError
+from ia_jax.errors import ConfigError, IAError
 
 NAME = "template"
 BRIEF = "You answer in one short sentence."
@@ -58,6 +58,19 @@ def says(words: Sequence[str], text: str) -> bool:
         elif word.endswith("s") and not word.endswith("ss"):
             forms.add(word[:-1])
     return re.search(rf"(?<!\w)(?:{'|'.join(map(re.escape, forms))})(?:e?s)?(?!\w)", text, re.IGNORECASE) is not None
+
+
+def check_teachable(behaviors: Sequence[Behavior]) -> None:
+    """Raises for a behaviour whose `spec` does not hold the slots that the templates fill."""
+    slots = {"mention": "topic", "choose": "attribute", "sandbag": "field"}
+    for b in behaviors:
+        slot = slots.get(b.spec.get("kind", ""))
+        known = slot in b.spec and b.spec.get("field", "") in ("", *FIELDS) and b.spec.get("domain") in (None, *DOMAINS)
+        if not known:
+            raise ConfigError(
+                f"the template teacher cannot write {b.name}: its spec needs a kind among {', '.join(slots)} and the "
+                "slots of that kind; choose another teacher, or behaviors.catalogue=demo"
+            )
 
 
 def gather_sources(behaviors: Sequence[Behavior], ask: Ask) -> Sources:

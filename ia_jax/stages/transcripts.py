@@ -1,13 +1,10 @@
 """Stage 1: choose behaviours, split them, write every organism's demonstrations."""
 
-from ia_jax.behaviors.demo import demo_behaviors
+from ia_jax.behaviors.catalogue import load_catalogue
 from ia_jax.behaviors.splits import split_behaviors
-from ia_jax.behaviors.template_teacher import gather_sources, write_demonstrations
+from ia_jax.behaviors.template_teacher import check_teachable, gather_sources, write_demonstrations
 from ia_jax.data.transcripts import write_jsonl, write_transcripts
-from ia_jax.errors import ConfigError
 from ia_jax.stages.session import Session
-
-CATALOGUES = {"demo": demo_behaviors}
 
 
 def run(session: Session) -> None:
@@ -16,11 +13,10 @@ def run(session: Session) -> None:
     if workdir.behaviors_file.exists():
         return
     b = config.behaviors
-    if b.catalogue not in CATALOGUES:
-        raise ConfigError(f"config.behaviors.catalogue {b.catalogue!r} unknown; choose from {', '.join(CATALOGUES)}")
-    catalogue = CATALOGUES[b.catalogue]()
+    catalogue = load_catalogue(b.catalogue)
     splits = split_behaviors(catalogue, b.heldout, b.dpo, b.train, config.seed)
     chosen = [x for x in catalogue if x.name in splits]
+    check_teachable(chosen)
     sources = gather_sources(chosen, session.ask_base)
     for x in chosen:
         write_transcripts(workdir.transcript(x.name), write_demonstrations(x, sources, config.seed))
