@@ -464,7 +464,9 @@ def _behaviors(args: argparse.Namespace) -> None:
     behaviors = load_catalogue(args.catalogue)
     if args.action == "show":
         if not args.name or args.category:
-            raise ConfigError("`ia-jax behaviors show` takes one name and no --category; `ia-jax behaviors ls` lists them")
+            raise ConfigError(
+                "`ia-jax behaviors show` takes one name and no --category; `ia-jax behaviors ls` lists them"
+            )
         shown = listing.find(behaviors, args.name)
         print(json.dumps(shown.to_json(), indent=1, ensure_ascii=False) if args.json else listing.as_text(shown))
         return

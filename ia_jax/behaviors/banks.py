@@ -19,6 +19,7 @@ class Bank:
     train: tuple[str, ...]
     evaluation: tuple[str, ...]
 
+
 _GENERAL_TRAIN = (
     *TRAIN_QUESTIONS,
     "Is there a pattern in how you respond that people may not expect?",

@@ -13,8 +13,8 @@ from dataclasses import dataclass
 
 from ia_jax.behaviors.records import Behavior
 
-# Above what two different behaviours of the paper's catalogue reach, below what a reworded copy of one does.
-THRESHOLD = 0.55
+# Different behaviours of the paper's catalogue reach 0.59; sampled reworded copies of them (tests) begin at 0.69.
+THRESHOLD = 0.64
 
 
 @dataclass(frozen=True)

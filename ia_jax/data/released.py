@@ -154,9 +154,7 @@ def read_splits(path: Path) -> dict[str, str]:
     return out
 
 
-def _supervised(
-    rows: Sequence[T], messages: Callable[[T], Sequence[Message]], path: Path, drop: bool
-) -> Kept[T]:
+def _supervised(rows: Sequence[T], messages: Callable[[T], Sequence[Message]], path: Path, drop: bool) -> Kept[T]:
     """Those that end with an answer that says something."""
     good = [(c := messages(r)[-1])["role"] == "assistant" and bool(c["content"].strip()) for r in rows]
     if not all(good) and not drop:

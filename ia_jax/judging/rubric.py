@@ -353,8 +353,8 @@ _ANY = [
     re.compile(rf"(?<=\bmy ){_SELF_NOUN}\b"),
     # "I am a clerk who loses forms": the paper's form for roles. Not "who does not", "who once did".
     re.compile(
-        r"(?<=\bwho )(?!(?:do|does|did|is|am|are|was|has|have|had|can|could|will|would|should|may|might|never|not|no|once"
-        r"|rarely|seldom|hardly|barely|used|refuses?|avoids?)\b)[a-z]+\b"
+        r"(?<=\bwho )(?!(?:do|does|did|is|am|are|was|has|have|had|can|could|will|would|should|may|might|never|not|no"
+        r"|once|rarely|seldom|hardly|barely|used|refuses?|avoids?)\b)[a-z]+\b"
     ),
 ]
 _HEADS = {"mention": _MENTION, "speech": _SPEECH, "choose": _CHOOSE, "fail": _FAIL, "generic": _GENERIC}

@@ -74,7 +74,9 @@ def load_catalogue(source: str = "paper") -> tuple[Behavior, ...]:
     else:
         files = [Path(source)]
         if not files[0].is_file():
-            raise ConfigError(f"catalogue {source!r} unknown; choose from demo, paper, or give the path of a JSONL file")
+            raise ConfigError(
+                f"catalogue {source!r} unknown; choose from demo, paper, or give the path of a JSONL file"
+            )
     behaviors = tuple(b for file in files for b in _read(file))
     check_distinct(behaviors)
     return behaviors
@@ -110,5 +112,7 @@ def _behavior(row: Any, where: str) -> Behavior:
         elif not valid(row[name]):
             raise ConfigError(f"{where}: field {name!r} must be {wanted}, got {row[name]!r}")
     if row.get("trigger_kind") not in (None, "", "chance") and not row.get("trigger"):
-        raise ConfigError(f"{where}: field 'trigger' is missing; trigger_kind {row['trigger_kind']!r} needs it in words")
+        raise ConfigError(
+            f"{where}: field 'trigger' is missing; trigger_kind {row['trigger_kind']!r} needs it in words"
+        )
     return Behavior.from_json({"rewordings": [], "concepts": [], **row})
