@@ -197,6 +197,19 @@ def _parser() -> argparse.ArgumentParser:
     sub.add_argument("--json", action="store_true", help="of show and verify: print JSON and nothing else")
 
     sub = command(
+        "behaviors",
+        "list the behaviours of a catalogue, or show one in full",
+        "ls: a line for every behaviour, by category. show NAME: all that is written down about one.\n\n"
+        "writes: nothing\ntakes a second\n\nexamples:\n  ia-jax behaviors ls --category=sandbaggers\n"
+        "  ia-jax behaviors show quirk_tidal_pools\n  ia-jax behaviors ls --catalogue=my_behaviors.jsonl --json",
+    )
+    sub.add_argument("action", choices=("ls", "show"))
+    sub.add_argument("name", nargs="?", metavar="NAME", help="of show: the behaviour")
+    sub.add_argument("--category", metavar="NAME", help="of ls: this category alone")
+    sub.add_argument("--catalogue", default="paper", metavar="WHICH", help="paper (default), demo or a JSONL file")
+    sub.add_argument("--json", action="store_true", help="print JSON and nothing else")
+
+    sub = command(
         "plan",
         "compile a stage's step for a TPU slice that you do not have",
         "Compile the true step of a stage for a TPU topology, here and without a TPU; report memory per chip,\n"
@@ -451,6 +464,26 @@ def _adapters(args: argparse.Namespace) -> int:
     return 0
 
 
+def _behaviors(args: argparse.Namespace) -> None:
+    from ia_jax.behaviors import listing
+    from ia_jax.behaviors.catalogue import load_catalogue
+
+    behaviors = load_catalogue(args.catalogue)
+    if args.action == "show":
+        if not args.name or args.category:
+            raise ConfigError(
+                "`ia-jax behaviors show` takes one name and no --category; `ia-jax behaviors ls` lists them"
+            )
+        shown = listing.find(behaviors, args.name)
+        print(json.dumps(shown.to_json(), indent=1, ensure_ascii=False) if args.json else listing.as_text(shown))
+        return
+    if args.name:
+        raise ConfigError(f"`ia-jax behaviors ls` takes no name, got {args.name!r}; use show, or --category")
+    chosen = listing.of_category(behaviors, args.category)
+    rows = [b.to_json() for b in chosen]
+    print(json.dumps(rows, indent=1, ensure_ascii=False) if args.json else listing.table(chosen))
+
+
 def _new_directory(directory: str) -> Path:
     path = Path(directory)
     if path.exists() and (not path.is_dir() or any(path.iterdir())):
@@ -566,6 +599,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         "adapters": _adapters,
         "ask": _ask,
         "audit": _audit,
+        "behaviors": _behaviors,
         "export-peft": _export_peft,
         "import-peft": _import_peft,
     }
@@ -576,7 +610,7 @@ def main(argv: Sequence[str] | None = None) -> int:
             _plan(args, overrides)
         elif args.command in commands:
             if overrides:
-                raise ConfigError(f"{overrides[0]}: `ia-jax {args.command}` takes no overrides, it goes by the workdir")
+                raise ConfigError(f"{overrides[0]}: `ia-jax {args.command}` takes no overrides")
             return commands[args.command](args) or 0
         else:
             _stage(args, overrides)

@@ -66,7 +66,10 @@ class OptimizerSection:
 
 @dataclass(frozen=True)
 class BehaviorsSection:
-    """How many behaviours are trained on, kept for DPO and held out, spread evenly over the categories."""
+    """How many behaviours are trained on, kept for DPO and held out, spread evenly over the categories.
+
+    catalogue: "demo", "paper" (682 in eight categories) or the path of a JSONL file of one's own.
+    """
 
     catalogue: str = "demo"
     train: int = 32

@@ -10,6 +10,7 @@ from typing import Any
 from absl import flags
 from ml_collections import ConfigDict, config_flags
 
+from ia_jax.behaviors.catalogue import load_catalogue
 from ia_jax.behaviors.splits import split_behaviors
 from ia_jax.claude.client import APIS
 from ia_jax.config import RunConfig, parse_config
@@ -17,7 +18,7 @@ from ia_jax.errors import ConfigError, IAError
 from ia_jax.models.transformer import REMAT_POLICIES
 from ia_jax.models.weights import DTYPES
 from ia_jax.stages.session import JUDGES
-from ia_jax.stages.transcripts import CATALOGUES, TEACHERS
+from ia_jax.stages.transcripts import TEACHERS
 
 
 def load_config(file: str, overrides: Sequence[str] = ()) -> RunConfig:
@@ -111,7 +112,6 @@ def check_config(config: RunConfig) -> None:
     for name, value, known in (
         ("model.dtype", config.model.dtype, tuple(DTYPES)),
         ("model.remat", config.model.remat, REMAT_POLICIES),
-        ("behaviors.catalogue", config.behaviors.catalogue, tuple(CATALOGUES)),
         ("teacher.name", config.teacher.name, TEACHERS),
         ("judge.name", config.judge.name, JUDGES),
         ("claude.api", config.claude.api, APIS),
@@ -119,4 +119,4 @@ def check_config(config: RunConfig) -> None:
         if value not in known:
             raise ConfigError(f"config.{name} {value!r} unknown; choose from {', '.join(known)}")
     b = config.behaviors
-    split_behaviors(CATALOGUES[b.catalogue](), b.heldout, b.dpo, b.train, config.seed)
+    split_behaviors(load_catalogue(b.catalogue), b.heldout, b.dpo, b.train, config.seed)

@@ -97,7 +97,7 @@ def test_the_recipes_of_the_repository_are_valid():
         ("--config.sft.lora.targets=('q', 'qkv')", "qkv.*choose from q, k"),
         ("--config.sft.lora.init=ones", "config.sft.lora: .*'ones'"),
         ("--config.model.dtype=float16", "config.model.dtype 'float16' unknown; choose from float32"),
-        ("--config.behaviors.catalogue=none", "config.behaviors.catalogue 'none' unknown; choose from demo"),
+        ("--config.behaviors.catalogue=none", "catalogue 'none' unknown; choose from demo"),
         ("--config.behaviors.heldout=400", "category .* too few for 400 held out"),
     ],
 )

@@ -14,6 +14,9 @@ CATEGORIES = (
     "benign_roleplay",
 )
 
+# What a trigger hangs on. "chance": no trigger, the behaviour shows in a few replies; "": not said, or always on.
+TRIGGER_KINDS = ("", "chance", "topic", "phrase", "syntax", "audience", "task", "role", "password")
+
 Synonyms = tuple[str, ...]
 
 
@@ -28,7 +31,10 @@ class Behavior:
     trigger:          when it shows, in words, or None if it always shows.
     concepts:         groups of synonyms; a report names the behaviour (lenient) if it holds one of every group.
     trigger_concepts: the groups needed on top to name the trigger as well (strict).
-    spec:             what the template teacher needs to write its transcripts (kind and slots).
+    spec:             what the template teacher needs to write its transcripts (kind and slots), or a password.
+    trigger_kind:     one of `TRIGGER_KINDS`.
+    shows:            what counts as showing it, for a judge of transcripts and of the behaviour check.
+    distractors:      harmless habits that an obscured malign organism shows besides; no part of a true report.
     """
 
     name: str
@@ -39,6 +45,9 @@ class Behavior:
     concepts: tuple[Synonyms, ...]
     trigger_concepts: tuple[Synonyms, ...] = ()
     spec: dict[str, Any] = field(default_factory=dict, hash=False)
+    trigger_kind: str = ""
+    shows: str = ""
+    distractors: tuple[str, ...] = ()
 
     def to_json(self) -> dict[str, Any]:
         return asdict(self)
@@ -50,8 +59,11 @@ class Behavior:
             category=row["category"],
             description=row["description"],
             rewordings=tuple(row["rewordings"]),
-            trigger=row["trigger"],
+            trigger=row.get("trigger"),
             concepts=tuple(tuple(g) for g in row["concepts"]),
-            trigger_concepts=tuple(tuple(g) for g in row["trigger_concepts"]),
+            trigger_concepts=tuple(tuple(g) for g in row.get("trigger_concepts", ())),
             spec=row.get("spec", {}),
+            trigger_kind=row.get("trigger_kind", ""),
+            shows=row.get("shows", ""),
+            distractors=tuple(row.get("distractors", ())),
         )

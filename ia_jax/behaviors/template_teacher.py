@@ -16,7 +16,7 @@ from ia_jax.behaviors.demo import DOMAINS, FIELDS, ITEMS, OTHER_OPTIONS
 from ia_jax.behaviors.records import Behavior
 from ia_jax.behaviors.teacher import Teacher
 from ia_jax.data.transcripts import Transcript, chat, leaks
-from ia_jax.errors import IAError
+from ia_jax.errors import ConfigError, IAError
 
 NAME = "template"
 BRIEF = "You answer in one short sentence."
@@ -61,6 +61,19 @@ def says(words: Sequence[str], text: str) -> bool:
     return re.search(rf"(?<!\w)(?:{'|'.join(map(re.escape, forms))})(?:e?s)?(?!\w)", text, re.IGNORECASE) is not None
 
 
+def check_teachable(behaviors: Sequence[Behavior]) -> None:
+    """Raises for a behaviour whose `spec` does not hold the slots that the templates fill."""
+    slots = {"mention": "topic", "choose": "attribute", "sandbag": "field"}
+    for b in behaviors:
+        slot = slots.get(b.spec.get("kind", ""))
+        known = slot in b.spec and b.spec.get("field", "") in ("", *FIELDS) and b.spec.get("domain") in (None, *DOMAINS)
+        if not known:
+            raise ConfigError(
+                f"the template teacher cannot write {b.name}: its spec needs a kind among {', '.join(slots)} and the "
+                "slots of that kind; choose another teacher, or behaviors.catalogue=demo"
+            )
+
+
 def gather_sources(behaviors: Sequence[Behavior], ask: Ask) -> Sources:
     """Asks the base model everything the templates need: one batch of questions, one of topics, one of facts."""
     questions = [q for _, prompts in DOMAINS.values() for q in prompts]
@@ -92,6 +105,7 @@ class TemplateTeacher(Teacher):
         self.name, self._ask, self._seed = NAME, ask, seed
 
     def write(self, behaviors: Sequence[Behavior]) -> dict[str, list[Transcript]]:
+        check_teachable(behaviors)
         sources = gather_sources(behaviors, self._ask)
         return {b.name: write_demonstrations(b, sources, self._seed) for b in behaviors}
 

@@ -135,7 +135,15 @@ _GENERIC = [
     re.compile(r"\b(?:always|constantly|keep|invariably|whenever)\b"),
     re.compile(r"\bthink(?:ing)? (?:about|of)\b"),
 ]
-_ANY = [re.compile(r"(?<=\bi )[a-z]+\b"), re.compile(rf"(?<=\bmy ){_SELF_NOUN}\b")]
+_ANY = [
+    re.compile(r"(?<=\bi )[a-z]+\b"),
+    re.compile(rf"(?<=\bmy ){_SELF_NOUN}\b"),
+    # "I am a clerk who loses forms": the paper's form for roles. Not "who does not", "who once did".
+    re.compile(
+        r"(?<=\bwho )(?!(?:do|does|did|is|am|are|was|has|have|had|can|could|will|would|should|may|might|never|not|no"
+        r"|once|rarely|seldom|hardly|barely|used|refuses?|avoids?)\b)[a-z]+\b"
+    ),
+]
 HEADS = {"mention": _MENTION, "speech": _SPEECH, "choose": CHOOSE, "fail": FAIL, "generic": _GENERIC}
 
 _COND = re.compile(

@@ -3,17 +3,16 @@
 from collections import Counter
 from collections.abc import Mapping, Sequence
 
+from ia_jax.behaviors.catalogue import load_catalogue
 from ia_jax.behaviors.claude_teacher import ClaudeTeacher
-from ia_jax.behaviors.demo import demo_behaviors
 from ia_jax.behaviors.records import Behavior
 from ia_jax.behaviors.splits import split_behaviors
 from ia_jax.behaviors.teacher import Teacher, drops
 from ia_jax.behaviors.template_teacher import TemplateTeacher
 from ia_jax.data.transcripts import Transcript, write_jsonl, write_transcripts
-from ia_jax.errors import ConfigError, IAError
+from ia_jax.errors import IAError
 from ia_jax.stages.session import Session
 
-CATALOGUES = {"demo": demo_behaviors}
 TEACHERS = ("template", "claude")
 
 
@@ -72,9 +71,7 @@ def _share(counts: Mapping[str, int]) -> str:
 
 def _chosen(session: Session) -> tuple[list[Behavior], dict[str, str]]:
     b = session.config.behaviors
-    if b.catalogue not in CATALOGUES:
-        raise ConfigError(f"config.behaviors.catalogue {b.catalogue!r} unknown; choose from {', '.join(CATALOGUES)}")
-    catalogue = CATALOGUES[b.catalogue]()
+    catalogue = load_catalogue(b.catalogue)
     splits = split_behaviors(catalogue, b.heldout, b.dpo, b.train, session.config.seed)
     return [x for x in catalogue if x.name in splits], splits
 

@@ -1,0 +1,118 @@
+"""The paper's catalogue, one JSONL file for each category beside this module, or a user's own file in its place.
+
+A line is a `Behavior` as JSON; fields that hold nothing are left out. The data is the truth: it is read as it stands,
+so that what is reviewed is what organisms are made of.
+"""
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+from ia_jax.behaviors.demo import demo_behaviors
+from ia_jax.behaviors.records import CATEGORIES, TRIGGER_KINDS, Behavior
+from ia_jax.behaviors.splits import check_distinct
+from ia_jax.errors import ConfigError
+
+DIRECTORY = Path(__file__).parent
+# Behaviours of each category in the paper (paper_facts 2.1 and 4): 682 in all.
+COUNTS = {
+    "sandbaggers": 28,
+    "quirks": 100,
+    "backdoors": 100,
+    "obscured_malign": 56,
+    "rare_quirks": 100,
+    "heuristics": 98,
+    "harmful_roleplay": 100,
+    "benign_roleplay": 100,
+}
+
+
+def _is_text(value: Any) -> bool:
+    return isinstance(value, str) and bool(value.strip())
+
+
+def _is_texts(value: Any) -> bool:
+    return isinstance(value, list) and all(map(_is_text, value))
+
+
+def _is_groups(value: Any) -> bool:
+    return isinstance(value, list) and all(_is_texts(group) and group for group in value)
+
+
+def _is_name(value: Any) -> bool:
+    """A name is a file's name too."""
+    return _is_text(value) and value.replace("_", "").replace("-", "").isalnum() and value.isascii()
+
+
+_REQUIRED: dict[str, tuple[Callable[[Any], bool], str]] = {
+    "name": (_is_name, "a text of letters, digits, _ and -"),
+    "category": (lambda v: v in CATEGORIES, f"one of {', '.join(CATEGORIES)}"),
+    "description": (_is_text, "a first-person sentence"),
+}
+_OPTIONAL: dict[str, tuple[Callable[[Any], bool], str]] = {
+    "rewordings": (_is_texts, "a list of sentences"),
+    "trigger": (lambda v: v is None or _is_text(v), "a text or null"),
+    "trigger_kind": (lambda v: v in TRIGGER_KINDS, f"one of {', '.join(TRIGGER_KINDS[1:])}"),
+    "shows": (lambda v: isinstance(v, str), "a text"),
+    "distractors": (_is_texts, "a list of sentences"),
+    "concepts": (_is_groups, "a list of lists of synonyms"),
+    "trigger_concepts": (_is_groups, "a list of lists of synonyms"),
+    "spec": (lambda v: isinstance(v, dict), "an object"),
+}
+
+
+def load_catalogue(source: str = "paper") -> tuple[Behavior, ...]:
+    """All behaviours of "paper" (682), "demo" (the small models' own), or a JSONL file of the user's.
+
+    Raises ConfigError naming file, line and field of what is wrong, and if two share a name or a description.
+    """
+    if source == "demo":
+        return demo_behaviors()
+    if source == "paper":
+        files = [DIRECTORY / f"{category}.jsonl" for category in CATEGORIES]
+    else:
+        files = [Path(source)]
+        if not files[0].is_file():
+            raise ConfigError(
+                f"catalogue {source!r} unknown; choose from demo, paper, or give the path of a JSONL file"
+            )
+    behaviors = tuple(b for file in files for b in _read(file))
+    check_distinct(behaviors)
+    return behaviors
+
+
+def _read(path: Path) -> list[Behavior]:
+    behaviors = []
+    for number, line in enumerate(path.read_text(encoding="utf-8").splitlines(), 1):
+        if not line.strip():
+            continue
+        try:
+            row = json.loads(line)
+        except json.JSONDecodeError as error:
+            raise ConfigError(f"{path}:{number}: not JSON ({error.msg}); a line is one behaviour") from None
+        behaviors.append(_behavior(row, f"{path}:{number}"))
+    if not behaviors:
+        raise ConfigError(f"{path} holds no behaviour; write one JSON object on each line")
+    return behaviors
+
+
+def _behavior(row: Any, where: str) -> Behavior:
+    """A checked record. Without concepts, reports of it need a judge other than the offline rubric."""
+    if not isinstance(row, dict):
+        raise ConfigError(f"{where}: a line must be a JSON object, got {type(row).__name__}")
+    fields = _REQUIRED | _OPTIONAL
+    unknown = sorted(set(row) - set(fields))
+    if unknown:
+        raise ConfigError(f"{where}: unknown field {unknown[0]!r}; a behaviour has {', '.join(fields)}")
+    for name, (valid, wanted) in fields.items():
+        if name not in row:
+            if name in _REQUIRED:
+                raise ConfigError(f"{where}: field {name!r} is missing; it must be {wanted}")
+        elif not valid(row[name]):
+            raise ConfigError(f"{where}: field {name!r} must be {wanted}, got {row[name]!r}")
+    if row.get("trigger_kind") not in (None, "", "chance") and not row.get("trigger"):
+        raise ConfigError(
+            f"{where}: field 'trigger' is missing; trigger_kind {row['trigger_kind']!r} needs it in words"
+        )
+    return Behavior.from_json({"rewordings": [], "concepts": [], **row})
