@@ -31,7 +31,7 @@ STAGES = (
         "run",
         "choose behaviours, split them, write every organism's demonstrations",
         "behaviors.jsonl, transcripts/<organism>.jsonl",
-        "about 2 minutes",
+        "about 1 minute",
     ),
     Stage(
         "organisms",
@@ -47,7 +47,7 @@ STAGES = (
         "run_sft",
         "train the introspection adapter (IA) jointly over the train organisms",
         "ia_sft/adapter (Orbax), ia_sft/peft, ia_sft/state (checkpoints)",
-        "about 5 minutes; continues from its last checkpoint, bit for bit",
+        "about 4 minutes; continues from its last checkpoint, bit for bit",
     ),
     Stage(
         "preferences",
@@ -63,7 +63,7 @@ STAGES = (
         "run_dpo",
         "refine the IA on the preference pairs",
         "ia_dpo/adapter (Orbax), ia_dpo/peft, ia_dpo/state (checkpoints)",
-        "about 2 minutes; continues from its last checkpoint, bit for bit",
+        "about 1 minute; continues from its last checkpoint, bit for bit",
     ),
     Stage(
         "eval",
@@ -71,7 +71,7 @@ STAGES = (
         "run",
         "what held-out organisms report, under the four conditions, after SFT and after DPO",
         "eval/reports.jsonl, eval/metrics.json",
-        "about 2 minutes",
+        "about 1 minute",
     ),
     Stage("report", "", "", "write the report that a person opens", "report.html (self-contained)", "seconds"),
 )
