@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from ia_jax import cli
+from ia_jax import cli, recipes
 from ia_jax.behaviors.claude_teacher import KEPT, NOT_SHOWN, PER_CALL, ClaudeTeacher, row_counts
 from ia_jax.behaviors.records import CATEGORIES, Behavior
 from ia_jax.claude.client import Client
@@ -81,7 +81,8 @@ def command(tmp_path, api, counts, cap=20.0):
 def few(monkeypatch):
     """Three behaviours of each category, so that splits are even."""
     counts = dict.fromkeys(CATEGORIES, 3)
-    monkeypatch.setitem(transcripts.CATALOGUES, "many", lambda: many(counts))
+    for module in (recipes, transcripts):
+        monkeypatch.setattr(module, "load_catalogue", lambda name: many(counts))
     monkeypatch.setenv("ANTHROPIC_API_KEY", "k")
     return counts
 
@@ -187,10 +188,10 @@ def test_many_messages_are_asked_for_in_parts(tmp_path):
 
 CODE = """
 import sys
-from ia_jax import cli
+from ia_jax import cli, recipes
 from ia_jax.stages import transcripts
 from tests.test_claude_teacher import many
-transcripts.CATALOGUES["many"] = many
+recipes.load_catalogue = transcripts.load_catalogue = lambda name: many()
 sys.exit(cli.main(sys.argv[1:]))
 """
 

@@ -92,8 +92,9 @@ def is_done(workdir: "Workdir", stage: str) -> bool:
     if stage == "transcripts":
         return workdir.behaviors_file.exists()
     if stage == "organisms":
-        trained = workdir.behaviors.keys() - workdir.left_out.keys()
-        return workdir.checks_file.exists() and all(is_complete(workdir.organism_dir(n)) for n in trained)
+        return workdir.checks_file.exists() and all(
+            is_complete(workdir.organism_dir(n)) for n in workdir.behaviors.keys() - workdir.left_out.keys()
+        )
     if stage in ("sft", "dpo"):
         return is_complete(workdir.ia_dir(stage) / "adapter")
     if stage == "preferences":

@@ -4,8 +4,9 @@ import json
 import resource
 import time
 from collections.abc import Mapping
+from functools import cached_property
 from pathlib import Path
-from typing import Any
+from typing import Any, TextIO
 
 import jax
 import numpy as np
@@ -32,16 +33,24 @@ class Recorder:
                 temporary = self.path.with_name("curves.partial.jsonl")
                 temporary.write_text(kept)
                 temporary.replace(self.path)
-        self.file = self.path.open("a")
-        self.board = SummaryWriter(str(workdir / "tensorboard" / stage), purge_step=step)
+        self.directory, self.step = workdir / "tensorboard" / stage, step
         self.clock = time.monotonic()
+
+    # Opened by the first line, so that a stage which fails before it leaves nothing behind.
+    @cached_property
+    def file(self) -> TextIO:
+        return self.path.open("a")
+
+    @cached_property
+    def board(self) -> SummaryWriter:
+        return SummaryWriter(str(self.directory), purge_step=self.step)
 
     def __enter__(self) -> "Recorder":
         return self
 
     def __exit__(self, *exc: object) -> None:
-        self.file.close()
-        self.board.close()
+        for opened in vars(self).keys() & {"file", "board"}:
+            getattr(self, opened).close()
 
     def write(self, step: int, scalars: Scalars, counts: Scalars | None = None) -> None:
         """scalars: of this step. counts: how many of each were processed since the line before (`COUNTS`)."""
