@@ -89,12 +89,12 @@ def _stage(args: argparse.Namespace, overrides: Sequence[str]) -> None:
     chosen = STAGES if everything else [s for s in STAGES if s.name == args.command]
     began = time.monotonic()
     with _locked(workdir), _session(workdir) as session:
-        for number, stage in enumerate(chosen, 1):
-            if getattr(args, "estimate", False):
-                from ia_jax.stages.transcripts import estimate
+        if getattr(args, "estimate", False):
+            from ia_jax.stages.transcripts import estimate
 
-                print(estimate(session))
-                continue
+            print(estimate(session))
+            return
+        for number, stage in enumerate(chosen, 1):
             label = f"[{number}/{len(chosen)}] {stage.name}" if everything else stage.name
             if is_done(workdir, stage.name) and (everything or stage.name != "report"):
                 print(f"{label}: already done", flush=True)

@@ -11,6 +11,7 @@ from ia_jax.behaviors.teacher import Teacher, drops
 from ia_jax.behaviors.template_teacher import TemplateTeacher
 from ia_jax.data.transcripts import Transcript, write_jsonl, write_transcripts
 from ia_jax.errors import IAError
+from ia_jax.stages.order import is_done
 from ia_jax.stages.session import Session
 
 TEACHERS = ("template", "claude")
@@ -19,7 +20,7 @@ TEACHERS = ("template", "claude")
 def run(session: Session) -> None:
     """Writes `behaviors.jsonl` last, so its presence means that the stage is complete."""
     workdir, config = session.workdir, session.config
-    if workdir.behaviors_file.exists():
+    if is_done(workdir, "transcripts"):
         return
     chosen, splits = _chosen(session)
     demonstrations = _teacher(session).write(chosen)

@@ -15,17 +15,6 @@ from ia_jax.behaviors.splits import check_distinct
 from ia_jax.errors import ConfigError
 
 DIRECTORY = Path(__file__).parent
-# Behaviours of each category in the paper (paper_facts 2.1 and 4): 682 in all.
-COUNTS = {
-    "sandbaggers": 28,
-    "quirks": 100,
-    "backdoors": 100,
-    "obscured_malign": 56,
-    "rare_quirks": 100,
-    "heuristics": 98,
-    "harmful_roleplay": 100,
-    "benign_roleplay": 100,
-}
 
 
 def _is_text(value: Any) -> bool:
