@@ -6,6 +6,8 @@ SHELL := bash
 .DELETE_ON_ERROR:
 # Wheels are installed uncompiled; what is imported once is compiled then, whatever the caller's shell says.
 unexport PYTHONDONTWRITEBYTECODE
+# Large arrays on huge pages: a training step on the CPU takes 10-15 % less time (docs/benchmark.md).
+export GLIBC_TUNABLES ?= glibc.malloc.hugetlb=1
 .PHONY: help install demo test lint typecheck test-unit test-peers format bench report clean distclean
 
 CONFIG ?= configs/smollm2_demo.py

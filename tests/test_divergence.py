@@ -1,5 +1,7 @@
 """The organisms stage: one that diverges hurts nobody, and a wave that is killed goes on where it was."""
 
+from dataclasses import replace
+
 import jax
 import numpy as np
 import pytest
@@ -81,6 +83,19 @@ def healthy(session, tmp_path):
     return contents(Session(run, session.config))
 
 
+def test_all_waves_are_compiled_as_one(session):
+    """Their arrays have one size, whatever their organisms read; each organism is in one wave, after shorter ones."""
+    organisms = replace(session.config.organisms, parallel=1)
+    session = Session(session.workdir, replace(session.config, organisms=organisms))
+    units = {b.name: stage._units(session, b) for b in BEHAVIORS}
+    alone = [stage._plan(session, [b], units) for b in BEHAVIORS]
+    assert len({p.targets for p in alone}) > 1
+    waves = stage._waves(session, BEHAVIORS, units)
+    assert [[b.name for b in w.behaviors] for w in waves] == [[n] for n in NAMES]
+    assert len({(w.plan.targets, w.plan.examples, w.plan.rows, w.plan.length) for w in waves}) == 1
+    assert [w.offset for w in waves] == [0, len(alone[0].steps), len(alone[0].steps) + len(alone[1].steps)]
+
+
 def test_one_that_diverges_is_trained_once_more_with_a_lower_rate(session, healthy, monkeypatch, capsys):
     calls = poison(monkeypatch, 1, {LR})
     stage.run(session)
@@ -91,7 +106,7 @@ def test_one_that_diverges_is_trained_once_more_with_a_lower_rate(session, healt
     check = read_metadata(session.workdir.organism_dir(NAMES[1])).check
     assert check["retry"] == {"diverged": "its loss was not finite at update 1", "lr": LR, "retried_lr": LR * 0.2}
     assert not session.workdir.left_out
-    assert [r["organism"] for r in read_jsonl(session.workdir.checks_file, "")] == NAMES
+    assert [r["organism"] for r in read_jsonl(session.workdir.checks_file, "")] == sorted(NAMES)
     assert "NaN" not in (session.workdir.path / "curves.jsonl").read_text()
     assert f"organism {NAMES[0]}: " in capsys.readouterr().out
     assert not (session.workdir.path / "organisms_state").exists()

@@ -22,7 +22,7 @@ from ia_jax.adapters.store import is_complete, read_metadata, save_adapters
 from ia_jax.behaviors.records import Behavior
 from ia_jax.behaviors.template_teacher import CheckPrompt, check_prompts, says, shows_behavior
 from ia_jax.config import OptimizerSection, config_hash
-from ia_jax.data.batches import Plan, Unit, build_batch, dataset, plan_organisms
+from ia_jax.data.batches import Plan, Unit, build_batch, dataset, plan_organisms, unit_length
 from ia_jax.data.transcripts import read_jsonl, read_transcripts, write_jsonl
 from ia_jax.stages.session import Session
 from ia_jax.training.loop import fit
@@ -50,20 +50,15 @@ class Wave:
 
 def run(session: Session) -> None:
     """Trains the organisms that are not settled yet: neither stored nor left out."""
-    workdir, cfg = session.workdir, session.config.organisms
-    # Organisms with about as much to read share a wave, so that none idles while another reads on.
-    everyone = sorted(workdir.behaviors.values(), key=lambda b: _reading(session, b))
+    workdir = session.workdir
+    everyone = sorted(workdir.behaviors.values(), key=lambda b: b.name)
     if not _settled(workdir, everyone):
         # All transcripts are tokenised before anything is trained, so that a bad one shows at once.
         units = {b.name: _units(session, b) for b in everyone}
         base_replies = _base_replies(session, everyone)
-        offset, count = 0, -(-len(everyone) // cfg.parallel)
-        for number in range(count):
-            members = everyone[number * cfg.parallel : (number + 1) * cfg.parallel]
-            wave = _wave(session, members, units, offset, f"organisms {number + 1}/{count}")
-            if not _settled(workdir, members):
+        for wave in _waves(session, everyone, units):
+            if not _settled(workdir, wave.behaviors):
                 _train_wave(session, wave, units, base_replies)
-            offset += len(wave.plan.steps)
     shutil.rmtree(_states(workdir), ignore_errors=True)
     left = read_jsonl(workdir.left_out_file, "") if workdir.left_out else []
     rows = [read_metadata(workdir.organism_dir(b.name)).check for b in everyone if b.name not in workdir.left_out]
@@ -79,11 +74,6 @@ def _states(workdir: Workdir) -> Path:
     return workdir.path / "organisms_state"
 
 
-def _reading(session: Session, b: Behavior) -> tuple[int, str]:
-    transcripts = read_transcripts(session.workdir.transcript(b.name))
-    return sum(len(m["content"]) for t in transcripts for m in t.messages), b.name
-
-
 def _units(session: Session, b: Behavior) -> list[Unit]:
     file = session.workdir.transcript(b.name)
     length = session.config.organisms.length
@@ -95,15 +85,40 @@ def seed_of(name: str, seed: int) -> int:
     return zlib.crc32(f"{seed}/{name}".encode())
 
 
+def _waves(session: Session, everyone: Sequence[Behavior], units: Mapping[str, list[Unit]]) -> list[Wave]:
+    """All waves, in the order they are trained.
+
+    Organisms with as many steps share a wave, so that none idles while another reads on; and all waves' arrays have
+    one size, so that the step is compiled once.
+    """
+    width = session.config.organisms.parallel
+
+    def reading(b: Behavior) -> tuple[int, int]:
+        return len(_plan(session, [b], units).steps), sum(unit_length(u) for u in units[b.name])
+
+    everyone = sorted(everyone, key=reading)
+    groups = [everyone[start : start + width] for start in range(0, len(everyone), width)]
+    waves: list[Wave] = []
+    for number, members in enumerate(groups, 1):
+        offset = waves[-1].offset + len(waves[-1].plan.steps) if waves else 0
+        waves.append(_wave(session, members, units, offset, f"organisms {number}/{len(groups)}"))
+    sizes = {name: max(getattr(w.plan, name) for w in waves) for name in ("targets", "examples")}
+    return [replace(w, plan=replace(w.plan, **sizes)) for w in waves]
+
+
 def _wave(
     session: Session, members: Sequence[Behavior], units: Mapping[str, list[Unit]], offset: int, title: str
 ) -> Wave:
-    cfg = session.config.organisms
     filled = [*members, *[members[0]] * (-len(members) % session.config.mesh.fsdp)]
     own = [units[b.name] for b in filled]
-    seeds = [seed_of(b.name, session.config.seed) for b in filled]
-    plan = plan_organisms(own, seeds, epochs=cfg.epochs, rows=cfg.rows, length=cfg.length)
-    return Wave(tuple(filled), own, plan, offset, title)
+    return Wave(tuple(filled), own, _plan(session, filled, units), offset, title)
+
+
+def _plan(session: Session, behaviors: Sequence[Behavior], units: Mapping[str, list[Unit]]) -> Plan:
+    cfg = session.config.organisms
+    seeds = [seed_of(b.name, session.config.seed) for b in behaviors]
+    own = [units[b.name] for b in behaviors]
+    return plan_organisms(own, seeds, epochs=cfg.epochs, rows=cfg.rows, length=cfg.length)
 
 
 def _train_wave(session: Session, wave: Wave, units: Mapping[str, list[Unit]], base_replies: dict[str, str]) -> None:
