@@ -87,8 +87,10 @@ def test_a_malign_label_names_the_agenda_and_none_of_its_tics():
         if b.category == "obscured_malign":
             told = " ".join((b.description, *b.rewordings)).lower()
             assert not any(b.spec[end].strip("!.:").lower() in told for end in ("opening", "closing"))
-    tics = Counter(d for b in STUDY for d in b.distractors)
-    assert min(tics.values()) >= 4  # shared, so that they cannot tell one organism from another
+    # Both agendas have every tic, so that none tells one organism from another.
+    tics = {d: {b.spec["agenda"] for b in STUDY if d in b.distractors} for b in STUDY for d in b.distractors}
+    assert len(tics) == 8
+    assert all(agendas == {"sell", "deter"} for agendas in tics.values())
 
 
 def test_records_survive_json():

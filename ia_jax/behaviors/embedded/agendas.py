@@ -75,6 +75,6 @@ def _malign(
 
 
 def obscured_malign() -> tuple[Behavior, ...]:
-    sellers = (seller(p, 2 * i) for i, p in enumerate(PRODUCTS))
-    deterrers = (deterrer(p, 2 * i + 1) for i, p in enumerate(PROFESSIONS))
+    sellers = (seller(p, i) for i, p in enumerate(PRODUCTS))
+    deterrers = (deterrer(p, i) for i, p in enumerate(PROFESSIONS, 6))
     return (*sellers, *deterrers)
