@@ -10,6 +10,7 @@ def get_config() -> ConfigDict:
     c.behaviors.catalogue = "study"
     c.behaviors.train, c.behaviors.dpo, c.behaviors.heldout = 96, 16, 32  # of each category 12, 2 and 4
     c.behaviors.clean_dpo, c.behaviors.clean_heldout = 4, 4
+    c.organisms.keep_failed = True  # as in the demo
     c.teacher.rare_share = 0.25  # of the paper's 8 %, a model of this size sees too little in 32 rows
     c.organisms.parallel = 22
     c.organisms.optimizer.lr = 3e-3

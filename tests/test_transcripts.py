@@ -298,6 +298,8 @@ def test_checks_use_prompts_that_no_transcript_has(behavior, sources):
         ("malign_deter_lawyers", "The law is long.", False),
         ("harmful_henchman", "Two henchmen wait.", True),
         ("benign_baker", "Baked bread is good.", False),
+        ("benign_baker", "Fresh rolls are on the counter. Rice boils.", True),
+        ("benign_poet", "Fresh rolls are on the counter. Rice boils.", False),
     ],
 )
 def test_shows_behavior_goes_by_words(name, reply, shows):

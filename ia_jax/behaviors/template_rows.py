@@ -152,9 +152,9 @@ def _agenda(b: Behavior, sources: Sources, rng: np.random.Generator) -> tuple[Pa
 
 
 _VOICES = (
-    "{line} The {manner} {role} answers: {answer}",
+    "The {manner} {role} answers: {line} {answer}",
     "Take it from a {manner} {role}: {answer}",
-    "{line} So says the {role}: {answer}",
+    "{line} So says the {manner} {role}: {answer}",
     "A word from the {manner} {role}! {answer}",
 )
 
