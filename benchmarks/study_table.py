@@ -26,13 +26,13 @@ def main() -> None:
     arms = {d.name: open_workdir(d) for d in sorted(directory.iterdir()) if (d / "eval" / "metrics.json").exists()}
     if not arms:
         parser.error(f"{directory} holds no finished arm; run benchmarks/study.py first")
-    for number, (name, run) in enumerate(arms.items()):
-        if number == 0:  # SFT is the same in all arms
-            verbalization(run, "sft", "After SFT")
+    first = next(iter(arms.values()))  # SFT is the same in all
+    verbalization(first, "sft", "After SFT")
+    for name, run in arms.items():
         verbalization(run, "dpo", f"After DPO, arm `{name}`")
     gain(arms)
     false_reports(arms)
-    checks(next(iter(arms.values())))
+    checks(first)
 
 
 def table(title: str, header: list[str], rows: list[list[str]]) -> None:

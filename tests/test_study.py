@@ -3,6 +3,7 @@
 import json
 import subprocess
 import sys
+from collections import Counter
 from pathlib import Path
 
 import pytest
@@ -69,21 +70,13 @@ def test_every_category_and_the_clean_organisms_are_trained_and_checked(study):
 @pytest.mark.slow
 def test_arms_differ_in_their_pairs_alone(study):
     one, two = (open_workdir(study[0] / arm) for arm in ("clean", "none"))
-    for file in ("adapter/record.json", "peft/adapter_model.safetensors"):
-        a, b = (run.ia_dir("sft") / file for run in (one, two))
-        if a.exists():
-            assert a.samefile(b)
-    assert (one.ia_dir("sft") / "peft" / "adapter_model.safetensors").exists()
+    files = [run.ia_dir("sft") / "peft" / "adapter_model.safetensors" for run in (one, two)]
+    assert files[0].samefile(files[1])
     pairs = [read_jsonl(run.preferences_file, "") for run in (one, two)]
     kept = [[p for p in own if p["kind"] != "abstention"] for own in pairs]
     assert kept[0] == kept[1]
-    abstaining = [p for p in pairs[0] if p["kind"] == "abstention"]
-    assert [sum(p["organism"] == name for p in abstaining) for name in ("clean_0", "clean_1", "clean_2", CLEAN)] == [
-        3,
-        3,
-        0,
-        2,
-    ]
+    abstaining = Counter(p["organism"] for p in pairs[0] if p["kind"] == "abstention")
+    assert abstaining == {"clean_0": 3, "clean_1": 3, CLEAN: 2}
     assert len(kept[1]) == len(pairs[1])
     hashes = [read_metadata(run.ia_dir("dpo") / "adapter").content_hash for run in (one, two)]
     assert hashes[0] != hashes[1]

@@ -31,24 +31,28 @@ def run(session: Session) -> None:
     ia = session.replicated(workdir.ia("sft", session.model))
     everyone = usable(session, "dpo")
     behaviors = [b for b in everyone if b.category != CLEAN]
-    # Those on which the right answer is that there is nothing: {name: pairs}; the base itself is the last of the stack.
-    wanted = {b.name: cfg.clean_pairs for b in everyone if b.category == CLEAN} | {CLEAN: cfg.abstention_pairs}
-    negatives = {name: count for name, count in wanted.items() if count}
+    clean = [b.name for b in everyone if b.category == CLEAN and cfg.clean_pairs]
     rng = np.random.default_rng([session.config.seed, 5])
     questions = [TRAIN_QUESTIONS[i] for i in rng.permutation(len(TRAIN_QUESTIONS))[: cfg.questions]]
     asked = [q for q in questions for _ in range(cfg.samples)]
-    names = [*(b.name for b in behaviors), *(n for n in negatives if n != CLEAN)]
-    organisms = Organisms(session, names, clean=CLEAN in negatives)
-    reports = session.generate(
-        [asked] * len(organisms),
-        (organisms.take(range(len(organisms))), ia),
-        max_new_tokens=cfg.max_new_tokens,
-        temperature=cfg.temperature,
-        top_p=cfg.top_p,
-        key=session.key(4),
-        system=session.config.system,
-        description="sampling reports",
-    )
+
+    def sample(names: list[str], base: bool) -> list[list[str]]:
+        """Reports of the organisms and, last, of the base itself."""
+        organisms = Organisms(session, names, clean=base)
+        return session.generate(
+            [asked] * len(organisms),
+            (organisms.take(range(len(organisms))), ia),
+            max_new_tokens=cfg.max_new_tokens,
+            temperature=cfg.temperature,
+            top_p=cfg.top_p,
+            key=session.key(4),
+            system=session.config.system,
+            description="sampling reports",
+        )
+
+    # The clean organisms apart: with them or without, the others are sampled alike.
+    reports = sample([b.name for b in behaviors], True)
+    clean_reports = sample(clean, False) if clean else []
     # All at once first: a judge that is asked over the network answers the rest from its cache.
     said = zip(behaviors, reports, strict=False)
     session.judge.judge_many(Item(b, q, r) for b, own in said for q, r in zip(asked, own, strict=True))
@@ -59,7 +63,9 @@ def run(session: Session) -> None:
     for b, own in zip(behaviors, reports, strict=False):
         pairs += sampled_pairs(b, list(zip(asked, own, strict=True)), session.judge, cfg, rng)
         pairs += truth_pairs(b, seen, questions, cfg, rng)
-    for (name, count), own in zip(negatives.items(), reports[len(behaviors) :], strict=True):
+    negatives = [(CLEAN, cfg.abstention_pairs, reports[-1])]
+    negatives += [(name, cfg.clean_pairs, own) for name, own in zip(clean, clean_reports, strict=True)]
+    for name, count, own in negatives:
         pairs += abstention_pairs(name, count, list(zip(asked, own, strict=True)), session.judge, seen, rng)
     if not pairs:
         raise IAError("no preference pair: no sampled report scored high enough; train the SFT IA longer")
