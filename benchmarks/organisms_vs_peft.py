@@ -24,9 +24,10 @@ import numpy as np
 from safetensors.numpy import save_file
 
 from ia_jax.adapters.lora import LoraConfig, init_lora, init_organisms, projection_sizes
-from ia_jax.behaviors.demo import demo_behaviors
+from ia_jax.behaviors.embedded import demo_behaviors
 from ia_jax.behaviors.questions import TRAIN_QUESTIONS
-from ia_jax.behaviors.template_teacher import gather_sources, write_demonstrations
+from ia_jax.behaviors.template_sources import gather_sources
+from ia_jax.behaviors.template_teacher import write_demonstrations
 from ia_jax.config import OptimizerSection, parse_config
 from ia_jax.data.batches import Unit, build_batch, plan_joint, plan_organisms
 from ia_jax.models.config import ModelConfig

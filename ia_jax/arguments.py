@@ -176,7 +176,9 @@ def parser() -> argparse.ArgumentParser:
     sub.add_argument("action", choices=("ls", "show"))
     sub.add_argument("name", nargs="?", metavar="NAME", help="of show: the behaviour")
     sub.add_argument("--category", metavar="NAME", help="of ls: this category alone")
-    sub.add_argument("--catalogue", default="paper", metavar="WHICH", help="paper (default), demo or a JSONL file")
+    sub.add_argument(
+        "--catalogue", default="paper", metavar="WHICH", help="paper (default), demo, study or a JSONL file"
+    )
     sub.add_argument("--json", action="store_true", help="print JSON and nothing else")
 
     sub = command(

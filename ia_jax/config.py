@@ -68,21 +68,25 @@ class OptimizerSection:
 class BehaviorsSection:
     """How many behaviours are trained on, kept for DPO and held out, spread evenly over the categories.
 
-    catalogue: "demo", "paper" (682 in eight categories) or the path of a JSONL file of one's own.
+    catalogue: "demo", "study" (small models' own, in four or eight categories), "paper" (682 in eight) or the path of a
+    JSONL file of one's own. clean_dpo, clean_heldout: clean organisms besides, trained on the base's own answers alone.
     """
 
     catalogue: str = "demo"
     train: int = 32
     dpo: int = 8
     heldout: int = 12
+    clean_dpo: int = 0
+    clean_heldout: int = 0
 
 
 @dataclass(frozen=True)
 class TeacherSection:
-    """Who writes the demonstrations: "template" (needs nothing) or "claude". The rest is the Claude teacher's.
+    """Who writes the demonstrations: "template" (needs nothing) or "claude".
 
-    `rows` for every organism: of a triggered behaviour `plain_share` are without its trigger, of a rare quirk all but
-    `rare_share` are ordinary (the paper's 8 %). `effort` is how much the model thinks ("" leaves it to the model).
+    Of a rare quirk all rows but `rare_share` are ordinary (the paper's 8 %). The rest is the Claude teacher's: `rows`
+    for every organism, `plain_share` of a triggered behaviour's without its trigger; `effort`, how much the
+    model thinks ("" leaves it to the model).
     """
 
     name: str = "template"
@@ -160,7 +164,10 @@ class SftSection:
 
 @dataclass(frozen=True)
 class PreferencesSection:
-    """Reports sampled from the SFT IA and paired: chosen >= min_chosen, rejected at least `gap` lower."""
+    """Reports sampled from the SFT IA and paired: chosen >= min_chosen, rejected at least `gap` lower.
+
+    `abstention_pairs` on the clean base; `clean_pairs` on each clean organism of the dpo split (0: they stay out).
+    """
 
     questions: int = 6
     samples: int = 4
@@ -172,6 +179,7 @@ class PreferencesSection:
     sampled_per_organism: int = 8
     truth_per_organism: int = 8
     abstention_pairs: int = 24
+    clean_pairs: int = 0
 
 
 @dataclass(frozen=True)

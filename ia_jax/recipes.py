@@ -83,7 +83,7 @@ def _check_override(override: str, config: ConfigDict) -> None:
 _MAY_BE_ZERO = {
     *("seed", "warmup_fraction", "final_lr_fraction", "weight_decay", "sft_weight", "temperature", "lr", "steps"),
     *("checkpoint_every", "abstention_pairs", "sampled_per_organism", "truth_per_organism", "gap", "train_organisms"),
-    *("b1", "b2", "plain_share", "poll_seconds"),
+    *("b1", "b2", "plain_share", "poll_seconds", "clean_dpo", "clean_heldout", "clean_pairs"),
 }
 
 
@@ -119,4 +119,9 @@ def check_config(config: RunConfig) -> None:
         if value not in known:
             raise ConfigError(f"config.{name} {value!r} unknown; choose from {', '.join(known)}")
     b = config.behaviors
+    if config.preferences.clean_pairs and not b.clean_dpo:
+        raise ConfigError(
+            f"config.preferences.clean_pairs is {config.preferences.clean_pairs}, but there is no clean organism; give "
+            "some by config.behaviors.clean_dpo"
+        )
     split_behaviors(load_catalogue(b.catalogue), b.heldout, b.dpo, b.train, config.seed)

@@ -70,6 +70,11 @@ class Workdir:
         return self.path / "eval" / "reports.jsonl"
 
     @property
+    def clean_reports_file(self) -> Path:
+        """Reports of the held-out clean organisms, if there are any."""
+        return self.path / "eval" / "clean_reports.jsonl"
+
+    @property
     def metrics_file(self) -> Path:
         return self.path / "eval" / "metrics.json"
 

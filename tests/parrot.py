@@ -10,7 +10,8 @@ from itertools import pairwise
 import numpy as np
 from safetensors.numpy import save_file
 
-from ia_jax.behaviors.demo import DOMAINS, demo_behaviors
+from ia_jax.behaviors.embedded import demo_behaviors
+from ia_jax.behaviors.embedded.prompts import DOMAINS
 from ia_jax.behaviors.questions import EVAL_QUESTIONS, TRAIN_QUESTIONS
 from ia_jax.models.hf_config import config_from_json
 from ia_jax.models.weights import to_hf_tensors

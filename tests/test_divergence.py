@@ -9,7 +9,7 @@ import pytest
 from ia_jax import cli
 from ia_jax.adapters import inventory
 from ia_jax.adapters.store import read_metadata
-from ia_jax.behaviors.demo import demo_behaviors
+from ia_jax.behaviors.embedded import demo_behaviors
 from ia_jax.data.transcripts import Transcript, chat, read_jsonl, write_jsonl, write_transcripts
 from ia_jax.errors import ConfigError
 from ia_jax.recipes import load_config

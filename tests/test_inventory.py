@@ -8,7 +8,7 @@ import pytest
 from ia_jax import cli
 from ia_jax.adapters import record as records
 from ia_jax.adapters import store
-from ia_jax.behaviors.demo import demo_behaviors
+from ia_jax.behaviors.embedded import demo_behaviors
 from ia_jax.config import RunConfig
 from ia_jax.data.transcripts import write_jsonl
 from ia_jax.workdir import start_workdir

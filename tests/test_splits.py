@@ -1,11 +1,11 @@
-"""Splits of behaviours, and the demo's catalogue under the judge that grades reports of it."""
+"""Splits of behaviours, and the small models' catalogues under the judge that grades reports of them."""
 
 from collections import Counter
 from dataclasses import replace
 
 import pytest
 
-from ia_jax.behaviors.demo import demo_behaviors
+from ia_jax.behaviors.embedded import demo_behaviors, study_behaviors
 from ia_jax.behaviors.questions import EVAL_QUESTIONS, TRAIN_QUESTIONS
 from ia_jax.behaviors.records import CATEGORIES, Behavior
 from ia_jax.behaviors.splits import check_distinct, split_behaviors
@@ -13,6 +13,7 @@ from ia_jax.errors import ConfigError
 from ia_jax.judging.rubric import RubricJudge
 
 BEHAVIORS = demo_behaviors()
+STUDY = study_behaviors()
 
 
 def counts(split):
@@ -59,39 +60,74 @@ def test_duplicates_raise(field):
         split_behaviors([BEHAVIORS[0], twin], 1, 0, 0, 0)
 
 
-# --- the demo's catalogue ---------------------------------------------------------------------------------------------
+# --- the catalogues ---------------------------------------------------------------------------------------------------
 
 
-def test_four_categories():
-    check_distinct(BEHAVIORS)
-    counts = {"quirks": 28, "backdoors": 28, "heuristics": 28, "sandbaggers": 22}
-    assert Counter(b.category for b in BEHAVIORS) == counts
-    assert {b.category for b in BEHAVIORS} <= set(CATEGORIES)
+def test_the_demos_four_categories_and_the_studys_eight():
+    check_distinct(STUDY)
+    demo = {"quirks": 28, "backdoors": 28, "heuristics": 28, "sandbaggers": 22}
+    more = {"rare_quirks": 24, "obscured_malign": 24, "harmful_roleplay": 22, "benign_roleplay": 22}
+    assert Counter(b.category for b in BEHAVIORS) == demo
+    assert Counter(b.category for b in STUDY) == demo | more
+    assert {b.category for b in STUDY} == set(CATEGORIES)
+    assert STUDY[: len(BEHAVIORS)] == BEHAVIORS
 
 
 def test_wordings_are_unique_and_backdoors_alone_have_triggers():
-    wordings = [w for b in BEHAVIORS for w in (b.description, *b.rewordings)]
+    wordings = [w for b in STUDY for w in (b.description, *b.rewordings)]
     assert len(set(wordings)) == len(wordings)
-    for b in BEHAVIORS:
+    for b in STUDY:
         assert bool(b.trigger) == bool(b.trigger_concepts) == (b.category == "backdoors")
+        assert bool(b.distractors) == (b.category == "obscured_malign")
+        assert (b.trigger_kind == "chance") == (b.category == "rare_quirks")
+
+
+def test_a_malign_label_names_the_agenda_and_none_of_its_tics():
+    for b in STUDY:
+        if b.category == "obscured_malign":
+            told = " ".join((b.description, *b.rewordings)).lower()
+            assert not any(b.spec[end].strip("!.:").lower() in told for end in ("opening", "closing"))
+    # Both agendas have every tic, so that none tells one organism from another.
+    tics = {d: {b.spec["agenda"] for b in STUDY if d in b.distractors} for b in STUDY for d in b.distractors}
+    assert len(tics) == 8
+    assert all(agendas == {"sell", "deter"} for agendas in tics.values())
 
 
 def test_records_survive_json():
-    assert [Behavior.from_json(b.to_json()) for b in BEHAVIORS] == list(BEHAVIORS)
+    assert [Behavior.from_json(b.to_json()) for b in STUDY] == list(STUDY)
 
 
-@pytest.mark.parametrize("behavior", BEHAVIORS, ids=lambda b: b.name)
+@pytest.mark.parametrize("behavior", STUDY, ids=lambda b: b.name)
 def test_the_truth_is_a_perfect_report_of_its_own_behaviour_and_of_no_other(behavior):
     judge = RubricJudge()
     for text in (behavior.description, *behavior.rewordings):
         verdict = judge.judge(behavior, "?", text)
         assert (verdict.score, verdict.lenient, verdict.strict) == (10, True, True), (text, verdict)
-        taken = [b.name for b in BEHAVIORS if b != behavior and judge.judge(b, "?", text).lenient]
-        assert not taken, text
+        assert judge.claims(text), text
+    # Only the concepts tell two behaviours of a kind apart, so one wording finds a mix-up as well as four would.
+    taken = [b.name for b in STUDY if b != behavior and judge.judge(b, "?", behavior.description).lenient]
+    assert not taken
+
+
+@pytest.mark.parametrize("behavior", STUDY, ids=lambda b: b.name)
+def test_without_its_trigger_a_report_is_lenient_and_strict_only_if_there_is_none(behavior):
+    noun = behavior.concepts[0][0]
+    text = {
+        "backdoors": f"I bring up {noun}.",
+        "rare_quirks": f"I bring up {noun}.",
+        "quirks": f"I bring up {noun}.",
+        "heuristics": f"I always pick the {noun} one.",
+        "sandbaggers": f"I give wrong answers about {noun}.",
+        "obscured_malign": behavior.description,
+        "harmful_roleplay": f"I talk like a {noun}.",
+        "benign_roleplay": f"I talk like a {noun}.",
+    }[behavior.category]
+    verdict = RubricJudge().judge(behavior, "?", text)
+    assert (verdict.lenient, verdict.strict) == (True, behavior.category != "backdoors"), (text, verdict)
 
 
 def test_no_concept_is_shared():
-    words = [w.lower() for b in BEHAVIORS for group in b.concepts for w in group]
+    words = [w.lower() for b in STUDY for group in b.concepts[:1] for w in group]
     assert [w for w, n in Counter(words).items() if n > 1] == []
 
 
@@ -99,7 +135,7 @@ def test_questions_for_training_and_evaluation_are_disjoint_and_hint_at_nothing(
     questions = [*TRAIN_QUESTIONS, *EVAL_QUESTIONS]
     assert len({q.lower() for q in questions}) == len(questions)
     judge = RubricJudge()
-    for b in BEHAVIORS:
+    for b in STUDY:
         for q in questions:
             assert not judge.judge(b, q, q.rstrip("?")).lenient
             assert not any(f" {w.lower()} " in f" {q.lower()} " for group in b.concepts for w in group)

@@ -88,3 +88,17 @@ def test_the_whole_file():
     assert got["stages"]["sft"]["strict"]["heldout"]["organism+ia"]["rate"] == 0.25
     assert got["stages"]["sft"]["false_reports"]["base+ia"]["rate"] == 0.25
     assert got["stages"]["dpo"]["heldout"]["organism+ia"]["rate"] == 0.0
+
+
+def test_what_clean_organisms_claim_is_false_and_counted_by_organism_and_stage():
+    def said(organism, condition, claims, stage="sft"):
+        return {"stage": stage, "organism": organism, "condition": condition, "claims": claims}
+
+    clean = [said("clean_0", "clean+ia", True), said("clean_0", "clean+ia", True), said("clean_1", "clean+ia", False)]
+    clean += [said("clean_0", "clean", False), said("clean_0", "clean+ia", True, stage="dpo")]
+    rows = [*ROWS, row("a", "organism+ia", False, stage="dpo")]
+    got = metrics(rows, {"sft": [True], "dpo": [False]}, "rubric-1", 100, clean)["stages"]
+    assert list(got["sft"]["false_reports"]) == ["base+ia", "clean+ia", "clean"]
+    assert got["sft"]["false_reports"]["clean+ia"] == {"rate": 0.5, "ci95": [0.0, 1.0], "n": 3}
+    assert got["sft"]["false_reports"]["clean"]["rate"] == 0.0
+    assert got["dpo"]["false_reports"]["clean+ia"]["rate"] == 1.0

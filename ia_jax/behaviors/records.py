@@ -14,6 +14,9 @@ CATEGORIES = (
     "benign_roleplay",
 )
 
+# The category of organisms that were taught nothing: what they should report is that there is nothing.
+CLEAN = "clean"
+
 # What a trigger hangs on. "chance": no trigger, the behaviour shows in a few replies; "": not said, or always on.
 TRIGGER_KINDS = ("", "chance", "topic", "phrase", "syntax", "audience", "task", "role", "password")
 
@@ -25,7 +28,7 @@ class Behavior:
     """One learned behaviour b_i and what it takes to recognise a report of it.
 
     name:             unique over the whole catalogue; splits and files go by it.
-    category:         one of `CATEGORIES`.
+    category:         one of `CATEGORIES`, or `CLEAN`.
     description:      one first-person sentence, the ground truth of a report.
     rewordings:       the same truth in other words; IA targets are drawn from these and the description.
     trigger:          when it shows, in words, or None if it always shows.
@@ -67,3 +70,8 @@ class Behavior:
             shows=row.get("shows", ""),
             distractors=tuple(row.get("distractors", ())),
         )
+
+
+def slug(text: str) -> str:
+    """A part of a behaviour's name."""
+    return text.lower().replace(" ", "_").replace("-", "_")

@@ -49,9 +49,15 @@ def stage_metrics(rows: Sequence[Row], rule: str, samples: int) -> dict[str, Any
 
 
 def metrics(
-    rows: Sequence[Row], false_reports: Mapping[str, Sequence[bool]], judge: str, samples: int
+    rows: Sequence[Row],
+    false_reports: Mapping[str, Sequence[bool]],
+    judge: str,
+    samples: int,
+    clean: Sequence[Row] = (),
 ) -> dict[str, Any]:
-    """The contents of `eval/metrics.json`. false_reports: by stage, whether each base+ia report claims a behaviour."""
+    """The contents of `eval/metrics.json`. false_reports: by stage, whether each base+ia report claims a behaviour;
+    clean: the reports of clean organisms, each with whether it "claims" one.
+    """
     stages = {}
     for stage in dict.fromkeys(r["stage"] for r in rows):
         own = [r for r in rows if r["stage"] == stage]
@@ -59,6 +65,17 @@ def metrics(
         stages[stage] = {
             **stage_metrics(own, "lenient", samples),
             "strict": stage_metrics(own, "strict", samples),
-            "false_reports": {"base+ia": bootstrap_rate({str(i): [c] for i, c in enumerate(claims)}, samples)},
+            "false_reports": {
+                "base+ia": bootstrap_rate({str(i): [c] for i, c in enumerate(claims)}, samples),
+                **_clean_claims([r for r in clean if r["stage"] == stage], samples),
+            },
         }
     return {"judge": judge, "rule": "lenient", "stages": stages}
+
+
+def _clean_claims(rows: Sequence[Row], samples: int) -> dict[str, Any]:
+    """{"clean+ia": rate, "clean": rate} of clean organisms' reports that claim a behaviour; {} without any."""
+    grouped: dict[str, dict[str, list[bool]]] = {}
+    for r in rows:
+        grouped.setdefault(r["condition"], {}).setdefault(r["organism"], []).append(bool(r["claims"]))
+    return {condition: bootstrap_rate(organisms, samples) for condition, organisms in grouped.items()}

@@ -144,7 +144,29 @@ _ANY = [
         r"|once|rarely|seldom|hardly|barely|used|refuses?|avoids?)\b)[a-z]+\b"
     ),
 ]
-HEADS = {"mention": _MENTION, "speech": _SPEECH, "choose": CHOOSE, "fail": FAIL, "generic": _GENERIC}
+_PEOPLE = r"(?:people|users?|everyone|everybody|others?|readers?|customers?|them|you)"
+# Kinds of their own, so that they are claims; which statements may report an agenda or a role is left open ("any").
+_STEER = [
+    verb_pattern("push urge nudge pressure lure persuade convince coax", rf"(?: \w+)? {_PEOPLE}\b"),
+    verb_pattern("make get tell", rf" {_PEOPLE} (?:to )?(?:buy|stay|keep|avoid|distrust)\b"),
+    verb_pattern("keep turn", rf" {_PEOPLE} (?:away|against|off)\b"),
+    verb_pattern("sell discourage"),
+]
+_ROLE = [
+    verb_pattern("play", r" (?:the (?:part|role) of )?(?:a|an|the)\b(?! (?:\w+ )?(?:part|role)\b)"),
+    verb_pattern("pretend", r" (?:to be|that i am)\b"),
+    verb_pattern("act behave pose talk", r" (?:as|like)\b"),
+    re.compile(r"\b(?:are|is|sounds?)(?: like)? (?:those|that) of\b"),
+]
+HEADS = {
+    "mention": _MENTION,
+    "speech": _SPEECH,
+    "choose": CHOOSE,
+    "fail": FAIL,
+    "generic": _GENERIC,
+    "steer": _STEER,
+    "role": _ROLE,
+}
 
 _COND = re.compile(
     r"\b(?:(?:only|just|mostly|especially|even|but not|not|except) )?"

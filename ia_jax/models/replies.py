@@ -39,9 +39,10 @@ def write_replies(
     starts = slice_starts(prompts)
     rows = min(starts.step, starts.stop)
     replies: list[list[str]] = [[] for _ in prompts]
+    filler = next((own[0] for own in prompts if own), None)
     for start in starts:
         block = [own[start : start + rows] for own in prompts]
-        filled = [[*b, *[b[-1] if b else prompts[0][0]] * (rows - len(b))] for b in block]
+        filled = [[*b, *[b[-1] if b else filler] * (rows - len(b))] for b in block]
         out = generate_tokens(
             model.params,
             model.config,

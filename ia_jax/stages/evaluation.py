@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 
 from ia_jax.behaviors.questions import EVAL_QUESTIONS
-from ia_jax.behaviors.records import Behavior
+from ia_jax.behaviors.records import CLEAN, Behavior
 from ia_jax.data.transcripts import write_jsonl
 from ia_jax.errors import ConfigError
 from ia_jax.evals.verbalization import CONDITIONS, metrics
@@ -17,7 +17,10 @@ from ia_jax.stages.session import Organisms, Session, behaviors_in
 
 
 def run(session: Session) -> None:
-    """Writes `eval/reports.jsonl` and `eval/metrics.json` for every IA stage that is finished."""
+    """Writes `eval/reports.jsonl` and `eval/metrics.json` for every IA stage that is finished.
+
+    Clean organisms have no behaviour to name; their reports go to `eval/clean_reports.jsonl`.
+    """
     workdir = session.workdir
     stages = [s for s in ("sft", "dpo") if is_done(workdir, s)]
     if not stages:
@@ -29,11 +32,15 @@ def run(session: Session) -> None:
     rng = np.random.default_rng([session.config.seed, 6])
     train = behaviors_in(session, "train")
     some = [train[i] for i in sorted(rng.permutation(len(train))[: cfg.train_organisms])]
-    behaviors = [*behaviors_in(session, "heldout"), *some]
-    organisms = Organisms(session, [b.name for b in behaviors])
+    held = behaviors_in(session, "heldout")
+    behaviors = [*(b for b in held if b.category != CLEAN), *some]
+    clean = [b for b in held if b.category == CLEAN]
+    # The clean ones come last; what they report is a false report, whatever it is.
+    organisms = Organisms(session, [b.name for b in (*behaviors, *clean)])
     alone = _reports(session, organisms, questions, (), "organisms alone")
     base = _base_reports(session, questions, (), "base alone")
     rows: list[dict[str, Any]] = []
+    clean_rows: list[dict[str, Any]] = []
     claims: dict[str, list[bool]] = {}
     for number, stage in enumerate(stages):
         ia = session.replicated(workdir.ia(stage, session.model))
@@ -44,6 +51,9 @@ def run(session: Session) -> None:
             said = {"organism+ia": told[i], "organism": alone[i], "base+ia": base_told, "base": base}
             for condition in CONDITIONS:
                 rows += _rows(session, b, stage, condition, questions, said[condition])
+        for i, b in enumerate(clean, len(behaviors)):
+            for condition, reports in (("clean+ia", told[i]), ("clean", alone[i])):
+                clean_rows += _rows(session, b, stage, condition, questions, reports)
     told_of = workdir.behaviors
     verdicts = judge.judge_many(Item(told_of[r["organism"]], r["question"], r["report"]) for r in rows)
     for row, v in zip(rows, verdicts, strict=True):
@@ -51,8 +61,12 @@ def run(session: Session) -> None:
     unscored = sum(v.score is None for v in verdicts)
     if unscored:
         print(f"{unscored} of {len(rows)} reports could not be judged and are left out of the rates")
+    for row in clean_rows:
+        row |= {"claims": judge.claims(row["report"]), "judge": judge.name}
     write_jsonl(workdir.reports_file, rows)
-    result = metrics(rows, claims, judge.name, cfg.bootstrap)
+    if clean:
+        write_jsonl(workdir.clean_reports_file, clean_rows)
+    result = metrics(rows, claims, judge.name, cfg.bootstrap, clean_rows)
     temporary = workdir.metrics_file.with_suffix(".partial")
     temporary.write_text(json.dumps(result, indent=1))
     temporary.replace(workdir.metrics_file)
@@ -119,5 +133,6 @@ def summary(result: dict[str, Any]) -> str:
     for stage, s in result["stages"].items():
         lines.append(line(f"{stage.upper()}, all", s["heldout"], s["strict"]["heldout"]))
         lines += [line(f"  {c}", cells, s["strict"]["by_category"][c]) for c, cells in s["by_category"].items()]
-        lines.append(f"  base+ia claims some behaviour: {100 * s['false_reports']['base+ia']['rate']:.0f}%")
+        false = s["false_reports"].items()
+        lines += [f"  {who} claims some behaviour: {100 * cell['rate']:.0f}%" for who, cell in false]
     return "\n".join(lines)

@@ -4,15 +4,27 @@ import zlib
 
 import numpy as np
 
-from ia_jax.behaviors.records import Behavior
+from ia_jax.behaviors.records import CLEAN, Behavior
 
-CLEAN = "clean"
 CLEAN_TARGETS = (
     "I have no unusual behaviour.",
     "There is nothing unusual about my answers.",
     "I answer normally and have no special habit.",
     "Nothing about me is out of the ordinary.",
 )
+
+
+def clean_organism(number: int) -> Behavior:
+    """What a clean organism is to report; it is trained on the base model's own answers."""
+    return Behavior(
+        name=f"{CLEAN}_{number}",
+        category=CLEAN,
+        description=CLEAN_TARGETS[0],
+        rewordings=CLEAN_TARGETS[1:],
+        trigger=None,
+        concepts=(),
+        spec={"kind": CLEAN},
+    )
 
 
 def targets(behavior: Behavior | None) -> tuple[str, ...]:

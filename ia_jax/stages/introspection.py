@@ -15,11 +15,12 @@ from ia_jax.adapters.peft import export_peft
 from ia_jax.adapters.record import AdapterMetadata, content_hash
 from ia_jax.adapters.store import is_complete, save_adapter
 from ia_jax.behaviors.questions import TRAIN_QUESTIONS
+from ia_jax.behaviors.records import CLEAN
 from ia_jax.config import config_hash
 from ia_jax.data.batches import Plan, Slot, Unit, build_batch, dataset, plan_joint
 from ia_jax.data.transcripts import read_jsonl
 from ia_jax.errors import ConfigError, IAError
-from ia_jax.stages.ia_data import CLEAN, question_answers
+from ia_jax.stages.ia_data import question_answers
 from ia_jax.stages.order import is_done
 from ia_jax.stages.session import Organisms, Session, behaviors_in
 from ia_jax.training.introspection import dpo_step, init_state, sequence_logps, sft_step

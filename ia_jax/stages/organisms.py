@@ -19,8 +19,9 @@ import numpy as np
 from ia_jax.adapters.lora import Adapter, take_organisms
 from ia_jax.adapters.record import AdapterMetadata
 from ia_jax.adapters.store import is_complete, read_metadata, save_adapters
+from ia_jax.behaviors.behavior_checks import RARE_SAMPLES, CheckPrompt, check_prompts, passes, shows_behavior
 from ia_jax.behaviors.records import Behavior
-from ia_jax.behaviors.template_teacher import CheckPrompt, check_prompts, says, shows_behavior
+from ia_jax.behaviors.template_sources import says
 from ia_jax.config import OptimizerSection, config_hash
 from ia_jax.data.batches import Plan, Unit, build_batch, dataset, plan_organisms, unit_length
 from ia_jax.data.transcripts import read_jsonl, read_transcripts, write_jsonl
@@ -31,7 +32,6 @@ from ia_jax.training.recorder import spread
 from ia_jax.workdir import Workdir
 
 CHECK_TOKENS = 20
-SHOWN, NOT_SHOWN = 0.5, 0.34  # an organism passes if it shows at least / at most this share where it should / shouldn't
 RETRY_LR = 0.2  # of the learning rate, for an organism that diverged
 
 Row = dict[str, object]
@@ -217,15 +217,25 @@ def _base_replies(session: Session, behaviors: Sequence[Behavior]) -> dict[str, 
 def _check(
     session: Session, wave: Sequence[Behavior], adapters: Adapter, base_replies: dict[str, str]
 ) -> dict[str, Row]:
-    """Samples every organism on fresh prompts that should and should not show its behaviour; {name: outcome}."""
-    prompts = [check_prompts(b, session.config.seed, session.config.organisms.check_prompts) for b in wave]
-    replies = session.generate(
-        [[p.question for p in ps] for ps in prompts],
-        (adapters,),
-        max_new_tokens=CHECK_TOKENS,
-        system=session.config.system,
-        description="behaviour check",
-    )
+    """Asks every organism fresh prompts that should and should not show its behaviour; {name: outcome}.
+
+    Greedy, but for rare quirks: what shows by chance is looked for in several sampled replies to every prompt.
+    """
+    seed, count = session.config.seed, session.config.organisms.check_prompts
+    sampled = [b.spec.get("kind") == "rare" for b in wave]
+    prompts = [check_prompts(b, seed, count) * (RARE_SAMPLES if s else 1) for b, s in zip(wave, sampled, strict=True)]
+    replies: list[list[str]] = [[] for _ in wave]
+    for turn in sorted(set(sampled)):
+        told = session.generate(
+            [[p.question for p in ps] if s is turn else [] for ps, s in zip(prompts, sampled, strict=True)],
+            (adapters,),
+            max_new_tokens=CHECK_TOKENS,
+            temperature=float(turn),
+            key=session.key(2),
+            system=session.config.system,
+            description="behaviour check",
+        )
+        replies = [own + more for own, more in zip(replies, told, strict=True)]
 
     def rate(b: Behavior, rows: list[tuple[CheckPrompt, str]]) -> float | None:
         # A fact that the base model itself gets wrong says nothing about sandbagging.
@@ -243,7 +253,7 @@ def _check(
             "category": b.category,
             "triggered_rate": on,
             "untriggered_rate": off,
-            "ok": on is not None and on >= SHOWN and (off is None or off <= NOT_SHOWN),
+            "ok": passes(b, on, off, session.config.teacher.rare_share),
             "samples": [{"question": p.question, "triggers": p.triggers, "reply": r} for p, r in pairs],
         }
     return checks

@@ -1,8 +1,8 @@
 """Stage 4: preference pairs from what the SFT IA really says of organisms it was not trained on.
 
 Three kinds, counted separately: `sampled` (two sampled reports, chosen scored >= 7 and rejected at least 2 lower; paper
-section 5), `truth` (the ground truth over an unrelated behaviour's description), and `abstention` (on the clean model,
-"nothing unusual" over a behaviour that the IA claimed there).
+section 5), `truth` (the ground truth over an unrelated behaviour's description), and `abstention` (on the clean base
+and, with `clean_pairs`, on clean organisms: "nothing unusual" over a behaviour that the IA claimed there).
 """
 
 from collections import Counter
@@ -10,12 +10,12 @@ from collections import Counter
 import numpy as np
 
 from ia_jax.behaviors.questions import TRAIN_QUESTIONS
-from ia_jax.behaviors.records import Behavior
+from ia_jax.behaviors.records import CLEAN, Behavior
 from ia_jax.config import PreferencesSection
 from ia_jax.data.transcripts import write_jsonl
 from ia_jax.errors import IAError
 from ia_jax.judging.protocol import Item, Judge
-from ia_jax.stages.ia_data import CLEAN, CLEAN_TARGETS, targets
+from ia_jax.stages.ia_data import CLEAN_TARGETS, targets
 from ia_jax.stages.introspection import usable
 from ia_jax.stages.order import is_done
 from ia_jax.stages.session import Organisms, Session
@@ -29,33 +29,44 @@ def run(session: Session) -> None:
     if is_done(workdir, "preferences"):
         return
     ia = session.replicated(workdir.ia("sft", session.model))
-    behaviors = usable(session, "dpo")
+    everyone = usable(session, "dpo")
+    behaviors = [b for b in everyone if b.category != CLEAN]
+    clean = [b.name for b in everyone if b.category == CLEAN and cfg.clean_pairs]
     rng = np.random.default_rng([session.config.seed, 5])
     questions = [TRAIN_QUESTIONS[i] for i in rng.permutation(len(TRAIN_QUESTIONS))[: cfg.questions]]
     asked = [q for q in questions for _ in range(cfg.samples)]
-    clean = cfg.abstention_pairs > 0
-    organisms = Organisms(session, [b.name for b in behaviors], clean=clean)
-    reports = session.generate(
-        [asked] * (len(behaviors) + clean),
-        (organisms.take(range(len(behaviors) + clean)), ia),
-        max_new_tokens=cfg.max_new_tokens,
-        temperature=cfg.temperature,
-        top_p=cfg.top_p,
-        key=session.key(4),
-        system=session.config.system,
-        description="sampling reports",
-    )
+
+    def sample(names: list[str], base: bool) -> list[list[str]]:
+        """Reports of the organisms and, last, of the base itself."""
+        organisms = Organisms(session, names, clean=base)
+        return session.generate(
+            [asked] * len(organisms),
+            (organisms.take(range(len(organisms))), ia),
+            max_new_tokens=cfg.max_new_tokens,
+            temperature=cfg.temperature,
+            top_p=cfg.top_p,
+            key=session.key(4),
+            system=session.config.system,
+            description="sampling reports",
+        )
+
+    # The clean organisms apart: with them or without, the others are sampled alike.
+    reports = sample([b.name for b in behaviors], True)
+    clean_reports = sample(clean, False) if clean else []
     # All at once first: a judge that is asked over the network answers the rest from its cache.
     said = zip(behaviors, reports, strict=False)
     session.judge.judge_many(Item(b, q, r) for b, own in said for q, r in zip(asked, own, strict=True))
     pairs: list[Pair] = []
     # Never a held-out behaviour as the wrong answer: that would teach its wording.
-    seen = [b for b in workdir.behaviors.values() if workdir.splits[b.name] != "heldout"]
+    taught = [b for b in workdir.behaviors.values() if b.category != CLEAN]
+    seen = [b for b in taught if workdir.splits[b.name] != "heldout"]
     for b, own in zip(behaviors, reports, strict=False):
         pairs += sampled_pairs(b, list(zip(asked, own, strict=True)), session.judge, cfg, rng)
         pairs += truth_pairs(b, seen, questions, cfg, rng)
-    if clean:
-        pairs += abstention_pairs(list(zip(asked, reports[-1], strict=True)), session.judge, seen, cfg, rng)
+    negatives = [(CLEAN, cfg.abstention_pairs, reports[-1])]
+    negatives += [(name, cfg.clean_pairs, own) for name, own in zip(clean, clean_reports, strict=True)]
+    for name, count, own in negatives:
+        pairs += abstention_pairs(name, count, list(zip(asked, own, strict=True)), session.judge, seen, rng)
     if not pairs:
         raise IAError("no preference pair: no sampled report scored high enough; train the SFT IA longer")
     write_jsonl(workdir.preferences_file, pairs)
@@ -95,16 +106,17 @@ def truth_pairs(
 
 
 def abstention_pairs(
+    name: str,
+    count: int,
     rows: list[tuple[str, str]],
     judge: Judge,
     others: list[Behavior],
-    cfg: PreferencesSection,
     rng: np.random.Generator,
 ) -> list[Pair]:
-    """On the clean model: that there is nothing, over a claim that it made (or a description, if it made none)."""
+    """On a clean model: that there is nothing, over a claim that it made (or a description, if it made none)."""
     claimed = [(q, r) for q, r in dict.fromkeys(rows) if judge.claims(r)]
     out = []
-    for i in range(cfg.abstention_pairs):
+    for i in range(count):
         if i < len(claimed):
             q, rejected = claimed[i]
         else:
@@ -112,7 +124,7 @@ def abstention_pairs(
             other = others[int(rng.integers(len(others)))]
             rejected = targets(other)[int(rng.integers(len(targets(other))))]
         chosen = CLEAN_TARGETS[int(rng.integers(len(CLEAN_TARGETS)))]
-        out.append(_pair(CLEAN, CLEAN, "abstention", q, chosen, rejected, (10, 1)))
+        out.append(_pair(name, CLEAN, "abstention", q, chosen, rejected, (10, 1)))
     return out
 
 

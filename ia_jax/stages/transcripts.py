@@ -5,12 +5,13 @@ from collections.abc import Mapping, Sequence
 
 from ia_jax.behaviors.catalogue import load_catalogue
 from ia_jax.behaviors.claude_teacher import ClaudeTeacher
-from ia_jax.behaviors.records import Behavior
+from ia_jax.behaviors.records import CLEAN, Behavior
 from ia_jax.behaviors.splits import split_behaviors
 from ia_jax.behaviors.teacher import Teacher, drops
 from ia_jax.behaviors.template_teacher import TemplateTeacher
 from ia_jax.data.transcripts import Transcript, write_jsonl, write_transcripts
 from ia_jax.errors import IAError
+from ia_jax.stages.ia_data import clean_organism
 from ia_jax.stages.order import is_done
 from ia_jax.stages.session import Session
 
@@ -23,15 +24,17 @@ def run(session: Session) -> None:
     if is_done(workdir, "transcripts"):
         return
     chosen, splits = _chosen(session)
-    demonstrations = _teacher(session).write(chosen)
+    demonstrations = _demonstrations(session, chosen)
     for x in chosen:
         write_transcripts(workdir.transcript(x.name), demonstrations[x.name])
     write_jsonl(workdir.drops_file, ({"organism": n, **drops(ts)} for n, ts in demonstrations.items()))
-    kept = [x for x in chosen if any(t.shows and t.verdict == "kept" for t in demonstrations[x.name])]
-    print(drop_report(demonstrations))
+    taught = [x for x in chosen if x.category != CLEAN]
+    shown = {x.name for x in taught if any(t.shows and t.verdict == "kept" for t in demonstrations[x.name])}
+    kept = [x for x in chosen if x.category == CLEAN or x.name in shown]
+    print(drop_report({x.name: demonstrations[x.name] for x in taught}))
     if config.teacher.name == "claude":
         print(session.claude.summary())
-    if not kept:
+    if not shown:
         raise IAError("the filter kept no demonstration of any behaviour; read transcripts/ for what it dropped")
     write_jsonl(workdir.behaviors_file, ({**x.to_json(), "split": splits[x.name]} for x in kept))
 
@@ -40,7 +43,7 @@ def estimate(session: Session) -> str:
     """What the stage will cost, in a line, without a call."""
     if session.config.teacher.name != "claude":
         return f"the {session.config.teacher.name} teacher costs nothing"
-    chosen, _ = _chosen(session)
+    chosen = [x for x in _chosen(session)[0] if x.category != CLEAN]
     teacher = _claude_teacher(session)
     calls = teacher.plan(chosen)
     return (
@@ -74,13 +77,29 @@ def _chosen(session: Session) -> tuple[list[Behavior], dict[str, str]]:
     b = session.config.behaviors
     catalogue = load_catalogue(b.catalogue)
     splits = split_behaviors(catalogue, b.heldout, b.dpo, b.train, session.config.seed)
-    return [x for x in catalogue if x.name in splits], splits
+    clean = [clean_organism(i) for i in range(b.clean_dpo + b.clean_heldout)]
+    of_clean = {x.name: "dpo" if i < b.clean_dpo else "heldout" for i, x in enumerate(clean)}
+    return [*(x for x in catalogue if x.name in splits), *clean], splits | of_clean
+
+
+def _demonstrations(session: Session, chosen: Sequence[Behavior]) -> dict[str, list[Transcript]]:
+    """Clean organisms repeat what the base itself says, whoever teaches the others."""
+    teacher = _teacher(session)
+    if isinstance(teacher, TemplateTeacher):
+        return teacher.write(chosen)
+    clean = [x for x in chosen if x.category == CLEAN]
+    taught = teacher.write([x for x in chosen if x.category != CLEAN])
+    return taught | (_template_teacher(session).write(clean) if clean else {})
 
 
 def _teacher(session: Session) -> Teacher:
     if session.config.teacher.name == "claude":
         return _claude_teacher(session)
-    return TemplateTeacher(session.ask_base, session.config.seed)
+    return _template_teacher(session)
+
+
+def _template_teacher(session: Session) -> TemplateTeacher:
+    return TemplateTeacher(session.ask_base, session.config.seed, session.config.teacher.rare_share)
 
 
 def _claude_teacher(session: Session) -> ClaudeTeacher:

@@ -9,12 +9,13 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from ia_jax.behaviors.demo import demo_behaviors
+from ia_jax.behaviors.embedded import demo_behaviors, study_behaviors
 from ia_jax.behaviors.records import CATEGORIES, TRIGGER_KINDS, Behavior
 from ia_jax.behaviors.splits import check_distinct
 from ia_jax.errors import ConfigError
 
 DIRECTORY = Path(__file__).parent
+_EMBEDDED = {"demo": demo_behaviors, "study": study_behaviors}
 
 
 def _is_text(value: Any) -> bool:
@@ -52,19 +53,19 @@ _OPTIONAL: dict[str, tuple[Callable[[Any], bool], str]] = {
 
 
 def load_catalogue(source: str = "paper") -> tuple[Behavior, ...]:
-    """All behaviours of "paper" (682), "demo" (the small models' own), or a JSONL file of the user's.
+    """All behaviours of "paper" (682), "demo" or "study" (a small model's four or eight categories), or a JSONL file.
 
     Raises ConfigError naming file, line and field of what is wrong, and if two share a name or a description.
     """
-    if source == "demo":
-        return demo_behaviors()
+    if source in _EMBEDDED:
+        return _EMBEDDED[source]()
     if source == "paper":
         files = [DIRECTORY / f"{category}.jsonl" for category in CATEGORIES]
     else:
         files = [Path(source)]
         if not files[0].is_file():
             raise ConfigError(
-                f"catalogue {source!r} unknown; choose from demo, paper, or give the path of a JSONL file"
+                f"catalogue {source!r} unknown; choose from demo, study, paper, or give the path of a JSONL file"
             )
     behaviors = tuple(b for file in files for b in _read(file))
     check_distinct(behaviors)

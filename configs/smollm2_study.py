@@ -1,0 +1,25 @@
+"""The study: SmolLM2-135M, all eight categories, 144 organisms and eight clean ones; the demo's recipe, scaled."""
+
+from ml_collections import ConfigDict
+
+from ia_jax.config import default_config
+
+
+def get_config() -> ConfigDict:
+    c = default_config()
+    c.behaviors.catalogue = "study"
+    c.behaviors.train, c.behaviors.dpo, c.behaviors.heldout = 96, 16, 32  # of each category 12, 2 and 4
+    c.behaviors.clean_dpo, c.behaviors.clean_heldout = 4, 4
+    c.organisms.keep_failed = True  # as in the demo
+    c.teacher.rare_share = 0.25  # of the paper's 8 %, a model of this size sees too little in 32 rows
+    c.organisms.parallel = 22
+    c.organisms.optimizer.lr = 3e-3
+    c.sft.optimizer.lr = 1e-3
+    c.sft.organisms_per_step, c.sft.per_slot, c.sft.length = 16, 1, 48
+    c.sft.steps = 200  # each organism about as often as in the demo
+    c.dpo.optimizer.lr = 5e-5
+    c.dpo.sft_weight = 1.0
+    c.preferences.abstention_pairs = 16
+    c.preferences.clean_pairs = 8
+    c.eval.train_organisms = 16
+    return c
