@@ -12,7 +12,7 @@ def get_config() -> ConfigDict:
     c.behaviors.clean_dpo, c.behaviors.clean_heldout = 4, 4
     c.organisms.keep_failed = True  # as in the demo
     c.teacher.rare_share = 0.25  # of the paper's 8 %, a model of this size sees too little in 32 rows
-    c.organisms.parallel = 22
+    c.organisms.parallel = 12
     c.organisms.optimizer.lr = 3e-3
     c.sft.optimizer.lr = 1e-3
     c.sft.organisms_per_step, c.sft.per_slot, c.sft.length = 16, 1, 48
