@@ -235,8 +235,20 @@ T = TypeVar("T")
 
 
 def parse_config(config: Mapping[str, Any]) -> RunConfig:
-    """ConfigDict or mapping -> RunConfig. Raises ConfigError naming an unknown key or a value of a wrong type."""
-    return _parse(RunConfig, config, "config")
+    """ConfigDict or mapping -> RunConfig. Raises ConfigError naming an unknown key, a value of a wrong type, or a batch
+    that the mesh does not divide.
+    """
+    parsed = _parse(RunConfig, config, "config")
+    fsdp = parsed.mesh.fsdp
+    for axis, size in dataclasses.asdict(parsed.mesh).items():
+        if size < 1:
+            raise ConfigError(f"config.mesh.{axis}={size} must be at least 1")
+    for stage, count in (("sft", parsed.sft.organisms_per_step), ("dpo", parsed.dpo.organisms_per_step)):
+        if count % fsdp:
+            raise ConfigError(
+                f"config.{stage}.organisms_per_step={count} must be a multiple of config.mesh.fsdp={fsdp}"
+            )
+    return parsed
 
 
 def _parse(cls: type[T], values: Mapping[str, Any], where: str) -> T:

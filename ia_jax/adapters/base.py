@@ -3,11 +3,12 @@
 from dataclasses import dataclass
 from pathlib import Path
 
-from ia_jax.models import weights
 from ia_jax.models.config import ModelConfig
+from ia_jax.models.sources import EMBEDDED, open_source
+from ia_jax.models.weights import fingerprint
 
 # Under which a base that ia_jax knows by a shorter name is published, for `base_model_name_or_path`.
-PUBLISHED = {weights.EMBEDDED: "HuggingFaceTB/SmolLM2-135M-Instruct"}
+PUBLISHED = {EMBEDDED: "HuggingFaceTB/SmolLM2-135M-Instruct"}
 # By a part of the public name. An adapter is a derivative, so its card says what the base allows.
 LICENCES = {
     "smollm2": "Apache-2.0",
@@ -31,21 +32,8 @@ def identify(name: str | Path, revision: str | None = None) -> Identity:
 
     Reads its configuration and a few rows of every tensor. Raises ConfigError for what `load_model` would refuse.
     """
-    source, config = open_source(name, revision)
-    table = weights.gguf_name_table if isinstance(source, weights.GgufSource) else weights.hf_name_table
-    return Identity(config, str(name), weights.fingerprint(config, source, table(config)))
-
-
-def open_source(
-    name: str | Path, revision: str | None = None
-) -> tuple[weights.GgufSource | weights.SafetensorsSource, ModelConfig]:
-    """The stored tensors of a base (downloaded, if it is a hub id) and its configuration."""
-    path = weights.embedded_checkpoint() if str(name) == weights.EMBEDDED else Path(name).expanduser()
-    if path.suffix == ".gguf":
-        source = weights.GgufSource(path)
-        return source, source.config()
-    directory = path if path.is_dir() else weights._download(str(name), revision)
-    return weights.SafetensorsSource(directory), weights.read_hf_config(directory)
+    source = open_source(name, revision)
+    return Identity(source.config, str(name), fingerprint(source))
 
 
 def published_name(name: str) -> str:

@@ -7,11 +7,11 @@ from pathlib import Path
 
 import numpy as np
 
-from ia_jax.adapters.base import open_source
 from ia_jax.adapters.lora import Adapter
 from ia_jax.adapters.record import host_leaves, nest
 from ia_jax.errors import ConfigError
-from ia_jax.models.weights import DTYPES, SafetensorsSource, hf_name_table
+from ia_jax.models.sources import SafetensorsSource, open_source
+from ia_jax.models.weights import DTYPES, name_table
 
 SHARD_BYTES = 2 << 30
 _WEIGHTS = (".safetensors", ".bin", ".pt", ".pth", ".gguf", ".index.json")
@@ -31,7 +31,7 @@ def write_merged(
     """
     from safetensors.numpy import save_file
 
-    source, config = open_source(base)
+    source = open_source(base)
     if not isinstance(source, SafetensorsSource):
         raise ConfigError(f"{base}: merging needs the base as safetensors; give its Hugging Face directory or hub id")
     path = Path(directory)
@@ -46,12 +46,12 @@ def write_merged(
         shards.append(list(shard))
         shard.clear()
 
-    for (leaf, layer), (name, _) in hf_name_table(config).items():
+    for (leaf, layer), (name, _) in name_table(source).items():
         weight = source.read(name, (slice(None),) * len(source.shapes[name]))
         for tree in trees if layer is not None else []:
             if leaf[-1] in tree:
                 a, b = tree[leaf[-1]]["a"], tree[leaf[-1]]["b"]
-                if (b.shape[-1], a.shape[-2]) != weight.shape or a.shape[0] != config.num_hidden_layers:
+                if (b.shape[-1], a.shape[-2]) != weight.shape or a.shape[0] != source.config.num_hidden_layers:
                     raise ConfigError(f"an adapter's {leaf[-1]} does not fit {name} {weight.shape} of {base}")
                 weight = weight.astype(np.float32) + (a[layer].astype(np.float32) @ b[layer].astype(np.float32)).T
         weight = np.ascontiguousarray(weight.astype(DTYPES[dtype]))

@@ -37,6 +37,8 @@ def render(
     system: str = "default",
 ) -> str:
     """The chat as text. `system` other than "default" is prepended as the system message of a chat that has none."""
+    if not tokenizer.chat_template:
+        raise ConfigError(f"{tokenizer.name_or_path}: the tokenizer has no chat template; choose an instruct model")
     chat = _checked(messages, system)
     text = tokenizer.apply_chat_template(
         chat,

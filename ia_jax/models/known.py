@@ -54,7 +54,7 @@ def architecture(name: str) -> ModelConfig:
     """The architecture of a model by name: from the table, a checkpoint directory, a GGUF file or the hub."""
     if name in KNOWN:
         return KNOWN[name]
-    from ia_jax.models.weights import read_architecture
+    from ia_jax.models.sources import read_architecture
 
     try:
         return read_architecture(name)

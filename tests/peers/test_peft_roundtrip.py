@@ -17,7 +17,7 @@ from ia_jax.adapters.peft import concat_ranks, export_peft, import_peft
 from ia_jax.errors import ConfigError
 from ia_jax.models.config import ModelConfig
 from ia_jax.models.transformer import forward_jit
-from ia_jax.models.weights import read_safetensors
+from ia_jax.models.weights import read_weights
 
 pytestmark = pytest.mark.filterwarnings("ignore::Warning:peft", "ignore::Warning:transformers")
 CONFIG = ModelConfig("llama", 64, 32, 48, 4, 4, 2, 8, 1e-5, 1e4)
@@ -187,7 +187,7 @@ def test_logits_of_organism_ia_and_both_are_ours(tmp_path):
         for name, weight in model.named_parameters():
             weight.normal_(std=0.2 if "norm" not in name else 0.1).add_(1.0 if "norm" in name else 0.0)
     model.save_pretrained(tmp_path / "base")
-    config, params = read_safetensors(tmp_path / "base")
+    config, params = read_weights(tmp_path / "base")
     base = Base(config)
     pair = [
         jax.tree.map(lambda x: 0.2 * x, random_adapter(s, r, t))

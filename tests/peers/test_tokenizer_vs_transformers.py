@@ -19,15 +19,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from ia_jax.models.weights import (
-    embedded_checkpoint,
-    gguf_tokenizer,
-    hf_name_table,
-    read_gguf,
-    read_safetensors,
-    to_hf_tensors,
-    unpermute,
-)
+from ia_jax.models.sources import embedded_checkpoint, open_source, unpermute
+from ia_jax.models.weights import hf_name_table, read_weights, to_hf_tensors
 
 torch = pytest.importorskip("torch")
 transformers = pytest.importorskip("transformers")
@@ -76,7 +69,7 @@ def checkpoint() -> Path:
 
 @pytest.fixture(scope="module")
 def ours(checkpoint):
-    return gguf_tokenizer(checkpoint)
+    return open_source(checkpoint).tokenizer()
 
 
 @pytest.fixture(scope="module")
@@ -163,7 +156,7 @@ def test_gguf_weights_equal_transformers(checkpoint):
     model = transformers.AutoModelForCausalLM.from_pretrained(
         str(checkpoint.parent), gguf_file=checkpoint.name, dtype=torch.float32
     )
-    cfg, params = read_gguf(checkpoint)
+    cfg, params = read_weights(checkpoint)
     theirs = {name: value.numpy() for name, value in model.state_dict().items()}
     theirs.pop("lm_head.weight")
     ours = dict(to_hf_tensors(cfg, params))
@@ -238,7 +231,7 @@ def test_hf_checkpoints_that_transformers_writes(case, dtype, shards, tmp_path):
             weight.normal_()
     model.save_pretrained(tmp_path, max_shard_size=shards)
     assert (tmp_path / "model.safetensors.index.json").exists() == (shards == "20KB")
-    cfg, params = read_safetensors(tmp_path, dtype)
+    cfg, params = read_weights(tmp_path, dtype)
 
     for field in ("vocab_size", "hidden_size", "intermediate_size", "num_hidden_layers", "num_attention_heads"):
         assert getattr(cfg, field) == getattr(config, field)
