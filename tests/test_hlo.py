@@ -45,7 +45,7 @@ ENTRY %main (p0: bf16[4,8]) -> bf16[4,8] {
 
 
 def found():
-    named = collectives(PROGRAM, lambda op, dtype, shape: f"{op} of {dtype}")
+    named = collectives(PROGRAM, lambda op, dtype, shape, group: f"{op} of {dtype}")
     return {(c.op, c.shape): c for c in named}
 
 

@@ -12,6 +12,7 @@ OPS = ("all-gather", "all-reduce", "reduce-scatter", "all-to-all", "collective-p
 _BITS = {"pred": 8, "s4": 4, "u4": 4, "bf16": 16, "f16": 16, "f32": 32, "f64": 64}
 
 Shape = tuple[int, ...]
+Namer = Callable[[str, str, Shape, int], str]  # (op, dtype, shape, group) -> what a collective carries
 
 
 @dataclass(frozen=True)
@@ -35,10 +36,10 @@ class Collective:
         return self.bytes * self.count * passes
 
 
-def collectives(text: str, what: Callable[[str, str, Shape], str], unknown_trips: int = 1) -> list[Collective]:
+def collectives(text: str, what: Namer, unknown_trips: int = 1) -> list[Collective]:
     """All collectives that a step runs, equal ones added up, most bytes first.
 
-    what(op, dtype, shape) names the content. A loop whose length is not a constant runs `unknown_trips` times.
+    A loop whose length is not a constant runs `unknown_trips` times.
     """
     computations = _computations(text)
     entry = next((name for name in computations if name.startswith("ENTRY ")), None)
@@ -104,7 +105,7 @@ _LINE = re.compile(rf"= (\(.*?\)|\S+) ({'|'.join(OPS)})(-start)?\(")
 _TYPE = re.compile(r"(\w+)\[([\d,]*)\]")
 
 
-def _collective(line: str, scatter: bool, what: Callable[[str, str, Shape], str]) -> Iterator[tuple]:
+def _collective(line: str, scatter: bool, what: Namer) -> Iterator[tuple]:
     match = _LINE.search(line)
     if not match:
         return
@@ -118,7 +119,7 @@ def _collective(line: str, scatter: bool, what: Callable[[str, str, Shape], str]
         size = math.prod(shape) * _BITS.get(dtype, int((re.search(r"\d+", dtype) or ["32"])[0])) // 8
         if op == "reduce-scatter" and not scatter:
             size *= group
-        yield op, size, group, what(op, dtype, shape), f"{dtype}[{','.join(map(str, shape))}]"
+        yield op, size, group, what(op, dtype, shape, group), f"{dtype}[{','.join(map(str, shape))}]"
 
 
 def _group_size(line: str) -> int:
