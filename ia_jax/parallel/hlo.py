@@ -87,7 +87,7 @@ def _executed(
             condition = re.search(r"\bcondition=%?([\w.\-]+)", line)
             trips = _trips(line, computations.get(condition[1], ()) if condition else (), unknown_trips)
             yield from _executed(computations, called[1], times * trips, unknown_trips)
-        for group in re.findall(r"\b(?:calls|branch_computations)=\{?(%?[\w.\-]+(?:, %?[\w.\-]+)*)", line):
+        for group in _CALLED.findall(line):
             for one in group.split(", "):
                 yield from _executed(computations, one.removeprefix("%"), times, unknown_trips)
 
@@ -101,6 +101,10 @@ def _trips(line: str, condition: Sequence[str], unknown: int) -> int:
     return int(constants[0]) if len(constants) == 1 else unknown
 
 
+_CALLED = re.compile(
+    r"\b(?:calls|branch_computations|true_computation|false_computation)="
+    r"\{?(%?[\w.\-]+(?:, %?[\w.\-]+(?![\w.\-=]))*)"
+)
 _LINE = re.compile(rf"= (\(.*?\)|\S+) ({'|'.join(OPS)})(-start)?\(")
 _TYPE = re.compile(r"(\w+)\[([\d,]*)\]")
 
