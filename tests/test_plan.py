@@ -5,8 +5,10 @@ import json
 import math
 import os
 import resource
+import signal
 import subprocess
 import sys
+import threading
 from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
@@ -22,7 +24,7 @@ from ia_jax.errors import ConfigError, IAError
 from ia_jax.models.known import KNOWN
 from ia_jax.models.transformer import abstract_params
 from ia_jax.parallel import plan, search
-from ia_jax.parallel.chips import CHIPS, Work, chip_of, layer_parameters, step_flops, step_hbm_bytes
+from ia_jax.parallel.chips import CHIPS, Work, chip_of, layer_parameters, step_flops, step_hbm_bytes, step_ici_bytes
 from ia_jax.parallel.mesh import make_mesh
 from ia_jax.recipes import load_config
 from ia_jax.training import introspection
@@ -82,6 +84,17 @@ def test_a_70b_step_by_hand():
     assert executed - needed == pytest.approx(matrices, rel=0.05)
     assert needed == pytest.approx(2 * matrices, rel=0.1)
     assert step_hbm_bytes(cfg, lora, work, 32, 2) > 5 * 80 * 855_638_016  # half of each: three reads, two gathers, bf16
+
+
+def test_bytes_between_chips_are_as_compiled():
+    """docs/plan.md's two programs, whose collectives `plan` read: 0.81 and 0.582 s."""
+    for name, organisms, (fsdp, tp), links, compiled in (
+        ("meta-llama/Llama-3.3-70B-Instruct", 32, (32, 2), (500e9, 100e9), 0.810),
+        ("Qwen/Qwen3-14B", 8, (8, 2), (100e9, 50e9), 0.582),
+    ):
+        work = Work(organisms, 2, 2048, 4096, adapters=2, trained=1, remat="full")
+        received = step_ici_bytes(KNOWN[name], work, fsdp, tp)
+        assert sum(b / s for b, s in zip(received, links, strict=True)) == pytest.approx(compiled, rel=0.02)
 
 
 def test_remat_recomputes_what_it_says():
@@ -145,7 +158,8 @@ def test_chip_hours_add_up():
     config = load_config(str(ROOT / "configs" / "llama33_70b.py"))
     report = {"topology": "v5p:4x4x4", "chips": 64, "stage": "sft", "predicted_step_s": 1.8}
     report |= {"mesh": {"fsdp": 32, "tp": 2}, "remat": "full"}
-    hours = plan._chip_hours(config, KNOWN[config.model.name], report, 0)
+    speed = {32: 500e9, 2: 100e9}
+    hours = plan._chip_hours(config, KNOWN[config.model.name], report, speed, 0)
     assert hours["sft"] == pytest.approx(plan.steps_of(config, "sft") * 1.8 * 64 / 3600, abs=1e-3)
     assert hours["total"] == pytest.approx(sum(hours[s] for s in plan.STAGES), abs=5e-3)
     # A step of organisms costs a little less than one of sft, as it has one adapter in place of two.
@@ -159,7 +173,8 @@ class Search:
         self.asked, self.said = [], []
         self.fits, self.seconds, self.interrupt_at = fits, seconds, interrupt_at
         monkeypatch.setattr(search, "plan", self.plan)
-        monkeypatch.setattr(search, "devices_of", lambda topology: range(16))
+        monkeypatch.setattr(search, "devices_of", lambda topology: torus(4, 4, shape=16))
+        monkeypatch.setattr(search, "make_mesh", lambda *shape: SimpleNamespace(devices=shape[2].reshape(shape[:2])))
 
     def plan(self, config, topology, stage, shape):
         if len(self.asked) == self.interrupt_at:
@@ -203,6 +218,20 @@ def test_work_can_be_interrupted_and_its_errors_arrive():
     assert search.interruptible(lambda: 7) == 7
     with pytest.raises(ConfigError, match="no"):
         search.interruptible(lambda: (_ for _ in ()).throw(ConfigError("no")))
+
+
+def test_ctrl_c_is_heard_while_the_compiler_runs():
+    finish, finished = threading.Event(), threading.Event()
+
+    def compiling():
+        signal.raise_signal(signal.SIGINT)  # Python hears it in its main thread, whichever raised it
+        finish.wait(60)
+        finished.set()
+
+    with pytest.raises(KeyboardInterrupt):
+        search.interruptible(compiling)
+    assert not finished.is_set()
+    finish.set()
 
 
 def test_unknown_stage():

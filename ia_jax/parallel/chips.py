@@ -111,6 +111,19 @@ def step_flops(cfg: ModelConfig, lora: LoraConfig, work: Work) -> tuple[float, f
     return needed, needed + recomputed
 
 
+def step_ici_bytes(cfg: ModelConfig, work: Work, fsdp: int, tp: int) -> tuple[float, float]:
+    """Bytes that a chip receives along `fsdp` (gathers of bf16 weights) and along `tp` (sums of fp32 hidden states).
+
+    What a program really sends, `plan` reads from it; these are docs/plan.md's formulas, for what is not compiled.
+    """
+    layers, matrices = cfg.num_hidden_layers, cfg.num_hidden_layers * layer_parameters(cfg)
+    gathered = (2 * work.gathers * matrices + 2 * cfg.vocab_size * cfg.hidden_size) / tp * (fsdp - 1) / fsdp
+    # After o and down; of them one again, where the layer is recomputed; backward before q, k, v and gate, up.
+    sums = 2 if not work.backward else 5 if work.remat == "full" else 4
+    summed = sums * layers * 4 * work.tokens / fsdp * cfg.hidden_size * 2 * (tp - 1) / tp
+    return gathered, summed
+
+
 def step_hbm_bytes(cfg: ModelConfig, lora: LoraConfig, work: Work, fsdp: int, tp: int) -> float:
     """An estimate of the bytes that one chip moves to and from HBM in a step (bf16 weights and activations).
 

@@ -28,7 +28,7 @@ from ia_jax.models.known import architecture
 from ia_jax.models.replies import ROWS_AT_ONCE
 from ia_jax.models.sampling import PROMPT_BUCKET, decode
 from ia_jax.models.transformer import WeightSpec, abstract_params, weight_specs
-from ia_jax.parallel.chips import GIB, Chip, Work, chip_of, step_flops, step_hbm_bytes
+from ia_jax.parallel.chips import GIB, Chip, Work, chip_of, step_flops, step_hbm_bytes, step_ici_bytes
 from ia_jax.parallel.hlo import Namer, collectives
 from ia_jax.parallel.mesh import RULES, make_mesh
 from ia_jax.training import introspection, organisms
@@ -69,6 +69,7 @@ def plan(
         )
     mesh = make_mesh(shape.fsdp, shape.tp, devices)
     work = work_of(config, stage, shape)
+    length = _prompt_length(config) if stage == "sample" else work.length
     lora = (config.organisms if stage == "organisms" else config.sft).lora.lora()
     report: dict[str, Any] = {
         "topology": topology,
@@ -76,7 +77,7 @@ def plan(
         "stage": stage,
         "model": config.model.name,
         "mesh": {"fsdp": shape.fsdp, "tp": shape.tp},
-        "batch": {"organisms": work.organisms, "rows": work.rows, "length": work.length},
+        "batch": {"organisms": work.organisms, "rows": work.rows, "length": length},
         "remat": shape.remat,
     }
     start = time.monotonic()
@@ -112,7 +113,7 @@ def plan(
         ici_s /= config.eval.max_new_tokens
     report |= roofline(cfg, lora, work, shape, chip, ici_s)
     steps = steps_of(config, stage, demonstration_tokens)
-    report |= {"steps": steps, "chip_hours": _chip_hours(config, cfg, report, demonstration_tokens)}
+    report |= {"steps": steps, "chip_hours": _chip_hours(config, cfg, report, speed, demonstration_tokens)}
     return report | {"peaks": f"{chip.source} (bf16 {chip.flops / 1e12:.0f} TFLOP/s)", "compile_s": round(seconds, 1)}
 
 
@@ -311,13 +312,19 @@ def bandwidths(grid: np.ndarray, chip: Chip) -> dict[int, float]:
     return out
 
 
+def ici_by_hand(cfg: ModelConfig, work: Work, shape: Shape, speed: dict[int, float]) -> float:
+    """Seconds of a step's collectives without a compiled program. speed: `bandwidths` of the mesh."""
+    gathered, summed = step_ici_bytes(cfg, work, shape.fsdp, shape.tp)
+    return gathered / speed[shape.fsdp] + summed / speed[shape.tp]
+
+
 def roofline(
     cfg: ModelConfig,
     lora: LoraConfig,
     work: Work,
     shape: Shape,
     chip: Chip,
-    ici_s: float = 0.0,
+    ici_s: float,
 ) -> dict[str, Any]:
     """Lower bounds of a step's time, each as if the other two were free and hidden behind it. ici_s: that of ICI."""
     chips = shape.fsdp * shape.tp
@@ -365,13 +372,19 @@ def steps_of(config: RunConfig, stage: str, demonstration_tokens: int = 0) -> in
     return sampled * p.max_new_tokens + 3 * waves * math.ceil(e.questions / rows) * e.max_new_tokens
 
 
-def _chip_hours(config: RunConfig, cfg: ModelConfig, report: dict[str, Any], demonstration_tokens: int) -> dict:
-    """Chip-hours of each stage, at least: this one's predicted step, and of the others what compute and HBM allow."""
-    mesh, chip, hours = report["mesh"], chip_of(report["topology"]), {}
+def _chip_hours(
+    config: RunConfig, cfg: ModelConfig, report: dict[str, Any], speed: dict[int, float], demonstration_tokens: int
+) -> dict[str, float]:
+    """Chip-hours of each stage, at least: this one's predicted step, and the other's by hand."""
+    mesh, chip = report["mesh"], chip_of(report["topology"])
+    hours: dict[str, float] = {}
     for stage in STAGES:
         shape = replace(default_shape(config, stage), fsdp=mesh["fsdp"], tp=mesh["tp"], remat=report["remat"])
         lora = (config.organisms if stage == "organisms" else config.sft).lora.lora()
-        step = report if stage == report["stage"] else roofline(cfg, lora, work_of(config, stage, shape), shape, chip)
+        step = report
+        if stage != report["stage"]:
+            work = work_of(config, stage, shape)
+            step = roofline(cfg, lora, work, shape, chip, ici_by_hand(cfg, work, shape, speed))
         steps = steps_of(config, stage, demonstration_tokens)
         hours[stage] = steps * step["predicted_step_s"] * report["chips"] / 3600
     return {**{s: round(h, 3) for s, h in hours.items()}, "total": round(sum(hours.values()), 3)}
@@ -386,8 +399,9 @@ def as_text(report: dict[str, Any]) -> str:
     """The report as a page of text."""
     mesh, batch = report["mesh"], report["batch"]
     title = f"{report['model']}, {report['stage']} on {report['topology']}: {report['chips']} chips, "
-    title += f"fsdp {mesh['fsdp']} x tp {mesh['tp']}, {batch['organisms']} organisms x {batch['rows']} rows x "
-    title += f"{batch['length']} tokens, remat {report['remat']}"
+    title += f"fsdp {mesh['fsdp']} x tp {mesh['tp']}, {batch['organisms']} organisms x {batch['rows']} "
+    title += f"{'prompts' if report['stage'] == 'sample' else 'rows'} x {batch['length']} tokens, "
+    title += f"remat {report['remat']}"
     if "reason" in report:
         return f"{title}\ndoes not fit {report['capacity_gib']} GiB a chip: {report['reason']}"
     what = "token" if report["stage"] == "sample" else "step"

@@ -12,7 +12,18 @@ from ia_jax.errors import ConfigError
 from ia_jax.models.known import architecture
 from ia_jax.models.transformer import REMAT_POLICIES
 from ia_jax.parallel.chips import chip_of
-from ia_jax.parallel.plan import Shape, default_shape, devices_of, organisms_at_once, plan, roofline, work_of
+from ia_jax.parallel.mesh import make_mesh
+from ia_jax.parallel.plan import (
+    Shape,
+    bandwidths,
+    default_shape,
+    devices_of,
+    ici_by_hand,
+    organisms_at_once,
+    plan,
+    roofline,
+    work_of,
+)
 
 T = TypeVar("T")
 
@@ -59,8 +70,9 @@ def search(
 
 
 def _candidates(config: RunConfig, topology: str, stage: str) -> list[tuple[float, Shape]]:
-    """(tokens/s that the roofline allows, shape), fastest first. Collectives are not known before compiling."""
-    chips, cfg, lora = len(devices_of(topology)), architecture(config.model.name), config.sft.lora.lora()
+    """(tokens/s that the roofline by hand allows, shape), fastest first."""
+    chip, devices = chip_of(topology), devices_of(topology)
+    chips, cfg, lora = len(devices), architecture(config.model.name), config.sft.lora.lora()
     organisms, rows = organisms_at_once(config, stage), default_shape(config, stage).rows
     choices = (1,), ("none",)  # a run settles the rows of a generation batch itself
     if stage != "sample":
@@ -70,8 +82,9 @@ def _candidates(config: RunConfig, topology: str, stage: str) -> list[tuple[floa
         shape = Shape(chips // tp, tp, times * rows, remat)
         if chips % tp or cfg.num_key_value_heads % tp or organisms % shape.fsdp or cfg.hidden_size % shape.fsdp:
             continue
-        work = work_of(config, stage, shape)
-        found.append((work.tokens / roofline(cfg, lora, work, shape, chip_of(topology))["predicted_step_s"], shape))
+        work, speed = work_of(config, stage, shape), bandwidths(make_mesh(shape.fsdp, tp, devices).devices, chip)
+        step = roofline(cfg, lora, work, shape, chip, ici_by_hand(cfg, work, shape, speed))
+        found.append((work.tokens / step["predicted_step_s"], shape))
     if not found:
         raise ConfigError(
             f"no mesh of {chips} chips divides {organisms} organisms and {cfg.num_key_value_heads} key heads; "
