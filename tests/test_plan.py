@@ -174,7 +174,7 @@ class Search:
         self.fits, self.seconds, self.interrupt_at = fits, seconds, interrupt_at
         monkeypatch.setattr(search, "plan", self.plan)
         monkeypatch.setattr(search, "devices_of", lambda topology: torus(4, 4, shape=16))
-        monkeypatch.setattr(search, "make_mesh", lambda *shape: SimpleNamespace(devices=shape[2].reshape(shape[:2])))
+        monkeypatch.setattr(search, "make_mesh", lambda f, t, devices: SimpleNamespace(devices=devices.reshape(f, t)))
 
     def plan(self, config, topology, stage, shape):
         if len(self.asked) == self.interrupt_at:

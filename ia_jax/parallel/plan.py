@@ -67,7 +67,7 @@ def plan(
             f"mesh fsdp={shape.fsdp} x tp={shape.tp} is {shape.fsdp * shape.tp} chips, {topology} has {len(devices)}; "
             f"set --config.mesh.fsdp={len(devices) // shape.tp}"
         )
-    mesh = make_mesh(shape.fsdp, shape.tp, devices)
+    mesh = make_mesh(shape.fsdp, shape.tp, devices=devices)
     work = work_of(config, stage, shape)
     length = _prompt_length(config) if stage == "sample" else work.length
     lora = (config.organisms if stage == "organisms" else config.sft).lora.lora()
