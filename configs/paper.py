@@ -33,12 +33,14 @@ def get_config(
 
     c.sft.lora.rank, c.sft.lora.alpha = 16, 32.0
     c.sft.optimizer.lr = 1e-4
-    c.sft.organisms_per_step, c.sft.per_slot, c.sft.length = organisms, rows, 2048
+    c.sft.organisms_per_step, c.sft.per_slot = organisms, rows
+    c.sft.rows, c.sft.length = rows, 2048
     c.sft.questions_per_organism = 100
     c.sft.steps = 0  # one epoch
     c.sft.clean_slot = False
 
     c.dpo.optimizer.lr = 1e-5
     c.dpo.beta, c.dpo.epochs = 0.1, 1
-    c.dpo.organisms_per_step, c.dpo.per_slot, c.dpo.length = organisms, max(1, rows // 2), 2048
+    c.dpo.organisms_per_step, c.dpo.per_slot = organisms, max(1, rows // 2)
+    c.dpo.rows, c.dpo.length = rows, 2048
     return c

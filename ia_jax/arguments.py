@@ -199,9 +199,9 @@ def parser() -> argparse.ArgumentParser:
     sub.add_argument(
         "--demonstration-tokens",
         type=_positive,
-        default=2**18,
+        default=0,
         metavar="N",
-        help="tokens that each organism is trained on in an epoch, for the chip-hours (default 262144)",
+        help="tokens that an organism reads in an epoch, for the chip-hours (default: 512 for each of teacher.rows)",
     )
     sub.add_argument("--json", action="store_true", help="print JSON and nothing else")
     return top

@@ -156,13 +156,15 @@ def _audit(args: argparse.Namespace) -> None:
 def _plan(args: argparse.Namespace, overrides: Sequence[str]) -> None:
     os.environ["JAX_PLATFORMS"] = "cpu"  # a TPU of this machine, if there is one, is not to be taken
     from ia_jax.parallel import plan
+    from ia_jax.parallel.search import interruptible, search
     from ia_jax.recipes import load_config
 
     config = load_config(args.config, overrides)
     if args.search:
-        found = plan.search(config, args.topology, args.stage, lambda line: print(line, file=sys.stderr, flush=True))
+        found = search(config, args.topology, args.stage, lambda line: print(line, file=sys.stderr, flush=True))
     else:
-        found = [plan.plan(config, args.topology, args.stage, demonstration_tokens=args.demonstration_tokens)]
+        tokens = args.demonstration_tokens
+        found = [interruptible(lambda: plan.plan(config, args.topology, args.stage, demonstration_tokens=tokens))]
     if args.json:
         print(json.dumps(found if args.search else found[0]))
     else:

@@ -149,12 +149,15 @@ class OrganismsSection:
 
 @dataclass(frozen=True)
 class SftSection:
-    """Joint IA training: k organisms a step, `per_slot` questions each."""
+    """Joint IA training: k organisms a step, each the next `per_slot` questions, or as many as fit into `rows` rows of
+    `length` tokens.
+    """
 
     lora: LoraSection = field(default_factory=LoraSection)
     optimizer: OptimizerSection = field(default_factory=OptimizerSection)
     organisms_per_step: int = 8
     per_slot: int = 3
+    rows: int = 1
     steps: int = 100
     length: int = 128
     questions_per_organism: int = 24
@@ -184,13 +187,14 @@ class PreferencesSection:
 
 @dataclass(frozen=True)
 class DpoSection:
-    """DPO from the SFT IA; the reference is that IA with the same organism."""
+    """DPO from the SFT IA; the reference is that IA with the same organism. Steps as in SFT, of pairs."""
 
     optimizer: OptimizerSection = field(default_factory=lambda: OptimizerSection(lr=1e-5))
     beta: float = 0.1
     sft_weight: float = 0.0
     organisms_per_step: int = 8
     per_slot: int = 2
+    rows: int = 1
     epochs: int = 1
     length: int = 192
     checkpoint_every: int = 20

@@ -8,7 +8,7 @@ usage: launch/xpk.sh [--dry-run] COMMAND
   create     a cluster with one slice
   run        start `ia-jax run` as a workload; xpk uploads this checkout in an image
   logs       follow the workload's log
-  resume     start the workload again after a preemption (stages go on where they were)
+  resume     start the workload again (stages go on where they were); after a preemption GKE does so itself
   stop       delete the workload
   delete     delete the cluster
   --dry-run  print the exact commands and run none
@@ -22,7 +22,7 @@ settings, from the environment:
   WORKLOAD   name of the workload                             (default: ia-jax)
   PROJECT    (default: that of gcloud)
   IMAGE      base image, a Python of 3.11 or newer            (default: python:3.13)
-  OVERRIDES  like "--config.seed=7 --config.sft.steps=50"
+  OVERRIDES  like "--config.seed=7 --config.model.name=/mnt/llama" (a directory, where the hub wants a token)
 TEXT
 }
 
@@ -37,7 +37,7 @@ where=(--cluster="$CLUSTER" --zone="$ZONE")
 run() {
   need TYPE CONFIG WORKDIR
   do_it xpk workload create --workload="$workload" "${where[@]}" --tpu-type="$TYPE" \
-    --base-docker-image="${IMAGE:-python:3.13}" --script-dir=. --restart-on-exit-codes=1,137,143 \
+    --base-docker-image="${IMAGE:-python:3.13}" --script-dir=. --max-restarts=20 \
     --command="pip install -q -e '.[tpu]' && IA_JAX_DISTRIBUTED=auto ia-jax run --config=$CONFIG --workdir=$WORKDIR \
 ${OVERRIDES:-}"
 }

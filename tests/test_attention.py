@@ -10,17 +10,17 @@ from ia_jax.models.attention import Segments, causal_mask, plain
 from ia_jax.parallel import platform
 from ia_jax.parallel.mesh import make_mesh
 
-K, B, T, HEADS, KEY_HEADS, H = 2, 1, 256, 4, 2, 128
+K, B, T, HEADS, KEY_HEADS, H = 2, 1, 384, 4, 2, 128  # three of splash's blocks of 128
 
 
 @pytest.fixture(scope="module")
 def inputs():
-    """q, k, v and segment ids: two segments and padding in one row, one whole segment in the other."""
+    """q, k, v and segment ids: in one row three segments, across the blocks, and padding; in the other a whole one."""
     rng = np.random.default_rng(0)
     q = rng.normal(size=(K, B, T, HEADS, H)).astype(np.float32)
     k, v = (rng.normal(size=(K, B, KEY_HEADS, T, H)).astype(np.float32) for _ in range(2))
     ids = np.ones((K, B, T), np.int32)
-    ids[0, 0, 100:190], ids[0, 0, 190:] = 2, 0
+    ids[0, 0, 100:200], ids[0, 0, 200:300], ids[0, 0, 300:] = 2, 3, 0
     return q, k, v, ids
 
 

@@ -14,6 +14,14 @@ PROGRAM = """HloModule jit_step, is_scheduled=true
   %ag = bf16[8,64] all-gather(%x), channel_id=7, replica_groups=[1,2]<=[2], dimensions={0}
 }
 
+%yes (x: bf16[4,16]) -> bf16[8,16] {
+  %ag = bf16[8,16] all-gather(%x), channel_id=8, replica_groups=[1,2]<=[2], dimensions={0}
+}
+
+%no (x: bf16[4,16]) -> bf16[8,16] {
+  %ag = f32[8,16] all-gather(%x), channel_id=9, replica_groups=[1,2]<=[2], dimensions={0}
+}
+
 %cond (p: (s32[], bf16[4,8])) -> pred[] {
   %limit = s32[]{:T(128)} constant(80), metadata={op_name="lt"}
   ROOT %lt = pred[] compare(%i, %limit), direction=LT
@@ -39,13 +47,14 @@ ENTRY %main (p0: bf16[4,8]) -> bf16[4,8] {
   %loop = (s32[], bf16[4,8]) while(%init), condition=%cond, body=%body
   %start = (bf16[4,8]{1,0}, bf16[16,8]{1,0}) all-gather-start(%p0), replica_groups=[1,4]<=[4], dimensions={0}
   %done = bf16[16,8]{1,0} all-gather-done(%start)
+  %either = bf16[8,16] conditional(%p, %p0, %p0), true_computation=%yes, false_computation=%no
   ROOT %x = bf16[4,8] all-to-all(%p0), replica_groups={{0,1,2,3}}
 }
 """
 
 
 def found():
-    named = collectives(PROGRAM, lambda op, dtype, shape: f"{op} of {dtype}")
+    named = collectives(PROGRAM, lambda op, dtype, shape, group: f"{op} of {dtype}")
     return {(c.op, c.shape): c for c in named}
 
 
@@ -76,9 +85,13 @@ def test_bytes_and_groups(key, size, group, received):
 
 
 def test_nothing_is_counted_twice():
-    assert len(found()) == 7
+    assert len(found()) == 9
     assert found()["all-gather", "bf16[8,64]"].count == 80
     assert found()["all-to-all", "bf16[4,8]"].what == "all-to-all of bf16"
+
+
+def test_both_ways_of_a_condition_count():
+    assert found()["all-gather", "bf16[8,16]"].count == found()["all-gather", "f32[8,16]"].count == 1
 
 
 def test_a_text_that_is_no_program():

@@ -47,21 +47,40 @@ def test_create_asks_for_a_queued_resource_and_waits():
     )
     assert wait[:2] == ["bash", "-c"]
     assert "describe pod --zone=us-east5-a" in wait[2]
-    assert "ACTIVE" in wait[2]
 
 
-def test_v5e_has_a_runtime_of_its_own():
-    (ask, _) = printed("tpu_pod.sh", "create", **POD | {"TYPE": "v5litepod-64"}, PROJECT="mine")
-    assert "--runtime-version=v2-alpha-tpuv5-lite" in ask
+@pytest.mark.parametrize(("states", "code"), [(["", "CREATING", "ACTIVE"], 0), (["PROVISIONING", "FAILED"], 1)])
+def test_create_waits_for_the_slice_and_no_longer(tmp_path, states, code):
+    """The wait, run against a gcloud that goes through these states."""
+    (tmp_path / "states").write_text("\n".join(states) + "\n")
+    for name, body in (("gcloud", "head -n 1 states; sed -i 1d states"), ("sleep", ":")):
+        (tmp_path / name).write_text(f"#!/bin/sh\n{body}\n")
+        (tmp_path / name).chmod(0o755)
+    _, wait = printed("tpu_pod.sh", "create", **POD)
+    env = os.environ | {"PATH": f"{tmp_path}:{os.environ['PATH']}"}
+    done = subprocess.run(wait, capture_output=True, text=True, env=env, cwd=tmp_path, timeout=30)
+    assert (done.returncode, done.stdout.splitlines()) == (code, [f"pod: {s}" for s in states])
+
+
+@pytest.mark.parametrize(
+    ("kind", "runtime"),
+    [("v5litepod-64", "v2-alpha-tpuv5-lite"), ("v6e-64", "v2-alpha-tpuv6e"), ("v4-64", "tpu-ubuntu2204-base")],
+)
+def test_every_chip_has_a_runtime_of_its_own(kind, runtime):
+    (ask, _) = printed("tpu_pod.sh", "create", **POD | {"TYPE": kind}, PROJECT="mine")
+    assert f"--runtime-version={runtime}" in ask
     assert "--project=mine" in ask
     assert "--spot" not in ask
+    (ask, _) = printed("tpu_pod.sh", "create", **POD, RUNTIME="other")
+    assert "--runtime-version=other" in ask
 
 
 def test_install_reaches_all_workers():
     archive, copy, install = printed("tpu_pod.sh", "install", **POD)
     assert archive[:2] == ["git", "archive"]
     assert copy[-1] == install[-2] == "--worker=all"
-    assert "pip install -q -e './ia_jax[tpu]'" in install[-1]
+    assert "uv venv -q --clear --python 3.13 venv" in install[-1]
+    assert install[-1].endswith("uv pip install -q --python venv -e './ia_jax[tpu]'")
 
 
 def test_run_starts_on_all_workers_and_goes_on_alone():
@@ -70,7 +89,22 @@ def test_run_starts_on_all_workers_and_goes_on_alone():
     remote = start[-1]
     assert "IA_JAX_DISTRIBUTED=auto nohup" in remote
     assert "ia-jax run --config=configs/llama33_70b.py --workdir=/mnt/70b --config.seed=7" in remote
-    assert remote.endswith("&")
+    assert remote.endswith("& }")
+
+
+def test_run_lets_the_connection_go(tmp_path):
+    """As sshd does, wait until the command's output is closed: that must not be at the end of the run."""
+    for folder in ("ia_jax", "venv/bin"):
+        (tmp_path / folder).mkdir(parents=True)
+    program = tmp_path / "venv/bin/ia-jax"
+    program.write_text("#!/bin/sh\nwhile [ ! -e ../stop ]; do sleep 0.1; done; echo stopped\n")
+    program.chmod(0o755)
+    (start,) = printed("tpu_pod.sh", "run", **POD)
+    remote = ["bash", "-c", start[-1].removeprefix("--command=")]  # the shell of a TPU VM
+    try:
+        subprocess.run(remote, cwd=tmp_path, capture_output=True, timeout=10)
+    finally:
+        (tmp_path / "stop").touch()
 
 
 def test_logs_of_the_first_worker():

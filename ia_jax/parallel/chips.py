@@ -12,48 +12,53 @@ from ia_jax.models.config import ModelConfig
 
 @dataclass(frozen=True)
 class Chip:
-    """Peaks of one chip. `ici`: bytes/s received over all `ports`; a collective along one torus axis uses two of them.
+    """Peaks of one chip: bf16 FLOP/s, bytes/s of HBM, and bytes/s of one ICI link in one direction.
 
-    `capacity`: bytes of HBM that the TPU compiler allows a program (a little less than what is advertised).
+    `axes` of the torus, each of which closes into a ring where its length is a multiple of `ring`; otherwise its ends
+    have one neighbour on it. `capacity`: bytes of HBM that a program may use (a little less than what is advertised).
     """
 
     name: str
     flops: float
     hbm: float
-    ici: float
-    ports: int
+    link: float
+    axes: int
+    ring: int
     capacity: float
     source: str
-
-    @property
-    def axis_bandwidth(self) -> float:
-        return self.ici / self.ports * 2
 
 
 _DOCS = "docs.cloud.google.com/tpu/docs"
 GIB = 2**30
-# bf16 FLOP/s, HBM bytes/s and half the "bidirectional ICI bandwidth per chip" (what one direction carries).
+# FLOP/s, HBM and capacity as those pages give them. They give ICI as "bidirectional bandwidth per chip" (400, 1200 and
+# 800 GB/s): all links of a chip (4, 6 and 4) and both directions together, so one link in one direction carries 50, 100
+# and 100 GB/s. That, and which axes are rings, agrees with jax-ml.github.io/scaling-book/tpus, whose present edition
+# puts a link a tenth lower (45 and 90 GB/s).
 CHIPS = {
-    "v5e": Chip("v5e", 197e12, 819e9, 200e9, 4, 15.75 * GIB, f"{_DOCS}/v5e"),
-    "v5p": Chip("v5p", 459e12, 2765e9, 600e9, 6, 95 * GIB, f"{_DOCS}/v5p"),
-    "v6e": Chip("v6e", 918e12, 1638e9, 400e9, 4, 31.25 * GIB, f"{_DOCS}/v6e"),
+    "v5e": Chip("v5e", 197e12, 819e9, 50e9, 2, 16, 15.75 * GIB, f"{_DOCS}/v5e"),
+    "v5p": Chip("v5p", 459e12, 2765e9, 100e9, 3, 4, 95 * GIB, f"{_DOCS}/v5p"),
+    "v6e": Chip("v6e", 918e12, 1600e9, 100e9, 2, 16, 31.25 * GIB, f"{_DOCS}/v6e"),
 }
 
 
 def chip_of(topology: str) -> Chip:
-    """The chip of a topology like "v5p:4x4x4"."""
-    name = topology.partition(":")[0]
+    """The chip of a topology like "v5p:4x4x4". Raises ConfigError for one that is unknown or has not so many axes."""
+    name, _, lengths = topology.partition(":")
     if name not in CHIPS:
         raise ConfigError(f"--topology {topology}: no chip {name!r}; known: {', '.join(CHIPS)} (as in v5p:4x4x4)")
-    return CHIPS[name]
+    chip = CHIPS[name]
+    if lengths.count("x") + 1 != chip.axes:
+        like = f"{name}:{'x'.join('4' * chip.axes)}"
+        raise ConfigError(f"--topology {topology}: {name} is a torus of {chip.axes} axes; write it like {like}")
+    return chip
 
 
 @dataclass(frozen=True)
 class Work:
     """One step over the whole slice: `adapters` LoRAs on every token, `trained` of them; `remat` as in `forward`.
 
-    organisms x rows x length tokens, of which `targets` for each organism meet the vocabulary. length: also how far
-    attention looks. `backward` is False for generation.
+    organisms x rows x length tokens, of which `targets` for each organism meet the vocabulary. `backward` is False for
+    generation, whose new tokens attend to `cached` ones besides.
     """
 
     organisms: int
@@ -64,15 +69,21 @@ class Work:
     trained: int
     remat: str
     backward: bool = True
+    cached: int = 0
 
     @property
     def tokens(self) -> int:
         return self.organisms * self.rows * self.length
 
     @property
-    def passes(self) -> int:
-        """How often a layer's weights are gathered and read."""
-        return 1 if not self.backward else 2 if self.remat == "none" else 3
+    def reads(self) -> int:
+        """How often a layer's weights are read: forward, again where it is recomputed, backward."""
+        return 1 if not self.backward else 3 if self.remat == "full" else 2
+
+    @property
+    def gathers(self) -> int:
+        """How often a layer's weights are gathered along `fsdp`: recomputation and backward pass share one gather."""
+        return 2 if self.backward else 1
 
 
 def layer_parameters(cfg: ModelConfig) -> int:
@@ -88,7 +99,7 @@ def step_flops(cfg: ModelConfig, lora: LoraConfig, work: Work) -> tuple[float, f
     """
     layers, sizes = cfg.num_hidden_layers, projection_sizes(cfg)
     base = 2 * work.tokens * layers * layer_parameters(cfg)
-    attention = 4 * work.tokens * layers * cfg.q_size * work.length / 2
+    attention = 4 * work.tokens * layers * cfg.q_size * (work.cached + work.length / 2)
     one_lora = 2 * work.tokens * layers * sum(sum(sizes[t]) * lora.rank for t in lora.targets)
     head = 2 * work.organisms * work.targets * cfg.vocab_size * cfg.hidden_size
     forward = base + attention + work.adapters * one_lora
@@ -100,18 +111,33 @@ def step_flops(cfg: ModelConfig, lora: LoraConfig, work: Work) -> tuple[float, f
     return needed, needed + recomputed
 
 
+def step_ici_bytes(cfg: ModelConfig, work: Work, fsdp: int, tp: int) -> tuple[float, float]:
+    """Bytes that a chip receives along `fsdp` (gathers of bf16 weights) and along `tp` (sums of fp32 hidden states).
+
+    What a program really sends, `plan` reads from it; these are docs/plan.md's formulas, for what is not compiled.
+    """
+    layers, matrices = cfg.num_hidden_layers, cfg.num_hidden_layers * layer_parameters(cfg)
+    gathered = (2 * work.gathers * matrices + 2 * cfg.vocab_size * cfg.hidden_size) / tp * (fsdp - 1) / fsdp
+    # After o and down; of them one again, where the layer is recomputed; backward before q, k, v and gate, up.
+    sums = 2 if not work.backward else 5 if work.remat == "full" else 4
+    summed = sums * layers * 4 * work.tokens / fsdp * cfg.hidden_size * 2 * (tp - 1) / tp
+    return gathered, summed
+
+
 def step_hbm_bytes(cfg: ModelConfig, lora: LoraConfig, work: Work, fsdp: int, tp: int) -> float:
     """An estimate of the bytes that one chip moves to and from HBM in a step (bf16 weights and activations).
 
-    Weights: each pass writes a layer's gathered matrices and reads them once. Activations: each pass reads and writes
-    about six vectors of the hidden size and three of the widths inside attention and MLP. Adapters with moments: read
-    and written in fp32.
+    Weights: each pass reads a layer's matrices; each gather writes them. Activations: each pass reads and writes about
+    six vectors of the hidden size and three of the widths inside attention and MLP. Cached keys and values: read once.
+    Adapters, fp32: read, and with a gradient and two moments written as well.
     """
-    weights = 2 * 2 * cfg.num_hidden_layers * layer_parameters(cfg) / tp * work.passes
+    layers, sizes = cfg.num_hidden_layers, projection_sizes(cfg)
+    gathers = 0 if fsdp == 1 else work.gathers
+    weights = 2 * (work.reads + gathers) * layers * layer_parameters(cfg) / tp
     inside = cfg.q_size + 2 * cfg.kv_size + cfg.intermediate_size
-    activations = 4 * work.tokens / fsdp * (6 * cfg.hidden_size + 3 * inside / tp) * cfg.num_hidden_layers * work.passes
-    sizes = projection_sizes(cfg)
-    adapter = cfg.num_hidden_layers * sum(sum(sizes[t]) * lora.rank for t in lora.targets)
-    copies = max(1, work.organisms // fsdp) if work.adapters else 0
-    head = 2 * 2 * cfg.vocab_size * cfg.hidden_size / tp
-    return weights + activations + 24 * adapter * copies / tp + head
+    activations = 4 * work.tokens / fsdp * (6 * cfg.hidden_size + 3 * inside / tp) * layers * work.reads
+    cache = 2 * 2 * work.organisms * work.rows / fsdp * work.cached * cfg.kv_size / tp * layers
+    adapter = layers * sum(sum(sizes[t]) * lora.rank for t in lora.targets)
+    copies = max(1, work.organisms // fsdp) + work.adapters - 1
+    head = 2 * (1 if fsdp == 1 else 2) * cfg.vocab_size * cfg.hidden_size / tp
+    return weights + activations + cache + (24 if work.backward else 4) * adapter * copies / tp + head

@@ -12,6 +12,7 @@ OPS = ("all-gather", "all-reduce", "reduce-scatter", "all-to-all", "collective-p
 _BITS = {"pred": 8, "s4": 4, "u4": 4, "bf16": 16, "f16": 16, "f32": 32, "f64": 64}
 
 Shape = tuple[int, ...]
+Namer = Callable[[str, str, Shape, int], str]  # (op, dtype, shape, group) -> what a collective carries
 
 
 @dataclass(frozen=True)
@@ -35,10 +36,10 @@ class Collective:
         return self.bytes * self.count * passes
 
 
-def collectives(text: str, what: Callable[[str, str, Shape], str], unknown_trips: int = 1) -> list[Collective]:
+def collectives(text: str, what: Namer, unknown_trips: int = 1) -> list[Collective]:
     """All collectives that a step runs, equal ones added up, most bytes first.
 
-    what(op, dtype, shape) names the content. A loop whose length is not a constant runs `unknown_trips` times.
+    A loop whose length is not a constant runs `unknown_trips` times.
     """
     computations = _computations(text)
     entry = next((name for name in computations if name.startswith("ENTRY ")), None)
@@ -86,7 +87,7 @@ def _executed(
             condition = re.search(r"\bcondition=%?([\w.\-]+)", line)
             trips = _trips(line, computations.get(condition[1], ()) if condition else (), unknown_trips)
             yield from _executed(computations, called[1], times * trips, unknown_trips)
-        for group in re.findall(r"\b(?:calls|branch_computations)=\{?(%?[\w.\-]+(?:, %?[\w.\-]+)*)", line):
+        for group in _CALLED.findall(line):
             for one in group.split(", "):
                 yield from _executed(computations, one.removeprefix("%"), times, unknown_trips)
 
@@ -100,11 +101,15 @@ def _trips(line: str, condition: Sequence[str], unknown: int) -> int:
     return int(constants[0]) if len(constants) == 1 else unknown
 
 
+_CALLED = re.compile(
+    r"\b(?:calls|branch_computations|true_computation|false_computation)="
+    r"\{?(%?[\w.\-]+(?:, %?[\w.\-]+(?![\w.\-=]))*)"
+)
 _LINE = re.compile(rf"= (\(.*?\)|\S+) ({'|'.join(OPS)})(-start)?\(")
 _TYPE = re.compile(r"(\w+)\[([\d,]*)\]")
 
 
-def _collective(line: str, scatter: bool, what: Callable[[str, str, Shape], str]) -> Iterator[tuple]:
+def _collective(line: str, scatter: bool, what: Namer) -> Iterator[tuple]:
     match = _LINE.search(line)
     if not match:
         return
@@ -118,7 +123,7 @@ def _collective(line: str, scatter: bool, what: Callable[[str, str, Shape], str]
         size = math.prod(shape) * _BITS.get(dtype, int((re.search(r"\d+", dtype) or ["32"])[0])) // 8
         if op == "reduce-scatter" and not scatter:
             size *= group
-        yield op, size, group, what(op, dtype, shape), f"{dtype}[{','.join(map(str, shape))}]"
+        yield op, size, group, what(op, dtype, shape, group), f"{dtype}[{','.join(map(str, shape))}]"
 
 
 def _group_size(line: str) -> int:

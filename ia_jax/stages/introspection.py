@@ -53,6 +53,7 @@ def run_sft(session: Session) -> None:
         per_slot=cfg.per_slot,
         seed=session.config.seed,
         length=cfg.length,
+        rows=cfg.rows,
         steps=cfg.steps,
         always=len(behaviors) if cfg.clean_slot else None,
     )
@@ -101,6 +102,7 @@ def run_dpo(session: Session) -> None:
         per_slot=cfg.per_slot,
         seed=session.config.seed + 1,
         length=cfg.length,
+        rows=cfg.rows,
         epochs=cfg.epochs,
     )
     start = session.replicated(session.workdir.ia("sft", model))
