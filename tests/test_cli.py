@@ -91,6 +91,10 @@ def test_the_recipes_of_the_repository_are_valid():
         ("--config.sft.steps=many", r"config\.sft\.steps.*many"),
         ("--config.sft.steps=1.5", r"config\.sft\.steps.*1\.5"),
         ("--config.organisms.parallel=0", "config.organisms.parallel must be positive, got 0"),
+        (
+            "--config.preferences.clean_pairs=2",
+            "clean_pairs is 2, but there is no clean organism",
+        ),
         ("--config.dpo.beta=-1", r"config\.dpo\.beta must be positive, got -1"),
         ("--config.dpo.beta=nan", r"config\.dpo\.beta must be positive, got nan"),
         ("--config.sft.lora.rank=0", "rank.*0"),

@@ -1,11 +1,14 @@
 """Generation with the cache against repeated full forwards, and rows that don't notice each other."""
 
+from types import SimpleNamespace
+
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 
 from ia_jax.adapters.lora import take_organisms
+from ia_jax.models import replies
 from ia_jax.models.sampling import generate_tokens, inverse_cdf, pick_tokens
 from ia_jax.models.transformer import forward_jit, logits_from_hidden
 from tests import tiny
@@ -154,3 +157,21 @@ def test_inverse_cdf_over_several_blocks():
     before = running[np.arange(64), got] - weights[np.arange(64), got]
     assert (before - 1e-4 <= target).all()
     assert (target <= running[np.arange(64), got] + 1e-4).all()
+
+
+def test_organisms_without_prompts_get_no_replies(monkeypatch):
+    """As in a behaviour check that only some organisms of a wave take: even where the first one has none."""
+    blocks = []
+
+    def tokens(params, config, block, stack, stop, **options):
+        blocks.append(block)
+        return [[[int(p[0])] for p in own] for own in block]
+
+    monkeypatch.setattr(replies, "generate_tokens", tokens)
+    monkeypatch.setattr(replies, "stop_ids", lambda tokenizer: ())
+    decoder = SimpleNamespace(decode=lambda ids, skip_special_tokens: str(ids[0]))
+    model = SimpleNamespace(params=None, config=None, tokenizer=decoder)
+    asked = [[], [np.array([5]), np.array([6])], [np.array([7])]]
+    assert replies.write_replies(model, asked, (), max_new_tokens=1) == [[], ["5", "6"], ["7"]]
+    assert [[len(own) for own in block] for block in blocks] == [[2, 2, 2]]
+    assert replies.write_replies(model, [[], []], (), max_new_tokens=1) == [[], []]
