@@ -6,6 +6,7 @@ import subprocess
 import sys
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 
 import jax
 import jax.numpy as jnp
@@ -17,7 +18,16 @@ from ia_jax.errors import ConfigError, IAError
 from ia_jax.models.known import KNOWN
 from ia_jax.models.transformer import abstract_params
 from ia_jax.parallel import plan
-from ia_jax.parallel.chips import CHIPS, Work, chip_of, layer_parameters, step_flops, step_hbm_bytes
+from ia_jax.parallel.chips import (
+    CHIPS,
+    Work,
+    chip_of,
+    layer_parameters,
+    peak_flops,
+    step_flops,
+    step_hbm_bytes,
+    training_flops,
+)
 from ia_jax.parallel.mesh import make_mesh
 from ia_jax.recipes import load_config
 from ia_jax.training import introspection
@@ -90,6 +100,33 @@ def test_chips_are_known_by_the_topologys_name():
     assert CHIPS["v5p"].axis_bandwidth == pytest.approx(200e9)
     with pytest.raises(ConfigError, match=r"no chip 'v9'; known: v5e, v5p, v6e"):
         chip_of("v9:2x2")
+
+
+@pytest.mark.parametrize(("kind", "flops"), [("TPU v5 lite", 197e12), ("TPU v5", 459e12), ("cpu", None)])
+def test_the_peak_of_the_devices_in_use(monkeypatch, kind, flops):
+    monkeypatch.setattr(jax, "devices", lambda: [SimpleNamespace(device_kind=kind)])
+    assert peak_flops() == flops
+    monkeypatch.undo()
+    with jax.set_mesh(make_mesh(4, 2)):
+        monkeypatch.setattr(jax, "devices", lambda: [SimpleNamespace(device_kind=kind)])
+        assert peak_flops() == (flops and 8 * flops)
+
+
+@pytest.mark.libtpu
+@pytest.mark.parametrize("name", CHIPS)
+def test_chips_are_known_by_what_jax_calls_them(name):
+    device = plan._devices(f"{name}:2x2x1" if name == "v5p" else f"{name}:2x2")[0]
+    assert device.device_kind in CHIPS[name].kinds
+
+
+def test_training_flops_count_each_adapter_by_its_own_rank():
+    """By hand: a token meets a LoRA's two factors forward and for its input, and again where it is trained."""
+    cfg = tiny.TINY
+    one, two = (training_flops(cfg, 8, [LoraConfig(r, 1.0, ("q",))], []) for r in (1, 2))
+    assert two["tokens"] - one["tokens"] == 2 * 2 * 2 * (32 + 32)  # layers, forward and back, multiply and add
+    trained = training_flops(cfg, 8, [LoraConfig(1, 1.0, ("q",))], [LoraConfig(1, 1.0, ("q",))])
+    assert trained["tokens"] - one["tokens"] == 2 * 2 * (32 + 32)
+    assert one["supervised_tokens"] == 2 * 2 * 64 * 32
 
 
 def test_unknown_stage():

@@ -3,7 +3,10 @@
 docs/plan.md does the same sums by hand.
 """
 
+from collections.abc import Sequence
 from dataclasses import dataclass
+
+import jax
 
 from ia_jax.adapters.lora import LoraConfig, projection_sizes
 from ia_jax.errors import ConfigError
@@ -14,10 +17,12 @@ from ia_jax.models.config import ModelConfig
 class Chip:
     """Peaks of one chip. `ici`: bytes/s received over all `ports`; a collective along one torus axis uses two of them.
 
+    `kinds`: what JAX calls it (`Device.device_kind`).
     `capacity`: bytes of HBM that the TPU compiler allows a program (a little less than what is advertised).
     """
 
     name: str
+    kinds: tuple[str, ...]
     flops: float
     hbm: float
     ici: float
@@ -34,9 +39,9 @@ _DOCS = "docs.cloud.google.com/tpu/docs"
 GIB = 2**30
 # bf16 FLOP/s, HBM bytes/s and half the "bidirectional ICI bandwidth per chip" (what one direction carries).
 CHIPS = {
-    "v5e": Chip("v5e", 197e12, 819e9, 200e9, 4, 15.75 * GIB, f"{_DOCS}/v5e"),
-    "v5p": Chip("v5p", 459e12, 2765e9, 600e9, 6, 95 * GIB, f"{_DOCS}/v5p"),
-    "v6e": Chip("v6e", 918e12, 1638e9, 400e9, 4, 31.25 * GIB, f"{_DOCS}/v6e"),
+    "v5e": Chip("v5e", ("TPU v5 lite", "TPU v5e"), 197e12, 819e9, 200e9, 4, 15.75 * GIB, f"{_DOCS}/v5e"),
+    "v5p": Chip("v5p", ("TPU v5", "TPU v5p"), 459e12, 2765e9, 600e9, 6, 95 * GIB, f"{_DOCS}/v5p"),
+    "v6e": Chip("v6e", ("TPU v6 lite", "TPU v6e"), 918e12, 1638e9, 400e9, 4, 31.25 * GIB, f"{_DOCS}/v6e"),
 }
 
 
@@ -46,6 +51,13 @@ def chip_of(topology: str) -> Chip:
     if name not in CHIPS:
         raise ConfigError(f"--topology {topology}: no chip {name!r}; known: {', '.join(CHIPS)} (as in v5p:4x4x4)")
     return CHIPS[name]
+
+
+def peak_flops() -> float | None:
+    """bf16 FLOP/s of all devices of the mesh that is set (of one, where none is); None if the peak is not known."""
+    kind = jax.devices()[0].device_kind
+    chip = next((c for c in CHIPS.values() if kind in c.kinds), None)
+    return chip.flops * max(1, jax.sharding.get_mesh().size) if chip else None
 
 
 @dataclass(frozen=True)
@@ -80,22 +92,39 @@ def layer_parameters(cfg: ModelConfig) -> int:
     return sum(i * o for i, o in projection_sizes(cfg).values())
 
 
+def training_flops(
+    cfg: ModelConfig, length: int, stack: Sequence[LoraConfig], trained: Sequence[LoraConfig]
+) -> dict[str, float]:
+    """FLOPs that the mathematics of a training step needs for each of its `tokens` and `supervised_tokens`.
+
+    stack: all adapters on a token; `trained`: those of them that get gradients. length: of a row, as in `step_flops`.
+    """
+    base, attention, loras = _forward_flops(cfg, length, stack)
+    forward = base + attention + loras
+    backward = base + 2 * attention + loras + _forward_flops(cfg, length, trained)[2]
+    return {"tokens": forward + backward, "supervised_tokens": 4 * cfg.vocab_size * cfg.hidden_size}
+
+
+def _forward_flops(cfg: ModelConfig, length: int, stack: Sequence[LoraConfig]) -> tuple[float, float, float]:
+    """Of one token: base matrices, attention over half of its row, adapters."""
+    layers, sizes = cfg.num_hidden_layers, projection_sizes(cfg)
+    loras = sum(sum(sizes[t]) * lora.rank for lora in stack for t in lora.targets)
+    return 2 * layers * layer_parameters(cfg), 4 * layers * cfg.q_size * length / 2, 2 * layers * loras
+
+
 def step_flops(cfg: ModelConfig, lora: LoraConfig, work: Work) -> tuple[float, float]:
     """FLOPs of a step on all chips: (what the mathematics needs, what is executed with recomputation).
 
     A multiply and an add count as two. The base is frozen: its backward pass has one product for each of the forward,
     not two. Attention is counted as causal over whole rows, so packed rows cost less than this.
     """
-    layers, sizes = cfg.num_hidden_layers, projection_sizes(cfg)
-    base = 2 * work.tokens * layers * layer_parameters(cfg)
-    attention = 4 * work.tokens * layers * cfg.q_size * work.length / 2
-    one_lora = 2 * work.tokens * layers * sum(sum(sizes[t]) * lora.rank for t in lora.targets)
+    base, attention, one_lora = (work.tokens * x for x in _forward_flops(cfg, work.length, [lora]))
     head = 2 * work.organisms * work.targets * cfg.vocab_size * cfg.hidden_size
     forward = base + attention + work.adapters * one_lora
     if not work.backward:
         return forward + head, forward + head
-    backward = base + 2 * attention + (work.adapters + work.trained) * one_lora
-    needed = forward + backward + 2 * head
+    each = training_flops(cfg, work.length, [lora] * work.adapters, [lora] * work.trained)
+    needed = work.tokens * each["tokens"] + work.organisms * work.targets * each["supervised_tokens"]
     recomputed = {"none": 0.0, "dots": attention, "full": forward}[work.remat]
     return needed, needed + recomputed
 
