@@ -1,18 +1,22 @@
 """Hundreds of synthetic adapters of SmolLM2's shapes: save, ls, verify, and stream all of them through joint IA steps.
 
-    python benchmarks/many_adapters.py --count=700 --directory=/tmp/adapters [--resident] [--json]
+    python benchmarks/many_adapters.py --directory=/tmp/adapters                       # 700 adapters, 14 GB
+    python benchmarks/many_adapters.py --directory=/tmp/adapters --only-stream --count=32
 
-Prints seconds of each part and the peak host memory of the streaming process. The memory of a run with 32 is the
-comparison: it should be about the same. --resident keeps all adapters on the host instead, as far as they fit.
+Prints the seconds of each part and the peak memory of the streaming process, which the second command is to compare
+with. Blocks of streamed steps alternate with blocks of the same steps over a stack that is on the device already, so
+that `stream_cost`, the median over pairs of blocks, means something on a busy machine too.
 """
 
 import argparse
 import json
-import resource
 import subprocess
 import sys
 import time
+from collections.abc import Iterable
+from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import jax
 import numpy as np
@@ -22,7 +26,7 @@ from ia_jax.adapters.base import identify
 from ia_jax.adapters.lora import PROJECTIONS, LoraConfig, init_lora, lora_shapes
 from ia_jax.adapters.record import AdapterMetadata
 from ia_jax.adapters.store import is_complete, save_adapters
-from ia_jax.adapters.stream import CACHE_BYTES, AdapterStream
+from ia_jax.adapters.stream import AdapterStream
 from ia_jax.config import OptimizerSection, RunConfig
 from ia_jax.data.batches import build_batch, dataset, plan_joint
 from ia_jax.models.chat import ChatExample
@@ -30,6 +34,8 @@ from ia_jax.workdir import Workdir, start_workdir
 
 LORA = LoraConfig(16, 32.0)
 PER_STEP, TOKENS = 8, 128
+BLOCK, AHEAD = 11, 2
+EDGE = AHEAD  # at the ends of a block the read-ahead is filling or idle: those steps are not timed
 
 
 def names(count: int) -> list[str]:
@@ -58,8 +64,8 @@ def save(run: Workdir, count: int) -> None:
     save_adapters(items())
 
 
-def stream(run: Workdir, count: int, resident: bool, steps: int) -> dict[str, float]:
-    """One epoch (or `steps`) of joint steps in which every adapter has one row of `TOKENS` tokens."""
+def stream(run: Workdir, count: int) -> dict[str, float]:
+    """One epoch of joint steps in which every adapter has one row of `TOKENS` tokens."""
     from ia_jax.models.weights import load_model
     from ia_jax.training.introspection import init_state, sft_step
 
@@ -68,49 +74,68 @@ def stream(run: Workdir, count: int, resident: bool, steps: int) -> dict[str, fl
     mask = np.arange(TOKENS) >= TOKENS // 2
     units = [[(ChatExample(rng.integers(1, 49152, TOKENS).astype(np.int32), mask),)] for _ in range(count)]
     plan = plan_joint(units, organisms_per_step=PER_STEP, per_slot=1, seed=0, length=TOKENS)
-    organisms = AdapterStream(
-        [run.organism_dir(n) for n in names(count)],
-        model,
-        jax.device_put,
-        cache_bytes=1 << 40 if resident else CACHE_BYTES,
-    )
-    if resident:
-        for i in range(count):
-            organisms.take([i])
+    organisms = AdapterStream([run.organism_dir(n) for n in names(count)], model, jax.device_put)
     optimizer = OptimizerSection()
-    state = init_state(init_lora(jax.random.key(0), model.config, LORA), len(plan.steps), LORA, optimizer)
+    state = init_state(init_lora(jax.random.key(0), model.config, LORA), 2 * len(plan.steps), LORA, optimizer)
+    resident = organisms.take(range(PER_STEP))
+    reading: list[float] = []
 
-    def make(step):
-        return organisms.take([s.organism for s in step]), build_batch(step, plan, units)
+    def streamed(step: Any) -> Any:
+        began = time.monotonic()
+        stack = organisms.take([s.organism for s in step])
+        reading.append(time.monotonic() - began)
+        return stack, build_batch(step, plan, units)
 
-    clocks = []
-    for n, (stack, batch) in enumerate(dataset(plan, make, 2)):
-        state, metrics = sft_step(model.params, state, stack, batch, cfg=model.config, lora=LORA, optimizer=optimizer)
-        loss = float(metrics["loss"])
-        clocks.append(time.monotonic())
-        if not np.isfinite(loss) or n + 1 == steps:
-            break
-    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20
-    return {
-        "steps": len(clocks),
-        "step_s_median": float(np.median(np.diff(clocks[1:]))),  # without the first, which compiles
-        "peak_host_gib": peak,
-    }
+    def timed(items: Iterable[Any]) -> list[float]:
+        """Seconds of each step, reading included; the state goes on."""
+        nonlocal state
+        clocks = [time.monotonic()]
+        for stack, batch in items:
+            state, metrics = sft_step(
+                model.params, state, stack, batch, cfg=model.config, lora=LORA, optimizer=optimizer
+            )
+            if not np.isfinite(float(metrics["loss"])):
+                raise SystemExit(f"the loss is {metrics['loss']}")
+            clocks.append(time.monotonic())
+        return np.diff(clocks).tolist()
+
+    timed([(resident, build_batch(plan.steps[0], plan, units))] * 2)  # compiles
+    pairs = []
+    for first in range(0, len(plan.steps), BLOCK):
+        block = replace(plan, steps=plan.steps[first : first + BLOCK])
+        ours = timed(dataset(block, streamed, AHEAD))
+        theirs = timed(dataset(block, lambda step: (resident, build_batch(step, plan, units)), AHEAD))
+        if len(ours) == BLOCK:
+            pairs.append((np.mean(ours[EDGE:-EDGE]), np.mean(theirs[EDGE:-EDGE])))
+        print(f"{first + len(ours)} of {len(plan.steps)} steps", file=sys.stderr, flush=True)
+    result = {"steps": float(len(plan.steps)), "read_s_a_step": float(np.median(reading)), "peak_gib": peak_gib()}
+    if pairs:
+        result |= {
+            "streamed_step_s": float(np.median([a for a, _ in pairs])),
+            "resident_step_s": float(np.median([b for _, b in pairs])),
+            "stream_cost": float(np.median([a / b for a, b in pairs]) - 1),
+            "stream_cost_min": float(min(a / b for a, b in pairs) - 1),
+            "stream_cost_max": float(max(a / b for a, b in pairs) - 1),
+        }
+    return result
+
+
+def peak_gib() -> float:
+    """Peak resident memory of this process (ru_maxrss would count the parent's before exec)."""
+    return int(Path("/proc/self/status").read_text().split("VmHWM:")[1].split()[0]) / 2**20
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--count", type=int, default=700)
-    parser.add_argument("--steps", type=int, default=0, help="stop streaming after so many (default: all)")
     parser.add_argument("--directory", type=Path, required=True, help="where the adapters go; they are kept")
-    parser.add_argument("--resident", action="store_true", help="all adapters on the host, for comparison")
     parser.add_argument("--only-stream", action="store_true", help="the adapters are there already")
     parser.add_argument("--json", action="store_true")
     args = parser.parse_args()
     run = start_workdir(args.directory, RunConfig())
     result: dict[str, float] = {"count": args.count}
     if args.only_stream:
-        result |= stream(run, args.count, args.resident, args.steps)
+        result |= stream(run, args.count)
     else:
         parts = {
             "save_s": lambda: save(run, args.count),
@@ -121,10 +146,11 @@ def main() -> None:
             start = time.monotonic()
             part()
             result[name] = round(time.monotonic() - start, 1)
+            print(f"{name} {result[name]}", file=sys.stderr, flush=True)
         # A process of its own, so that its peak memory is its own.
         command = [sys.executable, __file__, "--only-stream", "--json", f"--count={args.count}"]
-        command += [f"--directory={args.directory}", f"--steps={args.steps}", *["--resident"] * args.resident]
-        result |= json.loads(subprocess.run(command, check=True, capture_output=True, text=True).stdout)
+        command += [f"--directory={args.directory}"]
+        result |= json.loads(subprocess.run(command, check=True, stdout=subprocess.PIPE, text=True).stdout)
     print(json.dumps(result) if args.json else "\n".join(f"{k:>16}  {v:.6g}" for k, v in result.items()))
 
 

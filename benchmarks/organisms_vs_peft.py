@@ -105,7 +105,7 @@ def time_organisms(session: Session, units: list[list[Unit]], args: argparse.Nam
     total = session.on_organisms(jnp.full(k, len(full), jnp.int32))
     state = organisms.init_state(keys, total, model.config, ORGANISM, OPTIMIZER)
     step = organisms.organisms_step
-    static: dict[str, Any] = {"cfg": model.config, "lora": ORGANISM, "optimizer": OPTIMIZER}
+    static: dict[str, Any] = {"cfg": model.config, "optimizer": OPTIMIZER}
     state, _ = step(model.params, state, batches[0], **static)
     jax.block_until_ready(state)
     began = time.perf_counter()

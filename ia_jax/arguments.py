@@ -114,7 +114,11 @@ def parser() -> argparse.ArgumentParser:
     )
     sub.add_argument("--workdir", metavar="DIR", required=True, help="a workdir with a trained IA")
     sub.add_argument(
-        "--adapter", metavar="DIR", required=True, help="a PEFT directory or hub id, or an adapter directory of ia_jax"
+        "--adapter",
+        metavar="DIR",
+        required=True,
+        action="append",
+        help="a PEFT directory or hub id, or an adapter directory of ia_jax; again for each that is applied with it",
     )
     sub.add_argument("--questions", type=_positive, default=8, metavar="N", help="how many, up to 32 (default 8)")
     sub.add_argument(

@@ -160,6 +160,7 @@ def test_a_missing_pair_does_not_count(params, organisms, pairs):
     reference[1] = 0
     _, metrics = dpo(params, organisms, idle(pairs, {1}), reference)
     assert metrics["dpo_loss"] == pytest.approx(np.mean([x[0] for x in losses]), rel=1e-5)
+    np.testing.assert_allclose(metrics["per_organism"], [losses[0][0], np.nan, losses[1][0]], rtol=1e-5)
     assert metrics["accuracy"] == pytest.approx(np.mean([x[2] for x in losses]))
 
 

@@ -3,6 +3,7 @@
 import os
 import random
 import shutil
+import signal
 import subprocess
 import sys
 import time
@@ -16,16 +17,39 @@ from ia_jax.workdir import open_workdir
 
 ROOT = Path(__file__).parents[1]
 KILLS = 20
-CODE = "import sys; from ia_jax import cli; sys.exit(cli.main([sys.argv[1], '--workdir=' + sys.argv[2]]))"
+# The stage as it is, but for one thing: it fails if it trains a wave of which an organism is stored already.
+CODE = """
+import sys
+from ia_jax import cli
+from ia_jax.adapters.store import is_complete
+from ia_jax.stages import organisms
+
+train, step, wave_now = organisms._train, organisms.organisms_step, []
+
+
+def watched_train(session, wave, *rest):
+    wave_now[:] = [session.workdir.organism_dir(b.name) for b in wave.behaviors]
+    return train(session, wave, *rest)
+
+
+def watched_step(*args, **kwargs):
+    assert not any(map(is_complete, wave_now)), "a finished organism is trained again"
+    return step(*args, **kwargs)
+
+
+organisms._train, organisms.organisms_step = watched_train, watched_step
+sys.exit(cli.main([sys.argv[1], "--workdir=" + sys.argv[2]]))
+"""
 pytestmark = pytest.mark.slow
 
 
 def newest(directory):
-    return max((p.stat().st_mtime_ns for p in directory.rglob("*") if p.exists()), default=0)
+    return max((p.stat().st_mtime_ns for p in directory.rglob("*") if p.name != ".lock" and p.exists()), default=0)
 
 
 def killed(stage, workdir, rng):
-    """A stage in a process of its own, killed up to 3 s after it first wrote something; whether it was, or had ended.
+    """A stage in a process of its own, killed up to 3 s after it first wrote something; whether it was, or had ended
+    well before.
 
     Files may vanish between being listed and looked at; then the clock below just starts later.
     """
@@ -41,7 +65,16 @@ def killed(stage, workdir, rng):
                 started = started or time.monotonic()
             if started and time.monotonic() - started > wait:
                 run.kill()
-        return run.returncode != 0
+    assert run.returncode in (0, -signal.SIGKILL)
+    return run.returncode != 0
+
+
+def trace(stage, run):
+    """What a kill left on disk, for those who run this with -s."""
+    stored = sum(is_complete(run.organism_dir(n)) for n in run.behaviors)
+    states = [p for p in (run.path / "organisms_state", run.ia_dir(stage) / "state") if p.is_dir()]
+    steps = [str(p.relative_to(run.path)) for d in states for p in d.rglob("*") if p.name.split(".")[0].isdigit()]
+    print(f"{stage}: {stored} organisms stored, checkpoints {sorted(steps)}", flush=True)
 
 
 def test_twenty_random_kills(finished, tmp_path):
@@ -57,12 +90,15 @@ def test_twenty_random_kills(finished, tmp_path):
             while not cli.is_done(run, stage):
                 if kills < KILLS:
                     kills += killed(stage, copy, rng)
+                    trace(stage, run)
                 else:
                     assert cli.main([stage, f"--workdir={copy}"]) == 0
                 now = {n: m.created for n, m in list_adapters(run.organisms_dir).items()}
                 assert {n: now.get(n) for n in stored} == stored  # none is trained again
                 assert all(verify_adapter(run.organism_dir(n)) == [] for n in now.keys() - stored.keys())
                 stored = now
+                ias = [run.ia_dir(s) / "adapter" for s in ("sft", "dpo")]
+                assert all(verify_adapter(ia) == [] for ia in ias if is_complete(ia))
         for name in run.behaviors:
             assert read_metadata(run.organism_dir(name)).content_hash == (
                 read_metadata(whole.organism_dir(name)).content_hash

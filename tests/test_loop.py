@@ -5,6 +5,7 @@ import os
 import shutil
 import signal
 from pathlib import Path
+from types import SimpleNamespace
 
 import grain
 import jax
@@ -16,6 +17,7 @@ from orbax.checkpoint import v1 as ocp
 from ia_jax.config import OptimizerSection
 from ia_jax.data.batches import build_batch, dataset, plan_joint
 from ia_jax.errors import CheckpointError, IAError, Preempted
+from ia_jax.training import recorder as recorder_module
 from ia_jax.training.introspection import init_state, sft_step
 from ia_jax.training.loop import fit
 from ia_jax.training.recorder import Recorder, spread
@@ -292,6 +294,18 @@ def test_rates_and_memory_go_to_tensorboard_alone(tmp_path, capfd):
         assert tag in board
     assert {k for line in curves(tmp_path).splitlines() for k in json.loads(line)} == {"stage", "step", "loss"}
     assert capfd.readouterr().err == ""  # no progress bar where nobody sees it
+
+
+@pytest.mark.parametrize("peak", [None, 1e6])
+def test_utilisation_is_told_where_the_peak_is_known(tmp_path, monkeypatch, peak):
+    told = {}
+    monkeypatch.setattr(recorder_module, "peak_flops", lambda: peak)
+    monkeypatch.setattr(recorder_module, "time", SimpleNamespace(monotonic=iter([10.0, 14.0]).__next__))
+    monkeypatch.setattr(Recorder, "board", SimpleNamespace(add_scalar=lambda name, x, step: told.update({name: x})))
+    with Recorder(tmp_path, "toy", flops={"tokens": 1000.0, "supervised_tokens": 500.0}) as recorder:
+        recorder.write(1, {}, {"tokens": 2000.0, "supervised_tokens": 800.0})
+    assert (told["speed/tokens_per_s"], told["speed/supervised_tokens_per_s"]) == (500.0, 200.0)
+    assert told.get("speed/mfu") == (0.6 if peak else None)  # (2000 * 1000 + 800 * 500) / 4 s / 1e6
 
 
 def test_a_spread_leaves_out_who_read_nothing():

@@ -110,7 +110,7 @@ def run_organisms(params, put):
         put(jax.random.split(jax.random.key(0), K)), put(jnp.full(K, 3, jnp.int32)), CFG, LORA, OPTIMIZER
     )
     for batch in tiny.batches(K)[:2]:
-        state, metrics = organisms.organisms_step(params, state, put(batch), cfg=CFG, lora=LORA, optimizer=OPTIMIZER)
+        state, metrics = organisms.organisms_step(params, state, put(batch), cfg=CFG, optimizer=OPTIMIZER)
     return state, metrics
 
 

@@ -299,6 +299,19 @@ def test_files_that_are_not_there_or_broken(tmp_path):
         import_peft("org/absent", Base())  # tests are offline
 
 
+def test_a_hub_id_is_fetched_at_its_revision(tmp_path, monkeypatch):
+    asked = []
+
+    def download(repo, **options):
+        asked.append((repo, options["revision"], set(options["allow_patterns"])))
+        return str(tmp_path)
+
+    monkeypatch.setattr("huggingface_hub.snapshot_download", download)
+    write(tmp_path, factors(QV))
+    assert same_bits(import_peft("org/adapter", Base(), "0a1b2c"), import_peft(tmp_path, Base()))
+    assert asked == [("org/adapter", "0a1b2c", {"adapter_config.json", "adapter_model.safetensors"})]
+
+
 @pytest.mark.parametrize("organisms", [(), (2,)])
 def test_concat_ranks_is_the_sum(organisms):
     x, y = adapter(0, 4, ("q", "v")), adapter(1, 2, ("v", "down"))

@@ -11,8 +11,13 @@ from pathlib import Path
 import pytest
 
 from ia_jax import cli, open_workdir
+from ia_jax.adapters.lora import LoraConfig
+from ia_jax.adapters.peft import export_peft
 from ia_jax.adapters.store import is_complete, read_metadata
 from ia_jax.data.transcripts import read_jsonl
+from ia_jax.models.weights import load_model
+from ia_jax.stages.ask import plain
+from tests import tiny
 
 ROOT = Path(__file__).parent.parent
 
@@ -95,20 +100,22 @@ def test_report_is_written_again_when_asked(finished, tmp_path, capsys):
     assert f"report: {copy / 'report.html'}" in capsys.readouterr().out
 
 
-@pytest.mark.parametrize("kind", ["orbax", "orbax parent", "peft"])
+@pytest.mark.parametrize("kind", ["orbax", "orbax parent", "peft", "peft + orbax"])
 def test_audit(finished, tmp_path, capsys, kind):
     run = open_workdir(finished)
     name = run.named("heldout")[0]
-    adapter = {"orbax": run.organism_dir(name), "orbax parent": run.ia_dir("sft"), "peft": tmp_path / "peft"}[kind]
-    if kind == "peft":
+    adapter = {"orbax": run.organism_dir(name), "orbax parent": run.ia_dir("sft")}.get(kind, tmp_path / "peft")
+    if kind.startswith("peft"):
         assert cli.main(["export-peft", str(run.organism_dir(name)), str(adapter)]) == 0
         capsys.readouterr()
     before = times(finished)
     command = ["audit", f"--workdir={finished}", f"--adapter={adapter}", "--questions=2", "--samples=1"]
+    if kind == "peft + orbax":  # applied together
+        command.append(f"--adapter={run.organism_dir(run.named('heldout')[1])}")
     assert cli.main([*command, "--json"]) == 0
     result = json.loads(capsys.readouterr().out)
     assert (result["questions"], result["reports"], result["ia"]) == (2, 4, "dpo")
-    assert result["adapter_format"] == kind.split()[0]
+    assert result["adapter_format"] == kind.removesuffix(" parent")
     assert sum(c["count"] for c in result["claims"]) == result["reports_with_claim"]
     assert cli.main(command) == 0
     assert result["verdict"] in capsys.readouterr().out
@@ -124,6 +131,31 @@ def test_peft_round_trip_through_the_command_line(finished, tmp_path, capsys):
     for file in ("adapter_config.json", "adapter_model.safetensors"):
         assert (tmp_path / "peft" / file).read_bytes() == (run.ia_dir("dpo") / "peft" / file).read_bytes()
     assert "rank 2" in capsys.readouterr().out
+
+
+def test_adapters_imported_from_peft_go_through_the_stages(finished, tmp_path, capsys):
+    """Three ranks on different targets, none trained here: one padded stack, in which each is what it is alone."""
+    copy = part_of(finished, tmp_path / "w", "config.json", "behaviors.jsonl")
+    run, model = open_workdir(copy), load_model(open_workdir(copy).config.model.name)
+    loras = [LoraConfig(1, 2.0), LoraConfig(3, 3.0, ("q", "down")), LoraConfig(5, 5.0, ("v", "o", "up"))]
+    for i, name in enumerate(run.behaviors):
+        adapter = tiny.adapter(i, model.config, loras[i % 3])
+        export_peft(adapter, tmp_path / name, model, loras[i % 3])
+        assert cli.main(["import-peft", str(tmp_path / name), str(run.organism_dir(name))]) == 0
+    stored = times(copy / "organisms")
+    for stage in ("organisms", "sft", "eval"):
+        assert cli.main([stage, f"--workdir={copy}"]) == 0
+    assert times(copy / "organisms") == stored
+    capsys.readouterr()
+    reports = {(r["organism"], r["condition"], r["question"]): r["report"] for r in run.reports}
+    question = run.reports[0]["question"]
+    told = [reports[n, "organism+ia", question] for n in run.named("heldout")]
+    assert len(set(told)) > 2
+    for name, report in zip(run.named("heldout")[:3], told, strict=False):
+        command = ["ask", f"--workdir={copy}", f"--organism={name}", "--max-new-tokens=8", question]
+        assert cli.main(command) == 0
+        assert capsys.readouterr().out.rpartition("\ntruth: ")[0] == plain(report)
+        assert cli.main(["audit", f"--workdir={copy}", f"--adapter={tmp_path / name}", "--questions=1"]) == 0
 
 
 def test_ask(finished, capsys):

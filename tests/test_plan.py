@@ -24,7 +24,17 @@ from ia_jax.errors import ConfigError, IAError
 from ia_jax.models.known import KNOWN
 from ia_jax.models.transformer import abstract_params
 from ia_jax.parallel import plan, search
-from ia_jax.parallel.chips import CHIPS, Work, chip_of, layer_parameters, step_flops, step_hbm_bytes, step_ici_bytes
+from ia_jax.parallel.chips import (
+    CHIPS,
+    Work,
+    chip_of,
+    layer_parameters,
+    peak_flops,
+    step_flops,
+    step_hbm_bytes,
+    step_ici_bytes,
+    training_flops,
+)
 from ia_jax.parallel.mesh import make_mesh
 from ia_jax.recipes import load_config
 from ia_jax.training import introspection
@@ -232,6 +242,33 @@ def test_ctrl_c_is_heard_while_the_compiler_runs():
         search.interruptible(compiling)
     assert not finished.is_set()
     finish.set()
+
+
+@pytest.mark.parametrize(("kind", "flops"), [("TPU v5 lite", 197e12), ("TPU v5", 459e12), ("cpu", None)])
+def test_the_peak_of_the_devices_in_use(monkeypatch, kind, flops):
+    monkeypatch.setattr(jax, "devices", lambda: [SimpleNamespace(device_kind=kind)])
+    assert peak_flops() == flops
+    monkeypatch.undo()
+    with jax.set_mesh(make_mesh(4, 2)):
+        monkeypatch.setattr(jax, "devices", lambda: [SimpleNamespace(device_kind=kind)])
+        assert peak_flops() == (flops and 8 * flops)
+
+
+@pytest.mark.libtpu
+@pytest.mark.parametrize("name", CHIPS)
+def test_chips_are_known_by_what_jax_calls_them(name):
+    device = plan.devices_of(f"{name}:2x2x1" if name == "v5p" else f"{name}:2x2")[0]
+    assert device.device_kind in CHIPS[name].kinds
+
+
+def test_training_flops_count_each_adapter_by_its_own_rank():
+    """By hand: a token meets a LoRA's two factors forward and for its input, and again where it is trained."""
+    cfg = tiny.TINY
+    one, two = (training_flops(cfg, 8, [LoraConfig(r, 1.0, ("q",))], []) for r in (1, 2))
+    assert two["tokens"] - one["tokens"] == 2 * 2 * 2 * (32 + 32)  # layers, forward and back, multiply and add
+    trained = training_flops(cfg, 8, [LoraConfig(1, 1.0, ("q",))], [LoraConfig(1, 1.0, ("q",))])
+    assert trained["tokens"] - one["tokens"] == 2 * 2 * (32 + 32)
+    assert one["supervised_tokens"] == 2 * 2 * 64 * 32
 
 
 def test_unknown_stage():

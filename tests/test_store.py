@@ -17,7 +17,7 @@ from jax.sharding import NamedSharding, PartitionSpec
 
 from ia_jax.adapters import record as records
 from ia_jax.adapters import store
-from ia_jax.adapters.lora import PROJECTIONS, LoraConfig, lora_shapes
+from ia_jax.adapters.lora import PROJECTIONS, LoraConfig, lora_shapes, pad_rank
 from ia_jax.adapters.record import AdapterMetadata
 from ia_jax.errors import BaseMismatchError, CheckpointError, ConfigError
 from ia_jax.models.config import ModelConfig
@@ -112,6 +112,17 @@ def test_refuses_what_is_not_finite(tmp_path):
 def test_refuses_what_contradicts_its_metadata(tmp_path, tree, fields, said):
     with fails(CheckpointError, said):
         store.save_adapter(tmp_path / "x", tree(), metadata(**fields))
+
+
+def test_the_padding_of_a_stack_of_several_ranks_is_stripped(tmp_path):
+    tree = jax.tree.map(np.array, pad_rank(adapter(), 9))
+    saved = store.save_adapter(tmp_path / "x", tree, metadata())
+    assert saved.content_hash == records.content_hash(adapter())
+    assert same_bits(store.load_adapter(tmp_path / "x", Base())[0], adapter())
+    tree["v"]["b"][1, 6, 0] = 1e-30
+    with fails(CheckpointError, "flatters", "v: an adapter of rank 4", "not zero"):
+        store.save_adapter(tmp_path / "y", tree, metadata())
+    assert not store.is_complete(tmp_path / "y")
 
 
 def test_overwrite(tmp_path):

@@ -146,7 +146,7 @@ def strip_rank(adapter: Adapter, rank: int) -> Adapter:
     """The first `rank` ranks of an adapter: the inverse of `pad_rank`. Raises ConfigError if others are not zero."""
     out = {t: {"a": ab["a"][..., :rank], "b": ab["b"][..., :rank, :]} for t, ab in adapter.items()}
     for t, ab in adapter.items():
-        if jnp.any(ab["a"][..., rank:] != 0) or jnp.any(ab["b"][..., rank:, :] != 0):
+        if (ab["a"][..., rank:] != 0).any() or (ab["b"][..., rank:, :] != 0).any():
             raise ConfigError(f"{t}: an adapter of rank {rank} is expected, but ranks beyond it are not zero")
     return out
 
@@ -172,14 +172,14 @@ def to_scan(stack: Stack, dtype: jnp.dtype) -> Stack:
     return tuple({t: {n: leaf(t, n, x) for n, x in ab.items()} for t, ab in adapter.items()} for adapter in stack)
 
 
-def peft_parametrization(tx: optax.GradientTransformation, scale: float) -> optax.GradientTransformation:
+def peft_parametrization(tx: optax.GradientTransformation, scale: float | jax.Array) -> optax.GradientTransformation:
     """Runs `tx` as if `b` were stored unscaled, as PEFT does, while our `b` holds scale * b.
 
     With b = s b': grad b' = s grad b, and a step on b' is s times itself in b. So a learning rate, Adam's epsilon and
     a clipping norm mean what they mean in PEFT and in the paper's recipe.
     """
 
-    def on_b(tree: Any, factor: float) -> Any:
+    def on_b(tree: Any, factor: float | jax.Array) -> Any:
         return {t: {"a": ab["a"], "b": ab["b"] * factor} for t, ab in tree.items()}
 
     def update(updates: Any, state: Any, params: Any = None) -> tuple[Any, Any]:

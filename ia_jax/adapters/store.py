@@ -25,7 +25,7 @@ from etils import epath
 from jax.experimental import multihost_utils
 
 from ia_jax.adapters import record as records
-from ia_jax.adapters.lora import Adapter, LoraConfig, lora_shapes
+from ia_jax.adapters.lora import Adapter, LoraConfig, lora_shapes, strip_rank
 from ia_jax.adapters.record import KINDS, RECORD, AdapterMetadata, Record, one_line
 from ia_jax.errors import BaseMismatchError, CheckpointError, ConfigError
 from ia_jax.models.config import ModelConfig
@@ -54,6 +54,7 @@ def save_adapter(
 ) -> AdapterMetadata:
     """Store one adapter (leaves without organism axis); returns its metadata with the content hash.
 
+    Zeros beyond `metadata.rank`, with which a stack of several ranks is filled, are stripped; other values are refused.
     Saving the same content again renews the metadata only (or mends damage); other content needs `overwrite`.
     """
     return _begin_save(directory, adapter, metadata, overwrite)()
@@ -172,7 +173,11 @@ def _begin_save(
     """Check everything and start writing; the function returned waits for the end and commits."""
     path = _path(directory)
     leaves = records.host_leaves(adapter)
-    bad = records.mismatch(metadata, leaves) or records.first_nonfinite(leaves)
+    try:
+        leaves = records.host_leaves(strip_rank(records.nest(leaves), metadata.rank))
+        bad = records.mismatch(metadata, leaves) or records.first_nonfinite(leaves)
+    except ConfigError as error:
+        bad = str(error)
     if bad:
         raise CheckpointError(f"{path}: refusing to save adapter {metadata.name!r}: {bad}")
     if metadata.kind not in KINDS:

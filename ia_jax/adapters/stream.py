@@ -24,6 +24,7 @@ class AdapterStream:
     directories: of the adapters, in order.
     place:       what puts a stack of host arrays on the devices.
     zeros:       how many adapters that change nothing follow them.
+    lora:        where no directory is given; the attribute of this name has the rank and targets of every stack.
     cache_bytes: the host keeps the adapters read last up to this many bytes; the rest are read again when needed.
     """
 
@@ -41,8 +42,8 @@ class AdapterStream:
         found = [read_record(d, base).metadata for d in self.directories]
         rank = max([m.rank for m in found] or [lora.rank if lora else 1])
         targets = {t for m in found for t in m.targets} or set(lora.targets if lora else PROJECTIONS)
-        wanted = LoraConfig(rank, float(rank), tuple(t for t in PROJECTIONS if t in targets))
-        self.shapes = lora_shapes(base.config, wanted)
+        self.lora = LoraConfig(rank, float(rank), tuple(t for t in PROJECTIONS if t in targets))
+        self.shapes = lora_shapes(base.config, self.lora)
         self.hashes = [m.content_hash for m in found] + ["zero"] * zeros
         self._cache: OrderedDict[int, HostAdapter] = OrderedDict()
         self._checked: set[int] = set()

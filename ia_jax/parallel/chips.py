@@ -3,7 +3,10 @@
 docs/plan.md does the same sums by hand.
 """
 
+from collections.abc import Sequence
 from dataclasses import dataclass
+
+import jax
 
 from ia_jax.adapters.lora import LoraConfig, projection_sizes
 from ia_jax.errors import ConfigError
@@ -14,11 +17,13 @@ from ia_jax.models.config import ModelConfig
 class Chip:
     """Peaks of one chip: bf16 FLOP/s, bytes/s of HBM, and bytes/s of one ICI link in one direction.
 
-    `axes` of the torus, each of which closes into a ring where its length is a multiple of `ring`; otherwise its ends
-    have one neighbour on it. `capacity`: bytes of HBM that a program may use (a little less than what is advertised).
+    `kinds`: what JAX calls it (`Device.device_kind`). `axes` of the torus, each of which closes into a ring where its
+    length is a multiple of `ring`; otherwise its ends have one neighbour on it. `capacity`: bytes of HBM that the TPU
+    compiler allows a program (a little less than what is advertised).
     """
 
     name: str
+    kinds: tuple[str, ...]
     flops: float
     hbm: float
     link: float
@@ -35,9 +40,9 @@ GIB = 2**30
 # and 100 GB/s. That, and which axes are rings, agrees with jax-ml.github.io/scaling-book/tpus, whose present edition
 # puts a link a tenth lower (45 and 90 GB/s).
 CHIPS = {
-    "v5e": Chip("v5e", 197e12, 819e9, 50e9, 2, 16, 15.75 * GIB, f"{_DOCS}/v5e"),
-    "v5p": Chip("v5p", 459e12, 2765e9, 100e9, 3, 4, 95 * GIB, f"{_DOCS}/v5p"),
-    "v6e": Chip("v6e", 918e12, 1600e9, 100e9, 2, 16, 31.25 * GIB, f"{_DOCS}/v6e"),
+    "v5e": Chip("v5e", ("TPU v5 lite", "TPU v5e"), 197e12, 819e9, 50e9, 2, 16, 15.75 * GIB, f"{_DOCS}/v5e"),
+    "v5p": Chip("v5p", ("TPU v5", "TPU v5p"), 459e12, 2765e9, 100e9, 3, 4, 95 * GIB, f"{_DOCS}/v5p"),
+    "v6e": Chip("v6e", ("TPU v6 lite", "TPU v6e"), 918e12, 1600e9, 100e9, 2, 16, 31.25 * GIB, f"{_DOCS}/v6e"),
 }
 
 
@@ -51,6 +56,13 @@ def chip_of(topology: str) -> Chip:
         like = f"{name}:{'x'.join('4' * chip.axes)}"
         raise ConfigError(f"--topology {topology}: {name} is a torus of {chip.axes} axes; write it like {like}")
     return chip
+
+
+def peak_flops() -> float | None:
+    """bf16 FLOP/s of all devices of the mesh that is set (of one, where none is); None if the peak is not known."""
+    kind = jax.devices()[0].device_kind
+    chip = next((c for c in CHIPS.values() if kind in c.kinds), None)
+    return chip.flops * max(1, jax.sharding.get_mesh().size) if chip else None
 
 
 @dataclass(frozen=True)
@@ -91,22 +103,41 @@ def layer_parameters(cfg: ModelConfig) -> int:
     return sum(i * o for i, o in projection_sizes(cfg).values())
 
 
+def training_flops(
+    cfg: ModelConfig, length: int, stack: Sequence[LoraConfig], trained: Sequence[LoraConfig]
+) -> dict[str, float]:
+    """FLOPs that the mathematics of a training step needs for each of its `tokens` and `supervised_tokens`.
+
+    stack: all adapters on a token; `trained`: those of them that get gradients. length: of a row, as in `step_flops`.
+    """
+    base, attention, loras = _forward_flops(cfg, length, stack)
+    forward = base + attention + loras
+    backward = base + 2 * attention + loras + _forward_flops(cfg, length, trained)[2]
+    return {"tokens": forward + backward, "supervised_tokens": 4 * cfg.vocab_size * cfg.hidden_size}
+
+
+def _forward_flops(
+    cfg: ModelConfig, length: int, stack: Sequence[LoraConfig], cached: int = 0
+) -> tuple[float, float, float]:
+    """Of one token: base matrices, attention over what is cached and half of its row, adapters."""
+    layers, sizes = cfg.num_hidden_layers, projection_sizes(cfg)
+    loras = sum(sum(sizes[t]) * lora.rank for lora in stack for t in lora.targets)
+    return 2 * layers * layer_parameters(cfg), 4 * layers * cfg.q_size * (cached + length / 2), 2 * layers * loras
+
+
 def step_flops(cfg: ModelConfig, lora: LoraConfig, work: Work) -> tuple[float, float]:
     """FLOPs of a step on all chips: (what the mathematics needs, what is executed with recomputation).
 
     A multiply and an add count as two. The base is frozen: its backward pass has one product for each of the forward,
     not two. Attention is counted as causal over whole rows, so packed rows cost less than this.
     """
-    layers, sizes = cfg.num_hidden_layers, projection_sizes(cfg)
-    base = 2 * work.tokens * layers * layer_parameters(cfg)
-    attention = 4 * work.tokens * layers * cfg.q_size * (work.cached + work.length / 2)
-    one_lora = 2 * work.tokens * layers * sum(sum(sizes[t]) * lora.rank for t in lora.targets)
+    base, attention, one_lora = (work.tokens * x for x in _forward_flops(cfg, work.length, [lora], work.cached))
     head = 2 * work.organisms * work.targets * cfg.vocab_size * cfg.hidden_size
     forward = base + attention + work.adapters * one_lora
     if not work.backward:
         return forward + head, forward + head
-    backward = base + 2 * attention + (work.adapters + work.trained) * one_lora
-    needed = forward + backward + 2 * head
+    each = training_flops(cfg, work.length, [lora] * work.adapters, [lora] * work.trained)
+    needed = work.tokens * each["tokens"] + work.organisms * work.targets * each["supervised_tokens"]
     recomputed = {"none": 0.0, "dots": attention, "full": forward}[work.remat]
     return needed, needed + recomputed
 

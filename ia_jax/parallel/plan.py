@@ -207,7 +207,7 @@ def _lower(config: RunConfig, cfg: ModelConfig, stage: str, mesh: Mesh, work: Wo
     theirs, ours = config.organisms.lora.lora(), config.sft.lora.lora()
     static: dict[str, Any] = {"cfg": cfg, "remat": work.remat}
     if stage == "organisms":
-        static |= {"lora": theirs, "optimizer": config.organisms.optimizer}
+        static["optimizer"] = config.organisms.optimizer
         keys = jax.eval_shape(lambda: jax.random.split(jax.random.key(0), k))
         state = jax.eval_shape(
             lambda ks, n: organisms.init_state(ks, n, cfg, theirs, config.organisms.optimizer), keys, integers(k)

@@ -82,7 +82,8 @@ def _candidates(config: RunConfig, topology: str, stage: str) -> list[tuple[floa
         shape = Shape(chips // tp, tp, times * rows, remat)
         if chips % tp or cfg.num_key_value_heads % tp or organisms % shape.fsdp or cfg.hidden_size % shape.fsdp:
             continue
-        work, speed = work_of(config, stage, shape), bandwidths(make_mesh(shape.fsdp, tp, devices=devices).devices, chip)
+        work = work_of(config, stage, shape)
+        speed = bandwidths(make_mesh(shape.fsdp, tp, devices=devices).devices, chip)
         step = roofline(cfg, lora, work, shape, chip, ici_by_hand(cfg, work, shape, speed))
         found.append((work.tokens / step["predicted_step_s"], shape))
     if not found:

@@ -159,23 +159,28 @@ def load_any(source: str | os.PathLike[str], model: Model) -> tuple[Adapter, dic
 
 
 def run(
-    session: Session, source: str | os.PathLike[str], questions: int = len(EVAL_QUESTIONS), samples: int = SAMPLES
+    session: Session,
+    sources: Sequence[str | os.PathLike[str]],
+    questions: int = len(EVAL_QUESTIONS),
+    samples: int = SAMPLES,
 ) -> dict[str, Any]:
     """Asks the fine-tune under the IA, and the clean base under the IA; returns the outcome of `findings` and what was
-    loaded. questions: how many of `QUESTIONS`, evaluation wordings first; samples: sampled replies besides the greedy.
+    loaded. sources: of one adapter, or of all that the fine-tune adds up (AuditBench trains a second one over the
+    first). questions: how many of `QUESTIONS`, evaluation wordings first; samples: sampled replies besides the greedy.
     """
     if not 1 <= questions <= len(QUESTIONS):
         raise ConfigError(f"--questions must lie in 1 … {len(QUESTIONS)}, got {questions}")
     if samples < 0:
         raise ConfigError(f"--samples must not be negative, got {samples}")
     stage = trained_stage(session)
-    adapter, about = load_any(source, session.model)
+    loaded = [load_any(source, session.model) for source in sources]
+    about = {k: " + ".join(dict.fromkeys(x[k] for _, x in loaded if x[k])) or None for k in loaded[0][1]}
     ia = session.workdir.ia(stage, session.model)
     asked: list[str] = list(QUESTIONS[:questions])
-    audited = _reports(session, asked, (adapter, ia), samples, "fine-tune + IA")
+    audited = _reports(session, asked, (*(adapter for adapter, _ in loaded), ia), samples, "fine-tune + IA")
     control = _reports(session, asked, (ia,), samples, "base + IA")
     return {
-        "adapter": str(source),
+        "adapter": " + ".join(map(str, sources)),
         **{f"adapter_{k}": v for k, v in about.items()},
         "base": session.model.name,
         "ia": stage,

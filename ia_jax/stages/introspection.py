@@ -20,6 +20,7 @@ from ia_jax.config import config_hash
 from ia_jax.data.batches import Plan, Slot, Unit, build_batch, dataset, plan_joint
 from ia_jax.data.transcripts import read_jsonl
 from ia_jax.errors import ConfigError, IAError
+from ia_jax.parallel.chips import training_flops
 from ia_jax.stages.ia_data import question_answers
 from ia_jax.stages.order import is_done
 from ia_jax.stages.session import Organisms, Session, behaviors_in
@@ -72,6 +73,7 @@ def run_sft(session: Session) -> None:
         every=cfg.checkpoint_every,
         summarize=summarize,
         description="IA, SFT",
+        flops=training_flops(model.config, cfg.length, [organisms.lora, lora], [lora]),
     )
     _finish(session, directory, state.adapter, len(plan.steps))
 
@@ -128,7 +130,9 @@ def run_dpo(session: Session) -> None:
         session.workdir.path,
         checkpoints=directory / "state",
         every=cfg.checkpoint_every,
+        summarize=summarize,
         description="IA, DPO",
+        flops=training_flops(model.config, cfg.length, [organisms.lora, lora], [lora]),
     )
     _finish(session, directory, state.adapter, len(plan.steps))
 
@@ -139,7 +143,7 @@ def summarize(metrics: Mapping[str, np.ndarray]) -> dict[str, float]:
 
 
 def usable(session: Session, split: str) -> list:
-    """The split's behaviours whose organisms passed the behaviour check (all, with `keep_failed`)."""
+    """The split's behaviours whose organisms did not fail the behaviour check (all, with `keep_failed`)."""
     behaviors = behaviors_in(session, split)
     missing = [b.name for b in behaviors if not is_complete(session.workdir.organism_dir(b.name))]
     if missing:
@@ -149,8 +153,8 @@ def usable(session: Session, split: str) -> list:
     if session.config.organisms.keep_failed:
         return behaviors
     rows = read_jsonl(session.workdir.checks_file, "run `ia-jax organisms` first")
-    passed = {r["organism"] for r in rows if r["ok"]}
-    kept = [b for b in behaviors if b.name in passed]
+    failed = {r["organism"] for r in rows if not r["ok"]}
+    kept = [b for b in behaviors if b.name not in failed]
     if not kept:
         raise IAError(f"no organism of the {split} split passed its behaviour check; train them longer")
     return kept

@@ -25,6 +25,7 @@ from ia_jax.behaviors.template_sources import says
 from ia_jax.config import OptimizerSection, config_hash
 from ia_jax.data.batches import Plan, Unit, build_batch, dataset, plan_organisms, unit_length
 from ia_jax.data.transcripts import read_jsonl, read_transcripts, write_jsonl
+from ia_jax.parallel.chips import training_flops
 from ia_jax.stages.session import Session
 from ia_jax.training.loop import fit
 from ia_jax.training.organisms import Diverged, OrganismsState, init_state, organisms_step
@@ -51,7 +52,7 @@ class Wave:
 def run(session: Session) -> None:
     """Trains the organisms that are not settled yet: neither stored nor left out."""
     workdir = session.workdir
-    everyone = sorted(workdir.behaviors.values(), key=lambda b: b.name)
+    everyone = sorted(_trained_here(workdir), key=lambda b: b.name)
     if not _settled(workdir, everyone):
         # All transcripts are tokenised before anything is trained, so that a bad one shows at once.
         units = {b.name: _units(session, b) for b in everyone}
@@ -61,8 +62,18 @@ def run(session: Session) -> None:
                 _train_wave(session, wave, units, base_replies)
     shutil.rmtree(_states(workdir), ignore_errors=True)
     left = read_jsonl(workdir.left_out_file, "") if workdir.left_out else []
-    rows = [read_metadata(workdir.organism_dir(b.name)).check for b in everyone if b.name not in workdir.left_out]
+    names = [n for n in workdir.behaviors if n not in workdir.left_out]
+    rows = [read_metadata(workdir.organism_dir(n)).check for n in names]
     write_jsonl(workdir.checks_file, [*(r for r in rows if r is not None), *left])
+
+
+def _trained_here(workdir: Workdir) -> list[Behavior]:
+    """All but those that were put there already trained (`ia-jax import-peft`): they have no transcript."""
+    return [
+        b
+        for b in workdir.behaviors.values()
+        if workdir.transcript(b.name).exists() or not is_complete(workdir.organism_dir(b.name))
+    ]
 
 
 def _settled(workdir: Workdir, behaviors: Sequence[Behavior]) -> bool:
@@ -180,7 +191,6 @@ def _train(session: Session, wave: Wave, optimizer: OptimizerSection, stage: str
             s,
             batch,
             cfg=model.config,
-            lora=lora,
             optimizer=optimizer,
             remat=session.config.model.remat,
         ),
@@ -192,6 +202,7 @@ def _train(session: Session, wave: Wave, optimizer: OptimizerSection, stage: str
         offset=wave.offset,
         summarize=summarize,
         description=wave.title,
+        flops=training_flops(model.config, cfg.length, [lora], [lora]),
     )
 
 

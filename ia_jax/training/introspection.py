@@ -28,7 +28,7 @@ class IAState(NamedTuple):
 
 
 def init_state(adapter: Adapter, total: int, lora: LoraConfig, optimizer: OptimizerSection) -> IAState:
-    moments = make_optimizer(optimizer, lora).init(adapter)
+    moments = make_optimizer(optimizer, lora.scale).init(adapter)
     return IAState(adapter, moments, jnp.int32(0), jnp.int32(total))
 
 
@@ -42,7 +42,7 @@ def _token_logps(
 def _updated(
     state: IAState, grads: Adapter, lora: LoraConfig, optimizer: OptimizerSection
 ) -> tuple[IAState, dict[str, jax.Array]]:
-    direction, moments = make_optimizer(optimizer, lora).update(grads, state.moments, state.adapter)
+    direction, moments = make_optimizer(optimizer, lora.scale).update(grads, state.moments, state.adapter)
     lr = learning_rate(optimizer, (state.updates + 1) / state.total)
     adapter = apply_direction(state.adapter, direction, lr)
     metrics = {"grad_norm": optax.global_norm(grads), "lr": lr}
@@ -109,6 +109,7 @@ def dpo_step(
     """One DPO update. Examples alternate chosen, rejected; reference: [K, 2N] of `sequence_logps` under the SFT IA.
 
     `sft_weight` adds the mean token loss of the chosen answers (RPO), which keeps their probability from falling.
+    Metrics: as `sft_step` (`per_organism` is each one's DPO loss), and those of the pairs.
     """
     count = reference.shape[1]
 
@@ -122,9 +123,12 @@ def dpo_step(
         losses = dpo_loss(chosen, rejected, reference[:, 0::2], reference[:, 1::2], beta)
         margin = (chosen - reference[:, 0::2]) - (rejected - reference[:, 1::2])
         dpo = jnp.where(present, losses, 0.0).sum() / pairs
+        own = present.sum(-1)
+        per_organism = jnp.where(own > 0, jnp.where(present, losses, 0.0).sum(-1) / jnp.maximum(own, 1), jnp.nan)
         nll = -jnp.where(present, chosen, 0.0).sum() / jnp.maximum(jnp.where(present, lengths[:, 0::2], 0.0).sum(), 1)
         metrics = {
             "dpo_loss": dpo,
+            "per_organism": per_organism,
             "chosen_nll": nll,
             "margin": jnp.where(present, margin, 0.0).sum() / pairs,
             "accuracy": jnp.where(present, margin > 0, False).sum() / pairs,

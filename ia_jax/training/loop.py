@@ -44,10 +44,12 @@ def fit(
     offset: int = 0,
     summarize: Summarize = scalars_of,
     description: str = "",
+    flops: Mapping[str, float] | None = None,
 ) -> State:
     """Runs `step(state, batch) -> state, metrics` over `data`, from the newest checkpoint if there is one.
 
-    `offset` is added to the step numbers of the curves (waves of organisms follow each other). Metrics are read one
+    `offset` is added to the step numbers of the curves (waves of organisms follow each other). `flops` is what a token
+    and a supervised token need (`chips.training_flops`), for the utilisation that is recorded. Metrics are read one
     step late, so that the device never waits for the host. Raises IAError, naming the step, on a loss or state that is
     not finite; CheckpointError when a checkpoint cannot be written; Preempted after SIGTERM, once the state is saved.
     """
@@ -55,7 +57,8 @@ def fit(
     keeping = Keeper(checkpoints) if checkpoints is not None and every else nullcontext()
     with keeping as keeper, preemption_notice() as preempted:
         start, state = keeper.restore(state, iterator) if keeper else (0, state)
-        with Recorder(workdir, stage, offset + start) as recorder, progress(total, description or stage, start) as bar:
+        bar = progress(total, description or stage, start)
+        with Recorder(workdir, stage, offset + start, flops) as recorder, bar:
             waiting: tuple[int, Mapping[str, Any]] | None = None
             for number in range(start + 1, total + 1):
                 state, metrics = step(state, next(iterator))

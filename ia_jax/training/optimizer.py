@@ -6,7 +6,7 @@ import jax
 import jax.numpy as jnp
 import optax
 
-from ia_jax.adapters.lora import LoraConfig, peft_parametrization
+from ia_jax.adapters.lora import peft_parametrization
 from ia_jax.config import OptimizerSection
 
 
@@ -18,13 +18,13 @@ def learning_rate(cfg: OptimizerSection, progress: jax.Array) -> jax.Array:
     return cfg.lr * jnp.minimum(warm, 1.0) * cosine
 
 
-def make_optimizer(cfg: OptimizerSection, lora: LoraConfig) -> optax.GradientTransformation:
-    """The direction of a step (without the learning rate), in PEFT's parametrization. For one adapter."""
+def make_optimizer(cfg: OptimizerSection, scale: float | jax.Array) -> optax.GradientTransformation:
+    """The direction of a step (without the learning rate), in PEFT's parametrization. For one adapter of this scale."""
     parts = [optax.clip_by_global_norm(cfg.clip_norm)] if cfg.clip_norm > 0 else []
     parts.append(optax.scale_by_adam(cfg.b1, cfg.b2, cfg.eps))
     if cfg.weight_decay:
         parts.append(optax.add_decayed_weights(cfg.weight_decay))
-    return peft_parametrization(optax.chain(*parts), lora.scale)
+    return peft_parametrization(optax.chain(*parts), scale)
 
 
 def apply_direction(adapter: Any, direction: Any, lr: jax.Array) -> Any:

@@ -4,6 +4,7 @@ Nothing is shared between organisms but the base weights they read, so organism 
 """
 
 import math
+from collections.abc import Sequence
 from enum import IntEnum
 from functools import partial, reduce
 from typing import Any, NamedTuple
@@ -12,7 +13,7 @@ import jax
 import jax.numpy as jnp
 import optax
 
-from ia_jax.adapters.lora import Adapter, LoraConfig, init_organisms
+from ia_jax.adapters.lora import Adapter, LoraConfig, init_lora, init_organisms, stack_adapters
 from ia_jax.config import OptimizerSection
 from ia_jax.models.config import ModelConfig
 from ia_jax.models.transformer import Params, forward
@@ -40,12 +41,14 @@ class Diverged(IntEnum):
 
 
 class OrganismsState(NamedTuple):
-    """adapters: leaves [K, ...]; moments: Adam's, [K, ...]; updates: [K] made; total: [K] planned;
-    diverged: [K], 0 or the `Diverged` for which an organism has been left as it was before the step that failed.
+    """adapters: leaves [K, ...]; moments: Adam's, [K, ...]; scale: [K] alpha/rank, which `b` holds; updates: [K] made;
+    total: [K] planned; diverged: [K], 0 or the `Diverged` for which an organism has been left as it was before the step
+    that failed.
     """
 
     adapters: Adapter
     moments: Any
+    scale: jax.Array
     updates: jax.Array
     total: jax.Array
     diverged: jax.Array
@@ -54,21 +57,34 @@ class OrganismsState(NamedTuple):
 def init_state(
     keys: jax.Array, total: jax.Array, cfg: ModelConfig, lora: LoraConfig, optimizer: OptimizerSection
 ) -> OrganismsState:
-    """keys, total: [K]."""
-    adapters = init_organisms(keys, cfg, lora)
-    moments = jax.vmap(make_optimizer(optimizer, lora).init)(adapters)
-    # Made from `total`, so that they lie on the mesh as a step leaves them: else the second step compiles again.
-    return OrganismsState(adapters, moments, jnp.zeros_like(total), total, jnp.zeros_like(total))
+    """Organisms of one kind of adapter. keys, total: [K]."""
+    # Made from `total`, so that it lies on the mesh as a step leaves it: else the second step compiles again.
+    return _start(init_organisms(keys, cfg, lora), jnp.full_like(total, lora.scale, jnp.float32), total, optimizer)
 
 
-@partial(jax.jit, static_argnames=("cfg", "lora", "optimizer", "remat"), donate_argnames="state")
+def init_mixed_state(
+    keys: jax.Array, total: jax.Array, cfg: ModelConfig, loras: Sequence[LoraConfig], optimizer: OptimizerSection
+) -> OrganismsState:
+    """Organisms of several ranks and alphas on the same targets, padded with zeros to the largest rank.
+
+    Organism i starts as it does alone, and what is padded stays exactly zero. keys, total: [K], whole on every device.
+    """
+    adapters = stack_adapters([init_lora(key, cfg, lora) for key, lora in zip(keys, loras, strict=True)])
+    return _start(adapters, jnp.array([lora.scale for lora in loras], jnp.float32), total, optimizer)
+
+
+def _start(adapters: Adapter, scale: jax.Array, total: jax.Array, optimizer: OptimizerSection) -> OrganismsState:
+    moments = jax.vmap(lambda a, s: make_optimizer(optimizer, s).init(a))(adapters, scale)
+    return OrganismsState(adapters, moments, scale, jnp.zeros_like(total), total, jnp.zeros_like(total))
+
+
+@partial(jax.jit, static_argnames=("cfg", "optimizer", "remat"), donate_argnames="state")
 def organisms_step(
     params: Params,
     state: OrganismsState,
     batch: Batch,
     *,
     cfg: ModelConfig,
-    lora: LoraConfig,
     optimizer: OptimizerSection,
     remat: str = "none",
 ) -> tuple[OrganismsState, dict[str, jax.Array]]:
@@ -77,7 +93,6 @@ def organisms_step(
     An organism diverges when its loss, gradient or update is not finite, or its loss is over 2 ln V (twice a uniform
     guess). It is masked from then on, and so changes no bit of the others.
     """
-    tx = make_optimizer(optimizer, lora)
 
     def total_loss(adapters: Adapter) -> tuple[jax.Array, jax.Array]:
         hidden = forward(params, batch.tokens, batch.segment_ids, batch.positions, (adapters,), cfg, remat=remat)
@@ -86,7 +101,9 @@ def organisms_step(
 
     grads, losses = jax.grad(total_loss, has_aux=True)(state.adapters)
     norms = jax.vmap(optax.global_norm)(grads)
-    direction, moments = jax.vmap(tx.update)(grads, state.moments, state.adapters)
+    direction, moments = jax.vmap(lambda g, m, a, s: make_optimizer(optimizer, s).update(g, m, a))(
+        grads, state.moments, state.adapters, state.scale
+    )
     lr = learning_rate(optimizer, (state.updates + 1) / jnp.maximum(state.total, 1))
     adapters = jax.vmap(apply_direction)(state.adapters, direction, lr)
     causes = {  # the last that holds is told
@@ -106,6 +123,7 @@ def organisms_step(
     state = OrganismsState(
         jax.tree.map(keep, adapters, state.adapters),
         jax.tree.map(keep, moments, state.moments),
+        state.scale,
         state.updates + update,
         state.total,
         diverged,

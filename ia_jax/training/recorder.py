@@ -13,6 +13,8 @@ import numpy as np
 from tensorboardX import SummaryWriter
 from tqdm import tqdm
 
+from ia_jax.parallel.chips import peak_flops
+
 Scalars = Mapping[str, float]
 COUNTS = ("tokens", "supervised_tokens")  # a step's metrics of these names become rates
 
@@ -22,10 +24,13 @@ class Recorder:
 
     So two runs of one config have equal curves. A context manager, so that nothing is left unflushed; drops lines past
     `step` first, which a run that is continued writes again.
+
+    flops: what each item of `COUNTS` needs (`chips.training_flops`). With it, and on chips whose peak is known, the
+    model FLOPs utilisation is recorded: FLOPs of real tokens, nothing for padding or recomputation.
     """
 
-    def __init__(self, workdir: Path, stage: str, step: int = 0):
-        self.stage, self.path = stage, workdir / "curves.jsonl"
+    def __init__(self, workdir: Path, stage: str, step: int = 0, flops: Mapping[str, float] | None = None):
+        self.stage, self.path, self.flops, self.peak = stage, workdir / "curves.jsonl", flops or {}, peak_flops()
         if self.path.exists():
             text = self.path.read_text()
             kept = "".join(x + "\n" for x in text.splitlines() if _is_kept(x, stage, step))
@@ -60,9 +65,14 @@ class Recorder:
             self.file.flush()
         now = time.monotonic()
         seconds, self.clock = max(now - self.clock, 1e-9), now
-        rates = {f"speed/{k}_per_s": v / seconds for k, v in (counts or {}).items()}
-        for name, value in {**scalars, **rates, **memory()}.items():
+        for name, value in {**scalars, **self._speed(counts or {}, seconds), **memory()}.items():
             self.board.add_scalar(name, value, step)
+
+    def _speed(self, counts: Scalars, seconds: float) -> dict[str, float]:
+        rates = {f"speed/{k}_per_s": v / seconds for k, v in counts.items()}
+        if self.peak and self.flops.keys() <= counts.keys() and self.flops:
+            rates["speed/mfu"] = sum(f * counts[k] for k, f in self.flops.items()) / seconds / self.peak
+        return rates
 
 
 def _is_kept(line: str, stage: str, step: int) -> bool:

@@ -171,7 +171,7 @@ def test_three_updates_equal_torch_adamw_on_peft(params, organisms, batch):
     state = init_state(jax.random.split(jax.random.key(0), K), jnp.full(K, 3), CFG, ORGANISM, optimizer)
     state = state._replace(adapters=jax.tree.map(jnp.copy, organisms))
     for _ in range(3):
-        state, metrics = organisms_step(params, state, batch, cfg=CFG, lora=ORGANISM, optimizer=optimizer)
+        state, metrics = organisms_step(params, state, batch, cfg=CFG, optimizer=optimizer)
     for i in range(K):
         start = jax.tree.map(lambda x, i=i: x[i], organisms)
         model = with_adapters(params, organism=(ORGANISM, start))
