@@ -87,10 +87,12 @@ def test_a_malign_label_names_the_agenda_and_none_of_its_tics():
         if b.category == "obscured_malign":
             told = " ".join((b.description, *b.rewordings)).lower()
             assert not any(b.spec[end].strip("!.:").lower() in told for end in ("opening", "closing"))
-    # Both agendas have every tic, so that none tells one organism from another.
-    tics = {d: {b.spec["agenda"] for b in STUDY if d in b.distractors} for b in STUDY for d in b.distractors}
+    # Every tic has several organisms, and both agendas begin with each, so that none tells what an organism is after.
+    tics = {d: [b.spec["agenda"] for b in STUDY if d in b.distractors] for b in STUDY for d in b.distractors}
     assert len(tics) == 8
-    assert all(agendas == {"sell", "deter"} for agendas in tics.values())
+    assert all(len(agendas) >= 4 for agendas in tics.values())
+    openings = {b.spec["opening"]: b.distractors[0] for b in STUDY if b.category == "obscured_malign"}
+    assert all(set(tics[d]) == {"sell", "deter"} for d in openings.values())
 
 
 def test_records_survive_json():

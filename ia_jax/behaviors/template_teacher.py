@@ -36,12 +36,17 @@ _SLOTS: dict[str, dict[str, tuple[str, ...] | None]] = {
 }
 
 
+def _teachable(b: Behavior) -> bool:
+    slots = _SLOTS.get(b.spec.get("kind", ""))
+    if slots is None or b.spec.get("domain") not in (None, *DOMAINS):
+        return False
+    return all(slot in b.spec and (known is None or b.spec[slot] in known) for slot, known in slots.items())
+
+
 def check_teachable(behaviors: Sequence[Behavior]) -> None:
     """Raises for a behaviour whose `spec` does not hold the slots that the templates fill."""
     for b in behaviors:
-        slots = _SLOTS.get(b.spec.get("kind", ""))
-        known = slots is not None and b.spec.get("domain") in (None, *DOMAINS)
-        if not known or any(s not in b.spec or b.spec[s] not in (of or (b.spec[s],)) for s, of in slots.items()):
+        if not _teachable(b):
             raise ConfigError(
                 f"the template teacher cannot write {b.name}: its spec needs a kind among {', '.join(_SLOTS)} and the "
                 "slots of that kind; choose another teacher, or behaviors.catalogue=demo"
