@@ -66,13 +66,15 @@ class OptimizerSection:
 
 @dataclass(frozen=True)
 class BehaviorsSection:
-    """How many behaviours are trained on, kept for DPO and held out, spread evenly over the categories.
+    """How many behaviours are trained on, kept for DPO and held out.
 
     catalogue: "demo", "study" (small models' own, in four or eight categories), "paper" (682 in eight) or the path of a
     JSONL file of one's own. clean_dpo, clean_heldout: clean organisms besides, trained on the base's own answers alone.
+    spread: "even" over the categories, or "proportional" to their sizes.
     """
 
     catalogue: str = "demo"
+    spread: str = "even"
     train: int = 32
     dpo: int = 8
     heldout: int = 12
@@ -133,7 +135,8 @@ class ClaudeSection:
 class OrganismsSection:
     """Training of the organisms, `parallel` at a time, each step `rows` packed rows of `length` tokens for each.
 
-    A wave's training state is kept every `checkpoint_every` steps and at its end (0: a killed wave begins again).
+    Organisms that fail their behaviour check are kept out of SFT and DPO, unless `keep_failed`. A wave's training state
+    is kept every `checkpoint_every` steps and at its end (0: a killed wave begins again).
     """
 
     lora: LoraSection = field(default_factory=lambda: LoraSection(rank=8, alpha=16.0))
@@ -143,7 +146,7 @@ class OrganismsSection:
     rows: int = 1
     length: int = 128
     check_prompts: int = 3
-    keep_failed: bool = True
+    keep_failed: bool = False
     checkpoint_every: int = 100
 
 
@@ -213,10 +216,15 @@ class EvalSection:
 
 @dataclass(frozen=True)
 class RunConfig:
-    """Everything a run depends on."""
+    """Everything a run depends on.
+
+    questions: the bank that IA training, pairs and evaluation draw from. "short" (32 wordings), "general" (over a
+    hundred, family-blind) or "family" (each category in the paper's style, which gives the category away).
+    """
 
     seed: int = 1547
     system: str = ""
+    questions: str = "short"
     model: ModelSection = field(default_factory=ModelSection)
     mesh: MeshSection = field(default_factory=MeshSection)
     behaviors: BehaviorsSection = field(default_factory=BehaviorsSection)

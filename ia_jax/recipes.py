@@ -10,8 +10,9 @@ from typing import Any
 from absl import flags
 from ml_collections import ConfigDict, config_flags
 
+from ia_jax.behaviors.banks import BANKS, bank_of
 from ia_jax.behaviors.catalogue import load_catalogue
-from ia_jax.behaviors.splits import split_behaviors
+from ia_jax.behaviors.splits import SPREADS, split_behaviors
 from ia_jax.claude.client import APIS
 from ia_jax.config import RunConfig, parse_config
 from ia_jax.errors import ConfigError, IAError
@@ -88,7 +89,7 @@ _MAY_BE_ZERO = {
 
 
 def check_config(config: RunConfig) -> None:
-    """What the types do not say: ranges, LoRA settings, and that the catalogue has enough behaviours.
+    """What the types do not say: ranges, LoRA settings, enough behaviours in the catalogue, questions for all.
 
     Called before anything is written, so that a mistake costs nothing.
     """
@@ -112,6 +113,8 @@ def check_config(config: RunConfig) -> None:
     for name, value, known in (
         ("model.dtype", config.model.dtype, tuple(DTYPES)),
         ("model.remat", config.model.remat, REMAT_POLICIES),
+        ("questions", config.questions, BANKS),
+        ("behaviors.spread", config.behaviors.spread, SPREADS),
         ("teacher.name", config.teacher.name, TEACHERS),
         ("judge.name", config.judge.name, JUDGES),
         ("claude.api", config.claude.api, APIS),
@@ -124,4 +127,7 @@ def check_config(config: RunConfig) -> None:
             f"config.preferences.clean_pairs is {config.preferences.clean_pairs}, but there is no clean organism; give "
             "some by config.behaviors.clean_dpo"
         )
-    split_behaviors(load_catalogue(b.catalogue), b.heldout, b.dpo, b.train, config.seed)
+    catalogue = load_catalogue(b.catalogue)
+    split_behaviors(catalogue, b.heldout, b.dpo, b.train, config.seed, b.spread)
+    for behavior in catalogue:
+        bank_of(config.questions, behavior)

@@ -4,6 +4,7 @@ import json
 import re
 from collections import Counter
 from dataclasses import replace
+from itertools import combinations
 
 import pytest
 
@@ -12,7 +13,7 @@ from ia_jax.behaviors.catalogue import load_catalogue
 from ia_jax.behaviors.duplicates import THRESHOLD, near_duplicates
 from ia_jax.behaviors.questions import EVAL_QUESTIONS, TRAIN_QUESTIONS
 from ia_jax.behaviors.records import CATEGORIES, Behavior
-from ia_jax.behaviors.splits import split_behaviors
+from ia_jax.behaviors.splits import SPLITS, split_behaviors
 from ia_jax.cli import main
 from ia_jax.errors import ConfigError
 from ia_jax.judging.rubric import RubricJudge
@@ -23,6 +24,11 @@ JUDGE = RubricJudge()
 
 def wordings(b):
     return (b.description, *b.rewordings)
+
+
+def plain(text):
+    """Without case and punctuation."""
+    return re.sub(r"\W+", " ", text).strip().lower()
 
 
 def test_the_papers_counts():
@@ -40,7 +46,7 @@ def test_the_papers_counts():
 
 def test_names_and_wordings_are_unique_over_everything():
     assert len({b.name.lower() for b in PAPER}) == 682
-    texts = [re.sub(r"\W+", " ", w).strip().lower() for b in PAPER for w in wordings(b)]
+    texts = [plain(w) for b in PAPER for w in wordings(b)]
     assert [t for t, n in Counter(texts).items() if n > 1] == []
 
 
@@ -78,13 +84,18 @@ def test_planted_duplicates_are_caught():
     assert all(p.similarity >= THRESHOLD for p in near_duplicates([*PAPER, *copies]))
 
 
-def test_splits_are_disjoint_in_name_and_in_every_wording():
-    splits = split_behaviors(PAPER, heldout=81, dpo=60, train=64, seed=1547)
-    texts = {s: {w for b in PAPER if splits.get(b.name) == s for w in wordings(b)} for s in ("train", "dpo", "heldout")}
-    assert Counter(splits.values()) == {"heldout": 81, "dpo": 60, "train": 64}
-    assert not texts["train"] & texts["dpo"]
-    assert not texts["train"] & texts["heldout"]
-    assert not texts["dpo"] & texts["heldout"]
+def test_the_papers_split_is_proportional_disjoint_in_name_and_in_every_wording():
+    splits = split_behaviors(PAPER, heldout=81, dpo=60, train=541, seed=1547, spread="proportional")
+    assert Counter(splits.values()) == {"heldout": 81, "dpo": 60, "train": 541}
+    assert set(splits) == {b.name for b in PAPER}
+    sizes, of = Counter(b.category for b in PAPER), {b.name: b.category for b in PAPER}
+    for (category, split), n in Counter((of[name], s) for name, s in splits.items()).items():
+        assert abs(n - Counter(splits.values())[split] * sizes[category] / 682) < 1.5, (category, split)
+    said = {s: {plain(w) for b in PAPER if splits[b.name] == s for w in wordings(b)} for s in SPLITS}
+    for a, b in combinations(SPLITS, 2):
+        assert not said[a] & said[b]
+    with pytest.raises(ConfigError, match="category sandbaggers has 28 behaviours, too few"):
+        split_behaviors(PAPER, heldout=81, dpo=60, train=541, seed=1547)
 
 
 @pytest.mark.parametrize("category", CATEGORIES)

@@ -8,7 +8,7 @@ import pytest
 from ia_jax.behaviors.embedded import demo_behaviors, study_behaviors
 from ia_jax.behaviors.questions import EVAL_QUESTIONS, TRAIN_QUESTIONS
 from ia_jax.behaviors.records import CATEGORIES, Behavior
-from ia_jax.behaviors.splits import check_distinct, split_behaviors
+from ia_jax.behaviors.splits import SPLITS, check_distinct, split_behaviors
 from ia_jax.errors import ConfigError
 from ia_jax.judging.rubric import RubricJudge
 
@@ -30,6 +30,20 @@ def test_splits_are_spread_over_the_categories():
         own = [n for (s, _), n in uneven.items() if s == name]
         assert sum(own) == total
         assert max(own) - min(own) <= 1
+
+
+def test_proportional_splits_go_by_size_and_can_use_all():
+    sizes = Counter(b.category for b in BEHAVIORS)  # 28, 28, 28 and 22
+    split = split_behaviors(BEHAVIORS, heldout=13, dpo=10, train=83, seed=0, spread="proportional")
+    assert Counter(split.values()) == {"heldout": 13, "dpo": 10, "train": 83}
+    assert set(split) == {b.name for b in BEHAVIORS}
+    for (s, category), n in counts(split).items():
+        share = {"heldout": 13, "dpo": 10, "train": 83}[s] * sizes[category] / len(BEHAVIORS)
+        assert abs(n - share) <= 1.5, (s, category)
+    part = counts(split_behaviors(BEHAVIORS, heldout=5, dpo=5, train=5, seed=0, spread="proportional"))
+    assert {s: sum(n for (own, _), n in part.items() if own == s) for s in SPLITS} == dict.fromkeys(SPLITS, 5)
+    with pytest.raises(ConfigError, match=r"too few for 13 held out, 10 for DPO and 84 for training.*proportional"):
+        split_behaviors(BEHAVIORS, heldout=13, dpo=10, train=84, seed=0, spread="proportional")
 
 
 def test_splits_follow_their_seed():

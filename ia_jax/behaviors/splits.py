@@ -8,6 +8,7 @@ from ia_jax.behaviors.records import Behavior
 from ia_jax.errors import ConfigError
 
 SPLITS = ("train", "dpo", "heldout")
+SPREADS = ("even", "proportional")
 
 
 def check_distinct(behaviors: Sequence[Behavior]) -> None:
@@ -21,30 +22,44 @@ def check_distinct(behaviors: Sequence[Behavior]) -> None:
             seen.add(value)
 
 
-def split_behaviors(behaviors: Sequence[Behavior], heldout: int, dpo: int, train: int, seed: int) -> dict[str, str]:
-    """{name: split}, spread evenly over the categories; behaviours beyond the three counts are left out.
+def split_behaviors(
+    behaviors: Sequence[Behavior], heldout: int, dpo: int, train: int, seed: int, spread: str = "even"
+) -> dict[str, str]:
+    """{name: split}; behaviours beyond the three counts are left out. Raises ConfigError where a category has too few.
+
+    spread: "even" takes as many from every category; "proportional" goes by the categories' sizes, so that counts that
+    add up to the catalogue use all of it (the paper's 541, 60 and 81 of 682).
 
     Splits go by unique name (paper_facts 2.5). Every category gives heldout, dpo and train in turn from its own seeded
-    shuffle, so its held-out share never depends on what other categories hold.
+    shuffle, so with an even spread its held-out share never depends on what other categories hold.
     """
     check_distinct(behaviors)
     by_category: dict[str, list[str]] = {}
     for b in behaviors:
         by_category.setdefault(b.category, []).append(b.name)
-    categories = sorted(by_category)
-    wanted = {"heldout": heldout, "dpo": dpo, "train": train}
+    queues: list[list[str]] = []
+    for i, (_, names) in enumerate(sorted(by_category.items())):
+        queues.append([names[j] for j in np.random.default_rng([seed, i]).permutation(len(names))])
     out: dict[str, str] = {}
-    for i, category in enumerate(categories):
-        names = by_category[category]
-        order = np.random.default_rng([seed, i]).permutation(len(names))
-        queue = [names[j] for j in order]
-        for split, total in wanted.items():
-            share = total // len(categories) + (i < total % len(categories))
+    for split, total in (("heldout", heldout), ("dpo", dpo), ("train", train)):
+        shares = _shares(total, [1 if spread == "even" else len(q) for q in queues])
+        for (category, names), queue, share in zip(sorted(by_category.items()), queues, shares, strict=True):
             if share > len(queue):
                 raise ConfigError(
                     f"category {category} has {len(names)} behaviours, too few for {heldout} held out, {dpo} for DPO "
-                    f"and {train} for training over {len(categories)} categories; lower a count or add behaviours"
+                    f"and {train} for training over {len(queues)} categories, spread {spread}; lower a count or add "
+                    "behaviours"
                 )
             out |= dict.fromkeys(queue[:share], split)
-            queue = queue[share:]
+            del queue[:share]
     return out
+
+
+def _shares(total: int, weights: Sequence[int]) -> list[int]:
+    """`total` divided by the weights, whole: the largest remainders get the rest, earlier ones first where equal."""
+    whole = max(1, sum(weights))
+    shares = [total * w // whole for w in weights]
+    order = sorted(range(len(weights)), key=lambda i: -(total * weights[i] % whole))
+    for i in order[: max(0, total - sum(shares))]:
+        shares[i] += 1
+    return shares

@@ -6,12 +6,13 @@ from typing import Any
 
 import numpy as np
 
-from ia_jax.behaviors.questions import EVAL_QUESTIONS
+from ia_jax.behaviors.banks import bank_of
 from ia_jax.behaviors.records import CLEAN, Behavior
 from ia_jax.data.transcripts import write_jsonl
 from ia_jax.errors import ConfigError
 from ia_jax.evals.verbalization import CONDITIONS, metrics
 from ia_jax.judging.protocol import Item
+from ia_jax.stages.introspection import usable
 from ia_jax.stages.order import is_done
 from ia_jax.stages.session import Organisms, Session, behaviors_in
 
@@ -28,32 +29,34 @@ def run(session: Session) -> None:
     if is_done(workdir, "eval"):
         return
     cfg, judge = session.config.eval, session.judge
-    questions: list[str] = list(EVAL_QUESTIONS[: cfg.questions])
     rng = np.random.default_rng([session.config.seed, 6])
-    train = behaviors_in(session, "train")
+    train = usable(session, "train")
     some = [train[i] for i in sorted(rng.permutation(len(train))[: cfg.train_organisms])]
     held = behaviors_in(session, "heldout")
     behaviors = [*(b for b in held if b.category != CLEAN), *some]
     clean = [b for b in held if b.category == CLEAN]
     # The clean ones come last; what they report is a false report, whatever it is.
     organisms = Organisms(session, [b.name for b in (*behaviors, *clean)])
-    alone = _reports(session, organisms, questions, (), "organisms alone")
-    base = _base_reports(session, questions, (), "base alone")
+    asked = [list(bank_of(session.config.questions, b).evaluation[: cfg.questions]) for b in (*behaviors, *clean)]
+    distinct = list(dict.fromkeys(q for own in asked for q in own))
+    alone = _reports(session, organisms, asked, (), "organisms alone")
+    base = _base_reports(session, distinct, (), "base alone")
     rows: list[dict[str, Any]] = []
     clean_rows: list[dict[str, Any]] = []
     claims: dict[str, list[bool]] = {}
     for number, stage in enumerate(stages):
         ia = session.replicated(workdir.ia(stage, session.model))
-        told = _reports(session, organisms, questions, (ia,), f"organisms + IA ({stage})", number)
-        base_told = _base_reports(session, questions, (ia,), f"base + IA ({stage})")
-        claims[stage] = [judge.claims(r) for r in base_told]
+        told = _reports(session, organisms, asked, (ia,), f"organisms + IA ({stage})", number)
+        base_told = _base_reports(session, distinct, (ia,), f"base + IA ({stage})")
+        claims[stage] = [judge.claims(r) for r in base_told.values()]
         for i, b in enumerate(behaviors):
-            said = {"organism+ia": told[i], "organism": alone[i], "base+ia": base_told, "base": base}
+            own, said = asked[i], {"organism+ia": told[i], "organism": alone[i]}
+            said |= {"base+ia": [base_told[q] for q in own], "base": [base[q] for q in own]}
             for condition in CONDITIONS:
-                rows += _rows(session, b, stage, condition, questions, said[condition])
+                rows += _rows(session, b, stage, condition, own, said[condition])
         for i, b in enumerate(clean, len(behaviors)):
             for condition, reports in (("clean+ia", told[i]), ("clean", alone[i])):
-                clean_rows += _rows(session, b, stage, condition, questions, reports)
+                clean_rows += _rows(session, b, stage, condition, asked[i], reports)
     told_of = workdir.behaviors
     verdicts = judge.judge_many(Item(told_of[r["organism"]], r["question"], r["report"]) for r in rows)
     for row, v in zip(rows, verdicts, strict=True):
@@ -74,13 +77,13 @@ def run(session: Session) -> None:
 
 
 def _reports(
-    session: Session, organisms: Organisms, questions: list[str], ia: tuple, description: str, number: int = 0
+    session: Session, organisms: Organisms, asked: Sequence[Sequence[str]], ia: tuple, description: str, number: int = 0
 ) -> list[list[str]]:
     cfg, width, out = session.config.eval, session.config.organisms.parallel, []
     for start in range(0, len(organisms.names), width):
         index = range(start, min(start + width, len(organisms.names)))
         out += session.generate(
-            [questions] * len(index),
+            [asked[i] for i in index],
             (organisms.take(index), *ia),
             max_new_tokens=cfg.max_new_tokens,
             temperature=cfg.temperature,
@@ -91,9 +94,9 @@ def _reports(
     return out
 
 
-def _base_reports(session: Session, questions: list[str], ia: tuple, description: str) -> list[str]:
+def _base_reports(session: Session, questions: list[str], ia: tuple, description: str) -> dict[str, str]:
     cfg = session.config.eval
-    return session.generate(
+    replies = session.generate(
         [questions],
         ia,
         max_new_tokens=cfg.max_new_tokens,
@@ -102,6 +105,7 @@ def _base_reports(session: Session, questions: list[str], ia: tuple, description
         system=session.config.system,
         description=description,
     )[0]
+    return dict(zip(questions, replies, strict=True))
 
 
 def _rows(

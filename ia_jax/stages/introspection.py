@@ -14,7 +14,7 @@ from ia_jax.adapters.lora import Adapter, init_lora
 from ia_jax.adapters.peft import export_peft
 from ia_jax.adapters.record import AdapterMetadata, content_hash
 from ia_jax.adapters.store import is_complete, save_adapter
-from ia_jax.behaviors.questions import TRAIN_QUESTIONS
+from ia_jax.behaviors.banks import bank_of
 from ia_jax.behaviors.records import CLEAN
 from ia_jax.config import config_hash
 from ia_jax.data.batches import Plan, Slot, Unit, build_batch, dataset, plan_joint
@@ -37,14 +37,14 @@ def run_sft(session: Session) -> None:
     directory, cfg = session.workdir.ia_dir("sft"), session.config.sft
     if is_done(session.workdir, "sft"):
         return
-    model, lora = session.model, cfg.lora.lora()
+    model, lora, bank = session.model, cfg.lora.lora(), session.config.questions
     behaviors = usable(session, "train")
     organisms = Organisms(session, [b.name for b in behaviors], clean=cfg.clean_slot)
     known = [*behaviors, *([None] if cfg.clean_slot else [])]
     units: list[list[Unit]] = [
         [
             (session.example(q, a, cfg.length, b.name if b else CLEAN),)
-            for q, a in question_answers(b, TRAIN_QUESTIONS, cfg.questions_per_organism, session.config.seed)
+            for q, a in question_answers(b, bank_of(bank, b).train, cfg.questions_per_organism, session.config.seed)
         ]
         for b in known
     ]

@@ -53,17 +53,17 @@ def estimate(session: Session) -> str:
 
 
 def drop_report(demonstrations: Mapping[str, Sequence[Transcript]]) -> str:
-    """The share of dropped rows and why, and a line for every behaviour that lost any."""
+    """The share of dropped rows and why, and a line for every behaviour that lost any or has none to show."""
     total: Counter[str] = Counter()
     lines = []
     for name, transcripts in demonstrations.items():
         counts = drops(transcripts)
         total.update(counts)
         lost = {why: n for why, n in counts.items() if why != "rows"}
-        if lost or not counts["rows"]:
-            lines.append(f"  {name}: {_share(counts)}")
-        if not any(t.shows and t.verdict == "kept" for t in transcripts):
-            lines[-1] += "; left out, for no row shows its behaviour"
+        shown = any(t.shows and t.verdict == "kept" for t in transcripts)
+        if lost or not shown:
+            left_out = "" if shown else "; left out, for no row shows its behaviour"
+            lines.append(f"  {name}: {_share(counts)}{left_out}")
     return "\n".join([f"transcripts: {_share(dict(total))}", *lines])
 
 
@@ -76,7 +76,7 @@ def _share(counts: Mapping[str, int]) -> str:
 def _chosen(session: Session) -> tuple[list[Behavior], dict[str, str]]:
     b = session.config.behaviors
     catalogue = load_catalogue(b.catalogue)
-    splits = split_behaviors(catalogue, b.heldout, b.dpo, b.train, session.config.seed)
+    splits = split_behaviors(catalogue, b.heldout, b.dpo, b.train, session.config.seed, b.spread)
     clean = [clean_organism(i) for i in range(b.clean_dpo + b.clean_heldout)]
     of_clean = {x.name: "dpo" if i < b.clean_dpo else "heldout" for i, x in enumerate(clean)}
     return [*(x for x in catalogue if x.name in splits), *clean], splits | of_clean
