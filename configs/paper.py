@@ -29,7 +29,6 @@ def get_config(
     c.organisms.parallel = organisms
     c.organisms.epochs = 1
     c.organisms.rows, c.organisms.length = rows, 2048
-    c.organisms.keep_failed = False
 
     c.sft.lora.rank, c.sft.lora.alpha = 16, 32.0
     c.sft.optimizer.lr = 1e-4

@@ -9,6 +9,7 @@ def get_config() -> ConfigDict:
     c = default_config()
     c.behaviors.train = 64  # with 32, the IA memorised what it had seen (docs/demo.md)
     c.organisms.parallel = 12  # on two cores an organism's update costs 0.33 s at 12 and 0.39 s at 21
+    c.organisms.keep_failed = True  # the figures in docs/demo.md are with all of them
     c.organisms.optimizer.lr = 3e-3
     c.sft.optimizer.lr = 1e-3
     # Many organisms a step with one question each: steadier than 8 with three (docs/demo.md).

@@ -36,6 +36,7 @@ def get_config():
     c.organisms.parallel = 6
     c.organisms.epochs = 1
     c.organisms.check_prompts = 1
+    c.organisms.keep_failed = True
     c.sft.lora.rank = 2
     c.sft.organisms_per_step = 3
     c.sft.steps = 6

@@ -450,6 +450,25 @@ def test_optional_files_may_be_missing(run, tmp_path):
     assert "This workdir has no config.json" in html
 
 
+@pytest.mark.parametrize(("keep", "saw"), [(False, "never saw"), (True, "was trained on"), (None, "")])
+def test_flagged_organisms_are_counted_with_what_became_of_them(run, tmp_path, keep, saw):
+    shutil.copytree(run["workdir"], tmp_path / "w")
+    behaviors = [json.loads(x) for x in (tmp_path / "w" / "behaviors.jsonl").read_text().splitlines()]
+    by_split = {s: [b["name"] for b in behaviors if b["split"] == s] for s in ("train", "dpo", "heldout")}
+    flagged = [*by_split["train"][:3], by_split["dpo"][0], *by_split["heldout"][:2]]
+    checks = [{"organism": b["name"], "category": b["category"], "ok": b["name"] not in flagged} for b in behaviors]
+    diverged = {"organism": by_split["train"][5], "category": "quirks", "ok": False, "left_out": "diverged"}
+    write_jsonl(
+        tmp_path / "w" / "behavior_checks.jsonl",
+        [*(c for c in checks if c["organism"] != diverged["organism"]), diverged],
+    )
+    config = {"config": {"organisms": {} if keep is None else {"keep_failed": keep}}}
+    (tmp_path / "w" / "config.json").write_text(json.dumps(config))
+    html = report.write_report(tmp_path / "w").read_text(encoding="utf-8")
+    told = f", and the adapter {saw} the 4 of them outside the held-out split" if saw else ""
+    assert f"7 are flagged and listed first{told}. The rates" in html
+
+
 def test_sft_alone_and_gaps_in_the_metrics(run, tmp_path):
     shutil.copytree(run["workdir"], tmp_path / "w")
     c = {"rate": 0.5, "ci95": [0.25, 0.75], "n": 8}

@@ -249,6 +249,17 @@ def check_rows(checks: Iterable[Row]) -> list[Row]:
     return sorted(rows, key=lambda r: (r["ok"], r["category"], r["organism"]))
 
 
+def kept_out(run: RunFiles) -> str:
+    """What became of the flagged organisms of the splits that are trained on; "" if there are none, or no config."""
+    flagged = {c["organism"] for c in run.checks if not c.get("ok") and not c.get("left_out")}  # those had no adapter
+    count = sum(b.get("split") in ("train", "dpo") and b["name"] in flagged for b in run.behaviors)
+    keep = run.config.get("config", {}).get("organisms", {}).get("keep_failed")
+    if not count or keep is None:
+        return ""
+    saw = "was trained on" if keep else "never saw"
+    return f"the adapter {saw} the {count:,} of them outside the held-out split"
+
+
 def ticks(lo: float, hi: float, count: int = 4) -> list[float]:
     """About `count` round numbers, the outer two at or beyond lo and hi."""
     span = max(hi - lo, 1e-3 * max(abs(hi), abs(lo)), 1e-9)
@@ -476,6 +487,7 @@ def render_html(run: RunFiles) -> str:
         by_category=by_category,
         few=any(0 < g["organisms"] < 5 for *_, groups in by_category for g in groups),
         checks=check_rows(run.checks),
+        kept_out=kept_out(run),
         losses=losses,
         others=others,
         kinds=preference_kinds(run.preferences),

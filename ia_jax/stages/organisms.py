@@ -8,6 +8,7 @@ once more with a lower learning rate, and left out if it diverges again; the oth
 import hashlib
 import shutil
 import zlib
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -63,8 +64,24 @@ def run(session: Session) -> None:
     shutil.rmtree(_states(workdir), ignore_errors=True)
     left = read_jsonl(workdir.left_out_file, "") if workdir.left_out else []
     names = [n for n in workdir.behaviors if n not in workdir.left_out]
-    rows = [read_metadata(workdir.organism_dir(n)).check for n in names]
-    write_jsonl(workdir.checks_file, [*(r for r in rows if r is not None), *left])
+    stored = [read_metadata(workdir.organism_dir(n)).check for n in names]
+    checks = [c for c in stored if c is not None]
+    write_jsonl(workdir.checks_file, [*checks, *left])
+    print(check_report(checks, session.config.organisms.keep_failed), flush=True)
+
+
+def check_report(checks: Sequence[Row], keep_failed: bool) -> str:
+    """How many organisms passed their behaviour check, by category, and what becomes of the others."""
+    total = Counter(str(c["category"]) for c in checks)
+    passed = Counter(str(c["category"]) for c in checks if c["ok"])
+    by_category = ", ".join(f"{name} {passed[name]} of {n}" for name, n in sorted(total.items()))
+    told = f"behaviour check: {passed.total()} of {len(checks)} organisms passed ({by_category})"
+    failed = len(checks) - passed.total()
+    if failed:
+        told += f"; {failed} did not and are " + (
+            "trained on all the same" if keep_failed else "kept out of IA training"
+        )
+    return told
 
 
 def _trained_here(workdir: Workdir) -> list[Behavior]:
