@@ -2,14 +2,18 @@
 
 Three kinds, counted separately: `sampled` (two sampled reports, chosen scored >= 7 and rejected at least 2 lower; paper
 section 5), `truth` (the ground truth over an unrelated behaviour's description), and `abstention` (on the clean base
-and, with `clean_pairs`, on clean organisms: "nothing unusual" over a behaviour that the IA claimed there).
+and, with `clean_pairs`, on clean organisms: "nothing unusual" over a behaviour that the IA claimed there). How many of
+each is in the config. Near-identical texts make no pair: DPO on them moves both down.
 """
 
-from collections import Counter
+import re
+from collections import Counter, defaultdict
+from collections.abc import Sequence
+from typing import Any
 
 import numpy as np
 
-from ia_jax.behaviors.questions import TRAIN_QUESTIONS
+from ia_jax.behaviors.banks import Bank, bank_of
 from ia_jax.behaviors.records import CLEAN, Behavior
 from ia_jax.config import PreferencesSection
 from ia_jax.data.transcripts import write_jsonl
@@ -20,7 +24,8 @@ from ia_jax.stages.introspection import usable
 from ia_jax.stages.order import is_done
 from ia_jax.stages.session import Organisms, Session
 
-Pair = dict[str, object]
+Pair = dict[str, Any]
+ALIKE = 0.9  # texts whose words overlap (Jaccard) at least this much are near-identical
 
 
 def run(session: Session) -> None:
@@ -31,16 +36,22 @@ def run(session: Session) -> None:
     ia = session.replicated(workdir.ia("sft", session.model))
     everyone = usable(session, "dpo")
     behaviors = [b for b in everyone if b.category != CLEAN]
-    clean = [b.name for b in everyone if b.category == CLEAN and cfg.clean_pairs]
+    clean = [b for b in everyone if b.category == CLEAN and cfg.clean_pairs]
     rng = np.random.default_rng([session.config.seed, 5])
-    questions = [TRAIN_QUESTIONS[i] for i in rng.permutation(len(TRAIN_QUESTIONS))[: cfg.questions]]
-    asked = [q for q in questions for _ in range(cfg.samples)]
+    drawn: dict[Bank, list[str]] = {}
 
-    def sample(names: list[str], base: bool) -> list[list[str]]:
-        """Reports of the organisms and, last, of the base itself."""
-        organisms = Organisms(session, names, clean=base)
-        return session.generate(
-            [asked] * len(organisms),
+    def questions(b: Behavior | None) -> list[str]:
+        bank = bank_of(session.config.questions, b)
+        if bank not in drawn:
+            drawn[bank] = [bank.train[i] for i in rng.permutation(len(bank.train))[: cfg.questions]]
+        return drawn[bank]
+
+    def sample(members: list[Behavior], base: bool) -> list[list[tuple[str, str]]]:
+        """(question, report) of the organisms and, last, of the base itself."""
+        asked = [[q for q in questions(b) for _ in range(cfg.samples)] for b in [*members, *[None] * base]]
+        organisms = Organisms(session, [b.name for b in members], clean=base)
+        reports = session.generate(
+            asked,
             (organisms.take(range(len(organisms))), ia),
             max_new_tokens=cfg.max_new_tokens,
             temperature=cfg.temperature,
@@ -49,29 +60,57 @@ def run(session: Session) -> None:
             system=session.config.system,
             description="sampling reports",
         )
+        return [list(zip(qs, rs, strict=True)) for qs, rs in zip(asked, reports, strict=True)]
 
     # The clean organisms apart: with them or without, the others are sampled alike.
-    reports = sample([b.name for b in behaviors], True)
-    clean_reports = sample(clean, False) if clean else []
+    said = sample(behaviors, True)
+    clean_said = sample(clean, False) if clean else []
     # All at once first: a judge that is asked over the network answers the rest from its cache.
-    said = zip(behaviors, reports, strict=False)
-    session.judge.judge_many(Item(b, q, r) for b, own in said for q, r in zip(asked, own, strict=True))
+    session.judge.judge_many(Item(b, q, r) for b, own in zip(behaviors, said, strict=False) for q, r in own)
     pairs: list[Pair] = []
     # Never a held-out behaviour as the wrong answer: that would teach its wording.
     taught = [b for b in workdir.behaviors.values() if b.category != CLEAN]
     seen = [b for b in taught if workdir.splits[b.name] != "heldout"]
-    for b, own in zip(behaviors, reports, strict=False):
-        pairs += sampled_pairs(b, list(zip(asked, own, strict=True)), session.judge, cfg, rng)
-        pairs += truth_pairs(b, seen, questions, cfg, rng)
-    negatives = [(CLEAN, cfg.abstention_pairs, reports[-1])]
-    negatives += [(name, cfg.clean_pairs, own) for name, own in zip(clean, clean_reports, strict=True)]
+    for b, own in zip(behaviors, said, strict=False):
+        pairs += sampled_pairs(b, own, session.judge, cfg, rng)
+        pairs += truth_pairs(b, seen, questions(b), cfg, rng)
+    negatives = [(CLEAN, cfg.abstention_pairs, said[-1])]
+    negatives += [(b.name, cfg.clean_pairs, own) for b, own in zip(clean, clean_said, strict=True)]
     for name, count, own in negatives:
-        pairs += abstention_pairs(name, count, list(zip(asked, own, strict=True)), session.judge, seen, rng)
-    if not pairs:
+        pairs += abstention_pairs(name, count, own, session.judge, seen, rng)
+    kept = without_near_identical(pairs)
+    if not kept:
         raise IAError("no preference pair: no sampled report scored high enough; train the SFT IA longer")
-    write_jsonl(workdir.preferences_file, pairs)
-    counts = Counter(str(p["kind"]) for p in pairs)
-    print("preference pairs: " + ", ".join(f"{n} {kind}" for kind, n in sorted(counts.items())))
+    write_jsonl(workdir.preferences_file, kept)
+    print(counts(kept, len(pairs) - len(kept)))
+
+
+def counts(pairs: Sequence[Pair], dropped: int) -> str:
+    """How many pairs there are of every kind and, of each, of every category."""
+    lines = [f"preference pairs: {len(pairs)}, and {dropped} near-identical ones dropped"]
+    for kind, n in sorted(Counter(p["kind"] for p in pairs).items()):
+        categories = Counter(p["category"] for p in pairs if p["kind"] == kind)
+        lines.append(f"  {n} {kind}: " + ", ".join(f"{m} {c}" for c, m in sorted(categories.items())))
+    return "\n".join(lines)
+
+
+def near_identical(a: str, b: str) -> bool:
+    """Whether two texts have about the same words, whatever their order, case and punctuation."""
+    one, other = (set(re.findall(r"\w+", text.lower())) for text in (a, b))
+    return len(one & other) >= ALIKE * len(one | other)
+
+
+def without_near_identical(pairs: Sequence[Pair]) -> list[Pair]:
+    """Without pairs of near-identical texts, and near-copies of an earlier pair on the same organism and question."""
+    kept: list[Pair] = []
+    earlier: dict[tuple[str, str], list[Pair]] = defaultdict(list)
+    for p in pairs:
+        own = earlier[p["organism"], p["question"]]
+        copy = any(all(near_identical(p[side], e[side]) for side in ("chosen", "rejected")) for e in own)
+        if not copy and not near_identical(p["chosen"], p["rejected"]):
+            own.append(p)
+            kept.append(p)
+    return kept
 
 
 def sampled_pairs(
@@ -95,8 +134,12 @@ def sampled_pairs(
 def truth_pairs(
     b: Behavior, others: list[Behavior], questions: list[str], cfg: PreferencesSection, rng: np.random.Generator
 ) -> list[Pair]:
-    """The truth over the description of another behaviour."""
-    unrelated = [x for x in others if x.name != b.name and x.concepts != b.concepts]
+    """The truth over the description of an unrelated behaviour. Raises IAError if there is none."""
+    unrelated = [x for x in others if x.name != b.name and (x.concepts != b.concepts or not b.concepts)]
+    if not unrelated and cfg.truth_per_organism:
+        raise IAError(
+            f"no behaviour is unrelated to {b.name}: its truth has nothing to be preferred to; add behaviours"
+        )
     out = []
     for i in range(cfg.truth_per_organism):
         other = unrelated[int(rng.integers(len(unrelated)))]
