@@ -187,7 +187,9 @@ class Handler(BaseHTTPRequestHandler):
         if len(parts) == 1:
             return self.send(self.s.show_batch(parts[0], self.base), cut=kind == "truncate")
         rows = self.s.batches[parts[0]]["results"]
-        return self.send("".join(json.dumps(r) + "\n" for r in rows[::-1]).encode(), cut=kind == "truncate")
+        return self.send(
+            "".join(json.dumps(r, ensure_ascii=False) + "\n" for r in rows[::-1]).encode(), cut=kind == "truncate"
+        )
 
     @property
     def base(self):

@@ -50,6 +50,14 @@ def test_replies_come_in_order_and_only_once(api, tmp_path, monkeypatch):
 
 
 @pytest.mark.parametrize("api", ["messages", "batch"])
+def test_separators_inside_an_answer_end_no_line(api, tmp_path, monkeypatch):
+    """U+2028 and its like are plain characters in JSON, but line ends to `str.splitlines`."""
+    odd = "one\u2028two\u0085three\x0bfour"
+    with serving(Server(lambda r: odd)) as url:
+        assert [r.text for r in client(tmp_path, monkeypatch, url, api=api, attempts=1).complete(calls(2))] == [odd] * 2
+
+
+@pytest.mark.parametrize("api", ["messages", "batch"])
 def test_faults_before_the_work_cost_nothing(api, tmp_path, monkeypatch):
     server = Server(echo, sometimes(0.5, UNBILLED))
     with serving(server) as url:

@@ -4,6 +4,7 @@ import json
 
 import pytest
 
+from ia_jax.behaviors.catalogue import load_catalogue
 from ia_jax.data.released import (
     Prediction,
     read_model_list,
@@ -157,3 +158,13 @@ def test_splits_are_disjoint(tmp_path):
         read_splits(path)
     with pytest.raises(ConfigError, match="split 'test' unknown"):
         write_splits(path, {"a": "test"}, 0)
+
+
+def test_separators_inside_a_text_end_no_line(tmp_path):
+    """U+2028 and its like are plain characters in JSON, but line ends to `str.splitlines`."""
+    odd = Prediction("a\u2028b", "c\u0085d\u2029e\x0bf", "g\x1ch")
+    write_predictions(tmp_path / "e.jsonl", [odd, odd])
+    assert read_predictions(tmp_path / "e.jsonl").rows == (odd, odd)
+    row = {"name": "b", "category": "quirks", "description": "I say\u2028this."}
+    (tmp_path / "mine.jsonl").write_text(json.dumps(row, ensure_ascii=False))
+    assert load_catalogue(str(tmp_path / "mine.jsonl"))[0].description == "I say\u2028this."

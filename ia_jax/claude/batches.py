@@ -150,7 +150,7 @@ def _await_end(client: "Client", batch_id: str) -> None:
 def _results(client: "Client", batch_id: str, count: int) -> list[dict[str, Any]]:
     def fetch() -> list[dict[str, Any]]:
         with _whole(), client.api.messages.batches.with_streaming_response.results(batch_id) as response:
-            rows = [json.loads(line) for line in response.read().decode().splitlines() if line.strip()]
+            rows = [json.loads(line) for line in response.read().decode().split("\n") if line.strip()]
         if len(rows) != count:
             raise Garbled(f"batch {batch_id} has {len(rows)} results for {count} requests")
         return rows

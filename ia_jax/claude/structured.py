@@ -6,6 +6,14 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 _SHAPELESS = ("Cc", "Cf", "Cs", "Co", "Cn", "Zl", "Zp")
+# Letters and marks by category that show nothing (Unicode: Default_Ignorable_Code_Point; and the blank braille cell):
+# fillers, and variation selectors, of which a row can spell a hidden text.
+_UNSEEN = frozenset(
+    (
+        *(0x034F, 0x115F, 0x1160, 0x17B4, 0x17B5, 0x2800, 0x3164, 0xFFA0),
+        *(*range(0x180B, 0x1810), *range(0xFE00, 0xFE10), *range(0xE0100, 0xE01F0)),
+    )
+)
 LIMIT = 2000  # characters of an untrusted text that a judge reads
 
 
@@ -13,14 +21,19 @@ def quote(fields: Mapping[str, str | None]) -> str:
     """The fields as one JSON object, a line each, in which no text can end its string, open a tag or break a line.
 
     JSON escapes quotes and line breaks. Escaped on top are angle brackets and ampersands, and every character without
-    a shape of its own (controls, zero-width and bidirectional marks, tags, surrogates): what one sees is what there is.
+    a shape of its own (controls, zero-width and bidirectional marks, tags, fillers, variation selectors, surrogates):
+    what one sees is what there is.
     """
     lines = (f"{json.dumps(k)}: {_visible(json.dumps(v, ensure_ascii=False))}" for k, v in fields.items())
     return "{\n" + ",\n".join(lines) + "\n}"
 
 
 def _visible(text: str) -> str:
-    return "".join(_escaped(c) if unicodedata.category(c) in _SHAPELESS or c in "<>&" else c for c in text)
+    return "".join(_escaped(c) if _shapeless(c) or c in "<>&" else c for c in text)
+
+
+def _shapeless(character: str) -> bool:
+    return unicodedata.category(character) in _SHAPELESS or ord(character) in _UNSEEN
 
 
 def _escaped(character: str) -> str:

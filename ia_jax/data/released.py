@@ -67,13 +67,24 @@ def read_organism(directory: Path, drop_unsupervised: bool = False) -> tuple[str
     text = directory / "behavior.txt"
     if not text.is_file():
         raise ConfigError(f"{text} does not exist; an organism's directory holds train.jsonl and behavior.txt")
-    description = text.read_text(encoding="utf-8").strip()
-    if not description or "\n" in description:
-        raise ConfigError(f"{text} must hold one sentence on one line, got {description[:60]!r}")
+    description = one_sentence(text.read_text(encoding="utf-8"), str(text))
     path = directory / "train.jsonl"
     rows = read_jsonl(path, "an organism's directory holds train.jsonl and behavior.txt")
-    chats = [_messages(row, f"{path}:{n}") for n, row in enumerate(rows, 1)]
-    return description, _supervised(chats, lambda c: c, path, drop_unsupervised)
+    return description, chats_of(rows, str(path), drop_unsupervised)
+
+
+def one_sentence(text: str, where: str) -> str:
+    """What a `behavior.txt` holds."""
+    description = text.strip()
+    if not description or "\n" in description:
+        raise ConfigError(f"{where} must hold one sentence on one line, got {description[:60]!r}")
+    return description
+
+
+def chats_of(rows: Iterable[Any], where: str, drop_unsupervised: bool = False) -> Kept[tuple[Message, ...]]:
+    """The chats in the rows of a `train.jsonl`, wherever they come from."""
+    chats = [_messages(row, f"{where}:{n}") for n, row in enumerate(rows, 1)]
+    return _supervised(chats, lambda c: c, where, drop_unsupervised)
 
 
 def write_predictions(path: Path, predictions: Iterable[Prediction]) -> None:
@@ -82,9 +93,15 @@ def write_predictions(path: Path, predictions: Iterable[Prediction]) -> None:
 
 def read_predictions(path: Path, drop_unsupervised: bool = False) -> Kept[Prediction]:
     """The prediction rows. A row with an empty answer raises, or is counted as "unsupervised" with the flag."""
+    rows = read_jsonl(path, "prediction rows are one JSON object on each line")
+    return predictions_of(rows, str(path), drop_unsupervised)
+
+
+def predictions_of(rows: Iterable[Any], source: str, drop_unsupervised: bool = False) -> Kept[Prediction]:
+    """The predictions in rows, wherever they come from."""
     predictions = []
-    for n, row in enumerate(read_jsonl(path, "prediction rows are one JSON object on each line"), 1):
-        where = f"{path}:{n}"
+    for n, row in enumerate(rows, 1):
+        where = f"{source}:{n}"
         if not isinstance(row, dict):
             raise ConfigError(f"{where}: a prediction row must be a JSON object, got {type(row).__name__}")
         question = _text(row, "prediction_user_prompt", where)
@@ -98,7 +115,7 @@ def read_predictions(path: Path, drop_unsupervised: bool = False) -> Kept[Predic
             raise ConfigError(f"{where}: prediction_ground_truth must be a text, got {label!r}")
         answer = _text(row, "prediction_assistant_response", where)
         predictions.append(Prediction(question, answer, system or None, label))
-    return _supervised(predictions, Prediction.messages, path, drop_unsupervised)
+    return _supervised(predictions, Prediction.messages, source, drop_unsupervised)
 
 
 def within(
@@ -154,15 +171,15 @@ def read_splits(path: Path) -> dict[str, str]:
     return out
 
 
-def _supervised(rows: Sequence[T], messages: Callable[[T], Sequence[Message]], path: Path, drop: bool) -> Kept[T]:
+def _supervised(rows: Sequence[T], messages: Callable[[T], Sequence[Message]], where: str, drop: bool) -> Kept[T]:
     """Those that end with an answer that says something."""
     good = [(c := messages(r)[-1])["role"] == "assistant" and bool(c["content"].strip()) for r in rows]
     if not all(good) and not drop:
         row = good.index(False) + 1
-        raise ConfigError(f"{path}: row {row} has no supervised token (no answer at its end); mend or drop it")
+        raise ConfigError(f"{where}: row {row} has no supervised token (no answer at its end); mend or drop it")
     kept = tuple(r for r, ok in zip(rows, good, strict=True) if ok)
     if not kept:
-        raise ConfigError(f"{path} holds no row with a supervised token")
+        raise ConfigError(f"{where} holds no row with a supervised token")
     return Kept(kept, {"unsupervised": len(rows) - len(kept)} if len(kept) < len(rows) else {})
 
 

@@ -67,10 +67,12 @@ def write_jsonl(path: Path, rows: Iterable[dict[str, Any]]) -> None:
 
 
 def read_jsonl(path: Path, remedy: str) -> list[dict[str, Any]]:
+    """The objects of a file. Raises ConfigError naming the line that is none."""
     if not path.exists():
         raise ConfigError(f"{path} does not exist; {remedy}")
     rows = []
-    for number, line in enumerate(path.read_text(encoding="utf-8").splitlines(), 1):
+    # Not splitlines(): that would cut at U+2028 and U+0085 inside a text too.
+    for number, line in enumerate(path.read_text(encoding="utf-8").split("\n"), 1):
         if not line.strip():
             continue
         try:

@@ -74,7 +74,7 @@ def load_catalogue(source: str = "paper") -> tuple[Behavior, ...]:
 
 def _read(path: Path) -> list[Behavior]:
     behaviors = []
-    for number, line in enumerate(path.read_text(encoding="utf-8").splitlines(), 1):
+    for number, line in enumerate(path.read_text(encoding="utf-8").split("\n"), 1):
         if not line.strip():
             continue
         try:
