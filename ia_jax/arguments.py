@@ -15,7 +15,8 @@ examples:
   ia-jax audit --workdir=runs/demo --adapter=path/to/somebodys/peft_adapter
 
 Stages skip what is finished, so a killed command is continued by giving it again. Exit status: 0 success, 2 a bad
-argument or config, 1 any other failure, 130 stopped by hand, 143 stopped by SIGTERM with the state saved (restart it).
+argument or config, 1 any other failure, 130 stopped by hand, 141 stdout closed, 143 stopped by SIGTERM with the state
+saved (restart it).
 """
 
 
@@ -182,6 +183,26 @@ def parser() -> argparse.ArgumentParser:
     sub.add_argument("--category", metavar="NAME", help="of ls: this category alone")
     sub.add_argument(
         "--catalogue", default="paper", metavar="WHICH", help="paper (default), demo, study or a JSONL file"
+    )
+    sub.add_argument("--json", action="store_true", help="print JSON and nothing else")
+
+    sub = command(
+        "agreement",
+        "how well a judge agrees with reports that a person labelled",
+        "Judge labelled reports; print agreement and Cohen's kappa (95 % interval over behaviours), by category and\n"
+        "condition, and every disagreement. Exit status 1 where kappa is below --min-kappa.\n"
+        "LABELS: JSONL of behavior (a name or a record), condition, question, report, label and strict (yes or no).\n\n"
+        "writes: nothing; with --draw, LABELS\ntakes seconds\n\nexamples:\n"
+        "  ia-jax agreement labels.jsonl --draw=100 --workdir=runs/demo      reports to label\n"
+        "  ia-jax agreement labels.jsonl",
+    )
+    sub.add_argument("labels", metavar="LABELS", help="the labelled reports")
+    sub.add_argument("--judge", choices=("rubric", "claude"), default="rubric", help="default rubric")
+    sub.add_argument("--min-kappa", type=float, default=0.8, metavar="K", help="of the lenient rule (default 0.8)")
+    sub.add_argument("--draw", type=_positive, metavar="N", help="write N reports of the workdir to LABELS instead")
+    sub.add_argument("--workdir", metavar="DIR", help="where behaviours are looked up, and how Claude is asked")
+    sub.add_argument(
+        "--catalogue", default="paper", metavar="WHICH", help="without a workdir: paper (default), demo, FILE"
     )
     sub.add_argument("--json", action="store_true", help="print JSON and nothing else")
 

@@ -1,12 +1,14 @@
 """The `ia-jax` command: one subcommand for each stage, and a few that read a finished workdir.
 
-Exit status 0 on success, 2 on a bad argument or config, 130 when stopped by hand, 143 when SIGTERM was answered by
-saving (launchers restart on it), 1 otherwise. An error is one line on stderr; `--traceback` adds the traceback.
+Exit status 0 on success, 2 on a bad argument or config, 130 when stopped by hand, 141 when stdout was closed
+(`| head`), 143 when SIGTERM was answered by saving (launchers restart on it), 1 otherwise. An error is one line on
+stderr; `--traceback` adds the traceback.
 Nothing heavy is imported before it is needed, so `--help` is instant.
 """
 
 import argparse
 import contextlib
+import dataclasses
 import fcntl
 import importlib
 import json
@@ -27,10 +29,12 @@ from ia_jax.errors import ConfigError, IAError
 from ia_jax.stages.order import STAGES, check_inputs, is_done
 
 if TYPE_CHECKING:
+    from ia_jax.judging.protocol import Judge
     from ia_jax.stages.session import Session
     from ia_jax.workdir import Workdir
 
 INTERRUPTED = 130
+PIPE_CLOSED = 141  # 128 + SIGPIPE, as of any command whose reader has left
 OVERRIDE = re.compile(r"--(?:no)?config\.")
 
 
@@ -275,6 +279,46 @@ def _behaviors(args: argparse.Namespace) -> None:
     print(json.dumps(rows, indent=1, ensure_ascii=False) if args.json else listing.table(chosen))
 
 
+def _agreement(args: argparse.Namespace) -> None:
+    from ia_jax.behaviors.catalogue import load_catalogue
+    from ia_jax.judging import agreement
+    from ia_jax.stages.ask import plain
+    from ia_jax.workdir import open_workdir
+
+    workdir, file = open_workdir(_local(args.workdir)) if args.workdir else None, Path(args.labels)
+    if args.draw:
+        if workdir is None or file.exists():
+            raise ConfigError(f"--draw takes reports from a --workdir and writes them to a new file, got {file}")
+        agreement.write_unlabelled(file, workdir, args.draw)
+        print(f"{file}: write yes or no into the fields label and strict of every line")
+        return
+    known = workdir.behaviors if workdir else {b.name: b for b in load_catalogue(args.catalogue)}
+    labels = agreement.read_labels(file, known)
+    result = agreement.agreement(labels, _judge(args.judge, workdir).judge_many(x.item for x in labels))
+    print(json.dumps(result, indent=1, ensure_ascii=False) if args.json else plain(agreement.as_text(result)))
+    reached = result["lenient"]["all"]["kappa"]
+    if reached is None:
+        raise IAError(f"{file}: person and judge say the same throughout, so kappa is not defined; label more")
+    if reached < args.min_kappa:
+        raise IAError(f"kappa {reached} of {result['judge']} is below --min-kappa={args.min_kappa:g}")
+
+
+def _judge(name: str, workdir: "Workdir | None") -> "Judge":
+    """A judge outside a run. Claude is asked as the workdir's config says, with its cache and its cap."""
+    if name == "rubric":
+        from ia_jax.judging.rubric import RubricJudge
+
+        return RubricJudge()
+    if workdir is None:
+        raise ConfigError(
+            "--judge=claude needs a --workdir, whose config says how Claude is asked and what it may cost"
+        )
+    from ia_jax.stages.session import Session
+
+    config = workdir.config
+    return Session(workdir, dataclasses.replace(config, judge=dataclasses.replace(config.judge, name=name))).judge
+
+
 def _new_directory(directory: str) -> Path:
     path = Path(directory)
     if path.exists() and (not path.is_dir() or any(path.iterdir())):
@@ -382,12 +426,28 @@ def _explain(error: BaseException) -> tuple[str, int]:
     return f"unexpected {type(error).__name__}: {text}; run again with --traceback to see where", 1
 
 
+def _reader_left() -> bool:
+    """Whether nobody reads stdout any more. What is left unwritten is thrown away, so that the exit is quiet."""
+    try:
+        sys.stdout.flush()
+    except BrokenPipeError:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return True
+    return False
+
+
 def main(argv: Sequence[str] | None = None) -> int:
     """Runs the command; returns its exit status."""
+    status = _run(argv)
+    return PIPE_CLOSED if _reader_left() else status
+
+
+def _run(argv: Sequence[str] | None) -> int:
     argv = list(sys.argv[1:] if argv is None else argv)
     overrides = [a for a in argv if OVERRIDE.match(a)]
     commands: dict[str, Callable[[argparse.Namespace], int | None]] = {
         "adapters": _adapters,
+        "agreement": _agreement,
         "ask": _ask,
         "audit": _audit,
         "behaviors": _behaviors,
@@ -411,6 +471,8 @@ def main(argv: Sequence[str] | None = None) -> int:
         print("\nstopped; run the same command to continue", file=sys.stderr)
         return INTERRUPTED
     except Exception as error:
+        if isinstance(error, BrokenPipeError) and _reader_left():
+            return PIPE_CLOSED
         if "--traceback" in argv:
             traceback.print_exc()
         text, status = _explain(error)

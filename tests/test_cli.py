@@ -21,7 +21,7 @@ def get_config():
     {}
     return c
 """
-COMMANDS = [*(s.name for s in cli.STAGES), "run", "ask", "audit", "plan", "export-peft", "import-peft"]
+COMMANDS = [*(s.name for s in cli.STAGES), "run", "ask", "audit", "plan", "export-peft", "import-peft", "agreement"]
 
 
 @pytest.mark.parametrize("command", COMMANDS)
@@ -48,6 +48,18 @@ def test_help_and_import_load_nothing_heavy():
     )
     out = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=True)
     assert out.stdout.splitlines()[-1] == "[]"
+
+
+@pytest.mark.parametrize("arguments", [["behaviors", "ls"], ["behaviors", "ls", "--category=sandbaggers"], ["--help"]])
+def test_a_reader_that_leaves_early_is_no_error(arguments):
+    """As in `| head`, whether stdout fills the pipe or is flushed at exit alone."""
+    command = [sys.executable, "-m", "ia_jax.cli", *arguments]
+    with subprocess.Popen(command, cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as process:
+        assert process.stdout is not None
+        process.stdout.close()
+        assert process.stderr is not None
+        assert process.stderr.read() == ""
+    assert process.returncode == cli.PIPE_CLOSED
 
 
 def test_version(capsys):
