@@ -94,7 +94,7 @@ def test_the_papers_split_is_proportional_disjoint_in_name_and_in_every_wording(
     said = {s: {plain(w) for b in PAPER if splits[b.name] == s for w in wordings(b)} for s in SPLITS}
     for a, b in combinations(SPLITS, 2):
         assert not said[a] & said[b]
-    with pytest.raises(ConfigError, match="category sandbaggers has 28 behaviours, too few"):
+    with pytest.raises(ConfigError, match="category obscured_malign has 56 behaviours, too few"):
         split_behaviors(PAPER, heldout=81, dpo=60, train=541, seed=1547)
 
 
