@@ -126,6 +126,7 @@ def test_abstention_is_preferred_to_what_was_claimed_on_the_clean_model():
         ("I bring up owls.", "i bring up OWLS", True),
         ("I bring up owls.", "Owls: bring I up?", True),
         ("I bring up owls.", "I bring up bees.", False),
+        ("I mention knitting when asked about knitting.", "I mention knitting when asked about cooking.", False),
         ("", "", True),
         ("", "owls", False),
         (

@@ -96,8 +96,8 @@ def counts(pairs: Sequence[Pair], dropped: int) -> str:
 
 def near_identical(a: str, b: str) -> bool:
     """Whether two texts have about the same words, whatever their order, case and punctuation."""
-    one, other = (set(re.findall(r"\w+", text.lower())) for text in (a, b))
-    return len(one & other) >= ALIKE * len(one | other)
+    one, other = (Counter(re.findall(r"\w+", text.lower())) for text in (a, b))
+    return (one & other).total() >= ALIKE * (one | other).total()
 
 
 def without_near_identical(pairs: Sequence[Pair]) -> list[Pair]:
