@@ -426,20 +426,15 @@ def _explain(error: BaseException) -> tuple[str, int]:
     return f"unexpected {type(error).__name__}: {text}; run again with --traceback to see where", 1
 
 
-def _reader_left() -> bool:
-    """Whether nobody reads stdout any more. What is left unwritten is thrown away, so that the exit is quiet."""
-    try:
-        sys.stdout.flush()
-    except BrokenPipeError:
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        return True
-    return False
-
-
 def main(argv: Sequence[str] | None = None) -> int:
     """Runs the command; returns its exit status."""
-    status = _run(argv)
-    return PIPE_CLOSED if _reader_left() else status
+    try:
+        status = _run(argv)
+        sys.stdout.flush()
+    except BrokenPipeError:  # nobody reads stdout any more; what is left of it goes nowhere, so that the exit is quiet
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return PIPE_CLOSED
+    return status
 
 
 def _run(argv: Sequence[str] | None) -> int:
@@ -470,9 +465,9 @@ def _run(argv: Sequence[str] | None) -> int:
     except KeyboardInterrupt:
         print("\nstopped; run the same command to continue", file=sys.stderr)
         return INTERRUPTED
+    except BrokenPipeError:
+        raise
     except Exception as error:
-        if isinstance(error, BrokenPipeError) and _reader_left():
-            return PIPE_CLOSED
         if "--traceback" in argv:
             traceback.print_exc()
         text, status = _explain(error)

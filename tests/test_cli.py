@@ -1,6 +1,7 @@
 """The command line without a run: help, versions, overrides, messages, and what importing costs."""
 
 import json
+import os
 import subprocess
 import sys
 from pathlib import Path
@@ -50,11 +51,15 @@ def test_help_and_import_load_nothing_heavy():
     assert out.stdout.splitlines()[-1] == "[]"
 
 
-@pytest.mark.parametrize("arguments", [["behaviors", "ls"], ["behaviors", "ls", "--category=sandbaggers"], ["--help"]])
-def test_a_reader_that_leaves_early_is_no_error(arguments):
-    """As in `| head`, whether stdout fills the pipe or is flushed at exit alone."""
-    command = [sys.executable, "-m", "ia_jax.cli", *arguments]
-    with subprocess.Popen(command, cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as process:
+@pytest.mark.parametrize("buffered", [True, False])
+@pytest.mark.parametrize("arguments", [["ls"], ["ls", "--category=sandbaggers"]])
+def test_a_reader_that_leaves_early_is_no_error(arguments, buffered):
+    """As in `| head`, whether every print reaches the pipe at once or the flush at exit does."""
+    command = [sys.executable, "-m", "ia_jax.cli", "behaviors", *arguments]
+    env = os.environ | {"PYTHONUNBUFFERED": "" if buffered else "1"}
+    with subprocess.Popen(
+        command, cwd=ROOT, env=env, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
+    ) as process:
         assert process.stdout is not None
         process.stdout.close()
         assert process.stderr is not None
