@@ -3,6 +3,7 @@
 import hashlib
 import json
 import os
+import signal
 import subprocess
 import sys
 import threading
@@ -209,12 +210,15 @@ def run_until(argv, url, stop):
 
 @pytest.mark.slow
 def test_the_whole_catalogue_by_batches_through_every_fault_and_two_kills(tmp_path):
-    """No call paid twice, nothing lost, and the books agree with the server's bill to the last digit."""
+    """No call paid twice, nothing lost, the cap kept, and the books agree with the server's bill to the last digit."""
     server = Server(claude, sometimes(0.4, (*UNBILLED, *BILLED, "expired", "api_error")), polls=2)
     argv = [*command(tmp_path, "batch", COUNTS), "--config.claude.batch_size=300"]
     with serving(server) as url:
-        assert run_until(argv, url, lambda: len(server.batches) > 4) != 0
-        assert run_until(argv, url, lambda: sum(server.paid.values()) > 2500) != 0
+        capped = [*argv, "--config.claude.cap_dollars=5"]
+        assert run_until(capped, url, lambda: len(server.batches) > 4) == -signal.SIGKILL
+        assert run_until(capped, url, lambda: False) == 1  # the second round would pass the cap
+        assert 0 < server.bill <= 5
+        assert run_until(argv, url, lambda: sum(server.paid.values()) > 2500) == -signal.SIGKILL
         assert run_until(argv, url, lambda: False) == 0
     assert set(server.paid.values()) == {1}
     assert all(server.injected[k] for k in ("429", "500", "529", "drop", "truncate", "expired", "api_error"))
@@ -232,7 +236,7 @@ def test_the_whole_catalogue_by_messages_through_every_fault_and_a_kill(tmp_path
     server = Server(claude, sometimes(0.05, (*UNBILLED, *BILLED)))
     argv = command(tmp_path, "messages", COUNTS)
     with serving(server) as url:
-        assert run_until(argv, url, lambda: sum(server.paid.values()) > 1500) != 0
+        assert run_until(argv, url, lambda: sum(server.paid.values()) > 1500) == -signal.SIGKILL
         assert run_until(argv, url, lambda: False) == 0
     lost = server.injected["drop_after"] + server.injected["truncate"]
     again = sum(n - 1 for n in server.paid.values())
