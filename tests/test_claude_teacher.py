@@ -214,10 +214,10 @@ def test_the_whole_catalogue_by_batches_through_every_fault_and_two_kills(tmp_pa
     server = Server(claude, sometimes(0.4, (*UNBILLED, *BILLED, "expired", "api_error")), polls=2)
     argv = [*command(tmp_path, "batch", COUNTS), "--config.claude.batch_size=300"]
     with serving(server) as url:
-        capped = [*argv, "--config.claude.cap_dollars=5"]
+        capped = [*argv, "--config.claude.cap_dollars=3"]
         assert run_until(capped, url, lambda: len(server.batches) > 4) == -signal.SIGKILL
         assert run_until(capped, url, lambda: False) == 1  # the second round would pass the cap
-        assert 0 < server.bill <= 5
+        assert 0 < server.bill <= 3
         assert run_until(argv, url, lambda: sum(server.paid.values()) > 2500) == -signal.SIGKILL
         assert run_until(argv, url, lambda: False) == 0
     assert set(server.paid.values()) == {1}
