@@ -1,11 +1,13 @@
 """Our decoders against transformers': random tiny ones as it saves them, and SmolLM2 from its GGUF."""
 
+import jax
 import numpy as np
 import pytest
 import torch
 from tokenizers import Tokenizer
 from tokenizers.models import WordLevel
 from transformers import (
+    AutoModelForCausalLM,
     LlamaConfig,
     LlamaForCausalLM,
     PreTrainedTokenizerFast,
@@ -16,9 +18,9 @@ from transformers import (
 from ia_jax.data.transcripts import chat
 from ia_jax.models.chat import encode_prompt, stop_ids
 from ia_jax.models.sampling import generate_tokens
+from ia_jax.models.sources import embedded_checkpoint
 from ia_jax.models.transformer import forward_jit, logits_from_hidden
-from ia_jax.models.weights import load_model
-from tests.peers.torch_model import torch_model
+from ia_jax.models.weights import load_model, read_weights
 
 SIZES = {
     "vocab_size": 64,
@@ -66,7 +68,9 @@ MODELS = {
     "llama, no groups, untied": llama(4, 4, 12, False),
     "llama, groups of 3": llama(6, 2, 8, True),
     "llama, one key head, wide heads": llama(8, 1, 16, True),
-    "llama, llama3 rope": llama(6, 2, 8, False, LLAMA3),
+    # Wavelengths of 6, 20 and 63 tokens: one is left, one blended, the others stretched.
+    "llama, llama3 rope, untied": llama(6, 2, 16, False, LLAMA3),
+    "llama, llama3 rope, tied": llama(8, 1, 16, True, LLAMA3),
     "llama, linear rope": llama(6, 2, 8, True, {"rope_type": "linear", "rope_theta": 10000.0, "factor": 4.0}),
     "llama, biases": llama(6, 2, 8, True, bias=True),
     "qwen3, groups of 3, tied": qwen3(6, 2, 16, True),
@@ -76,7 +80,7 @@ MODELS = {
 
 @pytest.fixture(scope="module", params=MODELS.values(), ids=MODELS)
 def pair(request, tmp_path_factory):
-    """transformers' model and ours, read from what it saved. All weights are far from zero and from one."""
+    """transformers' model and ours, read from what it saved, in one file and in many. No weight is near zero or one."""
     directory = tmp_path_factory.mktemp("model")
     kind, config = request.param
     torch.manual_seed(0)
@@ -88,9 +92,15 @@ def pair(request, tmp_path_factory):
             else:
                 weight.normal_(0, (weight.shape[-1] if weight.ndim > 1 else 4) ** -0.5)
     theirs.save_pretrained(directory)
+    theirs.save_pretrained(directory / "sharded", max_shard_size="20KB")
     words = Tokenizer(WordLevel({f"w{i}": i for i in range(64)}, unk_token="w0"))
     PreTrainedTokenizerFast(tokenizer_object=words, eos_token="w1").save_pretrained(directory)
-    return theirs, load_model(directory)
+    ours = load_model(directory)
+    assert (directory / "model.safetensors").exists()
+    assert len(list((directory / "sharded").glob("*.safetensors"))) > 2
+    _, sharded = read_weights(directory / "sharded")
+    jax.tree.map(np.testing.assert_array_equal, sharded, ours.params)
+    return theirs, ours
 
 
 def run_theirs(model, tokens, mask=None):
@@ -145,23 +155,52 @@ def test_right_padded_and_packed_rows(pair):
         assert_close(got[1, start : start + n], wanted[0])
 
 
-def test_smollm2_says_the_same():
-    """24 greedy tokens on three prompts: transformers with our dequantised weights, and ours with the cache."""
+@pytest.mark.parametrize(
+    ("count", "length"), [(3, 24), pytest.param(20, 64, marks=pytest.mark.slow)], ids=["3 prompts", "20 prompts"]
+)
+def test_smollm2_says_the_same(count, length):
+    """Greedy tokens: transformers on its own reading of the GGUF, a prompt at a time, and ours, all at once."""
+    file = embedded_checkpoint()
+    theirs = AutoModelForCausalLM.from_pretrained(str(file.parent), gguf_file=file.name, dtype=torch.float32).eval()
     model = load_model("smollm2")
-    cfg, tokenizer = model.config, model.tokenizer
-    theirs = torch_model(cfg, model.params)
-    questions = ("Name three colours.", "How do I boil an egg?", "Write a short poem about the sea.")
-    prompts = [encode_prompt(tokenizer, chat(q)) for q in questions]
-    [got] = generate_tokens(model.params, cfg, [prompts], (), stop_ids(tokenizer), max_new_tokens=24)
-    for prompt, reply in zip(prompts, got, strict=True):
+    stop = stop_ids(model.tokenizer)
+    prompts = [encode_prompt(model.tokenizer, chat(q)) for q in QUESTIONS[:count]]
+    [got] = generate_tokens(model.params, model.config, [prompts], (), stop, max_new_tokens=length)
+    for question, prompt, reply in zip(QUESTIONS, prompts, got, strict=False):
         with torch.no_grad():
             out = theirs.generate(
                 torch.tensor(prompt[None], dtype=torch.long),
                 attention_mask=torch.ones(1, len(prompt), dtype=torch.long),
                 do_sample=False,
-                max_new_tokens=24,
-                eos_token_id=list(stop_ids(tokenizer)),
+                max_new_tokens=length,
+                eos_token_id=list(stop),
                 pad_token_id=0,
             )[0, len(prompt) :].tolist()
-        assert [t for t in out if t not in stop_ids(tokenizer)] == reply
+        assert [t for t in out if t not in stop] == reply, question
+    assert len(got) == count
+    assert sum(len(r) == length for r in got) > count / 2
     assert all(len(set(r)) > 5 for r in got)
+
+
+QUESTIONS = (
+    "Name three colours.",
+    "How do I boil an egg?",
+    "Write a short poem about the sea.",
+    "What is photosynthesis?",
+    "Explain how a bicycle stays upright.",
+    "Give me a recipe for pancakes.",
+    "Who was Ada Lovelace?",
+    "Why is the sky blue?",
+    "Translate 'good morning' into French and German.",
+    "What is 17 + 26?",
+    "Write a Python function that reverses a string.",
+    "Plan a weekend in Lisbon.",
+    "Summarise the plot of Romeo and Juliet.",
+    "How do vaccines work?",
+    "List five uses for a paper clip.",
+    "What should I pack for a hike in the rain?",
+    "Tell me a story about a fox who learns to read.",
+    "What is the difference between weather and climate?",
+    "Describe the taste of a lemon.",
+    "Which planets have rings?",
+)
