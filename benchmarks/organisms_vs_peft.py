@@ -31,7 +31,7 @@ from ia_jax.behaviors.template_teacher import write_demonstrations
 from ia_jax.config import OptimizerSection, parse_config
 from ia_jax.data.batches import Unit, build_batch, plan_joint, plan_organisms
 from ia_jax.models.config import ModelConfig
-from ia_jax.models.weights import to_hf_tensors
+from ia_jax.models.weights import Model, to_hf_tensors
 from ia_jax.stages.ia_data import question_answers
 from ia_jax.stages.session import Session
 from ia_jax.training import introspection, organisms
@@ -63,7 +63,7 @@ def main() -> None:
         scaling = {k: time_organisms(session, units[:k], args)[0]["s_per_update"] / k for k in (1, 8, args.organisms)}
         result: dict[str, Any] = {"matmul_peak_gflops": peak, "dtype": args.dtype, "s_per_organism_update": scaling}
         for name, own, spec in (("", ours, specs), ("joint_", ours_joint, joint_spec)):
-            theirs = run_peft(session, spec, args.peers)
+            theirs = run_peft(session.model, spec, args.peers)
             best = max(theirs, key=lambda d: theirs[d]["tokens_per_s"])
             result |= {
                 f"{name}ours_tokens_per_s": own["tokens_per_s"],
@@ -189,9 +189,9 @@ def matmul_peak(dtype: Any) -> float:
     return best
 
 
-def run_peft(session: Session, spec: dict, python: str) -> dict[str, dict[str, float]]:
+def run_peft(model: Model, spec: dict, python: str) -> dict[str, dict[str, Any]]:
     """The peer's figures in fp32 and bf16, from a process of its own."""
-    cfg = session.model.config
+    cfg = model.config
     spec |= {"rank": ORGANISM.rank, "alpha": ORGANISM.alpha, "targets": HF_TARGETS, "lr": OPTIMIZER.lr}
     names = ("vocab_size", "hidden_size", "intermediate_size", "num_hidden_layers", "num_attention_heads")
     spec["config"] = {n: getattr(cfg, n) for n in names} | {
@@ -204,7 +204,7 @@ def run_peft(session: Session, spec: dict, python: str) -> dict[str, dict[str, f
     out = {}
     with tempfile.TemporaryDirectory() as directory:
         Path(directory, "spec.json").write_text(json.dumps(spec))
-        tensors = {n: np.asarray(x, np.float32) for n, x in to_hf_tensors(cfg, session.model.params)}
+        tensors = {n: np.asarray(x, np.float32) for n, x in to_hf_tensors(cfg, model.params)}
         save_file(tensors, str(Path(directory, "model.safetensors")))
         for dtype in ("float32", "bfloat16"):
             command = [python, str(ROOT / "benchmarks" / "peft_side.py"), directory, dtype]

@@ -1,7 +1,8 @@
-"""The peer's half of `organisms_vs_peft.py`: torch + transformers + peft, one organism after another.
+"""The peer's half of `organisms_vs_peft.py` and `generation_vs_transformers.py`: one organism after another.
 
-Runs in .venv-peers on a spec written by the other half (token ids, loss masks, base weights as safetensors) and prints
-one JSON line. Best practice for a CPU: 2 threads, rows padded to the longest of their batch, loss on assistant tokens.
+Runs torch, transformers and peft in .venv-peers on a spec written by the other half (token ids, loss masks, base
+weights as safetensors) and prints one JSON line. Best practice for a CPU: 2 threads, rows padded to the longest of
+their batch, loss on assistant tokens.
 """
 
 import json
@@ -10,7 +11,7 @@ import time
 from pathlib import Path
 
 import torch
-from peft import LoraConfig, get_peft_model
+from peft import LoraConfig, PeftModel, get_peft_model
 from safetensors.torch import load_file
 from transformers import LlamaConfig, LlamaForCausalLM
 
@@ -64,6 +65,25 @@ def train(model: torch.nn.Module, updates: list[list[dict]]) -> tuple[int, float
     return tokens, time.perf_counter() - began
 
 
+def generate(way: str, model: PeftModel) -> tuple[list, float]:
+    """New tokens of all organisms' prompts and the seconds taken. way: "switch" or "merge" the active adapter."""
+    replies, began = [], time.perf_counter()
+    for name, prompts in zip(model.peft_config, spec["prompts"], strict=True):
+        model.set_adapter(name)
+        if way == "merge":
+            model.merge_adapter([name])
+        longest = max(map(len, prompts))
+        ids = torch.tensor([[0] * (longest - len(p)) + p for p in prompts])
+        mask = torch.tensor([[0] * (longest - len(p)) + [1] * len(p) for p in prompts])
+        out = model.generate(
+            input_ids=ids, attention_mask=mask, do_sample=False, max_new_tokens=spec["new_tokens"], pad_token_id=0
+        )
+        if way == "merge":
+            model.unmerge_adapter()
+        replies.append(out[:, longest:].tolist())
+    return replies, time.perf_counter() - began
+
+
 def fp32_adapters(model: torch.nn.Module) -> torch.nn.Module:
     for p in model.parameters():
         if p.requires_grad:
@@ -71,7 +91,7 @@ def fp32_adapters(model: torch.nn.Module) -> torch.nn.Module:
     return model
 
 
-tokens, seconds = 0, 0.0
+figures, tokens, seconds = {}, 0, 0.0
 if spec["kind"] == "organisms":
     for number, updates in enumerate(spec["organisms"]):
         base = base_model()
@@ -80,7 +100,7 @@ if spec["kind"] == "organisms":
             train(model, updates[:1])  # warm up
         n, s = train(model, updates)
         tokens, seconds = tokens + n, seconds + s
-else:
+elif spec["kind"] == "joint":
     # The released trainer's way (paper_facts 2.3): activate organism and IA, accumulate k batches, one update.
     model = get_peft_model(base_model(), adapter_config(), adapter_name="o0")
     for i in range(1, spec["count"]):
@@ -104,4 +124,19 @@ else:
         if number:  # the first is the warm-up
             seconds += time.perf_counter() - began
             tokens += sum(len(e["tokens"]) for _, batch in step for e in batch)
-print(json.dumps({"tokens": tokens, "seconds": seconds, "tokens_per_s": tokens / seconds, "peak_gib": peak_gib()}))
+else:
+    model = PeftModel.from_pretrained(base_model(), spec["adapters"][0], adapter_name="o0")
+    for i, directory in enumerate(spec["adapters"][1:], 1):
+        model.load_adapter(directory, adapter_name=f"o{i}")
+    model.to(dtype).eval()
+    model.generation_config.eos_token_id = None  # no row ends early
+    speeds, replies = {}, {}
+    with torch.inference_mode():
+        generate("switch", model)  # warm up
+        for way in ("switch", "merge"):
+            replies[way], took = generate(way, model)
+            speeds[way] = sum(len(row) for own in replies[way] for row in own) / took
+    figures = {"tokens_per_s": speeds, "replies": replies["switch"]}
+if seconds:
+    figures = {"tokens": tokens, "seconds": seconds, "tokens_per_s": tokens / seconds}
+print(json.dumps(figures | {"peak_gib": peak_gib()}))
