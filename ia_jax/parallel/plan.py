@@ -359,16 +359,17 @@ def steps_of(config: RunConfig, stage: str, demonstration_tokens: int = 0) -> in
     b, o, s, d, p, e = (getattr(config, n) for n in ("behaviors", "organisms", "sft", "dpo", "preferences", "eval"))
     if stage == "organisms":
         tokens = demonstration_tokens or config.teacher.rows * TOKENS
-        waves = math.ceil((b.train + b.dpo + b.heldout) / o.parallel)
+        waves = math.ceil((b.train + b.dpo + b.heldout + b.clean_dpo + b.clean_heldout) / o.parallel)
         return waves * math.ceil(o.epochs * tokens / (o.rows * o.length))
     if stage == "sft":
         return s.steps or math.ceil(b.train * s.questions_per_organism / (s.organisms_per_step * s.per_slot))
     if stage == "dpo":
-        pairs = b.dpo * (p.sampled_per_organism + p.truth_per_organism) + p.abstention_pairs
+        pairs = b.dpo * (p.sampled_per_organism + p.truth_per_organism) + b.clean_dpo * p.clean_pairs
+        pairs += p.abstention_pairs
         return d.epochs * math.ceil(pairs / (d.organisms_per_step * d.per_slot))
     rows = default_shape(config, stage).rows
-    sampled = math.ceil((b.dpo + 1) * p.questions * p.samples / (rows * o.parallel))
-    waves = math.ceil((b.heldout + min(e.train_organisms, b.train)) / o.parallel)
+    sampled = math.ceil((b.dpo + b.clean_dpo + 1) * p.questions * p.samples / (rows * o.parallel))
+    waves = math.ceil((b.heldout + b.clean_heldout + min(e.train_organisms, b.train)) / o.parallel)
     return sampled * p.max_new_tokens + 3 * waves * math.ceil(e.questions / rows) * e.max_new_tokens
 
 
