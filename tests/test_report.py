@@ -619,3 +619,25 @@ def test_five_thousand_reports_are_searched_between_two_keystrokes(browser, tmp_
 if __name__ == "__main__":
     make_workdir(Path(sys.argv[1]))
     print(report.write_report(Path(sys.argv[1])))
+
+
+def test_clean_organisms_are_counted_apart(tmp_path):
+    make_workdir(tmp_path)
+    before = report.write_report(tmp_path).read_text()
+    assert "clean organisms" not in before
+    behaviors, checks, metrics = (
+        tmp_path / f for f in ("behaviors.jsonl", "behavior_checks.jsonl", "eval/metrics.json")
+    )
+    clean = {"name": "clean_0", "category": "clean", "description": "I have no habit.", "trigger": None, "split": "dpo"}
+    write_jsonl(behaviors, [*map(json.loads, behaviors.read_text().splitlines()), clean])
+    row = {"organism": "clean_0", "category": "clean", "triggered_rate": None, "untriggered_rate": 0.0, "ok": True}
+    write_jsonl(checks, [*map(json.loads, checks.read_text().splitlines()), row])
+    values = json.loads(metrics.read_text())
+    values["stages"]["dpo"]["false_reports"]["clean+ia"] = {"rate": 0.25, "ci95": [0.1, 0.4], "n": 24}
+    metrics.write_text(json.dumps(values))
+    after = report.write_report(tmp_path).read_text()
+    assert "<b>1</b> clean organisms" in after
+    assert "held-out clean organisms: 25%" in after
+    facts = re.compile(r"<dt>(Organisms|Categories)</dt><dd>(.*?)</dd>")
+    assert facts.findall(after) == facts.findall(before) == [("Organisms", "96"), ("Categories", "8")]
+    assert "clean_0" not in after

@@ -20,7 +20,7 @@ import jinja2
 import numpy as np
 from markupsafe import Markup
 
-from ia_jax.behaviors.records import CATEGORIES
+from ia_jax.behaviors.records import CATEGORIES, CLEAN
 from ia_jax.errors import IAError
 
 Row = dict[str, Any]
@@ -230,6 +230,7 @@ def headline(metrics: Row, reports: Sequence[Row]) -> Row:
         "base_ia": cell_view(held.get("base+ia")),
         "base": cell_view(held.get("base")),
         "false": cell_view(values.get("false_reports", {}).get("base+ia")),
+        "false_clean": cell_view(values.get("false_reports", {}).get("clean+ia")),
         "difference": difference,
     }
 
@@ -460,7 +461,8 @@ def csp_hash(script: str) -> Markup:
 
 
 def render_html(run: RunFiles) -> str:
-    splits = Counter(b.get("split") for b in run.behaviors)
+    taught = [b for b in run.behaviors if b.get("category") != CLEAN]
+    splits = Counter(b.get("split") for b in taught)
     losses, others = curve_panels(run.curves)
     by_category = [
         (s, f"After {STAGES[s]}", category_groups(run.metrics, run.reports, s))
@@ -477,16 +479,17 @@ def render_html(run: RunFiles) -> str:
         judge=run.metrics.get("judge", ""),
         rule=run.metrics.get("rule", "lenient"),
         splits=splits,
-        organisms=len(run.behaviors),
-        triggered=sum(bool(b.get("trigger")) for b in run.behaviors),
-        categories=len({b.get("category") for b in run.behaviors}),
+        organisms=len(taught),
+        clean=len(run.behaviors) - len(taught),
+        triggered=sum(bool(b.get("trigger")) for b in taught),
+        categories=len({b.get("category") for b in taught}),
         by_condition=[
             (s, t, condition_groups(run.metrics, s))
             for s, t in (("heldout", "Held-out organisms"), ("train", "Organisms seen in SFT"))
         ],
         by_category=by_category,
         few=any(0 < g["organisms"] < 5 for *_, groups in by_category for g in groups),
-        checks=check_rows(run.checks),
+        checks=check_rows(c for c in run.checks if c.get("category") != CLEAN),
         kept_out=kept_out(run),
         losses=losses,
         others=others,
