@@ -37,7 +37,7 @@ def get_config():
     c.organisms.epochs = 1
     c.organisms.check_prompts = 1
     c.sft.lora.rank = 2
-    c.sft.organisms_per_step = 3
+    c.sft.organisms_per_step = 4
     c.sft.steps = 6
     c.sft.questions_per_organism = 4
     c.sft.checkpoint_every = 2
@@ -46,7 +46,7 @@ def get_config():
     c.preferences.max_new_tokens = 8
     c.preferences.truth_per_organism = 2
     c.preferences.abstention_pairs = 2
-    c.dpo.organisms_per_step = 3
+    c.dpo.organisms_per_step = 4
     c.dpo.checkpoint_every = 2
     c.eval.questions = 2
     c.eval.train_organisms = 2

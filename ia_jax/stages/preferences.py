@@ -15,6 +15,7 @@ from ia_jax.config import PreferencesSection
 from ia_jax.data.transcripts import write_jsonl
 from ia_jax.errors import IAError
 from ia_jax.judging.protocol import Item, Judge
+from ia_jax.parallel.distributed import once
 from ia_jax.stages.ia_data import CLEAN_TARGETS, targets
 from ia_jax.stages.introspection import usable
 from ia_jax.stages.order import is_done
@@ -69,7 +70,7 @@ def run(session: Session) -> None:
         pairs += abstention_pairs(name, count, list(zip(asked, own, strict=True)), session.judge, seen, rng)
     if not pairs:
         raise IAError("no preference pair: no sampled report scored high enough; train the SFT IA longer")
-    write_jsonl(workdir.preferences_file, pairs)
+    once(lambda: write_jsonl(workdir.preferences_file, pairs))
     counts = Counter(str(p["kind"]) for p in pairs)
     print("preference pairs: " + ", ".join(f"{n} {kind}" for kind, n in sorted(counts.items())))
 
