@@ -65,8 +65,9 @@ def save_adapters(
 ) -> list[AdapterMetadata]:
     """Store many: up to `in_flight` adapters are being written while the next is taken from `items`.
 
-    When one fails, those already begun are completed before the error is raised.
+    When one fails, those already begun are completed before the error is raised. Several processes write one by one.
     """
+    in_flight = 1 if several() else in_flight  # Orbax's barriers are named by the operation begun last
     pending: deque[Callable[[], AdapterMetadata]] = deque()
     saved = []
     try:
