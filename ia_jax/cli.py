@@ -21,6 +21,7 @@ import time
 import traceback
 import warnings
 from collections.abc import Callable, Iterator, Sequence
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -35,6 +36,7 @@ if TYPE_CHECKING:
 
 INTERRUPTED = 130
 PIPE_CLOSED = 141  # 128 + SIGPIPE, as of any command whose reader has left
+TOGETHER = ("ask", "audit")  # like the stages, they run over several processes
 OVERRIDE = re.compile(r"--(?:no)?config\.")
 
 
@@ -73,14 +75,36 @@ def _open(args: argparse.Namespace, overrides: Sequence[str]) -> "Workdir":
 
 @contextlib.contextmanager
 def _locked(workdir: "Workdir") -> Iterator[None]:
-    """Keeps a second process from writing to the same workdir. The lock goes with the process, however it ends."""
-    with (workdir.path / ".lock").open("w") as file:
-        try:
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            raise IAError(
-                f"another ia-jax is working in {workdir.path}; wait for it, or use another --workdir"
-            ) from None
+    """Keeps a second run from writing to the same workdir. The lock goes with the process, however it ends."""
+    from ia_jax.parallel.distributed import once
+
+    with contextlib.ExitStack() as stack:
+
+        def lock() -> None:
+            file = stack.enter_context((workdir.path / ".lock").open("w"))
+            try:
+                fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except BlockingIOError:
+                raise IAError(
+                    f"another ia-jax is working in {workdir.path}; wait for it, or use another --workdir"
+                ) from None
+
+        once(lock)
+        yield
+
+
+@contextlib.contextmanager
+def _processes(args: argparse.Namespace) -> Iterator[None]:
+    """Joins the other processes of this run, if there are any; inside, the first one speaks, and all end together."""
+    from ia_jax.parallel import distributed
+
+    def explain(error: BaseException) -> tuple[str, int]:
+        if getattr(args, "traceback", False):
+            traceback.print_exception(error)
+        return _explain(error)
+
+    distributed.start()
+    with distributed.as_one(explain):
         yield
 
 
@@ -88,7 +112,9 @@ def _locked(workdir: "Workdir") -> Iterator[None]:
 
 
 def _stage(args: argparse.Namespace, overrides: Sequence[str]) -> None:
-    workdir = _open(args, overrides)
+    from ia_jax.parallel.distributed import leave_if_told, once
+
+    workdir = once(lambda: _open(args, overrides))
     everything = args.command == "run"
     chosen = STAGES if everything else [s for s in STAGES if s.name == args.command]
     began = time.monotonic()
@@ -103,10 +129,11 @@ def _stage(args: argparse.Namespace, overrides: Sequence[str]) -> None:
             if is_done(workdir, stage.name) and (everything or stage.name != "report"):
                 print(f"{label}: already done", flush=True)
                 continue
-            check_inputs(workdir, stage.name)
+            leave_if_told(stage.name)
+            once(partial(check_inputs, workdir, stage.name))
             start = time.monotonic()
             if stage.name == "report":
-                _report(workdir)
+                once(lambda: _report(workdir))
             else:
                 getattr(importlib.import_module(stage.module), stage.function)(session)
             took = duration(time.monotonic() - start)
@@ -330,14 +357,8 @@ def _new_directory(directory: str) -> Path:
 def _session(workdir: "Workdir") -> Iterator["Session"]:
     import jax
 
-    from ia_jax.parallel import distributed
     from ia_jax.stages.session import Session
 
-    if distributed.start():
-        raise IAError(
-            f"this run has {jax.process_count()} processes; so far the stages run in one (training steps, weights and "
-            "checkpoints work over several); use a slice of one host"
-        )
     _keep_compiled()
     session = Session(workdir, workdir.config)
     with jax.set_mesh(session.mesh):
@@ -416,6 +437,8 @@ def _one_line(error: BaseException) -> str:
 
 def _explain(error: BaseException) -> tuple[str, int]:
     """What to print about an error, and the exit status."""
+    if isinstance(error, KeyboardInterrupt):
+        return "stopped; run the same command to continue", INTERRUPTED
     if isinstance(error, IAError):
         return _one_line(error), error.exit_status
     if isinstance(error, OSError):
@@ -457,9 +480,11 @@ def _run(argv: Sequence[str] | None) -> int:
         elif args.command in commands:
             if overrides:
                 raise ConfigError(f"{overrides[0]}: `ia-jax {args.command}` takes no overrides")
-            return commands[args.command](args) or 0
+            with _processes(args) if args.command in TOGETHER else contextlib.nullcontext():
+                return commands[args.command](args) or 0
         else:
-            _stage(args, overrides)
+            with _processes(args):
+                _stage(args, overrides)
     except SystemExit as error:  # --help and --version
         return int(error.code or 0)
     except KeyboardInterrupt:

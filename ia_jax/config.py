@@ -31,10 +31,11 @@ class ModelSection:
 
 @dataclass(frozen=True)
 class MeshSection:
-    """Devices as fsdp x tp."""
+    """Devices as fsdp x tp, `dcn` times: on so many slices, each with organisms of its own."""
 
     fsdp: int = 1
     tp: int = 1
+    dcn: int = 1
 
 
 @dataclass(frozen=True)

@@ -148,14 +148,14 @@ def start_workdir(directory: str | Path, config: RunConfig) -> Workdir:
         path.mkdir(parents=True, exist_ok=True)
         stored = Workdir(path).config if file.exists() else None
         if stored is not None:
-            # How Claude is called (a higher cap, say) may change on the way.
-            same_calls = dataclasses.replace(stored, claude=config.claude)
-            changed = _first_difference(dataclasses.asdict(same_calls), dataclasses.asdict(config))
+            # How Claude is called (a higher cap, say) may change on the way, and the machine.
+            same = dataclasses.replace(stored, claude=config.claude, mesh=config.mesh)
+            changed = _first_difference(dataclasses.asdict(same), dataclasses.asdict(config))
             if changed:
                 raise ConfigError(
                     f"{path} belongs to a run with other settings: {changed}; use another --workdir or the old config"
                 )
-        if stored is None or stored.claude != config.claude:
+        if stored is None or (stored.claude, stored.mesh) != (config.claude, config.mesh):
             temporary = file.with_suffix(".partial")
             temporary.write_text(json.dumps(body, indent=1))
             temporary.replace(file)

@@ -5,7 +5,7 @@ set -euo pipefail
 usage() {
   cat <<'TEXT'
 usage: launch/xpk.sh [--dry-run] COMMAND
-  create     a cluster with one slice
+  create     a cluster with SLICES slices
   run        start `ia-jax run` as a workload; xpk uploads this checkout in an image
   logs       follow the workload's log
   resume     start the workload again (stages go on where they were); after a preemption GKE does so itself
@@ -16,7 +16,8 @@ usage: launch/xpk.sh [--dry-run] COMMAND
 settings, from the environment:
   CLUSTER    name of the cluster                              (required)
   ZONE       like us-east5-a                                  (required)
-  TYPE       TPU type, like v5p-128 (64 chips)                (required by create, run and resume)
+  TYPE       TPU type of a slice, like v5p-128 (64 chips)     (required by create, run and resume)
+  SLICES     how many; more than one need --config.mesh.dcn   (default: 1)
   CONFIG     recipe, like configs/llama33_70b.py              (required by run and resume)
   WORKDIR    of the run, a directory that all pods mount      (required by run and resume)
   WORKLOAD   name of the workload                             (default: ia-jax)
@@ -36,7 +37,7 @@ where=(--cluster="$CLUSTER" --zone="$ZONE")
 
 run() {
   need TYPE CONFIG WORKDIR
-  do_it xpk workload create --workload="$workload" "${where[@]}" --tpu-type="$TYPE" \
+  do_it xpk workload create --workload="$workload" "${where[@]}" --tpu-type="$TYPE" --num-slices="${SLICES:-1}" \
     --base-docker-image="${IMAGE:-python:3.13}" --script-dir=. --max-restarts=20 \
     --command="pip install -q -e '.[tpu]' && IA_JAX_DISTRIBUTED=auto ia-jax run --config=$CONFIG --workdir=$WORKDIR \
 ${OVERRIDES:-}"
@@ -49,7 +50,7 @@ stop() {
 case $command in
   create)
     need TYPE
-    do_it xpk cluster create "${where[@]}" --tpu-type="$TYPE" --num-slices=1
+    do_it xpk cluster create "${where[@]}" --tpu-type="$TYPE" --num-slices="${SLICES:-1}"
     ;;
   run) run ;;
   logs) do_it kubectl logs --follow --selector="jobset.sigs.k8s.io/jobset-name=$workload" --max-log-requests=64 ;;

@@ -38,7 +38,7 @@ def get_config():
     c.organisms.check_prompts = 1
     c.organisms.keep_failed = True
     c.sft.lora.rank = 2
-    c.sft.organisms_per_step = 3
+    c.sft.organisms_per_step = 4
     c.sft.steps = 6
     c.sft.questions_per_organism = 4
     c.sft.checkpoint_every = 2
@@ -47,7 +47,7 @@ def get_config():
     c.preferences.max_new_tokens = 8
     c.preferences.truth_per_organism = 2
     c.preferences.abstention_pairs = 2
-    c.dpo.organisms_per_step = 3
+    c.dpo.organisms_per_step = 4
     c.dpo.checkpoint_every = 2
     c.eval.questions = 2
     c.eval.train_organisms = 2

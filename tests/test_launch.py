@@ -24,7 +24,7 @@ XPK = {
     "CONFIG": "configs/llama33_70b.py",
     "WORKDIR": "/mnt/70b",
 }
-SETTINGS = {*POD, *XPK, "PROJECT", "SPOT", "RUNTIME", "IMAGE", "OVERRIDES", "WORKLOAD"}
+SETTINGS = {*POD, *XPK, "PROJECT", "SPOT", "RUNTIME", "IMAGE", "OVERRIDES", "WORKLOAD", "SLICES"}
 
 
 def run(script, *arguments, **settings):
@@ -125,6 +125,8 @@ def test_xpk():
     assert start[:3] == ["xpk", "workload", "create"]
     assert "--workload=ia70" in start
     assert "ia-jax run --config=configs/llama33_70b.py --workdir=/mnt/70b" in start[-1]
+    for command in ("create", "run"):
+        assert "--num-slices=2" in printed("xpk.sh", command, **XPK, SLICES="2")[0]
     (stop,) = printed("xpk.sh", "stop", **XPK, WORKLOAD="ia70")
     assert printed("xpk.sh", "resume", **XPK, WORKLOAD="ia70") == [stop, start]
     (logs,) = printed("xpk.sh", "logs", **XPK)

@@ -1,6 +1,7 @@
 """The same functions on meshes of virtual devices give the same numbers, and really are spread over them."""
 
 from dataclasses import replace
+from types import SimpleNamespace
 
 import grain
 import jax
@@ -260,6 +261,38 @@ def test_rows_of_a_notebook_that_do_not_divide(mesh):
     assert tiny.worst(got, wanted) < 1e-5
 
 
+def test_two_slices(stepped, sft_stepped, generated):
+    """Organisms lie on all four groups; each slice has the whole base and the whole IA."""
+    mesh, three = make_mesh(2, 2, dcn=2), ("dcn", "fsdp", "tp")
+    assert (mesh.axis_names, tuple(mesh.shape.values())) == (three, (2, 2, 2))
+    assert partition(("organism", "layers", "embed", "rank"), three) == P(("dcn", "fsdp"), None, None, None)
+    assert partition(("layers", "embed", "heads"), three) == P(None, "fsdp", "tp")
+
+    def put(tree, organisms=True):
+        return jax.device_put(on_host(tree), adapter_shardings(tree, mesh, organisms))
+
+    with jax.set_mesh(mesh):
+        params = place_params(mesh, CFG)
+        assert params["layers"]["q"].addressable_shards[0].data.shape == (2, 32 // 2, 64 // 2)
+        state, metrics = run_organisms(params, put)
+        assert tiny.worst(metrics["loss"], stepped[1]["loss"]) < 1e-5
+        assert tiny.worst(state.adapters, stepped[0].adapters) < 1e-5
+        for leaf in jax.tree.leaves(state.adapters):
+            assert leaf.addressable_shards[0].data.shape[0] == K // 4
+        state, metrics = run_sft(params, put, lambda x: put(x, organisms=False))
+        assert tiny.worst(metrics["per_organism"], sft_stepped[1]["per_organism"]) < 1e-5
+        assert tiny.worst(state.adapter, sft_stepped[0].adapter) < 1e-5
+        assert state.adapter["q"]["a"].addressable_shards[0].data.shape == (2, 32 // 2, LORA.rank)
+        prompts, stack, wanted = generated
+        assert generate_tokens(params, CFG, prompts, (put(stack),), (0,), max_new_tokens=5) == wanted
+
+
+def test_slices_that_the_mesh_does_not_know():
+    devices = [SimpleNamespace(platform="tpu", slice_index=i // 4) for i in range(8)]
+    with pytest.raises(ConfigError, match=r"fsdp=4 x tp=2 is over 2 slices; set --config\.mesh\.dcn=2"):
+        make_mesh(4, 2, devices=devices)
+
+
 def test_base_weights_are_spread():
     mesh = make_mesh(4, 2)
     params = place_params(mesh, CFG)
@@ -288,6 +321,8 @@ def test_without_a_mesh_nothing_is_said():
 def test_too_few_devices():
     with pytest.raises(ConfigError, match="needs 16 devices, 8 are visible"):
         make_mesh(8, 2)
+    with pytest.raises(ConfigError, match="mesh dcn=2 x fsdp=4 x tp=2 needs 16 devices"):
+        make_mesh(4, 2, dcn=2)
 
 
 MESHES = {"1x1": (1, 1), "8x1": (8, 1), "4x2": (4, 2), "2x4": (2, 4)}

@@ -1,11 +1,5 @@
 """Two processes with two devices each, talking over gloo, are one run; and how a run learns that it has several."""
 
-import os
-import socket
-import subprocess
-import sys
-from pathlib import Path
-
 import jax
 import numpy as np
 import pytest
@@ -17,9 +11,8 @@ from ia_jax.parallel import distributed
 from ia_jax.parallel.mesh import make_mesh
 from ia_jax.training import introspection
 from tests import tiny
+from tests.processes import run_together
 from tests.test_mesh import CFG, LORA, OPTIMIZER, K
-
-ROOT = Path(__file__).parent.parent
 
 
 def test_two_processes_are_one_run(tmp_path):
@@ -27,7 +20,8 @@ def test_two_processes_are_one_run(tmp_path):
     start = introspection.init_state(tiny.adapter(2, CFG, LORA), 4, LORA, OPTIMIZER)
     mesh = make_mesh(4, 2)
     ocp.save(str(tmp_path / "before"), jax.device_put(start, adapter_shardings(start, mesh)))
-    run_workers(tmp_path)
+    for status, _, said in run_together("-m", "tests.step_worker", tmp_path):
+        assert status == 0, said[-3000:]
     wanted, metrics = introspection.sft_step(
         tiny.params(CFG),
         start,
@@ -43,30 +37,6 @@ def test_two_processes_are_one_run(tmp_path):
     with np.load(tmp_path / "metrics.npz") as got:
         assert tiny.worst(got["loss"], metrics["loss"]) < 1e-5
         assert tiny.worst(got["per_organism"], metrics["per_organism"]) < 1e-5
-
-
-def run_workers(directory):
-    with socket.socket() as s:
-        s.bind(("127.0.0.1", 0))
-        port = s.getsockname()[1]
-    given = {"IA_JAX_COORDINATOR": f"127.0.0.1:{port}", "IA_JAX_PROCESSES": "2", "PYTHONPATH": str(ROOT)}
-    workers = [
-        subprocess.Popen(
-            [sys.executable, "-m", "tests.process_worker", str(directory)],
-            env={**os.environ, **given, "IA_JAX_PROCESS": str(i)},
-            cwd=ROOT,
-            stdout=subprocess.PIPE,
-            stderr=subprocess.STDOUT,
-            text=True,
-        )
-        for i in range(2)
-    ]
-    try:
-        outputs = [w.communicate()[0] for w in workers]
-    finally:
-        for w in workers:
-            w.kill()
-    assert all(w.returncode == 0 for w in workers), "\n".join(o[-3000:] for o in outputs)
 
 
 @pytest.mark.parametrize(

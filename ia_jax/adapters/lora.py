@@ -11,7 +11,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import optax
-from jax.sharding import Mesh, NamedSharding
+from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 from ia_jax.errors import ConfigError
 from ia_jax.models.config import ModelConfig
@@ -152,8 +152,15 @@ def strip_rank(adapter: Adapter, rank: int) -> Adapter:
 
 
 def take_organisms(stacked: Adapter, index: Any) -> Adapter:
-    """Organism(s) `index` out of a stacked adapter."""
-    return jax.tree.map(lambda x: x[index], stacked)
+    """Organism(s) `index` out of a stacked adapter; on a mesh one lies whole where the organisms were spread."""
+
+    def take(x: jax.Array) -> jax.Array:
+        if jax.sharding.get_abstract_mesh().empty:
+            return x[index]
+        rest = (*jax.typeof(x).sharding.spec, *(None,) * x.ndim)[1 : x.ndim]
+        return x.at[index].get(out_sharding=PartitionSpec(*(None,) * jnp.ndim(index), *rest))
+
+    return jax.tree.map(take, stacked)
 
 
 def has_organism_axis(adapter: Adapter) -> bool:

@@ -25,6 +25,7 @@ from ia_jax.adapters.peft_config import PeftConfig, parse_config
 from ia_jax.adapters.record import first_nonfinite, host_leaves, one_line
 from ia_jax.adapters.store import Base, Directory
 from ia_jax.errors import BaseMismatchError, CheckpointError, ConfigError, IAError
+from ia_jax.parallel.distributed import once
 
 CONFIG, WEIGHTS, CARD = "adapter_config.json", "adapter_model.safetensors", "README.md"
 _BLOCK = {t: "self_attn" if t in ("q", "k", "v", "o") else "mlp" for t in PROJECTIONS}
@@ -117,10 +118,14 @@ def export_peft(
 
     base = base_model_name_or_path or published_name(model.name)
     path = epath.Path(directory).expanduser()
-    path.mkdir(parents=True, exist_ok=True)
-    (path / WEIGHTS).write_bytes(save(tensors, metadata={"format": "pt"}))
-    (path / CARD).write_text(_card(base, rank, alpha, tuple(adapter), card))
-    (path / CONFIG).write_text(json.dumps(_config_json(base, rank, alpha, tuple(adapter)), indent=2) + "\n")
+
+    def write() -> None:
+        path.mkdir(parents=True, exist_ok=True)
+        (path / WEIGHTS).write_bytes(save(tensors, metadata={"format": "pt"}))
+        (path / CARD).write_text(_card(base, rank, alpha, tuple(adapter), card))
+        (path / CONFIG).write_text(json.dumps(_config_json(base, rank, alpha, tuple(adapter)), indent=2) + "\n")
+
+    once(write)
 
 
 def concat_ranks(adapters: list[Adapter]) -> Adapter:

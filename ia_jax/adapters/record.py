@@ -6,13 +6,12 @@ from collections.abc import Iterator
 from dataclasses import asdict, dataclass, field
 from typing import Any
 
-import jax
 import numpy as np
 from etils import epath
-from jax.experimental import multihost_utils
 
 from ia_jax.adapters.lora import Adapter
 from ia_jax.errors import CheckpointError
+from ia_jax.parallel.mesh import to_host
 
 FORMAT = 1
 RECORD = "adapter.json"
@@ -98,13 +97,7 @@ def read_record(path: epath.Path) -> Record:
 
 def host_leaves(adapter: Adapter) -> Leaves:
     """The adapter's leaves by name, as numpy and whole on every process."""
-
-    def fetch(x: Any) -> np.ndarray:
-        if isinstance(x, jax.Array) and not x.is_fully_addressable and not x.is_fully_replicated:
-            return np.asarray(multihost_utils.process_allgather(x, tiled=True))
-        return np.asarray(x)
-
-    return {f"{target}.{factor}": fetch(x) for target, ab in adapter.items() for factor, x in ab.items()}
+    return {f"{target}.{factor}": to_host(x) for target, ab in adapter.items() for factor, x in ab.items()}
 
 
 def nest(leaves: Leaves) -> dict[str, dict[str, Any]]:

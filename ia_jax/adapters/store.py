@@ -22,13 +22,13 @@ from typing import Any, Protocol
 import jax
 import numpy as np
 from etils import epath
-from jax.experimental import multihost_utils
 
 from ia_jax.adapters import record as records
 from ia_jax.adapters.lora import Adapter, LoraConfig, lora_shapes, strip_rank
 from ia_jax.adapters.record import KINDS, RECORD, AdapterMetadata, Record, one_line
 from ia_jax.errors import BaseMismatchError, CheckpointError, ConfigError
 from ia_jax.models.config import ModelConfig
+from ia_jax.parallel.distributed import once, several
 
 Directory = str | os.PathLike[str]
 
@@ -65,8 +65,9 @@ def save_adapters(
 ) -> list[AdapterMetadata]:
     """Store many: up to `in_flight` adapters are being written while the next is taken from `items`.
 
-    When one fails, those already begun are completed before the error is raised.
+    When one fails, those already begun are completed before the error is raised. Several processes write one by one.
     """
+    in_flight = 1 if several() else in_flight  # Orbax's barriers are named by the operation begun last
     pending: deque[Callable[[], AdapterMetadata]] = deque()
     saved = []
     try:
@@ -133,12 +134,15 @@ def update_metadata(directory: Directory, **changes: Any) -> AdapterMetadata:
     if fixed:
         raise ConfigError(f"{directory}: {', '.join(fixed)} of a stored adapter cannot be changed; save it anew")
     path = _resolve(_path(directory))
-    record = _read_record(path)
-    metadata = AdapterMetadata.from_json(replace(record.metadata, **changes).to_json())
-    if jax.process_index() == 0 and metadata != record.metadata:
-        records.write_record(path, replace(record, metadata=metadata))
-    _barrier("update_metadata")
-    return metadata
+
+    def renew() -> AdapterMetadata:
+        record = _read_record(path)
+        metadata = AdapterMetadata.from_json(replace(record.metadata, **changes).to_json())
+        if metadata != record.metadata:
+            records.write_record(path, replace(record, metadata=metadata))
+        return metadata
+
+    return once(renew)
 
 
 def is_complete(directory: Directory) -> bool:
@@ -182,8 +186,6 @@ def _begin_save(
         raise CheckpointError(f"{path}: refusing to save adapter {metadata.name!r}: {bad}")
     if metadata.kind not in KINDS:
         raise ConfigError(f"{path}: an adapter's kind is one of {', '.join(KINDS)}, not {metadata.kind!r}")
-    if path.exists() and not {p.name for p in path.iterdir()} <= _OWN_FILES:
-        raise CheckpointError(f"{path}: holds files that are not an adapter's; choose another directory")
     described = records.describe_leaves(leaves)
     created = metadata.created or datetime.now(UTC).isoformat(timespec="seconds")
     metadata = replace(
@@ -191,22 +193,8 @@ def _begin_save(
     )
     metadata = AdapterMetadata.from_json(metadata.to_json())  # as it will be read back
 
-    if jax.process_index() == 0:
-        try:
-            _settle(path)
-            path.parent.mkdir(parents=True, exist_ok=True)
-        except OSError as error:
-            raise _write_error(path, error) from error
-    _barrier("before save")
-    if _complete(path):
-        stored = _stored_content(path)
-        if stored != metadata.content_hash and not overwrite:
-            raise CheckpointError(
-                f"{path}: already holds an adapter with other content ({stored[:12]}, the new one has "
-                f"{metadata.content_hash[:12]}); pass overwrite=True or save elsewhere"
-            )
-        if stored == metadata.content_hash and not records.file_problems(path, _read_record(path).files):
-            return lambda: update_metadata(path, **{k: getattr(metadata, k) for k in _RENEWABLE})
+    if once(lambda: _is_there(path, metadata.content_hash, overwrite)):
+        return lambda: update_metadata(path, **{k: getattr(metadata, k) for k in _RENEWABLE})
 
     from orbax.checkpoint import v1 as ocp
 
@@ -219,19 +207,40 @@ def _begin_save(
     except Exception as error:
         raise _write_error(path, error) from error
 
+    def seal() -> None:
+        records.write_record(stage, Record(metadata, described, records.describe_files(stage)))
+        _swap(stage, path)
+
     def commit() -> AdapterMetadata:
         try:
             with _quiet():
                 response.result()
-            if jax.process_index() == 0:
-                records.write_record(stage, Record(metadata, described, records.describe_files(stage)))
-                _swap(stage, path)
+            once(seal)
         except Exception as error:
             raise _write_error(path, error) from error
-        _barrier("after save")
         return metadata
 
     return commit
+
+
+def _is_there(path: epath.Path, content_hash: str, overwrite: bool) -> bool:
+    """Makes `path` ready for an adapter; whether this very one is stored there undamaged. Raises if another is."""
+    if path.exists() and not {p.name for p in path.iterdir()} <= _OWN_FILES:
+        raise CheckpointError(f"{path}: holds files that are not an adapter's; choose another directory")
+    try:
+        _settle(path)
+        path.parent.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise _write_error(path, error) from error
+    if not _complete(path):
+        return False
+    stored = _stored_content(path)
+    if stored != content_hash and not overwrite:
+        raise CheckpointError(
+            f"{path}: already holds an adapter with other content ({stored[:12]}, the new one has "
+            f"{content_hash[:12]}); pass overwrite=True or save elsewhere"
+        )
+    return stored == content_hash and not records.file_problems(path, _read_record(path).files)
 
 
 def _stored_content(path: epath.Path) -> str:
@@ -294,11 +303,24 @@ def _read_leaves(path: epath.Path) -> records.Leaves:
 
     try:
         with _quiet():
-            return records.host_leaves(ocp.load(path))
+            return records.host_leaves(_load_here(path) if several() else ocp.load(path))
     except Exception as error:
         raise CheckpointError(
             f"{path}: the arrays cannot be read ({one_line(error)}); restore the directory from a copy"
         ) from error
+
+
+def _load_here(path: epath.Path) -> Any:
+    """Reads without the other processes, of which each may read other adapters, from a thread.
+
+    v1's `load` counts a process's operations, and names the barriers of its saves by that count: processes that read
+    unlike would wait for each other at different barriers.
+    """
+    import orbax.checkpoint as v0
+
+    me = jax.process_index()
+    alone = v0.options.MultiprocessingOptions(primary_host=me, active_processes={me}, barrier_sync_key_prefix=f"{me}")
+    return v0.PyTreeCheckpointHandler(multiprocessing_options=alone).restore(path / "state")
 
 
 def _check_base(path: epath.Path, record: Record, base: Base, allow_other_base: bool) -> None:
@@ -358,8 +380,3 @@ def _quiet() -> Iterator[None]:
     finally:
         for logger, level in zip(loggers, levels, strict=True):
             logger.setLevel(level)
-
-
-def _barrier(name: str) -> None:
-    if jax.process_count() > 1:
-        multihost_utils.sync_global_devices(f"ia_jax.adapters.store {name}")

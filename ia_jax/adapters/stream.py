@@ -2,7 +2,7 @@
 
 import threading
 from collections import OrderedDict
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from typing import Any
 
 import numpy as np
@@ -23,6 +23,7 @@ class AdapterStream:
 
     directories: of the adapters, in order.
     place:       what puts a stack of host arrays on the devices.
+    held:        which organisms of a stack of so many this process places; the others are not read.
     zeros:       how many adapters that change nothing follow them.
     lora:        where no directory is given; the attribute of this name has the rank and targets of every stack.
     cache_bytes: the host keeps the adapters read last up to this many bytes; the rest are read again when needed.
@@ -34,11 +35,12 @@ class AdapterStream:
         base: Base,
         place: Callable[[Any], Any],
         *,
+        held: Callable[[int], Iterable[int]] = range,
         zeros: int = 0,
         lora: LoraConfig | None = None,
         cache_bytes: int = CACHE_BYTES,
     ):
-        self.directories, self.place, self.cache_bytes = list(directories), place, cache_bytes
+        self.directories, self.place, self.held, self.cache_bytes = list(directories), place, held, cache_bytes
         found = [read_record(d, base).metadata for d in self.directories]
         rank = max([m.rank for m in found] or [lora.rank if lora else 1])
         targets = {t for m in found for t in m.targets} or set(lora.targets if lora else PROJECTIONS)
@@ -55,10 +57,10 @@ class AdapterStream:
     def take(self, index: Sequence[int]) -> Adapter:
         """The stack of the adapters at these positions: leaves [K, L, in, r] and [K, L, r, out]."""
         stack = {t: {n: np.zeros((len(index), *s), np.float32) for n, s in ab.items()} for t, ab in self.shapes.items()}
-        for k, i in enumerate(index):
-            if i >= len(self.directories):
+        for k in self.held(len(index)):
+            if index[k] >= len(self.directories):
                 continue
-            for t, ab in self._read(int(i)).items():
+            for t, ab in self._read(int(index[k])).items():
                 stack[t]["a"][k, :, :, : ab["a"].shape[-1]] = ab["a"]
                 stack[t]["b"][k, :, : ab["b"].shape[-2]] = ab["b"]
         return self.place(stack)

@@ -16,6 +16,7 @@ from ia_jax.claude.retries import delay, is_transient, may_be_billed
 from ia_jax.claude.store import Budget, Store
 from ia_jax.config import ClaudeSection
 from ia_jax.errors import ConfigError, IAError
+from ia_jax.parallel.distributed import once
 
 if TYPE_CHECKING:
     import anthropic
@@ -68,8 +69,11 @@ class Client:
         """The replies, from disk where they are; equal calls are made once.
 
         Raises BudgetError if the cap leaves some unasked, and IAError if the API refuses one. Either way, all answers
-        that were paid for are on disk, and the same call continues.
+        that were paid for are on disk, and the same call continues. Of several processes the first one asks for all.
         """
+        return once(lambda: self._complete(calls))
+
+    def _complete(self, calls: Sequence[Call]) -> list[Reply]:
         try:
             if not self._resumed:
                 batches.resume(self)

@@ -19,6 +19,7 @@ from typing import Any
 from ia_jax.claude.calls import Call, Reply, check_message, reply_of
 from ia_jax.claude.prices import cost
 from ia_jax.errors import IAError
+from ia_jax.parallel.distributed import speaks
 
 SENDING, WAITING, COLLECTED = "sending", "waiting", "collected"
 
@@ -87,7 +88,7 @@ class Store:
 
     def __init__(self, root: Path):
         self.root = root
-        for path in sorted((root / "pending").glob("*.json")):
+        for path in sorted((root / "pending").glob("*.json")) if speaks() else ():
             self._lose(path, "the process ended while the call was under way")
 
     def response_path(self, key: str) -> Path:

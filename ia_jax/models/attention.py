@@ -10,7 +10,7 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 
-from ia_jax.parallel.mesh import constrain_to, partition, reshard
+from ia_jax.parallel.mesh import constrain_to, reshard
 from ia_jax.parallel.platform import kept_on_cpu, platform
 
 HEADS = ("organism", None, "heads", None, None)
@@ -89,8 +89,8 @@ def splash(q: jax.Array, k: jax.Array, v: jax.Array, segment_ids: jax.Array, int
         return jax.vmap(jax.vmap(row))(q, k, v, ids)
 
     q = jnp.moveaxis(q * jnp.asarray(q.shape[-1] ** -0.5, q.dtype), 2, 3)  # the kernel takes q scaled
-    if constrain_to() is not None:
-        on_heads, on_rows = partition(HEADS), partition(("organism", None, None))
+    on_heads, on_rows = constrain_to(*HEADS), constrain_to("organism", None, None)
+    if on_rows is not None:
         q, k, v, segment_ids = *(reshard(x, *HEADS) for x in (q, k, v)), reshard(segment_ids, "organism", None, None)
         local = jax.shard_map(
             local, in_specs=(on_heads, on_heads, on_heads, on_rows), out_specs=on_heads, check_vma=False
@@ -115,9 +115,9 @@ def _dot_product_attention(q: jax.Array, k: jax.Array, v: jax.Array, segment_ids
         )
         return out.reshape(kk, b, t, heads, h)
 
-    if constrain_to() is not None:
-        positions_first = ("organism", None, None, "heads", None)
-        on_q, on_kv, on_rows = partition(positions_first), partition(HEADS), partition(("organism", None, None))
+    positions_first = ("organism", None, None, "heads", None)
+    on_q, on_kv, on_rows = (constrain_to(*x) for x in (positions_first, HEADS, ("organism", None, None)))
+    if on_rows is not None:
         q, k, v = reshard(q, *positions_first), reshard(k, *HEADS), reshard(v, *HEADS)
         segment_ids = reshard(segment_ids, "organism", None, None)
         local = jax.shard_map(local, in_specs=(on_q, on_kv, on_kv, on_rows), out_specs=on_q, check_vma=False)

@@ -14,7 +14,7 @@ import numpy as np
 from ia_jax.adapters.lora import Adapter, Stack, has_organism_axis, to_scan
 from ia_jax.models.config import ModelConfig
 from ia_jax.models.transformer import Params, forward_cached, init_cache, logits_from_hidden
-from ia_jax.parallel.mesh import axis_size, reshard
+from ia_jax.parallel.mesh import axis_size, reshard, to_host
 
 PROMPT_BUCKET = 16
 
@@ -171,7 +171,7 @@ def generate_tokens(
         cfg,
         max_new_tokens,
     )
-    ended, rows_out = set(stop_ids), np.asarray(out)
+    ended, rows_out = set(stop_ids), to_host(out)
     replies: list[list[list[int]]] = [[] for _ in prompts]
     for i, rows in enumerate(where):
         for j, (source, _) in enumerate(rows):

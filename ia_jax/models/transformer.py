@@ -22,7 +22,7 @@ from ia_jax.adapters.lora import Stack, to_scan
 from ia_jax.errors import ConfigError
 from ia_jax.models.attention import Segments, attention, visible
 from ia_jax.models.config import ModelConfig
-from ia_jax.parallel.mesh import axis_size, constrain_to, named_sharding, reshard
+from ia_jax.parallel.mesh import RULES, axis_size, constrain_to, named_sharding, reshard
 
 Params = dict[str, Any]
 REMAT_POLICIES = ("none", "full", "dots")
@@ -262,8 +262,10 @@ def forward(
     if remat not in REMAT_POLICIES:
         raise ConfigError(f"remat {remat!r} unknown; choose from {', '.join(REMAT_POLICIES)}")
     if tokens.shape[0] % axis_size("organism"):
+        sizes = jax.sharding.get_abstract_mesh().shape
+        groups = " x ".join(f"{m}={sizes[m]}" for m in RULES["organism"] if m in sizes)
         raise ConfigError(
-            f"{tokens.shape[0]} organisms at once do not divide over mesh fsdp={axis_size('organism')}; choose a "
+            f"{tokens.shape[0]} organisms at once do not divide over mesh {groups}; choose a "
             "multiple of it for organisms.parallel, sft.organisms_per_step and dpo.organisms_per_step"
         )
     dtype = params["embed"].dtype

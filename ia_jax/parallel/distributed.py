@@ -1,18 +1,37 @@
-"""Several processes as one run: how they find each other, and which of them speaks.
+"""Several processes as one run: how they find each other, decide together, stop together, and which of them speaks.
 
 Every process runs the same stages over the same config; each computes its own part of a batch, and process 0 alone
-writes files and logs. The workdir must be one that all of them see.
+writes files and logs. What a stage finds in files it asks with `once`, so that no two processes act on different
+answers. The workdir must be one that all of them see.
 """
 
+import itertools
+import json
 import os
-from collections.abc import Mapping
+import pickle
+import sys
+import threading
+import time
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager, nullcontext, suppress
+from typing import Any, TypeVar
 
 import jax
+from jax.experimental import multihost_utils
 
-from ia_jax.errors import ConfigError
+from ia_jax.errors import ConfigError, IAError, Preempted
 
 EXPLICIT = ("IA_JAX_COORDINATOR", "IA_JAX_PROCESSES", "IA_JAX_PROCESS")
 AUTO = "IA_JAX_DISTRIBUTED"
+WATCH_SECONDS = 0.5  # how often a process looks whether another has ended with an error
+SAME_SECONDS = 2  # how long process 0 may take to meet an error that another has told it of, so that it is everybody's
+LEAVE_SECONDS = 10  # how long process 0 waits for the others to be gone
+FOREVER_MS = 30 * 24 * 3600 * 1000  # a teacher's or judge's batch may take a day
+
+T = TypeVar("T")
+
+
+# --------------------------------------------------------------------------------------------------------------- start
 
 
 def start(environ: Mapping[str, str] = os.environ) -> bool:
@@ -20,8 +39,11 @@ def start(environ: Mapping[str, str] = os.environ) -> bool:
 
     Explicitly: IA_JAX_COORDINATOR=host:port, IA_JAX_PROCESSES=n, IA_JAX_PROCESS=i. Under Slurm with several tasks, or
     with IA_JAX_DISTRIBUTED=auto (set by `launch/`; TPU pods and others that jax knows): jax finds out by itself.
-    Returns whether there are several. Raises ConfigError where the variables do not fit together.
+    Returns whether there are several; called again, it does no more than that. Raises ConfigError where the variables
+    do not fit together, IAError where the others cannot be reached.
     """
+    if jax.distributed.is_initialized():
+        return several()
     given = [name for name in EXPLICIT if name in environ]
     if given and len(given) < len(EXPLICIT):
         missing = next(name for name in EXPLICIT if name not in environ)
@@ -30,17 +52,33 @@ def start(environ: Mapping[str, str] = os.environ) -> bool:
         count, number = (_number(environ, name) for name in EXPLICIT[1:])
         if not 0 <= number < count:
             raise ConfigError(f"IA_JAX_PROCESS={number} must lie in 0 … {count - 1} (IA_JAX_PROCESSES={count})")
-        jax.distributed.initialize(environ[EXPLICIT[0]], count, number)
+        _join(environ[EXPLICIT[0]], count, number)
     elif environ.get(AUTO, "") == "auto" or _slurm_tasks(environ) > 1:
-        jax.distributed.initialize()
+        _join()
     elif environ.get(AUTO, ""):
         raise ConfigError(f"{AUTO}={environ[AUTO]} unknown; set it to auto, or leave it out")
-    return jax.process_count() > 1
+    return several()
+
+
+def _join(*explicit: Any) -> None:
+    try:
+        jax.distributed.initialize(*explicit)
+    except (RuntimeError, ValueError) as error:
+        where = f" at {explicit[0]}" if explicit else ""
+        raise IAError(
+            f"cannot join the other processes of this run{where} ({' '.join(str(error).split())[:200]}); start all of "
+            "them within five minutes of each other, where each can reach the first"
+        ) from error
+
+
+def several() -> bool:
+    """Whether this run has several processes."""
+    return jax.distributed.is_initialized() and jax.process_count() > 1  # the first alone wakes no device
 
 
 def speaks() -> bool:
     """Whether this process writes files and logs."""
-    return jax.process_index() == 0
+    return not several() or jax.process_index() == 0
 
 
 def _slurm_tasks(environ: Mapping[str, str]) -> int:
@@ -53,3 +91,148 @@ def _number(environ: Mapping[str, str], name: str) -> int:
         return int(environ[name])
     except ValueError:
         raise ConfigError(f"{name}={environ[name]} is not a number") from None
+
+
+def _coordinator() -> Any:
+    """The key-value store that all processes share. jax has no public name for it; Orbax takes it from here too."""
+    from jax._src.distributed import global_state
+
+    return global_state.client
+
+
+# ------------------------------------------------------------------------------------------------------------ together
+
+
+_asked = itertools.count()
+_alone = threading.Event()  # set while process 0 is inside `once`
+
+
+def once(work: Callable[[], T]) -> T:
+    """`work()` on process 0 alone; its value, or its error, on every process. So also: what it wrote is there for all.
+
+    All processes must call it, in the same order, from the main thread; `work` must not compute on the mesh. A plain
+    call where there is one process, and inside another `once`.
+    """
+    if not several() or _alone.is_set():
+        return work()
+    key = f"ia_jax/once/{next(_asked)}"
+    if not speaks():
+        value, error = pickle.loads(_coordinator().blocking_key_value_get_bytes(key, FOREVER_MS))
+        if error is not None:
+            raise error
+        return value
+    _alone.set()
+    try:
+        value = work()
+    except Exception as error:
+        _coordinator().key_value_set_bytes(key, pickle.dumps((None, error)))
+        raise
+    finally:
+        _alone.clear()
+    _coordinator().key_value_set_bytes(key, pickle.dumps((value, None)))
+    return value
+
+
+_looked = itertools.count(1)
+
+
+def told_to_stop() -> bool:
+    """Whether SIGTERM came to any process. All get the same answer, at the same call: jax's service picks one ahead.
+
+    All processes must ask equally often. It says yes once: save, and leave.
+    """
+    return multihost_utils.reached_preemption_sync_point(next(_looked))
+
+
+def leave_if_told(what: str) -> None:
+    """Raises Preempted, on all of several processes alike, if one was told to stop. A single one ends by itself."""
+    if several() and told_to_stop():
+        raise Preempted(f"{what}: stopped by SIGTERM; the same command continues")
+
+
+# ------------------------------------------------------------------------------------------------------------- the end
+
+
+_ENDED = "ia_jax/ended"
+_leaving = threading.Lock()
+
+
+@contextmanager
+def as_one(explain: Callable[[BaseException], tuple[str, int]]) -> Iterator[None]:
+    """Inside, only process 0 prints; and an error on any process ends all of them.
+
+    Process 0 says in one line what `explain` makes of the first error, and every process exits with its status. Without
+    this the others would wait in their next collective for one that never comes.
+    """
+    if not several():
+        yield
+        return
+    done = threading.Event()
+    threading.Thread(target=_watch, args=(done,), daemon=True).start()
+    try:
+        with nullcontext() if speaks() else _silent():
+            yield
+    except BaseException as error:
+        _end(*explain(error))
+    finally:
+        done.set()
+
+
+@contextmanager
+def _silent() -> Iterator[None]:
+    """Without standard output, to which libraries below Python print too."""
+    sys.stdout.flush()
+    kept = os.dup(1)
+    with open(os.devnull, "w") as nowhere:
+        os.dup2(nowhere.fileno(), 1)
+    try:
+        yield
+    finally:
+        sys.stdout.flush()
+        os.dup2(kept, 1)
+        os.close(kept)
+
+
+def _watch(done: threading.Event) -> None:
+    while not done.wait(WATCH_SECONDS):
+        try:
+            said = _coordinator().key_value_try_get(_ENDED)
+        except jax.errors.JaxRuntimeError:  # not there: all is well
+            continue
+        if speaks():
+            time.sleep(SAME_SECONDS)
+        _leave(said)
+
+
+def _end(text: str, status: int) -> None:
+    mine = json.dumps([status, jax.process_index(), text])
+    with suppress(jax.errors.JaxRuntimeError):  # another was first: what happened here is probably its consequence
+        _coordinator().key_value_set(_ENDED, mine)
+    try:
+        said = _coordinator().key_value_try_get(_ENDED)
+    except jax.errors.JaxRuntimeError:
+        said = mine
+    _leave(said, text)
+
+
+def _leave(said: str, own: str | None = None) -> None:
+    """Ends this process without jax's farewell, in which each waits for all. own: what happened here, if anything."""
+    _leaving.acquire()  # the main thread or the watcher, whichever is first
+    status, who, text = json.loads(said)
+    line = f"ia-jax: error: {f'process {who}: ' if who and text != own else ''}{text}"
+    if speaks():
+        print(line, file=sys.stderr, flush=True)
+        # The others talk through a service in this process: it goes last.
+        until = time.monotonic() + LEAVE_SECONDS
+        for i in range(1, jax.process_count()):
+            left = max(1, int(1000 * (until - time.monotonic())))
+            with suppress(jax.errors.JaxRuntimeError):
+                _coordinator().blocking_key_value_get(f"{_ENDED}/{i}", left)
+        time.sleep(WATCH_SECONDS)
+    else:
+        try:
+            _coordinator().key_value_set(f"{_ENDED}/{jax.process_index()}", "gone")
+        except jax.errors.JaxRuntimeError:  # process 0 is dead and says nothing
+            print(line, file=sys.stderr, flush=True)
+    sys.stdout.flush()
+    os._exit(status)

@@ -30,7 +30,7 @@ from ia_jax.models.sampling import PROMPT_BUCKET, decode
 from ia_jax.models.transformer import WeightSpec, abstract_params, weight_specs
 from ia_jax.parallel.chips import GIB, Chip, Work, chip_of, step_flops, step_hbm_bytes, step_ici_bytes
 from ia_jax.parallel.hlo import Namer, collectives
-from ia_jax.parallel.mesh import RULES, make_mesh
+from ia_jax.parallel.mesh import make_mesh, spread_over
 from ia_jax.training import introspection, organisms
 from ia_jax.training.losses import Batch
 
@@ -59,6 +59,11 @@ def plan(
     """
     if stage not in STAGES:
         raise ConfigError(f"--stage {stage} unknown; choose from {', '.join(STAGES)}")
+    if config.mesh.dcn > 1:
+        raise ConfigError(
+            f"plan compiles for one slice, config.mesh.dcn is {config.mesh.dcn}; set --config.mesh.dcn=1 and the "
+            "organisms in a step to those of one slice"
+        )
     chip, devices = chip_of(topology), devices_of(topology)
     cfg = architecture(config.model.name)
     shape = shape or default_shape(config, stage)
@@ -260,8 +265,7 @@ def _names(cfg: ModelConfig, lora: LoraConfig, mesh: Mesh, work: Work) -> Namer:
     def spellings(shape: Sequence[int], axes: Sequence[str | None]) -> Iterator[tuple[int, ...]]:
         choices = []
         for size, axis in zip(shape, axes, strict=True):
-            mesh_axis = RULES[axis] if axis else None
-            choices.append({size, size // mesh.shape[mesh_axis]} if mesh_axis else {size})
+            choices.append({size, size // spread_over(mesh, axis)} if axis else {size})
         for dims in itertools.product(*choices):
             yield tuple(sorted(d for d in dims if d > 1))
 

@@ -12,9 +12,11 @@ from ia_jax.data.transcripts import write_jsonl
 from ia_jax.errors import ConfigError
 from ia_jax.evals.verbalization import CONDITIONS, metrics
 from ia_jax.judging.protocol import Item
+from ia_jax.parallel.distributed import once
 from ia_jax.stages.introspection import usable
 from ia_jax.stages.order import is_done
 from ia_jax.stages.session import Organisms, Session, behaviors_in
+from ia_jax.workdir import Workdir
 
 
 def run(session: Session) -> None:
@@ -66,14 +68,20 @@ def run(session: Session) -> None:
         print(f"{unscored} of {len(rows)} reports could not be judged and are left out of the rates")
     for row in clean_rows:
         row |= {"claims": judge.claims(row["report"]), "judge": judge.name}
-    write_jsonl(workdir.reports_file, rows)
-    if clean:
-        write_jsonl(workdir.clean_reports_file, clean_rows)
     result = metrics(rows, claims, judge.name, cfg.bootstrap, clean_rows)
+    once(lambda: _write(workdir, rows, clean_rows if clean else None, result))
+    print(summary(result))
+
+
+def _write(
+    workdir: Workdir, rows: list[dict[str, Any]], clean_rows: list[dict[str, Any]] | None, result: dict[str, Any]
+) -> None:
+    write_jsonl(workdir.reports_file, rows)
+    if clean_rows is not None:
+        write_jsonl(workdir.clean_reports_file, clean_rows)
     temporary = workdir.metrics_file.with_suffix(".partial")
     temporary.write_text(json.dumps(result, indent=1))
     temporary.replace(workdir.metrics_file)
-    print(summary(result))
 
 
 def _reports(

@@ -21,6 +21,7 @@ from ia_jax.data.batches import Plan, Slot, Unit, build_batch, dataset, plan_joi
 from ia_jax.data.transcripts import read_jsonl
 from ia_jax.errors import ConfigError, IAError
 from ia_jax.parallel.chips import training_flops
+from ia_jax.parallel.distributed import leave_if_told, once
 from ia_jax.stages.ia_data import question_answers
 from ia_jax.stages.order import is_done
 from ia_jax.stages.session import Organisms, Session, behaviors_in
@@ -145,7 +146,7 @@ def summarize(metrics: Mapping[str, np.ndarray]) -> dict[str, float]:
 def usable(session: Session, split: str) -> list:
     """The split's behaviours whose organisms did not fail the behaviour check (all, with `keep_failed`)."""
     behaviors = behaviors_in(session, split)
-    missing = [b.name for b in behaviors if not is_complete(session.workdir.organism_dir(b.name))]
+    missing = once(lambda: [b.name for b in behaviors if not is_complete(session.workdir.organism_dir(b.name))])
     if missing:
         raise ConfigError(f"organism {missing[0]} is not trained; run `ia-jax organisms` first")
     if not behaviors:
@@ -188,8 +189,9 @@ def _reference(
             for e in unit:
                 identity.update(e.tokens.tobytes() + e.loss_mask.tobytes())
     file = directory / f"reference_{identity.hexdigest()[:16]}.npy"
-    if file.exists():
-        return np.load(file, allow_pickle=False)
+    known = once(lambda: np.load(file, allow_pickle=False) if file.exists() else None)
+    if known is not None:
+        return known
     model, rows = session.model, []
     with progress(len(plan.steps), "DPO reference") as bar:
         for step in plan.steps:
@@ -205,11 +207,16 @@ def _reference(
             )
             rows.append(np.asarray(logps))
             bar.update(1)
-    directory.mkdir(parents=True, exist_ok=True)
-    temporary = file.with_name("reference.partial.npy")
-    np.save(temporary, np.stack(rows))
-    temporary.replace(file)
+            leave_if_told("DPO reference")
+    once(lambda: _keep(file, np.stack(rows)))
     return np.stack(rows)
+
+
+def _keep(file: Path, values: np.ndarray) -> None:
+    file.parent.mkdir(parents=True, exist_ok=True)
+    temporary = file.with_name("reference.partial.npy")
+    np.save(temporary, values)
+    temporary.replace(file)
 
 
 def _finish(session: Session, directory: Path, adapter: Adapter, steps: int) -> None:

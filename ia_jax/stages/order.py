@@ -86,7 +86,13 @@ _NEEDS = {
 
 
 def is_done(workdir: "Workdir", stage: str) -> bool:
-    """Whether a stage has written everything that it writes."""
+    """Whether a stage has written everything that it writes. Of several processes the first looks, for all."""
+    from ia_jax.parallel.distributed import once
+
+    return once(lambda: _is_done(workdir, stage))
+
+
+def _is_done(workdir: "Workdir", stage: str) -> bool:
     from ia_jax.adapters.store import is_complete
 
     if stage == "transcripts":
@@ -100,7 +106,7 @@ def is_done(workdir: "Workdir", stage: str) -> bool:
     if stage == "preferences":
         return workdir.preferences_file.exists()
     if stage == "eval":
-        trained = [s for s in ("sft", "dpo") if is_done(workdir, s)]
+        trained = [s for s in ("sft", "dpo") if _is_done(workdir, s)]
         return workdir.metrics_file.exists() and list(workdir.metrics["stages"]) == trained
     page = workdir.path / "report.html"
     return (
@@ -109,6 +115,7 @@ def is_done(workdir: "Workdir", stage: str) -> bool:
 
 
 def check_inputs(workdir: "Workdir", stage: str) -> None:
+    """Raises ConfigError if a stage that this one needs is not done."""
     missing = [s for s in _NEEDS.get(stage, ()) if not is_done(workdir, s)]
     if missing:
         raise ConfigError(f"{workdir.path}: `ia-jax {stage}` needs what `ia-jax {missing[0]}` writes; run that first")

@@ -11,6 +11,7 @@ import zlib
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 
 import jax
@@ -27,6 +28,8 @@ from ia_jax.config import OptimizerSection, config_hash
 from ia_jax.data.batches import Plan, Unit, build_batch, dataset, plan_organisms, unit_length
 from ia_jax.data.transcripts import read_jsonl, read_transcripts, write_jsonl
 from ia_jax.parallel.chips import training_flops
+from ia_jax.parallel.distributed import once
+from ia_jax.parallel.mesh import to_host
 from ia_jax.stages.session import Session
 from ia_jax.training.loop import fit
 from ia_jax.training.organisms import Diverged, OrganismsState, init_state, organisms_step
@@ -53,7 +56,7 @@ class Wave:
 def run(session: Session) -> None:
     """Trains the organisms that are not settled yet: neither stored nor left out."""
     workdir = session.workdir
-    everyone = sorted(_trained_here(workdir), key=lambda b: b.name)
+    everyone = sorted(once(lambda: _trained_here(workdir)), key=lambda b: b.name)
     if not _settled(workdir, everyone):
         # All transcripts are tokenised before anything is trained, so that a bad one shows at once.
         units = {b.name: _units(session, b) for b in everyone}
@@ -61,6 +64,11 @@ def run(session: Session) -> None:
         for wave in _waves(session, everyone, units):
             if not _settled(workdir, wave.behaviors):
                 _train_wave(session, wave, units, base_replies)
+    once(lambda: _finish(workdir))
+
+
+def _finish(workdir: Workdir) -> None:
+    """Gathers the checks; training states are needed no more."""
     shutil.rmtree(_states(workdir), ignore_errors=True)
     left = read_jsonl(workdir.left_out_file, "") if workdir.left_out else []
     names = [n for n in workdir.behaviors if n not in workdir.left_out]
@@ -94,8 +102,13 @@ def _trained_here(workdir: Workdir) -> list[Behavior]:
 
 
 def _settled(workdir: Workdir, behaviors: Sequence[Behavior]) -> bool:
-    left_out = workdir.left_out
-    return all(b.name in left_out or is_complete(workdir.organism_dir(b.name)) for b in behaviors)
+    """Whether each of them is stored or left out."""
+
+    def look() -> bool:
+        left_out = workdir.left_out
+        return all(b.name in left_out or is_complete(workdir.organism_dir(b.name)) for b in behaviors)
+
+    return once(look)
 
 
 def _states(workdir: Workdir) -> Path:
@@ -137,7 +150,7 @@ def _waves(session: Session, everyone: Sequence[Behavior], units: Mapping[str, l
 def _wave(
     session: Session, members: Sequence[Behavior], units: Mapping[str, list[Unit]], offset: int, title: str
 ) -> Wave:
-    filled = [*members, *[members[0]] * (-len(members) % session.config.mesh.fsdp)]
+    filled = [*members, *[members[0]] * (-len(members) % session.groups)]
     own = [units[b.name] for b in filled]
     return Wave(tuple(filled), own, _plan(session, filled, units), offset, title)
 
@@ -168,12 +181,13 @@ def _train_wave(session: Session, wave: Wave, units: Mapping[str, list[Unit]], b
     _store(session, retry, state, base_replies, notes)
     for b in again:
         if b.name in second:
-            _leave_out(session, b, f"{first[b.name]} with lr {optimizer.lr:g}; {second[b.name]} with lr {lower.lr:g}")
+            why = f"{first[b.name]} with lr {optimizer.lr:g}; {second[b.name]} with lr {lower.lr:g}"
+            once(partial(_leave_out, session.workdir, b, why))
 
 
 def _diverged(wave: Wave, state: OrganismsState) -> dict[str, str]:
     """{name: why} of the organisms that were masked while the wave was trained."""
-    codes, updates = np.asarray(state.diverged), np.asarray(state.updates)
+    codes, updates = to_host(state.diverged), to_host(state.updates)
     return {
         b.name: Diverged(int(code)).reason(int(n))
         for b, code, n in zip(wave.behaviors, codes, updates, strict=True)
@@ -181,8 +195,7 @@ def _diverged(wave: Wave, state: OrganismsState) -> dict[str, str]:
     }
 
 
-def _leave_out(session: Session, b: Behavior, reason: str) -> None:
-    workdir = session.workdir
+def _leave_out(workdir: Workdir, b: Behavior, reason: str) -> None:
     if b.name in workdir.left_out:
         return
     rows = read_jsonl(workdir.left_out_file, "") if workdir.left_out_file.exists() else []
@@ -297,16 +310,13 @@ def _store(
     """Checks the wave and stores those that did not diverge and are not stored; `notes` join their checks by name."""
     lora, model, workdir = session.config.organisms.lora.lora(), session.model, session.workdir
     failed = _diverged(wave, state)
-    todo = {
-        b.name: i
-        for i, b in reversed(list(enumerate(wave.behaviors)))
-        if b.name not in failed and not is_complete(workdir.organism_dir(b.name))
-    }
+    first = {b.name: i for i, b in reversed(list(enumerate(wave.behaviors))) if b.name not in failed}
+    todo = once(lambda: {name: i for name, i in first.items() if not is_complete(workdir.organism_dir(name))})
     if not todo:
         return
     checks = _check(session, wave.behaviors, state.adapters, base_replies)
     checks = {n: {**row, **({"retry": notes[n]} if n in notes else {})} for n, row in checks.items()}
-    steps = np.asarray(state.updates)
+    steps = to_host(state.updates)
     save_adapters(
         (
             workdir.organism_dir(name),

@@ -19,6 +19,7 @@ from ia_jax.config import PreferencesSection
 from ia_jax.data.transcripts import write_jsonl
 from ia_jax.errors import IAError
 from ia_jax.judging.protocol import Item, Judge
+from ia_jax.parallel.distributed import once
 from ia_jax.stages.ia_data import CLEAN_TARGETS, targets
 from ia_jax.stages.introspection import usable
 from ia_jax.stages.order import is_done
@@ -81,7 +82,7 @@ def run(session: Session) -> None:
     kept = without_near_identical(pairs)
     if not kept:
         raise IAError("no preference pair: no sampled report scored high enough; train the SFT IA longer")
-    write_jsonl(workdir.preferences_file, kept)
+    once(lambda: write_jsonl(workdir.preferences_file, kept))
     print(counts(kept, len(pairs) - len(kept)))
 
 

@@ -23,7 +23,8 @@ from ia_jax.judging.rubric import RubricJudge
 from ia_jax.models.chat import ChatExample, encode_chat, encode_prompt
 from ia_jax.models.replies import slice_starts, write_replies
 from ia_jax.models.weights import Model, load_model
-from ia_jax.parallel.mesh import make_mesh, place
+from ia_jax.parallel.distributed import leave_if_told, once
+from ia_jax.parallel.mesh import make_mesh, named_sharding, place, spread_over
 from ia_jax.training.recorder import progress
 from ia_jax.workdir import Workdir
 
@@ -39,7 +40,13 @@ class Session:
 
     @cached_property
     def mesh(self) -> jax.sharding.Mesh:
-        return make_mesh(self.config.mesh.fsdp, self.config.mesh.tp)
+        m = self.config.mesh
+        return make_mesh(m.fsdp, m.tp, m.dcn)
+
+    @property
+    def groups(self) -> int:
+        """Groups of devices, each of which has organisms of its own."""
+        return spread_over(self.mesh, "organism")
 
     @cached_property
     def model(self) -> Model:
@@ -65,9 +72,15 @@ class Session:
     def on_organisms(self, tree: Any) -> Any:
         """Puts arrays with a leading organism axis on the mesh (whole, where the mesh does not divide that axis)."""
         first = jax.tree.leaves(tree)[0]
-        if first.shape[0] % self.mesh.shape["fsdp"]:
+        if first.shape[0] % self.groups:
             return place(tree, jax.tree.map(lambda _: NamedSharding(self.mesh, PartitionSpec()), tree))
         return place(tree, adapter_shardings(tree, self.mesh, organisms=True))
+
+    def held(self, count: int) -> list[int]:
+        """Which of `count` organisms that `on_organisms` places lie on devices of this process."""
+        axes = ("organism",) if count % self.groups == 0 else (None,)
+        where = named_sharding(self.mesh, axes).addressable_devices_indices_map((count,)).values()
+        return sorted({i for index in where if index for i in range(count)[index[0]]})
 
     def replicated(self, tree: Any) -> Any:
         """Puts the IA, or its training state, on the mesh: spread like the base weights, as a step leaves it; arrays
@@ -103,6 +116,11 @@ class Session:
         """Replies to questions[i][j] under organism i of the stack (one list of questions for a stack without K)."""
         prompts = [[encode_prompt(self.model.tokenizer, chat(q, None, system)) for q in qs] for qs in questions]
         with progress(len(slice_starts(prompts)), description or "generate") as bar:
+
+            def on_slice() -> None:
+                bar.update()
+                leave_if_told(description or "generate")
+
             return write_replies(
                 self.model,
                 prompts,
@@ -111,7 +129,7 @@ class Session:
                 temperature=temperature,
                 top_p=top_p,
                 key=key,
-                on_slice=bar.update,
+                on_slice=on_slice,
             )
 
     def ask_base(self, asks: Sequence[tuple[str, str]], samples: int, max_new_tokens: int = 28) -> list[list[str]]:
@@ -144,6 +162,7 @@ class Organisms(AdapterStream):
             [session.workdir.organism_dir(n) for n in self.names],
             session.model,
             session.on_organisms,
+            held=session.held,
             zeros=int(clean),
             lora=session.config.organisms.lora.lora(),
         )
@@ -151,6 +170,6 @@ class Organisms(AdapterStream):
 
 def behaviors_in(session: Session, *splits: str) -> list[Behavior]:
     """The behaviours of these splits, without those whose organism diverged and was left out."""
-    left_out = session.workdir.left_out
+    left_out = once(lambda: session.workdir.left_out)
     names = [n for s in splits for n in session.workdir.named(s) if n not in left_out]
     return [session.workdir.behaviors[n] for n in names]

@@ -11,6 +11,7 @@ from ia_jax.behaviors.teacher import Teacher, drops
 from ia_jax.behaviors.template_teacher import TemplateTeacher
 from ia_jax.data.transcripts import Transcript, write_jsonl, write_transcripts
 from ia_jax.errors import IAError
+from ia_jax.parallel.distributed import once
 from ia_jax.stages.ia_data import clean_organism
 from ia_jax.stages.order import is_done
 from ia_jax.stages.session import Session
@@ -25,18 +26,23 @@ def run(session: Session) -> None:
         return
     chosen, splits = _chosen(session)
     demonstrations = _demonstrations(session, chosen)
-    for x in chosen:
-        write_transcripts(workdir.transcript(x.name), demonstrations[x.name])
-    write_jsonl(workdir.drops_file, ({"organism": n, **drops(ts)} for n, ts in demonstrations.items()))
     taught = [x for x in chosen if x.category != CLEAN]
     shown = {x.name for x in taught if any(t.shows and t.verdict == "kept" for t in demonstrations[x.name])}
     kept = [x for x in chosen if x.category == CLEAN or x.name in shown]
+
+    def write() -> None:
+        for x in chosen:
+            write_transcripts(workdir.transcript(x.name), demonstrations[x.name])
+        write_jsonl(workdir.drops_file, ({"organism": n, **drops(ts)} for n, ts in demonstrations.items()))
+        if shown:
+            write_jsonl(workdir.behaviors_file, ({**x.to_json(), "split": splits[x.name]} for x in kept))
+
+    once(write)
     print(drop_report({x.name: demonstrations[x.name] for x in taught}))
     if config.teacher.name == "claude":
         print(session.claude.summary())
     if not shown:
         raise IAError("the filter kept no demonstration of any behaviour; read transcripts/ for what it dropped")
-    write_jsonl(workdir.behaviors_file, ({**x.to_json(), "split": splits[x.name]} for x in kept))
 
 
 def estimate(session: Session) -> str:

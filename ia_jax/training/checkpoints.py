@@ -10,6 +10,7 @@ from orbax.checkpoint import v1 as ocp
 
 from ia_jax.adapters.record import one_line
 from ia_jax.errors import CheckpointError
+from ia_jax.parallel.distributed import once
 
 State = TypeVar("State")
 
@@ -17,13 +18,18 @@ State = TypeVar("State")
 class Keeper:
     """Keeps the newest complete training state (a pytree and the position of its data) in `directory`.
 
-    One write is under way at most. A context manager: leaving it waits for that write.
+    One write is under way at most. A context manager: leaving it waits for that write. Several processes write one
+    checkpoint together, which any number of them can read, onto any mesh.
     """
 
     def __init__(self, directory: Path):
         self.directory = directory
         context = ocp.Context()
         context.array.saving.use_compression = False  # trained floats hardly compress, and it takes half the time
+        # The data's position is the same in every process. An iterator saved as such would write a file for each
+        # process, which only as many processes could read.
+        registry = ocp.handlers.local_registry()
+        context.checkpointables.registry = registry.add(ocp.handlers.JsonHandler, checkpointable_name="data")
         self._orbax = ocp.training.Checkpointer(
             os.path.abspath(directory),  # Orbax takes no other, and --workdir is often relative
             preservation_policy=ocp.training.preservation_policies.LatestN(1),  # pyright: ignore[reportArgumentType]
@@ -51,12 +57,13 @@ class Keeper:
 
         Raises CheckpointError if it cannot be read or belongs to a state of other shapes than `state`.
         """
-        if self._orbax.latest is None:
+        step = once(lambda: self._orbax.latest.step if self._orbax.latest else None)
+        if step is None:
             return 0, state
-        step = self._orbax.latest.step
         abstract = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=x.sharding), state)
         try:
-            loaded = self._orbax.load_checkpointables(step, {"state": abstract, "data": iterator})
+            loaded = self._orbax.load_checkpointables(step, {"state": abstract, "data": None})
+            iterator.set_state(loaded["data"])
         except Exception as error:
             raise CheckpointError(
                 f"{self.directory}/{step}: the training state cannot be read ({one_line(error)}); delete "
@@ -70,7 +77,8 @@ class Keeper:
         if jax.default_backend() == "cpu":  # there Orbax would write from buffers that the next step is given
             state = jax.tree.map(lambda x: x.copy(), state)
         try:
-            response = self._orbax.save_checkpointables_async(number, {"state": state, "data": iterator})
+            data = iterator.get_state()
+            response = self._orbax.save_checkpointables_async(number, {"state": state, "data": data})
         except Exception as error:
             raise self._failed(number, error) from error
         if response is not None:

@@ -14,6 +14,7 @@ from ia_jax.adapters.lora import Adapter, LoraConfig
 from ia_jax.config import OptimizerSection
 from ia_jax.models.config import ModelConfig
 from ia_jax.models.transformer import Params, forward
+from ia_jax.parallel.mesh import whole
 from ia_jax.training.losses import Batch, dpo_loss, example_logps, sft_loss, supervised_logps, token_counts
 from ia_jax.training.optimizer import apply_direction, learning_rate, make_optimizer
 
@@ -73,7 +74,7 @@ def sft_step(
 
     (loss, losses), grads = jax.value_and_grad(mean_loss, has_aux=True)(state.adapter)
     state, metrics = _updated(state, grads, lora, optimizer)
-    return state, {"loss": loss, "per_organism": losses, **metrics, **token_counts(batch)}
+    return state, whole({"loss": loss, "per_organism": losses, **metrics, **token_counts(batch)})
 
 
 @partial(jax.jit, static_argnames=("cfg", "examples", "remat"))
@@ -88,7 +89,7 @@ def sequence_logps(
     remat: str = "none",
 ) -> jax.Array:
     """Summed log-probability of every example's answer, [K, examples]: the DPO reference, computed once."""
-    return example_logps(_token_logps(params, organisms, ia, batch, cfg, remat), batch, examples)
+    return whole(example_logps(_token_logps(params, organisms, ia, batch, cfg, remat), batch, examples))
 
 
 @partial(jax.jit, static_argnames=("cfg", "lora", "optimizer", "beta", "sft_weight", "remat"), donate_argnames="state")
@@ -137,4 +138,4 @@ def dpo_step(
 
     (loss, metrics), grads = jax.value_and_grad(mean_loss, has_aux=True)(state.adapter)
     state, more = _updated(state, grads, lora, optimizer)
-    return state, {"loss": loss, **metrics, **more, **token_counts(batch)}
+    return state, whole({"loss": loss, **metrics, **more, **token_counts(batch)})

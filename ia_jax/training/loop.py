@@ -16,9 +16,9 @@ import grain
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jax.experimental import multihost_utils
 
 from ia_jax.errors import IAError, Preempted
+from ia_jax.parallel import distributed
 from ia_jax.training.checkpoints import Keeper
 from ia_jax.training.recorder import COUNTS, Recorder, Scalars, progress
 
@@ -50,8 +50,9 @@ def fit(
 
     `offset` is added to the step numbers of the curves (waves of organisms follow each other). `flops` is what a token
     and a supervised token need (`chips.training_flops`), for the utilisation that is recorded. Metrics are read one
-    step late, so that the device never waits for the host. Raises IAError, naming the step, on a loss or state that is
-    not finite; CheckpointError when a checkpoint cannot be written; Preempted after SIGTERM, once the state is saved.
+    step late, so that the device never waits for the host. Several processes call this alike: metrics must be whole on
+    every device, and process 0 records them. Raises IAError, naming the step, on a loss or state that is not finite;
+    CheckpointError when a checkpoint cannot be written; Preempted after SIGTERM, once the state is saved.
     """
     iterator = iter(data)
     keeping = Keeper(checkpoints) if checkpoints is not None and every else nullcontext()
@@ -65,7 +66,7 @@ def fit(
                 if waiting is not None:
                     _record(recorder, bar, *waiting, summarize, offset)
                 waiting = number, metrics
-                leave = preempted(number)
+                leave = preempted()
                 if keeper and (leave or number % every == 0 or number == total):
                     _record(recorder, bar, *waiting, summarize, offset)  # raises before a bad state is saved
                     waiting = None
@@ -88,22 +89,21 @@ def fit(
 
 
 @contextmanager
-def preemption_notice() -> Iterator[Callable[[int], bool]]:
+def preemption_notice() -> Iterator[Callable[[], bool]]:
     """Yields a function that says, after a step, whether this run was told to stop (SIGTERM) and should save and leave.
 
-    Outside of it SIGTERM ends the process as it always does. With several processes all get the same answer: JAX's
-    service listens for the signal and picks a step that every one of them will reach.
+    Outside of it SIGTERM ends a single process as it always does. Several processes all get the same answer.
     """
-    if jax.process_count() > 1:
-        yield multihost_utils.reached_preemption_sync_point
+    if distributed.several():
+        yield distributed.told_to_stop
         return
     noticed = threading.Event()
     if threading.current_thread() is not threading.main_thread():  # only that one may set handlers
-        yield lambda step: False
+        yield lambda: False
         return
     before = signal.signal(signal.SIGTERM, lambda *_: noticed.set()) or signal.SIG_DFL
     try:
-        yield lambda step: noticed.is_set()
+        yield noticed.is_set
     finally:
         signal.signal(signal.SIGTERM, before)
     if noticed.is_set():  # it came too late for the last step to see

@@ -17,6 +17,7 @@ from ia_jax.adapters.lora import Adapter, LoraConfig, init_lora, init_organisms,
 from ia_jax.config import OptimizerSection
 from ia_jax.models.config import ModelConfig
 from ia_jax.models.transformer import Params, forward
+from ia_jax.parallel.mesh import whole
 from ia_jax.training.losses import Batch, sft_loss, supervised_logps, token_counts
 from ia_jax.training.optimizer import apply_direction, learning_rate, make_optimizer
 
@@ -128,7 +129,7 @@ def organisms_step(
         state.total,
         diverged,
     )
-    return state, {"loss": losses, "grad_norm": norms, "updated": update, **token_counts(batch)}
+    return state, whole({"loss": losses, "grad_norm": norms, "updated": update, **token_counts(batch)})
 
 
 def _finite_by_organism(tree: Any) -> jax.Array:

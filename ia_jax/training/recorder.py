@@ -13,6 +13,7 @@ import numpy as np
 from tensorboardX import SummaryWriter
 from tqdm import tqdm
 
+from ia_jax.parallel import distributed
 from ia_jax.parallel.chips import peak_flops
 
 Scalars = Mapping[str, float]
@@ -23,7 +24,7 @@ class Recorder:
     """Writes a stage's scalars to `curves.jsonl` and TensorBoard; what depends on the clock, to the latter alone.
 
     So two runs of one config have equal curves. A context manager, so that nothing is left unflushed; drops lines past
-    `step` first, which a run that is continued writes again.
+    `step` first, which a run that is continued writes again. Of several processes only process 0 writes.
 
     flops: what each item of `COUNTS` needs (`chips.training_flops`). With it, and on chips whose peak is known, the
     model FLOPs utilisation is recorded: FLOPs of real tokens, nothing for padding or recomputation.
@@ -31,7 +32,7 @@ class Recorder:
 
     def __init__(self, workdir: Path, stage: str, step: int = 0, flops: Mapping[str, float] | None = None):
         self.stage, self.path, self.flops, self.peak = stage, workdir / "curves.jsonl", flops or {}, peak_flops()
-        if self.path.exists():
+        if distributed.speaks() and self.path.exists():
             text = self.path.read_text()
             kept = "".join(x + "\n" for x in text.splitlines() if _is_kept(x, stage, step))
             if kept != text:
@@ -59,6 +60,8 @@ class Recorder:
 
     def write(self, step: int, scalars: Scalars, counts: Scalars | None = None) -> None:
         """scalars: of this step. counts: how many of each were processed since the line before (`COUNTS`)."""
+        if not distributed.speaks():
+            return
         if scalars:
             row = {"stage": self.stage, "step": step, **{k: float(f"{v:.6g}") for k, v in scalars.items()}}
             self.file.write(json.dumps(row) + "\n")
@@ -97,5 +100,6 @@ def spread(losses: np.ndarray) -> dict[str, float]:
 
 
 def progress(total: int, description: str, initial: int = 0) -> Any:
-    """A progress bar with time left, on stderr; none where nobody sees it (a log file, a pipe)."""
-    return tqdm(total=total, desc=description, initial=initial, dynamic_ncols=True, mininterval=1.0, disable=None)
+    """A progress bar with time left, on stderr of process 0; none where nobody sees it (a log file, a pipe)."""
+    hidden = None if distributed.speaks() else True  # None: unless stderr is a terminal
+    return tqdm(total=total, desc=description, initial=initial, dynamic_ncols=True, mininterval=1.0, disable=hidden)

@@ -3,9 +3,6 @@
 import os
 import sys
 
-os.environ["JAX_PLATFORMS"] = "cpu"
-os.environ["XLA_FLAGS"] = "--xla_force_host_platform_device_count=2"
-
 import jax
 import numpy as np
 from jax.experimental import multihost_utils
