@@ -64,18 +64,19 @@ def run(session: Session) -> None:
         for wave in _waves(session, everyone, units):
             if not _settled(workdir, wave.behaviors):
                 _train_wave(session, wave, units, base_replies)
-    once(lambda: _finish(workdir))
+    checks = once(lambda: _gather_checks(workdir))
+    print(check_report(checks, session.config.organisms.keep_failed), flush=True)
 
 
-def _finish(workdir: Workdir) -> None:
-    """Gathers the checks; training states are needed no more."""
+def _gather_checks(workdir: Workdir) -> list[Row]:
+    """Writes the checks of all organisms in one file, and returns them; training states are needed no more."""
     shutil.rmtree(_states(workdir), ignore_errors=True)
     left = read_jsonl(workdir.left_out_file, "") if workdir.left_out else []
     names = [n for n in workdir.behaviors if n not in workdir.left_out]
     stored = [read_metadata(workdir.organism_dir(n)).check for n in names]
     checks = [c for c in stored if c is not None]
     write_jsonl(workdir.checks_file, [*checks, *left])
-    print(check_report(checks, session.config.organisms.keep_failed), flush=True)
+    return checks
 
 
 def check_report(checks: Sequence[Row], keep_failed: bool) -> str:
