@@ -276,6 +276,16 @@ def test_training_flops_count_each_adapter_by_its_own_rank():
     assert one["supervised_tokens"] == 2 * 2 * 64 * 32
 
 
+def test_python_leaves_at_once_when_the_compiler_is_still_at_work():
+    program = (
+        "import signal, time\nfrom ia_jax.parallel.search import interruptible\n"
+        "interruptible(lambda: (signal.raise_signal(signal.SIGINT), time.sleep(600)))"
+    )
+    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, cwd=ROOT)
+    assert done.returncode == 130
+    assert done.stderr.rstrip().endswith("KeyboardInterrupt")
+
+
 def test_unknown_stage():
     with pytest.raises(ConfigError, match="--stage train unknown; choose from organisms, sft, dpo, sample"):
         plan.plan(RunConfig(), "v5e:4x4", "train")

@@ -1,7 +1,10 @@
 """`ia-jax plan --search`: which mesh, rows and remat policy make the fastest step that fits."""
 
+import atexit
 import itertools
 import math
+import os
+import sys
 import threading
 from collections.abc import Callable
 from concurrent.futures import Future
@@ -115,5 +118,20 @@ def interruptible(work: Callable[[], T]) -> T:
         except BaseException as error:
             outcome.set_exception(error)
 
-    threading.Thread(target=run, daemon=True).start()
-    return outcome.result()
+    thread = threading.Thread(target=run, daemon=True)
+    try:
+        thread.start()
+        while thread.is_alive():
+            thread.join(1)  # not for ever: a signal that another thread gets would not end that
+        return outcome.result()
+    except KeyboardInterrupt:
+        atexit.register(_leave, thread)
+        raise
+
+
+def _leave(thread: threading.Thread) -> None:
+    # The compiler cannot be ended, and crashes when Python takes itself apart beneath it.
+    if thread.is_alive():
+        sys.stdout.flush()
+        sys.stderr.flush()
+        os._exit(130)
