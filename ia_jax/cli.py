@@ -113,8 +113,9 @@ def _processes(args: argparse.Namespace) -> Iterator[None]:
 
 def _stage(args: argparse.Namespace, overrides: Sequence[str]) -> None:
     from ia_jax.parallel.distributed import leave_if_told, once
+    from ia_jax.workdir import open_workdir
 
-    workdir = once(lambda: _open(args, overrides))
+    workdir = open_workdir(once(lambda: str(_open(args, overrides).path)))
     everything = args.command == "run"
     chosen = STAGES if everything else [s for s in STAGES if s.name == args.command]
     began = time.monotonic()

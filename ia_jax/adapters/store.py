@@ -142,7 +142,7 @@ def update_metadata(directory: Directory, **changes: Any) -> AdapterMetadata:
             records.write_record(path, replace(record, metadata=metadata))
         return metadata
 
-    return once(renew)
+    return AdapterMetadata.from_json(once(lambda: renew().to_json()))
 
 
 def is_complete(directory: Directory) -> bool:

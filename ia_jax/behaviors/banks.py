@@ -284,5 +284,6 @@ def bank_of(name: str, behavior: Behavior | None = None) -> Bank:
     """
     if name == "short":
         return SHORT
-    no_family = behavior is None or behavior.category == CLEAN
-    return GENERAL if name == "general" or no_family else family_questions(behavior)
+    if name == "general" or behavior is None or behavior.category == CLEAN:
+        return GENERAL
+    return family_questions(behavior)

@@ -71,7 +71,7 @@ class Client:
         Raises BudgetError if the cap leaves some unasked, and IAError if the API refuses one. Either way, all answers
         that were paid for are on disk, and the same call continues. Of several processes the first one asks for all.
         """
-        return once(lambda: self._complete(calls))
+        return [Reply(*parts) for parts in once(lambda: [list(reply) for reply in self._complete(calls)])]
 
     def _complete(self, calls: Sequence[Call]) -> list[Reply]:
         try:

@@ -44,6 +44,7 @@ def split_reference(reference: str) -> tuple[str, str]:
 
 def _rows(source: str, file: str, revision: str) -> list[dict[str, Any]]:
     import datasets
+    from datasets.exceptions import DatasetGenerationError
 
     local = Path(source).is_dir()
     if local and not (Path(source) / file).is_file():
@@ -53,7 +54,7 @@ def _rows(source: str, file: str, revision: str) -> list[dict[str, Any]]:
         raise ConfigError(f"{source}: revision {revision!r}; {what}")
     try:
         loaded = datasets.load_dataset(source, data_files=file, split="train", revision=revision or None)
-    except (OSError, ValueError, datasets.exceptions.DatasetGenerationError) as error:
+    except (OSError, ValueError, DatasetGenerationError) as error:
         reason = str(error.__cause__ or error).splitlines()[0]
         raise IAError(f"{source}/{file} cannot be read ({reason}); check id, key and revision") from None
-    return list(loaded)
+    return [dict(row) for row in loaded]

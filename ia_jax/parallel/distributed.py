@@ -8,7 +8,6 @@ answers. The workdir must be one that all of them see.
 import itertools
 import json
 import os
-import pickle
 import sys
 import threading
 import time
@@ -19,6 +18,7 @@ from typing import Any, TypeVar
 import jax
 from jax.experimental import multihost_utils
 
+from ia_jax import errors
 from ia_jax.errors import ConfigError, IAError, Preempted
 
 EXPLICIT = ("IA_JAX_COORDINATOR", "IA_JAX_PROCESSES", "IA_JAX_PROCESS")
@@ -110,6 +110,7 @@ _alone = threading.Event()  # set while process 0 is inside `once`
 def once(work: Callable[[], T]) -> T:
     """`work()` on process 0 alone; its value, or its error, on every process. So also: what it wrote is there for all.
 
+    The value travels as JSON, and must be what JSON gives back: None, numbers, text, lists and dicts with text as keys.
     All processes must call it, in the same order, from the main thread; `work` must not compute on the mesh. A plain
     call where there is one process, and inside another `once`.
     """
@@ -117,19 +118,23 @@ def once(work: Callable[[], T]) -> T:
         return work()
     key = f"ia_jax/once/{next(_asked)}"
     if not speaks():
-        value, error = pickle.loads(_coordinator().blocking_key_value_get_bytes(key, FOREVER_MS))
-        if error is not None:
-            raise error
-        return value
+        told = json.loads(_coordinator().blocking_key_value_get(key, FOREVER_MS))
+        if "error" in told:
+            name, text = told["error"]
+            raise getattr(errors, name, IAError)(text)
+        return told["value"]
     _alone.set()
     try:
         value = work()
+        told = json.dumps({"value": value})
+        if json.loads(told)["value"] != value:
+            raise TypeError(f"once: {value!r} does not survive JSON")
     except Exception as error:
-        _coordinator().key_value_set_bytes(key, pickle.dumps((None, error)))
+        _coordinator().key_value_set(key, json.dumps({"error": [type(error).__name__, str(error)]}))
         raise
     finally:
         _alone.clear()
-    _coordinator().key_value_set_bytes(key, pickle.dumps((value, None)))
+    _coordinator().key_value_set(key, told)
     return value
 
 

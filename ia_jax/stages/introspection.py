@@ -189,9 +189,8 @@ def _reference(
             for e in unit:
                 identity.update(e.tokens.tobytes() + e.loss_mask.tobytes())
     file = directory / f"reference_{identity.hexdigest()[:16]}.npy"
-    known = once(lambda: np.load(file, allow_pickle=False) if file.exists() else None)
-    if known is not None:
-        return known
+    if once(file.exists):
+        return np.load(file, allow_pickle=False)
     model, rows = session.model, []
     with progress(len(plan.steps), "DPO reference") as bar:
         for step in plan.steps:

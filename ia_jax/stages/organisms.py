@@ -56,7 +56,7 @@ class Wave:
 def run(session: Session) -> None:
     """Trains the organisms that are not settled yet: neither stored nor left out."""
     workdir = session.workdir
-    everyone = sorted(once(lambda: _trained_here(workdir)), key=lambda b: b.name)
+    everyone = [workdir.behaviors[n] for n in once(lambda: _trained_here(workdir))]
     if not _settled(workdir, everyone):
         # All transcripts are tokenised before anything is trained, so that a bad one shows at once.
         units = {b.name: _units(session, b) for b in everyone}
@@ -93,13 +93,10 @@ def check_report(checks: Sequence[Row], keep_failed: bool) -> str:
     return told
 
 
-def _trained_here(workdir: Workdir) -> list[Behavior]:
-    """All but those that were put there already trained (`ia-jax import-peft`): they have no transcript."""
-    return [
-        b
-        for b in workdir.behaviors.values()
-        if workdir.transcript(b.name).exists() or not is_complete(workdir.organism_dir(b.name))
-    ]
+def _trained_here(workdir: Workdir) -> list[str]:
+    """Names of all but those put there already trained (`ia-jax import-peft`), which have no transcript."""
+    names = sorted(workdir.behaviors)
+    return [n for n in names if workdir.transcript(n).exists() or not is_complete(workdir.organism_dir(n))]
 
 
 def _settled(workdir: Workdir, behaviors: Sequence[Behavior]) -> bool:
