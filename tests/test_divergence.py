@@ -36,7 +36,14 @@ def session(tmp_path, parrot_model, monkeypatch):
         stage,
         "_check",
         lambda session, wave, *_: {
-            b.name: {"organism": b.name, "triggered_rate": 1.0, "untriggered_rate": 0.0, "ok": True} for b in wave
+            b.name: {
+                "organism": b.name,
+                "category": b.category,
+                "triggered_rate": 1.0,
+                "untriggered_rate": 0.0,
+                "ok": True,
+            }
+            for b in wave
         },
     )
     file = parrot.write_config(tmp_path / "config.py", parrot_model)
