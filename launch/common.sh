@@ -1,7 +1,7 @@
 # shellcheck shell=bash
 # What both launchers share: --dry-run, the command, required settings. Sourced with usage() defined and "$@" passed on.
 
-cd "$(dirname "${BASH_SOURCE[0]}")/.." # what is sent is this checkout
+cd "$(dirname "${BASH_SOURCE[0]}")/.." || exit 1 # what is sent is this checkout
 script=${0##*/}
 dry=0
 if [[ ${1:-} == --dry-run ]]; then
