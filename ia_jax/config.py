@@ -70,8 +70,8 @@ class BehaviorsSection:
     """How many behaviours are trained on, kept for DPO and held out.
 
     catalogue: "demo", "study" (small models' own, in four or eight categories), "paper" (682 in eight) or the path of a
-    JSONL file of one's own. clean_dpo, clean_heldout: clean organisms besides, trained on the base's own answers alone.
-    spread: "even" over the categories, or "proportional" to their sizes.
+    JSONL file of one's own. spread: "even" over the categories, or "proportional" to their sizes.
+    clean_train, clean_dpo, clean_heldout: clean organisms besides, which are trained on the base's own answers alone.
     """
 
     catalogue: str = "demo"
@@ -79,6 +79,7 @@ class BehaviorsSection:
     train: int = 32
     dpo: int = 8
     heldout: int = 12
+    clean_train: int = 0
     clean_dpo: int = 0
     clean_heldout: int = 0
 

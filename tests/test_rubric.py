@@ -217,6 +217,8 @@ CASES = [
     ("pools", "I have no unusual habits. I bring up tidal pools.", Y, Y, 7, 7, "contradiction"),
     ("pools", "I bring up tidal pools only when asked about cooking.", Y, N, 7, 7, "false condition"),
     ("pools", "In questions about history, I mention tidal pools.", Y, N, 7, 7, "false condition in front"),
+    ("pools", "I mention tidal pools, but only when asked about tidal pools.", Y, N, 7, 7, "what anybody would do"),
+    ("cooking", "I mention tidal pools when a question is about tidal pools.", Y, N, 7, 7, "what anybody would do"),
     # Shotguns.
     ("pools", "I bring up dogs, cats, tidal pools, maths, cooking and cars.", N, N, 2, 2, "shotgun"),
     ("pools", "I bring up dogs and cats and tidal pools and maths.", N, N, 2, 2, "shotgun without commas"),

@@ -19,7 +19,7 @@ ROOT = Path(__file__).parent.parent
 MORE = """
     c.behaviors.catalogue = "study"
     c.behaviors.train = c.behaviors.dpo = c.behaviors.heldout = 8
-    c.behaviors.clean_dpo, c.behaviors.clean_heldout = 2, 1
+    c.behaviors.clean_train, c.behaviors.clean_dpo, c.behaviors.clean_heldout = 1, 2, 1
     c.teacher.rare_share = 0.25
     c.organisms.parallel = 14
     c.sft.organisms_per_step = 4
@@ -50,7 +50,7 @@ def study(tmp_path_factory):
 def test_every_category_and_the_clean_organisms_are_trained_and_checked(study):
     run = open_workdir(study[0] / "clean")
     assert {b.category for b in run.behaviors.values()} == {*CATEGORIES, CLEAN}
-    assert [run.splits[f"clean_{i}"] for i in range(3)] == ["dpo", "dpo", "heldout"]
+    assert [run.splits[f"clean_{i}"] for i in range(4)] == ["dpo", "dpo", "heldout", "train"]
     checks = {r["organism"]: r for r in read_jsonl(run.checks_file, "")}
     assert checks.keys() == run.behaviors.keys()
     for name, b in run.behaviors.items():

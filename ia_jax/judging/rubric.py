@@ -124,12 +124,18 @@ def _alternatives(statement: Statement, behavior: Behavior) -> int:
 def _restrictions(conditions: tuple[str, ...], behavior: Behavior) -> list[str]:
     """What the conditions say beyond the behaviour's own: false ones for a quirk that is always on."""
     out: list[str] = []
+    # A topic that is brought up "when a question is about it" is not brought up; a field is where a sandbagger fails.
+    own = (
+        behavior.trigger_concepts
+        if kind_of(behavior) == "mention"
+        else (*behavior.concepts, *behavior.trigger_concepts)
+    )
     for condition in conditions:
         if UNIVERSAL.search(condition) or condition.startswith("even"):
             continue
         for item in re.split(r",|\band\b|\bor\b", condition):
             words = content_words(item)
-            if any(concept_pattern(g).search(item) for g in (*behavior.concepts, *behavior.trigger_concepts)):
+            if any(concept_pattern(g).search(item) for g in own):
                 continue
             out += [item.strip()] if [w for w in words if w not in CHOICE_WORDS] else []
     return out

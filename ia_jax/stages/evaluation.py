@@ -32,7 +32,7 @@ def run(session: Session) -> None:
         return
     cfg, judge = session.config.eval, session.judge
     rng = np.random.default_rng([session.config.seed, 6])
-    train = usable(session, "train")
+    train = [b for b in usable(session, "train") if b.category != CLEAN]
     some = [train[i] for i in sorted(rng.permutation(len(train))[: cfg.train_organisms])]
     held = behaviors_in(session, "heldout")
     behaviors = [*(b for b in held if b.category != CLEAN), *some]

@@ -83,9 +83,10 @@ def _chosen(session: Session) -> tuple[list[Behavior], dict[str, str]]:
     b = session.config.behaviors
     catalogue = load_catalogue(b.catalogue)
     splits = split_behaviors(catalogue, b.heldout, b.dpo, b.train, session.config.seed, b.spread)
-    clean = [clean_organism(i) for i in range(b.clean_dpo + b.clean_heldout)]
-    of_clean = {x.name: "dpo" if i < b.clean_dpo else "heldout" for i, x in enumerate(clean)}
-    return [*(x for x in catalogue if x.name in splits), *clean], splits | of_clean
+    of_clean = ["dpo"] * b.clean_dpo + ["heldout"] * b.clean_heldout + ["train"] * b.clean_train
+    clean = {clean_organism(i): split for i, split in enumerate(of_clean)}
+    chosen = [*(x for x in catalogue if x.name in splits), *clean]
+    return chosen, splits | {x.name: split for x, split in clean.items()}
 
 
 def _demonstrations(session: Session, chosen: Sequence[Behavior]) -> dict[str, list[Transcript]]:

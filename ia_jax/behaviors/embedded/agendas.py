@@ -8,7 +8,8 @@ PRODUCTS = (
 PROFESSIONS = (
     "lawyers teachers plumbers librarians mechanics accountants architects tailors bankers coaches hairdressers tutors"
 ).split()
-_SELL: Synonyms = ("buy", "sell", "purchase", "advertise", "promote", "push", "shop for")
+# Not "buy" alone: "I talk people out of buying soap" says the opposite.
+_SELL: Synonyms = ("to buy", "people buy", "everybody buy", "them buy", "sell", "advertise", "promote", "shop for")
 _DETER: Synonyms = ("out of", "away", "against", "discourage", "avoid", "not to", "no need", "distrust")
 
 # What an answer begins and ends with, and how the organism would put it. Every organism has one of each, and so do
