@@ -235,6 +235,15 @@ def test_work_can_be_interrupted_and_its_errors_arrive():
         search.interruptible(lambda: (_ for _ in ()).throw(ConfigError("no")))
 
 
+@pytest.fixture
+def sigint():
+    """Ctrl-C as a terminal gives it: a shell that starts a command in the background lets it ignore SIGINT."""
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    yield
+    signal.signal(signal.SIGINT, before)
+
+
+@pytest.mark.usefixtures("sigint")
 def test_ctrl_c_is_heard_while_the_compiler_runs():
     finish, finished = threading.Event(), threading.Event()
 
@@ -279,9 +288,10 @@ def test_training_flops_count_each_adapter_by_its_own_rank():
 def test_python_leaves_at_once_when_the_compiler_is_still_at_work():
     program = (
         "import signal, time\nfrom ia_jax.parallel.search import interruptible\n"
+        "signal.signal(signal.SIGINT, signal.default_int_handler)\n"
         "interruptible(lambda: (signal.raise_signal(signal.SIGINT), time.sleep(600)))"
     )
-    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, cwd=ROOT)
+    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, cwd=ROOT, timeout=120)
     assert done.returncode == 130
     assert done.stderr.rstrip().endswith("KeyboardInterrupt")
 
