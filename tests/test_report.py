@@ -218,8 +218,9 @@ def make_workdir(workdir: Path, organisms: int = 96, hostile: bool = True, seed:
         "config": {
             "model": {"name": "SmolLM2-135M", "dtype": "float32"},
             "seed": 0,
+            "teacher": {"model": "somebody-else"},
             "organisms": {
-                "k": 8,
+                "parallel": 8,
                 "rank": 8,
                 "steps": 300,
                 "lr": 3e-4,
@@ -323,6 +324,12 @@ def test_stage_difference_is_paired():
     ]
     assert report.stage_difference(rows) == pytest.approx((0.25, 0.25))
     assert report.stage_difference([r for r in rows if r["stage"] == "sft"]) is None
+
+
+def test_the_head_names_the_base_and_not_the_teacher(run):
+    told = report.provenance(json.loads((run["workdir"] / "config.json").read_text()))
+    assert (told["base"], told["k"], told["commit"][:7]) == ("SmolLM2-135M", "8", "4b1d0c9")
+    assert "copies of <b>SmolLM2-135M</b>" in run["html"]
 
 
 def test_packed_reports_unpack_to_what_was_written(run):

@@ -423,23 +423,15 @@ def flatten(value: Any, prefix: str = "") -> dict[str, str]:
     return {prefix: value if isinstance(value, str) else json.dumps(value)}
 
 
-def _lookup(flat: dict[str, str], *names: str) -> str:
-    """The value of the first key that is one of `names` or ends in it, names in order of preference."""
-    hits = (v for n in names for k, v in flat.items() if (k == n or k.endswith("." + n)) and v not in ("null", ""))
-    return next(hits, "")
-
-
 def provenance(config: Row) -> Row:
     """config.json -> what the head and the footer show of it."""
     body = config.get("config", config)
     rest = {k: v for k, v in config.items() if k not in ("config", "versions")} if "config" in config else {}
     flat, about = flatten(body) if body else {}, flatten(rest) if rest else {}
     return {
-        "base": _lookup(
-            flat | about, "base", "base_model", "model", "model.name", "base.name", "model.path", "base.path"
-        ),
-        "k": _lookup(flat, "k", "K", "organisms_per_step", "organisms.group", "num_organisms_per_step"),
-        "commit": _lookup(about | flat, "git_commit", "commit", "git"),
+        "base": flat.get("model.name", ""),
+        "k": flat.get("organisms.parallel", ""),
+        "commit": str(config.get("git_commit") or ""),
         "config": flat,
         "about": about,
         "versions": flatten(config["versions"]) if config.get("versions") else {},
