@@ -153,6 +153,13 @@ def parser() -> argparse.ArgumentParser:
             sub.add_argument("--revision", metavar="COMMIT", help="of a hub id: branch, tag or commit to take it from")
         else:
             sub.add_argument(
+                "--add",
+                metavar="SRC",
+                action="append",
+                default=[],
+                help="another adapter on the same base; the sum is written, exactly (again for each)",
+            )
+            sub.add_argument(
                 "--merged",
                 action="store_true",
                 help="write base + adapter as full weights (safetensors shards) instead",

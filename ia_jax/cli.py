@@ -206,62 +206,16 @@ def _plan(args: argparse.Namespace, overrides: Sequence[str]) -> None:
 
 
 def _export_peft(args: argparse.Namespace) -> None:
-    from ia_jax.adapters.base import identify
-    from ia_jax.adapters.card import card
-    from ia_jax.adapters.lora import LoraConfig
-    from ia_jax.adapters.merge import write_merged
-    from ia_jax.adapters.peft import export_peft
-    from ia_jax.adapters.store import load_adapter, read_metadata
+    from ia_jax.stages import exchange
 
     destination = _new_directory(args.destination)
-    source = Path(args.source)
-    source = source / "adapter" if not (source / "adapter.json").exists() and (source / "adapter").is_dir() else source
-    meta = read_metadata(source)
-    model = identify(args.model or meta.base_name)
-    adapter, meta = load_adapter(source, model)
-    if args.merged:
-        shards = write_merged(model.name, [adapter], destination)
-        print(f"{source} + {model.name} -> {destination} (full weights, bfloat16, {shards} shards)")
-        return
-    text = card(meta, _results(source))
-    export_peft(adapter, destination, model, LoraConfig(meta.rank, meta.alpha, meta.targets), card=text)
-    print(f"{source} -> {destination} (PEFT, rank {meta.rank}, base {meta.base_name})")
-
-
-def _results(source: Path) -> dict[str, Any] | None:
-    """What the evaluation of the workdir that an IA lies in found for its stage, if there was one."""
-    from ia_jax.workdir import Workdir
-
-    workdir, stage = Workdir(source.absolute().parents[1]), source.absolute().parent.name.removeprefix("ia_")
-    return workdir.metrics["stages"].get(stage) if workdir.metrics_file.exists() else None
+    print(exchange.export([Path(s) for s in (args.source, *args.add)], destination, args.model, args.merged))
 
 
 def _import_peft(args: argparse.Namespace) -> None:
-    from ia_jax.adapters.base import identify, known_name
-    from ia_jax.adapters.peft import import_peft, read_peft_config
-    from ia_jax.adapters.record import AdapterMetadata
-    from ia_jax.adapters.store import save_adapter
+    from ia_jax.stages import exchange
 
-    destination = _new_directory(args.destination)
-    config = read_peft_config(args.source, args.revision)
-    base = args.model or known_name(config.base_model_name_or_path or "")
-    if not base:
-        raise ConfigError(f"{args.source} does not name its base model; give it with --model")
-    model = identify(base)
-    adapter = import_peft(args.source, model, args.revision)
-    rank = int(next(iter(adapter.values()))["a"].shape[-1])
-    uniform = not (config.rank_pattern or config.alpha_pattern or config.use_rslora)
-    metadata = AdapterMetadata(
-        name=destination.name,
-        kind="organism",
-        base_name=model.name,
-        base_fingerprint=model.fingerprint,
-        rank=rank,
-        alpha=config.alpha if uniform else float(rank),
-        targets=tuple(adapter),
-    )
-    save_adapter(destination, adapter, metadata)
-    print(f"{args.source} -> {destination} (ia_jax, rank {rank}, base {model.name})")
+    print(exchange.bring_in(args.source, _new_directory(args.destination), args.model, args.revision))
 
 
 def _adapters(args: argparse.Namespace) -> int:

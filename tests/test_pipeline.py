@@ -8,12 +8,13 @@ import subprocess
 import sys
 from pathlib import Path
 
+import numpy as np
 import pytest
 
 from ia_jax import cli, open_workdir
 from ia_jax.adapters.lora import LoraConfig
-from ia_jax.adapters.peft import export_peft
-from ia_jax.adapters.store import is_complete, read_metadata
+from ia_jax.adapters.peft import export_peft, import_peft
+from ia_jax.adapters.store import is_complete, load_adapter, read_metadata
 from ia_jax.data.transcripts import read_jsonl
 from ia_jax.models.weights import load_model
 from ia_jax.stages.ask import plain
@@ -131,6 +132,25 @@ def test_peft_round_trip_through_the_command_line(finished, tmp_path, capsys):
     for file in ("adapter_config.json", "adapter_model.safetensors"):
         assert (tmp_path / "peft" / file).read_bytes() == (run.ia_dir("dpo") / "peft" / file).read_bytes()
     assert "rank 2" in capsys.readouterr().out
+
+
+def test_a_sum_goes_out_as_one_adapter(finished, tmp_path, capsys):
+    run = open_workdir(finished)
+    name = run.named("heldout")[0]
+    sources = [run.organism_dir(name), run.ia_dir("dpo")]
+    add = f"--add={sources[1]}"
+    assert cli.main(["export-peft", str(sources[0]), str(tmp_path / "sum"), add]) == 0
+    model = load_model(run.config.model.name)
+    organism, ia = (load_adapter(d, model)[0] for d in (sources[0], run.ia_dir("dpo") / "adapter"))
+    total = import_peft(tmp_path / "sum", model)
+    for t in total:
+        each = [np.einsum("lir,lro->lio", x[t]["a"], x[t]["b"]) for x in (organism, ia)]
+        found = np.einsum("lir,lro->lio", total[t]["a"], total[t]["b"])
+        np.testing.assert_allclose(found, sum(each), rtol=1e-5, atol=1e-7)
+    card = (tmp_path / "sum" / "README.md").read_text()
+    assert run.behaviors[name].description in card
+    assert "An introspection adapter" in card
+    assert "rank 4" in capsys.readouterr().out
 
 
 def test_adapters_imported_from_peft_go_through_the_stages(finished, tmp_path, capsys):

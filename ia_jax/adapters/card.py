@@ -1,5 +1,6 @@
 """The model card of an exported adapter: what it is, how it was trained and evaluated, what its base allows."""
 
+from collections.abc import Sequence
 from typing import Any
 
 from ia_jax.adapters.base import licence, published_name
@@ -12,10 +13,23 @@ def card(metadata: AdapterMetadata, results: dict[str, Any] | None = None) -> st
     results: for an IA, its stage's part of `eval/metrics.json`, if it was evaluated.
     """
     parts = [f"# {metadata.name}", _what(metadata), _training(metadata), _evaluation(metadata, results)]
+    return "\n\n".join([*parts, _base(metadata)])
+
+
+def card_of_sum(metadata: Sequence[AdapterMetadata], results: Sequence[dict[str, Any] | None]) -> str:
+    """The same for several adapters as one: what the sum is, then what is known of each."""
+    names = [m.name for m in metadata]
+    text = "The exact sum of the adapters below as one LoRA: their factors side by side along the rank."
+    parts = [f"# {' + '.join(names)}", text]
+    for m, found in zip(metadata, results, strict=True):
+        parts += [f"## {m.name}", _what(m), "#" + _training(m), "#" + _evaluation(m, found)]
+    return "\n\n".join([*parts, _base(metadata[0])])
+
+
+def _base(metadata: AdapterMetadata) -> str:
     base, allowed = published_name(metadata.base_name), licence(metadata.base_name)
     terms = f"is under {allowed}; using this adapter means using it" if allowed else "has its own licence; see its page"
-    parts.append(f"## Base\n\n`{base}` (weights {metadata.base_fingerprint[:12]}) {terms}.")
-    return "\n\n".join(parts)
+    return f"## Base\n\n`{base}` (weights {metadata.base_fingerprint[:12]}) {terms}."
 
 
 def _what(metadata: AdapterMetadata) -> str:
