@@ -17,12 +17,14 @@ import os
 import re
 import resource
 import sys
+import threading
 import time
 import traceback
 import warnings
 from collections.abc import Callable, Iterator, Sequence
 from functools import partial
 from pathlib import Path
+from types import TracebackType
 from typing import TYPE_CHECKING, Any
 
 from ia_jax.arguments import parser
@@ -374,16 +376,25 @@ def headline(metrics: dict[str, Any]) -> str:
     )
 
 
-def _quiet() -> None:
+def _quiet(loud: bool) -> None:
     """Keeps dependencies' notices off the terminal. Before they are imported."""
     os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")  # XLA raises what matters; the rest are notices
     os.environ.setdefault("GRPC_VERBOSITY", "ERROR")
     os.environ.setdefault("TRANSFORMERS_NO_ADVISORY_WARNINGS", "1")
     os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
-    for name in ("absl", "jax", "orbax", "grain", "transformers", "huggingface_hub"):
+    for name in ("jax", "grain", "transformers", "huggingface_hub"):
         logging.getLogger(name).setLevel(logging.ERROR)
+    # A failed write is raised; Orbax logs it from each of its threads too, and TensorStore's print a traceback each.
+    for name in ("absl", "orbax"):
+        logging.getLogger(name).setLevel(logging.ERROR if loud else logging.CRITICAL)
+    sys.excepthook = sys.__excepthook__ if loud else _of_main_thread
     warnings.filterwarnings("ignore", module=r"(?!ia_jax)")
+
+
+def _of_main_thread(kind: type[BaseException], error: BaseException, where: TracebackType | None) -> None:
+    if threading.current_thread() is threading.main_thread():
+        sys.__excepthook__(kind, error, where)
 
 
 def _one_line(error: BaseException) -> str:
@@ -429,7 +440,7 @@ def _run(argv: Sequence[str] | None) -> int:
     }
     try:
         args = parser().parse_args([a for a in argv if not OVERRIDE.match(a)])
-        _quiet()
+        _quiet("--traceback" in argv)
         if args.command == "plan":
             _plan(args, overrides)
         elif args.command in commands:

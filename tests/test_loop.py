@@ -301,7 +301,7 @@ def test_utilisation_is_told_where_the_peak_is_known(tmp_path, monkeypatch, peak
     told = {}
     monkeypatch.setattr(recorder_module, "peak_flops", lambda: peak)
     monkeypatch.setattr(recorder_module, "time", SimpleNamespace(monotonic=iter([10.0, 14.0]).__next__))
-    monkeypatch.setattr(Recorder, "board", SimpleNamespace(add_scalar=lambda name, x, step: told.update({name: x})))
+    monkeypatch.setattr(Recorder, "board", SimpleNamespace(write=lambda step, scalars: told.update(scalars)))
     with Recorder(tmp_path, "toy", flops={"tokens": 1000.0, "supervised_tokens": 500.0}) as recorder:
         recorder.write(1, {}, {"tokens": 2000.0, "supervised_tokens": 800.0})
     assert (told["speed/tokens_per_s"], told["speed/supervised_tokens_per_s"]) == (500.0, 200.0)

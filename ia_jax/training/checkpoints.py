@@ -1,5 +1,6 @@
 """A stage's training state on disk: written while training goes on, and a failed write is reported at the next step."""
 
+import contextlib
 import os
 from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
@@ -50,7 +51,8 @@ class Keeper:
                 raise
         finally:
             self._waiter.shutdown()
-            self._orbax.close()
+            with contextlib.suppress(Exception):  # it raises once more what `wait` has raised already
+                self._orbax.close()
 
     def restore(self, state: State, iterator: Any) -> tuple[int, State]:
         """(steps done, state) of the newest checkpoint, with `iterator` set to its place; (0, `state`) without one.

@@ -1,16 +1,21 @@
 """What a stage tells while it runs: curves on disk, TensorBoard scalars, a progress bar."""
 
 import json
+import os
 import resource
+import socket
 import time
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from functools import cached_property
 from pathlib import Path
 from typing import Any, TextIO
 
 import jax
 import numpy as np
-from tensorboardX import SummaryWriter
+from tensorboardX.proto.event_pb2 import Event, SessionLog  # pyright: ignore[reportAttributeAccessIssue]
+from tensorboardX.proto.summary_pb2 import Summary  # pyright: ignore[reportAttributeAccessIssue]
+from tensorboardX.record_writer import RecordWriter
 from tqdm import tqdm
 
 from ia_jax.parallel import distributed
@@ -20,11 +25,37 @@ Scalars = Mapping[str, float]
 COUNTS = ("tokens", "supervised_tokens")  # a step's metrics of these names become rates
 
 
+class Board:
+    """A TensorBoard event file, written at once in the caller's thread.
+
+    tensorboardX's SummaryWriter writes in another thread, where a full disk is no error but tracebacks at exit.
+    """
+
+    def __init__(self, directory: Path, purge_step: int):
+        directory.mkdir(parents=True, exist_ok=True)
+        self.path = directory / f"events.out.tfevents.{int(time.time())}.{socket.gethostname()}.{os.getpid()}"
+        self._records = RecordWriter(str(self.path))
+        self._write(Event(step=purge_step, file_version="brain.Event:2"))
+        self._write(Event(step=purge_step, session_log=SessionLog(status=SessionLog.START)))
+
+    def write(self, step: int, scalars: Scalars) -> None:
+        values = [Summary.Value(tag=k, simple_value=v) for k, v in scalars.items()]
+        self._write(Event(step=step, summary=Summary(value=values)))
+
+    def _write(self, event: Any) -> None:
+        event.wall_time = time.time()
+        self._records.write(event.SerializeToString())
+        self._records.flush()
+
+    def close(self) -> None:
+        self._records.close()
+
+
 class Recorder:
     """Writes a stage's scalars to `curves.jsonl` and TensorBoard; what depends on the clock, to the latter alone.
 
-    So two runs of one config have equal curves. A context manager, so that nothing is left unflushed; drops lines past
-    `step` first, which a run that is continued writes again. Of several processes only process 0 writes.
+    So two runs of one config have equal curves. A context manager; drops lines past `step` first, which a run that is
+    continued writes again. Of several processes only process 0 writes. Raises OSError, with the file's name.
 
     flops: what each item of `COUNTS` needs (`chips.training_flops`). With it, and on chips whose peak is known, the
     model FLOPs utilisation is recorded: FLOPs of real tokens, nothing for padding or recomputation.
@@ -48,15 +79,19 @@ class Recorder:
         return self.path.open("a")
 
     @cached_property
-    def board(self) -> SummaryWriter:
-        return SummaryWriter(str(self.directory), purge_step=self.step)
+    def board(self) -> Board:
+        return Board(self.directory, self.step)
 
     def __enter__(self) -> "Recorder":
         return self
 
-    def __exit__(self, *exc: object) -> None:
+    def __exit__(self, kind: type | None, *exc: object) -> None:
         for opened in vars(self).keys() & {"file", "board"}:
-            getattr(self, opened).close()
+            try:
+                getattr(self, opened).close()
+            except OSError:  # what could not be written is tried again, and closed all the same
+                if kind is None:
+                    raise
 
     def write(self, step: int, scalars: Scalars, counts: Scalars | None = None) -> None:
         """scalars: of this step. counts: how many of each were processed since the line before (`COUNTS`)."""
@@ -64,18 +99,28 @@ class Recorder:
             return
         if scalars:
             row = {"stage": self.stage, "step": step, **{k: float(f"{v:.6g}") for k, v in scalars.items()}}
-            self.file.write(json.dumps(row) + "\n")
-            self.file.flush()
+            with _naming(self.path):
+                self.file.write(json.dumps(row) + "\n")
+                self.file.flush()
         now = time.monotonic()
         seconds, self.clock = max(now - self.clock, 1e-9), now
-        for name, value in {**scalars, **self._speed(counts or {}, seconds), **memory()}.items():
-            self.board.add_scalar(name, value, step)
+        with _naming(self.directory):
+            self.board.write(step, {**scalars, **self._speed(counts or {}, seconds), **memory()})
 
     def _speed(self, counts: Scalars, seconds: float) -> dict[str, float]:
         rates = {f"speed/{k}_per_s": v / seconds for k, v in counts.items()}
         if self.peak and self.flops.keys() <= counts.keys() and self.flops:
             rates["speed/mfu"] = sum(f * counts[k] for k, f in self.flops.items()) / seconds / self.peak
         return rates
+
+
+@contextmanager
+def _naming(path: Path) -> Iterator[None]:
+    """Python's files don't say which one could not be written."""
+    try:
+        yield
+    except OSError as error:
+        raise OSError(error.errno, error.strerror, str(path)) from error
 
 
 def _is_kept(line: str, stage: str, step: int) -> bool:
