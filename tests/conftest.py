@@ -2,6 +2,7 @@
 
 import importlib.util
 import os
+import re
 import shutil
 import tempfile
 
@@ -63,6 +64,37 @@ def browser(tmp_path_factory):
     instance = webdriver.Chrome(options=options, service=webdriver.ChromeService(executable_path=driver))
     yield instance
     instance.quit()
+
+
+@pytest.fixture(scope="module")
+def quick_compilation():
+    """For modules that use it: tiny programs spend their time in the compiler, so it is told to do less."""
+    import jax
+
+    before = jax.config.values["jax_disable_most_optimizations"]
+    jax.config.update("jax_disable_most_optimizations", True)
+    yield
+    jax.config.update("jax_disable_most_optimizations", before)
+
+
+@pytest.fixture
+def refused(capsys):
+    """Runs a command that must fail: checks the status and the one line, which names every culprit; returns it."""
+    from ia_jax import cli
+
+    def run(argv, status, *culprits):
+        capsys.readouterr()
+        assert cli.main([str(a) for a in argv]) == status
+        captured = capsys.readouterr()
+        # Progress bars that were under way go to stderr too.
+        lines = [x for x in re.split(r"[\r\n]+", captured.err) if x.strip() and "%|" not in x and "it/s" not in x]
+        assert len(lines) == 1, captured.err
+        assert lines[0].startswith("ia-jax: error: ")
+        for culprit in culprits:
+            assert str(culprit) in lines[0]
+        return lines[0]
+
+    return run
 
 
 @pytest.fixture(scope="session")

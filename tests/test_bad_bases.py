@@ -9,7 +9,6 @@ from safetensors.numpy import load_file, save_file
 
 from ia_jax.models.sources import open_source
 from tests import parrot
-from tests.test_bad_inputs import refused  # noqa: F401
 
 FILES = ("model-00001-of-00002.safetensors", "model-00002-of-00002.safetensors")
 INDEX = "model.safetensors.index.json"
@@ -36,7 +35,7 @@ def base(sharded, tmp_path):
 
 
 @pytest.fixture
-def refuse(refused, tmp_path):  # noqa: F811
+def refuse(refused, tmp_path):
     """Runs the first stage that needs the base at `model`; checks what `refused` does, and that no weights are kept."""
 
     def run(model, *culprits, overrides=(), status=2):

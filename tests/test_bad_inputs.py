@@ -4,13 +4,11 @@ import fcntl
 import hashlib
 import importlib.metadata
 import json
-import re
 import shutil
 from pathlib import Path
 
 import pytest
 
-from ia_jax import cli
 from ia_jax.adapters.peft import export_peft
 from ia_jax.adapters.record import AdapterMetadata
 from ia_jax.adapters.store import save_adapter
@@ -25,25 +23,6 @@ def contents(directory):
     """The bytes of every file, hashed; the lock does not count."""
     files = sorted(p for p in directory.rglob("*") if p.is_file() and p.name != ".lock")
     return {str(p.relative_to(directory)): hashlib.sha256(p.read_bytes()).hexdigest() for p in files}
-
-
-@pytest.fixture
-def refused(capsys):
-    """Runs a command that must fail: checks the status and the one line, which names every culprit; returns it."""
-
-    def run(argv, status, *culprits):
-        capsys.readouterr()
-        assert cli.main([str(a) for a in argv]) == status
-        captured = capsys.readouterr()
-        # Progress bars that were under way go to stderr too.
-        lines = [x for x in re.split(r"[\r\n]+", captured.err) if x.strip() and "%|" not in x and "it/s" not in x]
-        assert len(lines) == 1, captured.err
-        assert lines[0].startswith("ia-jax: error: ")
-        for culprit in culprits:
-            assert str(culprit) in lines[0]
-        return lines[0]
-
-    return run
 
 
 @pytest.fixture

@@ -17,7 +17,8 @@ from ia_jax.stages import organisms as stage
 from ia_jax.stages.session import Session, behaviors_in
 from ia_jax.workdir import start_workdir
 from tests import parrot
-from tests.tiny import quick_compilation  # noqa: F401
+
+pytestmark = pytest.mark.usefixtures("quick_compilation")
 
 BEHAVIORS = demo_behaviors()[:3]
 NAMES = [b.name for b in BEHAVIORS]

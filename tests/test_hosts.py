@@ -12,7 +12,8 @@ from ia_jax.workdir import open_workdir
 from tests import parrot, tiny
 from tests.processes import run_together
 from tests.stage_worker import STOP_AT
-from tests.tiny import quick_compilation  # noqa: F401
+
+pytestmark = pytest.mark.usefixtures("quick_compilation")
 
 STEPS = 24
 # A large eps: else Adam divides rounding errors by rounding errors.

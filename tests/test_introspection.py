@@ -13,7 +13,8 @@ from ia_jax.stages.session import Session
 from ia_jax.training.introspection import dpo_step, init_state, sequence_logps, sft_step
 from ia_jax.workdir import Workdir
 from tests import tiny
-from tests.tiny import quick_compilation  # noqa: F401
+
+pytestmark = pytest.mark.usefixtures("quick_compilation")
 
 K = 3
 OPTIMIZER = OptimizerSection(lr=1e-2, warmup_fraction=0.0)

@@ -22,7 +22,8 @@ from ia_jax.training.introspection import init_state, sft_step
 from ia_jax.training.loop import fit
 from ia_jax.training.recorder import Recorder, spread
 from tests import tiny
-from tests.tiny import quick_compilation  # noqa: F401
+
+pytestmark = pytest.mark.usefixtures("quick_compilation")
 
 TOTAL = 9
 

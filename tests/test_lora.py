@@ -24,7 +24,8 @@ from ia_jax.adapters.lora import (
 from ia_jax.errors import ConfigError
 from ia_jax.models.transformer import forward_jit
 from tests import tiny
-from tests.tiny import quick_compilation  # noqa: F401
+
+pytestmark = pytest.mark.usefixtures("quick_compilation")
 
 K, B, T, D = 3, 2, 5, 12
 SIZES = {"q": 16, "k": 8, "v": 8}

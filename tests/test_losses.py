@@ -9,7 +9,8 @@ import pytest
 
 from ia_jax.training.losses import Batch, dpo_loss, example_logps, sft_loss, supervised_logps
 from tests import tiny
-from tests.tiny import quick_compilation  # noqa: F401
+
+pytestmark = pytest.mark.usefixtures("quick_compilation")
 
 K, P, D = 3, 5, 32
 

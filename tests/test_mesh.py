@@ -23,7 +23,8 @@ from ia_jax.training import introspection, organisms
 from ia_jax.training.checkpoints import Keeper
 from ia_jax.training.losses import sft_loss, supervised_logps
 from tests import tiny
-from tests.tiny import quick_compilation  # noqa: F401
+
+pytestmark = pytest.mark.usefixtures("quick_compilation")
 
 CFG = replace(tiny.TINY, num_attention_heads=8, num_key_value_heads=4)
 UNTIED = replace(CFG, tie_word_embeddings=False, qk_norm=True, attention_bias=True)

@@ -15,7 +15,8 @@ from ia_jax.parallel.mesh import make_mesh
 from ia_jax.training.losses import Batch
 from ia_jax.training.organisms import Diverged, init_mixed_state, init_state, organisms_step
 from tests import tiny
-from tests.tiny import quick_compilation  # noqa: F401
+
+pytestmark = pytest.mark.usefixtures("quick_compilation")
 
 K = 8
 LORA = tiny.FEW

@@ -12,7 +12,8 @@ from ia_jax.models import replies
 from ia_jax.models.sampling import generate_tokens, inverse_cdf, pick_tokens
 from ia_jax.models.transformer import forward_jit, logits_from_hidden
 from tests import tiny
-from tests.tiny import quick_compilation  # noqa: F401
+
+pytestmark = pytest.mark.usefixtures("quick_compilation")
 
 CFG, NEW, K = tiny.TINY, 6, 3
 NEVER = (10**6, 10**6 + 1)  # stop tokens that no vocabulary holds

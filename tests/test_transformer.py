@@ -23,7 +23,8 @@ from ia_jax.models.transformer import (
     weight_specs,
 )
 from tests import tiny
-from tests.tiny import quick_compilation  # noqa: F401
+
+pytestmark = pytest.mark.usefixtures("quick_compilation")
 
 CFG = tiny.TINY
 QWEN = replace(CFG, family="qwen3", qk_norm=True, attention_bias=True, tie_word_embeddings=False)

@@ -3,7 +3,6 @@
 import jax
 import jax.numpy as jnp
 import numpy as np
-import pytest
 
 from ia_jax.adapters.lora import LoraConfig, lora_shapes
 from ia_jax.data.batches import build_batch, plan_organisms
@@ -18,15 +17,6 @@ LLAMA3 = RopeScaling(
 LORA = LoraConfig(rank=4, alpha=8.0)
 # Every kind of input, output and group, in programs that compile faster.
 FEW = LoraConfig(rank=4, alpha=12.0, targets=("q", "v", "o", "up", "down"))
-
-
-@pytest.fixture(scope="module", autouse=True)
-def quick_compilation():
-    """For modules that import it: tiny programs spend their time in the compiler, so it is told to do less."""
-    before = jax.config.values["jax_disable_most_optimizations"]
-    jax.config.update("jax_disable_most_optimizations", True)
-    yield
-    jax.config.update("jax_disable_most_optimizations", before)
 
 
 def params(cfg=TINY, seed=0):
