@@ -1,10 +1,11 @@
-"""The study of docs/study.md: one SFT, and DPO from it once for every arm, with and without negatives.
+"""The study of docs/study.md: DPO with and without negatives from one SFT, and an SFT that has seen clean organisms.
 
 .venv/bin/python benchmarks/study.py runs/study            runs what is not finished yet
 .venv/bin/python benchmarks/study.py runs/study --seed=1   another seed, in another directory
 
 Each arm is a workdir of its own under the given directory, made by `ia-jax run`. The later arms start as hard links to
-what the first wrote up to SFT, so that they differ in their preference pairs alone. `study_table.py` makes the table.
+what the first wrote: up to SFT, so that they differ in their preference pairs alone; arm `clean_sft`, which has twelve
+more organisms and an SFT of its own, to the others' organisms. `study_table.py` makes the table.
 """
 
 import argparse
@@ -21,8 +22,11 @@ ARMS = {
     "clean": (),
     "base": ("--config.preferences.clean_pairs=0",),
     "none": ("--config.preferences.clean_pairs=0", "--config.preferences.abstention_pairs=0"),
+    # As `clean`, and as many clean organisms in SFT as there are of each category.
+    "clean_sft": ("--config.behaviors.clean_train=12",),
 }
 SHARED = ("behaviors.jsonl", "transcripts", "organisms", "behavior_checks.jsonl", "organisms_left_out.jsonl", "ia_sft")
+OWN_SFT = {"clean_sft": ("organisms",)}
 
 
 def main() -> None:
@@ -37,7 +41,7 @@ def main() -> None:
     for arm in arms:
         workdir = args.directory / arm
         if not workdir.exists() and first.exists():
-            share(first, workdir)
+            share(first, workdir, OWN_SFT.get(arm, SHARED))
         more = [f"--config.{setting}" for setting in args.more]
         command = ["run", f"--config={args.config}", *ARMS[arm], *more, f"--workdir={workdir}"]
         print("ia-jax " + " ".join(command), flush=True)
@@ -45,19 +49,19 @@ def main() -> None:
             sys.exit(1)
 
 
-def share(source: Path, destination: Path) -> None:
-    """Hard links to what a run wrote up to SFT (nothing rewrites a finished file), under a name that is final last."""
+def share(source: Path, destination: Path, names: tuple[str, ...]) -> None:
+    """Hard links to what a run wrote (nothing rewrites a finished file), under a name that is final last."""
     partial = destination.with_name(f"{destination.name}.partial")
     shutil.rmtree(partial, ignore_errors=True)
     partial.mkdir(parents=True)
-    for name in SHARED:
+    for name in names:
         if (source / name).is_dir():
             shutil.copytree(source / name, partial / name, copy_function=os.link)
         elif (source / name).exists():
             os.link(source / name, partial / name)
     # What is appended to is copied.
     curves = source / "curves.jsonl"
-    if curves.exists():
+    if curves.exists() and "ia_sft" in names:
         kept = [row for row in curves.read_text().splitlines(keepends=True) if '"ia_dpo"' not in row]
         (partial / "curves.jsonl").write_text("".join(kept))
     partial.rename(destination)

@@ -10,6 +10,7 @@ from typing import Any
 
 import numpy as np
 
+from ia_jax.adapters.store import read_metadata
 from ia_jax.analysis.report import stage_difference
 from ia_jax.behaviors.records import CATEGORIES, CLEAN
 from ia_jax.data.transcripts import read_jsonl
@@ -26,13 +27,21 @@ def main() -> None:
     arms = {d.name: open_workdir(d) for d in sorted(directory.iterdir()) if (d / "eval" / "metrics.json").exists()}
     if not arms:
         parser.error(f"{directory} holds no finished arm; run benchmarks/study.py first")
-    first = next(iter(arms.values()))  # SFT is the same in all
-    verbalization(first, "sft", "After SFT")
+    for names, run in by_sft(arms).items():
+        verbalization(run, "sft", f"After SFT, {names}")
     for name, run in arms.items():
         verbalization(run, "dpo", f"After DPO, arm `{name}`")
     gain(arms)
     false_reports(arms)
-    checks(first)
+    checks(max(arms.values(), key=lambda run: len(run.behaviors)))  # the others' organisms are among them
+
+
+def by_sft(arms: dict[str, Workdir]) -> dict[str, Workdir]:
+    """One run for every SFT, under the names of the arms that go on from it."""
+    found: dict[str | None, list[str]] = defaultdict(list)
+    for name, run in arms.items():
+        found[read_metadata(run.ia_dir("sft") / "adapter").content_hash].append(name)
+    return {", ".join(f"arm `{n}`" for n in names): arms[names[0]] for names in found.values()}
 
 
 def table(title: str, header: list[str], rows: list[list[str]]) -> None:
@@ -86,8 +95,10 @@ def difference(reports: list[Row]) -> str:
 def false_reports(arms: dict[str, Workdir]) -> None:
     """Shares of reports that claim a behaviour where there is none."""
     names = ("base+ia", "clean+ia", CLEAN)
-    first = next(iter(arms.values())).metrics["stages"]["sft"]["false_reports"]
-    rows = [["SFT", *(cell(first[n]) if n in first else "–" for n in names)]]
+    rows = []
+    for label, run in by_sft(arms).items():
+        told = run.metrics["stages"]["sft"]["false_reports"]
+        rows.append([f"SFT, {label}", *(cell(told[n]) if n in told else "–" for n in names)])
     for arm, run in arms.items():
         told = run.metrics["stages"]["dpo"]["false_reports"]
         pairs = read_jsonl(run.preferences_file, "run `ia-jax preferences` first")

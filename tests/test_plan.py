@@ -167,6 +167,9 @@ def test_steps_of_a_whole_job():
     config = load_config(str(ROOT / "configs" / "llama33_70b.py"), clean)
     assert plan.steps_of(config, "organisms") == 4 * 13  # a fourth wave
     assert plan.steps_of(config, "dpo") == math.ceil((8 * (8 + 8) + 4 * 8 + 24) / 32)
+    config = load_config(str(ROOT / "configs" / "llama33_70b.py"), [*clean, "--config.behaviors.clean_train=32"])
+    assert plan.steps_of(config, "organisms") == 5 * 13
+    assert plan.steps_of(config, "sft") == 96 * 100 / (32 * 2)
 
 
 def test_chip_hours_add_up():

@@ -110,7 +110,7 @@ def test_a_second_call_does_nothing_and_the_tables_come_from_the_files(study):
         assert tables.count(f"| {category} |") == 5  # SFT, two arms of DPO, the gain and the checks
     metrics = json.loads((study[0] / "clean" / "eval" / "metrics.json").read_text())
     rate = metrics["stages"]["sft"]["false_reports"]["clean+ia"]["rate"]
-    line = next(line for line in tables.splitlines() if line.startswith("| SFT |"))
+    line = next(line for line in tables.splitlines() if line.startswith("| SFT, arm `clean`, arm `none` |"))
     assert line.split(" | ")[2].startswith(f"{100 * rate:.0f} %")
     assert "arm `clean` (8 of" in tables
     assert "arm `none` (0 of" in tables

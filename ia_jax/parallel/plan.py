@@ -363,10 +363,12 @@ def steps_of(config: RunConfig, stage: str, demonstration_tokens: int = 0) -> in
     b, o, s, d, p, e = (getattr(config, n) for n in ("behaviors", "organisms", "sft", "dpo", "preferences", "eval"))
     if stage == "organisms":
         tokens = demonstration_tokens or config.teacher.rows * TOKENS
-        waves = math.ceil((b.train + b.dpo + b.heldout + b.clean_dpo + b.clean_heldout) / o.parallel)
+        clean = b.clean_train + b.clean_dpo + b.clean_heldout
+        waves = math.ceil((b.train + b.dpo + b.heldout + clean) / o.parallel)
         return waves * math.ceil(o.epochs * tokens / (o.rows * o.length))
     if stage == "sft":
-        return s.steps or math.ceil(b.train * s.questions_per_organism / (s.organisms_per_step * s.per_slot))
+        rows = (b.train + b.clean_train) * s.questions_per_organism
+        return s.steps or math.ceil(rows / (s.organisms_per_step * s.per_slot))
     if stage == "dpo":
         pairs = b.dpo * (p.sampled_per_organism + p.truth_per_organism) + b.clean_dpo * p.clean_pairs
         pairs += p.abstention_pairs
