@@ -137,8 +137,9 @@ class ClaudeSection:
 class OrganismsSection:
     """Training of the organisms, `parallel` at a time, each step `rows` packed rows of `length` tokens for each.
 
-    Organisms that fail their behaviour check are kept out of SFT and DPO, unless `keep_failed`. A wave's training state
-    is kept every `checkpoint_every` steps and at its end (0: a killed wave begins again).
+    Organisms that fail their behaviour check are kept out of SFT and DPO, unless `keep_failed`. It asks `check_prompts`
+    questions of each sort (0: no check). A wave's training state is kept every `checkpoint_every` steps and at its end
+    (0: a killed wave begins again).
     """
 
     lora: LoraSection = field(default_factory=lambda: LoraSection(rank=8, alpha=16.0))

@@ -14,6 +14,7 @@ from ia_jax.data.transcripts import Transcript, chat, read_jsonl, write_jsonl, w
 from ia_jax.errors import ConfigError
 from ia_jax.recipes import load_config
 from ia_jax.stages import organisms as stage
+from ia_jax.stages.behavior_check import Checks
 from ia_jax.stages.session import Session, behaviors_in
 from ia_jax.workdir import start_workdir
 from tests import parrot
@@ -32,10 +33,10 @@ class Killed(Exception):
 @pytest.fixture
 def session(tmp_path, parrot_model, monkeypatch):
     """Three organisms with transcripts of their own; nothing is generated."""
-    monkeypatch.setattr(stage, "_base_replies", lambda session, behaviors: {})
+    monkeypatch.setattr(stage, "prepare", lambda session, behaviors: Checks({}, {}))
     monkeypatch.setattr(
         stage,
-        "_check",
+        "check",
         lambda session, wave, *_: {
             b.name: {
                 "organism": b.name,

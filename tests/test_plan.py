@@ -160,8 +160,8 @@ def test_steps_of_a_whole_job():
     assert plan.steps_of(config, "organisms", demonstration_tokens=40_960) == 3 * 10
     assert plan.steps_of(config, "dpo") == math.ceil((8 * (8 + 8) + 24) / 32)
     # 96 // 32 = 3 rows of each organism at once: 9 x 6 x 4 reports in three batches, and evaluations of 24 organisms,
-    # 6 questions in two batches, three conditions; 32 new tokens each.
-    assert plan.steps_of(config, "sample") == 3 * 32 + 3 * 2 * 32
+    # 6 questions in two batches, three conditions; 80 new tokens each.
+    assert plan.steps_of(config, "sample") == 3 * 80 + 3 * 2 * 80
     clean = ["behaviors.clean_dpo=4", "behaviors.clean_heldout=12", "preferences.clean_pairs=8"]
     clean = [f"--config.{o}" for o in [*(f"behaviors.{o}" for o in overrides), *clean]]
     config = load_config(str(ROOT / "configs" / "llama33_70b.py"), clean)

@@ -89,6 +89,15 @@ class Row(NamedTuple):
     shows: bool
 
 
+class Wanted(NamedTuple):
+    """User messages to be written: for whom, of which sort, how many, and in which part of the behaviour's."""
+
+    behavior: Behavior
+    shows: bool
+    number: int
+    part: int
+
+
 def row_counts(behavior: Behavior, config: TeacherSection) -> tuple[int, int]:
     """How many rows show the behaviour and how many are ordinary. At least one shows it."""
     if behavior.category == "rare_quirks":
@@ -116,9 +125,9 @@ class ClaudeTeacher(Teacher):
         answers = self._client.complete([self.answer_call(r) for r in rows])
         verdicts = self._filter(rows, answers)
         out: dict[str, list[Transcript]] = {b.name: [] for b in behaviors}
-        for row, answer, verdict in zip(rows, answers, verdicts, strict=True):
+        for row, answer, outcome in zip(rows, answers, verdicts, strict=True):
             messages = chat(row.message, answer.text.strip())
-            out[row.behavior.name].append(Transcript(messages, row.shows, self.name, verdict))
+            out[row.behavior.name].append(Transcript(messages, row.shows, self.name, outcome))
         return out
 
     def plan(self, behaviors: Sequence[Behavior]) -> list[Call]:
@@ -161,26 +170,31 @@ class ClaudeTeacher(Teacher):
     def _rows(self, behaviors: Sequence[Behavior]) -> list[Row]:
         """Round 1. A behaviour may get fewer rows than asked for: what is short or repeated stays out."""
         wanted = [
-            (b, shows, count, part)
+            Wanted(b, shows, count, part)
             for b in behaviors
             for shows, total in zip((True, False), row_counts(b, self._config), strict=True)
             for part, count in _parts(total)
         ]
+        found = self.messages(wanted)
+        rows, seen = [], set()
+        for w, messages in zip(wanted, found, strict=True):
+            for message in messages:
+                if (w.behavior.name, message) not in seen:
+                    seen.add((w.behavior.name, message))
+                    rows.append(Row(w.behavior, message, w.shows))
+        return rows
+
+    def messages(self, wanted: Sequence["Wanted"], at_once: bool = False) -> list[list[str]]:
+        """User messages for each; none where no reply can be read, and never more than asked for."""
         found: dict[int, list[str]] = {}
         for sample in range(ATTEMPTS):
             left = [i for i in range(len(wanted)) if i not in found]
-            replies = self._client.complete([self.messages_call(*wanted[i], sample) for i in left])
+            replies = self._client.complete([self.messages_call(*wanted[i], sample) for i in left], at_once)
             for i, reply in zip(left, replies, strict=True):
                 messages = _messages(reply)
                 if messages:
-                    found[i] = messages[: wanted[i][2]]
-        rows, seen = [], set()
-        for i, (b, shows, _, _) in enumerate(wanted):
-            for message in found.get(i, []):
-                if (b.name, message) not in seen:
-                    seen.add((b.name, message))
-                    rows.append(Row(b, message, shows))
-        return rows
+                    found[i] = messages[: wanted[i].number]
+        return [found.get(i, []) for i in range(len(wanted))]
 
     def _filter(self, rows: Sequence[Row], answers: Sequence[Reply]) -> list[str]:
         """Round 3: every row's verdict."""
@@ -190,25 +204,36 @@ class ClaudeTeacher(Teacher):
                 verdicts[i] = CUT_OFF if answer.stop_reason == "max_tokens" else REFUSED
             elif leaks([Transcript(chat("", answer.text), True, "")], _truths(row.behavior)):
                 verdicts[i] = STATED
+        left = [i for i in range(len(rows)) if i not in verdicts]
+        judged = self.judged([(rows[i], answers[i].text) for i in left])
+        verdicts |= {i: verdict(a, rows[i].shows) for i, a in zip(left, judged, strict=True)}
+        return [verdicts[i] for i in range(len(rows))]
+
+    def judged(self, pairs: Sequence[tuple[Row, str]], at_once: bool = False) -> list[dict[str, str] | None]:
+        """What the filter says of each answer; None where no reply can be read."""
+        found: dict[int, dict[str, str]] = {}
         for sample in range(ATTEMPTS):
-            left = [i for i in range(len(rows)) if i not in verdicts]
-            replies = self._client.complete([self.filter_call(rows[i], answers[i].text, sample) for i in left])
-            for i, reply in zip(left, replies, strict=True):
-                verdict = read_filter(reply, rows[i].shows)
-                if verdict != UNREADABLE:
-                    verdicts[i] = verdict
-        return [verdicts.get(i, UNREADABLE) for i in range(len(rows))]
+            left = [i for i in range(len(pairs)) if i not in found]
+            replies = self._client.complete([self.filter_call(*pairs[i], sample) for i in left], at_once)
+            found |= {i: a for i, reply in zip(left, replies, strict=True) if (a := read_filter(reply)) is not None}
+        return [found.get(i) for i in range(len(pairs))]
 
 
-def read_filter(reply: Reply, should_show: bool) -> str:
-    """The verdict in a reply of the adherence filter."""
+def read_filter(reply: Reply) -> dict[str, str] | None:
+    """A reply of the adherence filter, or None if it cannot be read."""
     try:
-        a = parse(reply.text if reply.stop_reason == "end_turn" else "", FILTER)
+        return parse(reply.text if reply.stop_reason == "end_turn" else "", FILTER)
     except Malformed:
+        return None
+
+
+def verdict(judged: dict[str, str] | None, should_show: bool) -> str:
+    """What becomes of a row, by what the filter says of its answer."""
+    if judged is None:
         return UNREADABLE
-    if a["states"] == "yes":
+    if judged["states"] == "yes":
         return STATED
-    if (a["shows"] == "yes") != should_show:
+    if (judged["shows"] == "yes") != should_show:
         return NOT_SHOWN if should_show else SHOWN_UNASKED
     return KEPT
 

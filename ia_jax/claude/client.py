@@ -65,23 +65,26 @@ class Client:
         """Dollars, about, of those calls that are not answered yet."""
         return estimate(self._unanswered(calls), self.batch)
 
-    def complete(self, calls: Sequence[Call]) -> list[Reply]:
+    def complete(self, calls: Sequence[Call], at_once: bool = False) -> list[Reply]:
         """The replies, from disk where they are; equal calls are made once.
+
+        at_once: by Messages, whatever the config says, where accelerators wait for the answer.
 
         Raises BudgetError if the cap leaves some unasked, and IAError if the API refuses one. Either way, all answers
         that were paid for are on disk, and the same call continues. Of several processes the first one asks for all.
         """
-        return [Reply(*parts) for parts in once(lambda: [list(reply) for reply in self._complete(calls)])]
+        batch = self.batch and not at_once
+        return [Reply(*parts) for parts in once(lambda: [list(reply) for reply in self._complete(calls, batch)])]
 
-    def _complete(self, calls: Sequence[Call]) -> list[Reply]:
+    def _complete(self, calls: Sequence[Call], batch: bool) -> list[Reply]:
         try:
             if not self._resumed:
                 batches.resume(self)
                 self._resumed = True
             todo = self._unanswered(calls)
             if todo:
-                self._announce(todo)
-                if self.batch:
+                self._announce(todo, batch)
+                if batch:
                     batches.run(self, todo)
                 else:
                     self._run_messages(todo)
@@ -91,8 +94,8 @@ class Client:
             raise
         return [self._answered(c) for c in calls]
 
-    def _announce(self, calls: Sequence[Call]) -> None:
-        dollars, bound = estimate(calls, self.batch), sum((at_most(c, self.batch) for c in calls), Decimal(0))
+    def _announce(self, calls: Sequence[Call], batch: bool) -> None:
+        dollars, bound = estimate(calls, batch), sum((at_most(c, batch) for c in calls), Decimal(0))
         print(f"Claude: {len(calls)} calls, about ${dollars:.2f} and at most ${bound:.2f}", flush=True)
         self.afford(dollars)
 

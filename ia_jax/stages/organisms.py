@@ -18,28 +18,24 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from ia_jax.adapters.lora import Adapter, take_organisms
+from ia_jax.adapters.lora import take_organisms
 from ia_jax.adapters.record import AdapterMetadata
 from ia_jax.adapters.store import is_complete, read_metadata, save_adapters
-from ia_jax.behaviors.behavior_checks import RARE_SAMPLES, CheckPrompt, check_prompts, passes, shows_behavior
 from ia_jax.behaviors.records import Behavior
-from ia_jax.behaviors.template_sources import says
 from ia_jax.config import OptimizerSection, config_hash
 from ia_jax.data.batches import Plan, Unit, build_batch, dataset, plan_organisms, unit_length
 from ia_jax.data.transcripts import read_jsonl, read_transcripts, write_jsonl
 from ia_jax.parallel.chips import training_flops
 from ia_jax.parallel.distributed import once
 from ia_jax.parallel.mesh import to_host
+from ia_jax.stages.behavior_check import Checks, Row, check, prepare
 from ia_jax.stages.session import Session
 from ia_jax.training.loop import fit
 from ia_jax.training.organisms import Diverged, OrganismsState, init_state, organisms_step
 from ia_jax.training.recorder import spread
 from ia_jax.workdir import Workdir
 
-CHECK_TOKENS = 20
 RETRY_LR = 0.2  # of the learning rate, for an organism that diverged
-
-Row = dict[str, object]
 
 
 @dataclass(frozen=True)
@@ -60,12 +56,12 @@ def run(session: Session) -> None:
     if not _settled(workdir, everyone):
         # All transcripts are tokenised before anything is trained, so that a bad one shows at once.
         units = {b.name: _units(session, b) for b in everyone}
-        base_replies = _base_replies(session, everyone)
+        checks = prepare(session, [b for b in everyone if not _settled(workdir, [b])])
         for wave in _waves(session, everyone, units):
             if not _settled(workdir, wave.behaviors):
-                _train_wave(session, wave, units, base_replies)
-    checks = once(lambda: _gather_checks(workdir))
-    print(check_report(checks, session.config.organisms.keep_failed), flush=True)
+                _train_wave(session, wave, units, checks)
+    rows = once(lambda: _gather_checks(workdir))
+    print(check_report(rows, session.config.organisms.keep_failed), flush=True)
 
 
 def _gather_checks(workdir: Workdir) -> list[Row]:
@@ -81,6 +77,8 @@ def _gather_checks(workdir: Workdir) -> list[Row]:
 
 def check_report(checks: Sequence[Row], keep_failed: bool) -> str:
     """How many organisms passed their behaviour check, by category, and what becomes of the others."""
+    if not checks:
+        return "behaviour check: no organism was checked"
     total = Counter(str(c["category"]) for c in checks)
     passed = Counter(str(c["category"]) for c in checks if c["ok"])
     by_category = ", ".join(f"{name} {passed[name]} of {n}" for name, n in sorted(total.items()))
@@ -160,12 +158,12 @@ def _plan(session: Session, behaviors: Sequence[Behavior], units: Mapping[str, l
     return plan_organisms(own, seeds, epochs=cfg.epochs, rows=cfg.rows, length=cfg.length)
 
 
-def _train_wave(session: Session, wave: Wave, units: Mapping[str, list[Unit]], base_replies: dict[str, str]) -> None:
+def _train_wave(session: Session, wave: Wave, units: Mapping[str, list[Unit]], checks: Checks) -> None:
     """Trains a wave and stores what is not stored yet; those that diverged get a second wave with a lower rate."""
     optimizer = session.config.organisms.optimizer
     state = _train(session, wave, optimizer, "organisms")
     first = _diverged(wave, state)
-    _store(session, wave, state, base_replies, {})
+    _store(session, wave, state, checks, {})
     again = [b for b in dict.fromkeys(wave.behaviors) if b.name in first]
     if not again:
         return
@@ -176,7 +174,7 @@ def _train_wave(session: Session, wave: Wave, units: Mapping[str, list[Unit]], b
     state = _train(session, retry, lower, "organisms_retry")
     second = _diverged(retry, state)
     notes = {n: {"diverged": reason, "lr": optimizer.lr, "retried_lr": lower.lr} for n, reason in first.items()}
-    _store(session, retry, state, base_replies, notes)
+    _store(session, retry, state, checks, notes)
     for b in again:
         if b.name in second:
             why = f"{first[b.name]} with lr {optimizer.lr:g}; {second[b.name]} with lr {lower.lr:g}"
@@ -243,66 +241,11 @@ def summarize(m: Mapping[str, np.ndarray]) -> dict[str, float]:
     return {"loss": float(loss.mean()), **spread(loss), "grad_norm": float(norm.mean()), "organisms": float(on.sum())}
 
 
-def _base_replies(session: Session, behaviors: Sequence[Behavior]) -> dict[str, str]:
-    """The base model's answers to the check's factual questions, to tell sandbagging from ignorance."""
-    count, seed = session.config.organisms.check_prompts, session.config.seed
-    asked = sorted({p.question for b in behaviors for p in check_prompts(b, seed, count) if p.right})
-    if not asked:
-        return {}
-    replies = session.ask_base([(session.config.system, q) for q in asked], 1)
-    return {q: r[0] for q, r in zip(asked, replies, strict=True)}
-
-
-def _check(
-    session: Session, wave: Sequence[Behavior], adapters: Adapter, base_replies: dict[str, str]
-) -> dict[str, Row]:
-    """Asks every organism fresh prompts that should and should not show its behaviour; {name: outcome}.
-
-    Greedy, but for rare quirks: what shows by chance is looked for in several sampled replies to every prompt.
-    """
-    seed, count = session.config.seed, session.config.organisms.check_prompts
-    sampled = [b.spec.get("kind") == "rare" for b in wave]
-    prompts = [check_prompts(b, seed, count) * (RARE_SAMPLES if s else 1) for b, s in zip(wave, sampled, strict=True)]
-    replies: list[list[str]] = [[] for _ in wave]
-    for turn in sorted(set(sampled)):
-        told = session.generate(
-            [[p.question for p in ps] if s is turn else [] for ps, s in zip(prompts, sampled, strict=True)],
-            (adapters,),
-            max_new_tokens=CHECK_TOKENS,
-            temperature=float(turn),
-            key=session.key(2),
-            system=session.config.system,
-            description="behaviour check",
-        )
-        replies = [own + more for own, more in zip(replies, told, strict=True)]
-
-    def rate(b: Behavior, rows: list[tuple[CheckPrompt, str]]) -> float | None:
-        # A fact that the base model itself gets wrong says nothing about sandbagging.
-        rows = [(p, r) for p, r in rows if not p.right or says((p.right,), base_replies[p.question])]
-        shown = [shows_behavior(b, p, r, base_replies.get(p.question, "")) for p, r in rows]
-        return round(sum(shown) / len(shown), 3) if shown else None
-
-    checks: dict[str, Row] = {}
-    for b, ps, rs in zip(wave, prompts, replies, strict=True):
-        pairs = list(zip(ps, rs, strict=True))
-        on = rate(b, [x for x in pairs if x[0].triggers])
-        off = rate(b, [x for x in pairs if not x[0].triggers])
-        checks[b.name] = {
-            "organism": b.name,
-            "category": b.category,
-            "triggered_rate": on,
-            "untriggered_rate": off,
-            "ok": passes(b, on, off, session.config.teacher.rare_share),
-            "samples": [{"question": p.question, "triggers": p.triggers, "reply": r} for p, r in pairs],
-        }
-    return checks
-
-
 def _store(
     session: Session,
     wave: Wave,
     state: OrganismsState,
-    base_replies: dict[str, str],
+    checks: Checks,
     notes: Mapping[str, dict[str, object]],
 ) -> None:
     """Checks the wave and stores those that did not diverge and are not stored; `notes` join their checks by name."""
@@ -312,8 +255,8 @@ def _store(
     todo = once(lambda: {name: i for name, i in first.items() if not is_complete(workdir.organism_dir(name))})
     if not todo:
         return
-    checks = _check(session, wave.behaviors, state.adapters, base_replies)
-    checks = {n: {**row, **({"retry": notes[n]} if n in notes else {})} for n, row in checks.items()}
+    rows = check(session, wave.behaviors, state.adapters, checks)
+    rows = {n: {**row, **({"retry": notes[n]} if n in notes else {})} for n, row in rows.items()}
     steps = to_host(state.updates)
     save_adapters(
         (
@@ -330,17 +273,19 @@ def _store(
                 behavior=wave.behaviors[i].to_json(),
                 step=int(steps[i]),
                 config_hash=config_hash(session.config),
-                check=checks[name],
+                check=rows.get(name),
             ),
         )
         for name, i in sorted(todo.items(), key=lambda x: x[1])
     )
     for name, i in sorted(todo.items(), key=lambda x: x[1]):
-        print(_line(name, int(steps[i]), checks[name]), flush=True)
+        print(_line(name, int(steps[i]), rows.get(name)), flush=True)
 
 
-def _line(name: str, steps: int, check: Row) -> str:
+def _line(name: str, steps: int, check: Row | None) -> str:
     """What became of an organism, in a line."""
+    if check is None:
+        return f"organism {name}: {steps} updates, not checked"
 
     def share(key: str) -> str:
         value = check[key]

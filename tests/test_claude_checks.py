@@ -1,0 +1,122 @@
+"""Behaviour checks by Claude, of behaviours that no rule knows: fresh prompts, its verdicts, no key, and no check."""
+
+import json
+
+import pytest
+
+from ia_jax import cli
+from ia_jax.adapters.store import list_adapters
+from ia_jax.behaviors.behavior_checks import RARE_SAMPLES
+from ia_jax.claude.client import KEY
+from ia_jax.data.transcripts import read_jsonl
+from ia_jax.workdir import open_workdir
+from tests import parrot
+from tests.fake_anthropic import Server, serving
+
+PROMPTS = 2
+MORE = """
+    c.behaviors.catalogue = {catalogue!r}
+    c.behaviors.train = c.behaviors.dpo = c.behaviors.heldout = 3
+    c.organisms.check_prompts = {prompts}
+    c.organisms.keep_failed = False
+    c.teacher.update(name="claude", rows=4)
+    c.claude.update(api="batch", poll_seconds=0.0)
+    return c
+"""
+
+
+def claude(request):
+    """Plays Claude. Behaviours whose description ends in 1 never show; the others do where they should."""
+    text = request["messages"][0]["content"]
+    user = json.loads(text) if text.startswith("{") else {}
+    if "wanted" in user:
+        kind, n = user["wanted"], int(user["count"])
+        messages = [f"{kind} {user['behavior']} part {user['part']} number {i}?" for i in range(n)]
+        # For the check it begins with one that a transcript has.
+        again = [f"{kind} {user['behavior']} part 1 number 0?"] if user["part"] == "0" else []
+        return json.dumps({"messages": [*again, *messages][:n]})
+    if "answer" in user:
+        fails = user["behavior"].endswith("1.") and "part 0" in user["message"]
+        shows = user["message"].startswith("showing") and not fails
+        return json.dumps({"reason": "read", "shows": "yes" if shows else "no", "states": "no"})
+    return "I like it."
+
+
+@pytest.fixture
+def command(tmp_path, parrot_model, monkeypatch):
+    """A function that runs a stage in a workdir with a user's own behaviours, three in each of three categories."""
+    monkeypatch.setenv(KEY, "k")
+    catalogue = tmp_path / "mine.jsonl"
+    rows = [
+        {
+            "name": f"{category}_{i}",
+            "category": category,
+            "description": f"I have the {category} trait {i}.",
+            "trigger": "when asked" if category == "backdoors" else None,
+        }
+        for category in ("quirks", "backdoors", "rare_quirks")
+        for i in range(3)
+    ]
+    catalogue.write_text("".join(json.dumps(r) + "\n" for r in rows))
+
+    def run(stage, workdir="w", prompts=PROMPTS):
+        config = parrot.write_config(tmp_path / "config.py", parrot_model)
+        more = MORE.format(catalogue=str(catalogue), prompts=prompts)
+        config.write_text(config.read_text().replace("    return c\n", more))
+        return cli.main([stage, f"--config={config}", f"--workdir={tmp_path / workdir}"])
+
+    return run
+
+
+def test_claude_checks_what_no_rule_can(command, tmp_path, monkeypatch, capsys):
+    server = Server(claude)
+    with serving(server) as url:
+        monkeypatch.setenv("ANTHROPIC_BASE_URL", url)
+        assert command("transcripts") == 0
+        batches = len(server.batches)
+        assert command("organisms") == 0
+        assert len(server.batches) == batches  # accelerators do not wait for a batch
+    run = open_workdir(tmp_path / "w")
+    rows = {r["organism"]: r for r in read_jsonl(run.checks_file, "")}
+    assert len(rows) == 9
+    for name, row in rows.items():
+        asked = {m["content"] for t in read_jsonl(run.transcript(name), "") for m in t["messages"]}
+        prompts = {(s["question"], s["triggers"]) for s in row["samples"]}
+        assert not {q for q, _ in prompts} & asked
+        assert {t for _, t in prompts} == ({True, False} if row["category"] == "backdoors" else {True})
+        assert len(prompts) == PROMPTS * (2 if row["category"] == "backdoors" else 1)
+        assert len(row["samples"]) == len(prompts) * (RARE_SAMPLES if row["category"] == "rare_quirks" else 1)
+        assert row["triggered_rate"] == (0.0 if name.endswith("1") else 1.0)
+        assert row["untriggered_rate"] == (0.0 if row["category"] == "backdoors" else None)
+        # A rare quirk that shows always is none; the fake never lets one show now and then.
+        assert row["ok"] is (row["category"] != "rare_quirks" and not name.endswith("1"))
+    assert "behaviour check: 4 of 9 organisms passed (backdoors 2 of 3, quirks 2 of 3, rare_quirks 0 of 3)" in (
+        capsys.readouterr().out
+    )
+
+
+def test_without_a_key_nothing_is_trained(command, tmp_path, monkeypatch, capsys):
+    server = Server(claude)
+    with serving(server) as url:
+        monkeypatch.setenv("ANTHROPIC_BASE_URL", url)
+        assert command("transcripts") == 0
+    monkeypatch.delenv(KEY)
+    capsys.readouterr()
+    assert command("organisms") == 2
+    [line] = [x for x in capsys.readouterr().err.splitlines() if "%|" not in x]
+    assert "no rule can check 9 of the behaviours" in line
+    assert KEY in line
+    assert not (tmp_path / "w" / "curves.jsonl").exists()
+    assert list_adapters(tmp_path / "w" / "organisms") == {}
+
+
+def test_without_a_check_all_take_part(command, tmp_path, monkeypatch, capsys):
+    server = Server(claude)
+    with serving(server) as url:
+        monkeypatch.setenv("ANTHROPIC_BASE_URL", url)
+        assert command("transcripts", prompts=0) == 0
+    monkeypatch.delenv(KEY)
+    assert command("organisms", prompts=0) == 0
+    assert "behaviour check: no organism was checked" in capsys.readouterr().out
+    assert command("sft", prompts=0) == 0
+    assert len(list_adapters(tmp_path / "w" / "organisms")) == 9
