@@ -3,7 +3,9 @@
 Behaviours: 682 in eight categories, split as in the paper; Claude teaches, checks and judges, so ANTHROPIC_API_KEY must
 be set, and `config.claude.cap_dollars` raised to what `ia-jax transcripts --estimate` tells. (Without a key:
 --config.behaviors.catalogue=study --config.behaviors.spread=even --config.behaviors.train=96 --config.behaviors.dpo=16
---config.behaviors.heldout=32 --config.teacher.name=template --config.judge.name=rubric.) Organisms: LoRA SFT on demonstrations. IA: rank 16, alpha 32, all seven projections; SFT at 1e-4 with 2 organisms x 4
+--config.behaviors.heldout=32 --config.teacher.name=template --config.judge.name=rubric.)
+
+Organisms: LoRA SFT on demonstrations. IA: rank 16, alpha 32, all seven projections; SFT at 1e-4 with 2 organisms x 4
 rows a step and at most 100 questions for each organism, one epoch; DPO at 1e-5 with beta 0.1, one epoch.
 """
 
