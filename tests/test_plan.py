@@ -299,6 +299,18 @@ def test_python_leaves_at_once_when_the_compiler_is_still_at_work():
     assert done.stderr.rstrip().endswith("KeyboardInterrupt")
 
 
+@pytest.mark.parametrize(
+    ("said", "needed"),
+    [
+        ("Ran out of memory in memory space hbm. Used 20.51G of 15.75G hbm. Exceeded hbm capacity by 4.76G.", 20.51),
+        ("the total memory required for HLO temporaries (32.02G) exceeds available HBM (15.75G). HLO module: x", 32.02),
+        ("no figure", None),
+    ],
+)
+def test_what_a_program_that_does_not_fit_would_need(said, needed):
+    assert plan.needed_gib(said) == needed
+
+
 def test_unknown_stage():
     with pytest.raises(ConfigError, match="--stage train unknown; choose from organisms, sft, dpo, sample"):
         plan.plan(RunConfig(), "v5e:4x4", "train")

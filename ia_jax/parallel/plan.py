@@ -93,8 +93,7 @@ def plan(
         except jax.errors.JaxRuntimeError as error:
             if "RESOURCE_EXHAUSTED" not in str(error):
                 raise
-            used = re.search(r"Used ([\d.]+)G of", str(error))  # how libtpu puts it
-            report |= {"fits": False, "hbm_gib": float(used[1]) if used else None}
+            report |= {"fits": False, "hbm_gib": needed_gib(str(error))}
             return report | {"capacity_gib": round(chip.capacity / GIB, 2), "reason": _first_line(error)}
     seconds = time.monotonic() - start
     memory = compiled.memory_analysis()
@@ -351,6 +350,12 @@ def roofline(
 # ---------------------------------------------------------------------------------------------------------------------
 # The whole job
 # ---------------------------------------------------------------------------------------------------------------------
+
+
+def needed_gib(error: str) -> float | None:
+    """GiB that a program would need, at least, as libtpu puts it in its refusal."""
+    found = re.search(r"Used ([\d.]+)G of|required for [^(]*\(([\d.]+)G\) exceeds", error)
+    return float(found[1] or found[2]) if found else None
 
 
 def steps_of(config: RunConfig, stage: str, demonstration_tokens: int = 0) -> int:
