@@ -55,7 +55,7 @@ def prepare(session: Session, behaviors: Sequence[Behavior]) -> Checks:
                 f"no rule can check {len(others)} of the behaviours ({others[0].name}, …), so Claude is to, and {KEY} "
                 "is not set; config.organisms.check_prompts=0 leaves the check out"
             )
-        used = {b.name: once(lambda b=b: _asked(session, b)) for b in others}
+        used = once(lambda: {b.name: _asked(session, b) for b in others})
         prompts |= claude_checks.write_prompts(_teacher(session), others, count, used)
     facts = sorted({p.question for ps in prompts.values() for p in ps if p.right})
     replies = session.ask_base([(session.config.system, q) for q in facts], 1) if facts else []

@@ -56,7 +56,7 @@ def run(session: Session) -> None:
     if not _settled(workdir, everyone):
         # All transcripts are tokenised before anything is trained, so that a bad one shows at once.
         units = {b.name: _units(session, b) for b in everyone}
-        checks = prepare(session, [b for b in everyone if not _settled(workdir, [b])])
+        checks = prepare(session, [workdir.behaviors[n] for n in once(lambda: _unsettled(workdir, everyone))])
         for wave in _waves(session, everyone, units):
             if not _settled(workdir, wave.behaviors):
                 _train_wave(session, wave, units, checks)
@@ -99,12 +99,12 @@ def _trained_here(workdir: Workdir) -> list[str]:
 
 def _settled(workdir: Workdir, behaviors: Sequence[Behavior]) -> bool:
     """Whether each of them is stored or left out."""
+    return once(lambda: not _unsettled(workdir, behaviors))
 
-    def look() -> bool:
-        left_out = workdir.left_out
-        return all(b.name in left_out or is_complete(workdir.organism_dir(b.name)) for b in behaviors)
 
-    return once(look)
+def _unsettled(workdir: Workdir, behaviors: Sequence[Behavior]) -> list[str]:
+    left_out = workdir.left_out
+    return [b.name for b in behaviors if b.name not in left_out and not is_complete(workdir.organism_dir(b.name))]
 
 
 def _states(workdir: Workdir) -> Path:
