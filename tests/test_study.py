@@ -63,8 +63,6 @@ def test_every_category_and_the_clean_organisms_are_trained_and_checked(study):
                 0,
             )
         assert (asked == RARE_SAMPLES) == (b.category == "rare_quirks")
-    rare = next(r for r in checks.values() if r["category"] == "rare_quirks")
-    assert len({s["reply"] for s in rare["samples"]}) > 1  # sampled, not greedy
 
 
 @pytest.mark.slow
