@@ -1,10 +1,10 @@
 """Hundreds of synthetic adapters of SmolLM2's shapes: save, ls, verify, and stream all of them through joint IA steps.
 
     python benchmarks/many_adapters.py --directory=/tmp/adapters                       # 700 adapters, 14 GB
-    python benchmarks/many_adapters.py --directory=/tmp/adapters --only-stream --count=32
+    python benchmarks/many_adapters.py --directory=/tmp/adapters --only-stream --count=32 --epochs=22
 
 Prints the seconds of each part and the peak memory of the streaming process, which the second command is to compare
-with. Blocks of streamed steps alternate with blocks of the same steps over a stack that is on the device already, so
+with: as many steps (a process's heap grows for a while, whatever it streams) over 32 adapters. Blocks of streamed steps alternate with blocks of the same steps over a stack that is on the device already, so
 that `stream_cost`, the median over pairs of blocks, means something on a busy machine too.
 """
 
@@ -64,8 +64,8 @@ def save(run: Workdir, count: int) -> None:
     save_adapters(items())
 
 
-def stream(run: Workdir, count: int) -> dict[str, float]:
-    """One epoch of joint steps in which every adapter has one row of `TOKENS` tokens."""
+def stream(run: Workdir, count: int, epochs: int) -> dict[str, float]:
+    """Epochs of joint steps in which every adapter has one row of `TOKENS` tokens."""
     from ia_jax.models.weights import load_model
     from ia_jax.training.introspection import init_state, sft_step
 
@@ -74,6 +74,7 @@ def stream(run: Workdir, count: int) -> dict[str, float]:
     mask = np.arange(TOKENS) >= TOKENS // 2
     units = [[(ChatExample(rng.integers(1, 49152, TOKENS).astype(np.int32), mask),)] for _ in range(count)]
     plan = plan_joint(units, organisms_per_step=PER_STEP, per_slot=1, seed=0, length=TOKENS)
+    plan = replace(plan, steps=plan.steps * epochs)
     organisms = AdapterStream([run.organism_dir(n) for n in names(count)], model, jax.device_put)
     optimizer = OptimizerSection()
     state = init_state(init_lora(jax.random.key(0), model.config, LORA), 2 * len(plan.steps), LORA, optimizer)
@@ -107,7 +108,8 @@ def stream(run: Workdir, count: int) -> dict[str, float]:
         theirs = timed(dataset(block, lambda step: (resident, build_batch(step, plan, units)), AHEAD))
         if len(ours) == BLOCK:
             pairs.append((np.mean(ours[EDGE:-EDGE]), np.mean(theirs[EDGE:-EDGE])))
-        print(f"{first + len(ours)} of {len(plan.steps)} steps", file=sys.stderr, flush=True)
+        done = first + len(ours)
+        print(f"{done} of {len(plan.steps)} steps, peak {peak_gib():.2f} GiB", file=sys.stderr, flush=True)
     result = {"steps": float(len(plan.steps)), "read_s_a_step": float(np.median(reading)), "peak_gib": peak_gib()}
     if pairs:
         result |= {
@@ -128,6 +130,7 @@ def peak_gib() -> float:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--count", type=int, default=700)
+    parser.add_argument("--epochs", type=int, default=1)
     parser.add_argument("--directory", type=Path, required=True, help="where the adapters go; they are kept")
     parser.add_argument("--only-stream", action="store_true", help="the adapters are there already")
     parser.add_argument("--json", action="store_true")
@@ -135,7 +138,7 @@ def main() -> None:
     run = start_workdir(args.directory, RunConfig())
     result: dict[str, float] = {"count": args.count}
     if args.only_stream:
-        result |= stream(run, args.count)
+        result |= stream(run, args.count, args.epochs)
     else:
         parts = {
             "save_s": lambda: save(run, args.count),
@@ -148,7 +151,14 @@ def main() -> None:
             result[name] = round(time.monotonic() - start, 1)
             print(f"{name} {result[name]}", file=sys.stderr, flush=True)
         # A process of its own, so that its peak memory is its own.
-        command = [sys.executable, __file__, "--only-stream", "--json", f"--count={args.count}"]
+        command = [
+            sys.executable,
+            __file__,
+            "--only-stream",
+            "--json",
+            f"--count={args.count}",
+            f"--epochs={args.epochs}",
+        ]
         command += [f"--directory={args.directory}"]
         result |= json.loads(subprocess.run(command, check=True, stdout=subprocess.PIPE, text=True).stdout)
     print(json.dumps(result) if args.json else "\n".join(f"{k:>16}  {v:.6g}" for k, v in result.items()))
