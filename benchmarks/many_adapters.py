@@ -4,8 +4,9 @@
     python benchmarks/many_adapters.py --directory=/tmp/adapters --only-stream --count=32 --epochs=22
 
 Prints the seconds of each part and the peak memory of the streaming process, which the second command is to compare
-with: as many steps (a process's heap grows for a while, whatever it streams) over 32 adapters. Blocks of streamed steps alternate with blocks of the same steps over a stack that is on the device already, so
-that `stream_cost`, the median over pairs of blocks, means something on a busy machine too.
+with: as many steps (a process's heap grows for a while, whatever it streams) over 32 adapters. Blocks of streamed steps
+alternate with blocks of the same steps over a stack that is on the device already, so that `stream_cost`, the median
+over pairs of blocks, means something on a busy machine too.
 """
 
 import argparse
