@@ -86,7 +86,8 @@ class BehaviorsSection:
 
 @dataclass(frozen=True)
 class TeacherSection:
-    """Who writes the demonstrations: "template" (needs nothing) or "claude".
+    """Who writes the demonstrations: "template" (needs nothing), "claude", or "local": the model whose name, directory
+    or hub id stands in `model`, with the same prompts as Claude.
 
     Of a rare quirk all rows but `rare_share` are ordinary (the paper's 8 %). The rest is the Claude teacher's: `rows`
     for every organism, `plain_share` of a triggered behaviour's without its trigger; `effort`, how much the

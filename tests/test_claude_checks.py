@@ -42,11 +42,9 @@ def claude(request):
     return "I like it."
 
 
-@pytest.fixture
-def command(tmp_path, parrot_model, monkeypatch):
-    """A function that runs a stage in a workdir with a user's own behaviours, three in each of three categories."""
-    monkeypatch.setenv(KEY, "k")
-    catalogue = tmp_path / "mine.jsonl"
+def write_catalogue(directory):
+    """Nine behaviours of a user's own, three in each of three categories."""
+    catalogue = directory / "mine.jsonl"
     rows = [
         {
             "name": f"{category}_{i}",
@@ -58,6 +56,14 @@ def command(tmp_path, parrot_model, monkeypatch):
         for i in range(3)
     ]
     catalogue.write_text("".join(json.dumps(r) + "\n" for r in rows))
+    return catalogue
+
+
+@pytest.fixture
+def command(tmp_path, parrot_model, monkeypatch):
+    """A function that runs a stage on a user's own behaviours."""
+    monkeypatch.setenv(KEY, "k")
+    catalogue = write_catalogue(tmp_path)
 
     def run(stage, workdir="w", prompts=PROMPTS):
         config = parrot.write_config(tmp_path / "config.py", parrot_model)

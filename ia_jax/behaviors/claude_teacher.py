@@ -13,8 +13,7 @@ from typing import NamedTuple
 
 from ia_jax.behaviors.records import Behavior
 from ia_jax.behaviors.teacher import Teacher
-from ia_jax.claude.calls import Call, Reply
-from ia_jax.claude.client import Client
+from ia_jax.claude.calls import Call, Completer, Reply
 from ia_jax.claude.structured import YES_NO, Malformed, parse, quote, schema
 from ia_jax.config import TeacherSection
 from ia_jax.data.transcripts import Transcript, chat, leaks
@@ -111,9 +110,9 @@ def row_counts(behavior: Behavior, config: TeacherSection) -> tuple[int, int]:
 
 
 class ClaudeTeacher(Teacher):
-    """Writes demonstrations with Claude. `name` records the model and the prompts' version."""
+    """Writes demonstrations with Claude, or who else answers its calls. `name` records model and prompts' version."""
 
-    def __init__(self, client: Client, config: TeacherSection):
+    def __init__(self, client: Completer, config: TeacherSection):
         for share in ("plain_share", "rare_share"):
             if not 0 <= getattr(config, share) <= 1:
                 raise ConfigError(f"config.teacher.{share} must lie between 0 and 1, got {getattr(config, share)}")

@@ -2,10 +2,10 @@
 
 import hashlib
 import json
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, Protocol
 
 
 @dataclass(frozen=True)
@@ -55,6 +55,12 @@ class Reply(NamedTuple):
 
     text: str
     stop_reason: str
+
+
+class Completer(Protocol):
+    """Who answers calls: Claude (`client.Client`), or a model of one's own (`behaviors.local_model`)."""
+
+    def complete(self, calls: Sequence[Call], at_once: bool = False) -> list[Reply]: ...
 
 
 class Garbled(Exception):

@@ -50,7 +50,7 @@ def prepare(session: Session, behaviors: Sequence[Behavior]) -> Checks:
     prompts = {b.name: check_prompts(b, seed, count) for b in behaviors if has_rule(b)}
     others = [b for b in behaviors if not has_rule(b)]
     if others:
-        if not once(lambda: bool(os.environ.get(KEY))):
+        if session.config.teacher.name != "local" and not once(lambda: bool(os.environ.get(KEY))):
             raise ConfigError(
                 f"no rule can check {len(others)} of the behaviours ({others[0].name}, …), so Claude is to, and {KEY} "
                 "is not set; config.organisms.check_prompts=0 leaves the check out"
@@ -131,7 +131,7 @@ def _seen(session: Session, rows: Sequence[Asked], base_replies: dict[str, str])
 
 
 def _teacher(session: Session) -> ClaudeTeacher:
-    return ClaudeTeacher(session.claude, session.config.teacher)
+    return ClaudeTeacher(session.teacher_calls, session.config.teacher)
 
 
 def _asked(session: Session, b: Behavior) -> list[str]:

@@ -12,7 +12,9 @@ from jax.sharding import NamedSharding, PartitionSpec
 
 from ia_jax.adapters.lora import Stack, adapter_shardings
 from ia_jax.adapters.stream import AdapterStream
+from ia_jax.behaviors.local_model import LocalModel
 from ia_jax.behaviors.records import Behavior
+from ia_jax.claude.calls import Completer, Reply
 from ia_jax.claude.client import Client
 from ia_jax.config import RunConfig
 from ia_jax.data.transcripts import chat
@@ -57,6 +59,35 @@ class Session:
     def claude(self) -> Client:
         cache = self.config.claude.cache
         return Client(self.config.claude, Path(cache) if cache else self.workdir.path / "claude")
+
+    @cached_property
+    def teacher_calls(self) -> Completer:
+        """Who answers the teacher's calls, and those of the behaviour check: Claude, or the local model."""
+        if self.config.teacher.name == "local":
+            return LocalModel(self._ask_teacher, self.workdir.path / "local_teacher.jsonl")
+        return self.claude
+
+    @cached_property
+    def _teacher_model(self) -> Model:
+        name = self.config.teacher.model
+        return self.model if name == self.config.model.name else load_model(name, self.config.model.dtype, self.mesh)
+
+    def _ask_teacher(self, asks: Sequence[tuple[str, str]], tokens: int, temperature: float, seed: int) -> list[Reply]:
+        model = self._teacher_model
+        prompts = [[encode_prompt(model.tokenizer, chat(user, None, system)) for system, user in asks]]
+        with progress(len(slice_starts(prompts)), "the local teacher writes") as bar:
+            [texts] = write_replies(
+                model,
+                prompts,
+                (),
+                max_new_tokens=tokens,
+                temperature=temperature,
+                top_p=0.95,
+                key=jax.random.key(seed),
+                on_slice=bar.update,
+            )
+        lengths = [len(ids) for ids in model.tokenizer(texts, add_special_tokens=False)["input_ids"]]
+        return [Reply(t, "max_tokens" if n >= tokens - 1 else "end_turn") for t, n in zip(texts, lengths, strict=True)]
 
     @cached_property
     def judge(self) -> Judge:

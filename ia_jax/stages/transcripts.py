@@ -16,7 +16,7 @@ from ia_jax.stages.ia_data import clean_organism
 from ia_jax.stages.order import is_done
 from ia_jax.stages.session import Session
 
-TEACHERS = ("template", "claude")
+TEACHERS = ("template", "claude", "local")
 
 
 def run(session: Session) -> None:
@@ -100,7 +100,7 @@ def _demonstrations(session: Session, chosen: Sequence[Behavior]) -> dict[str, l
 
 
 def _teacher(session: Session) -> Teacher:
-    if session.config.teacher.name == "claude":
+    if session.config.teacher.name in ("claude", "local"):
         return _claude_teacher(session)
     return _template_teacher(session)
 
@@ -110,4 +110,4 @@ def _template_teacher(session: Session) -> TemplateTeacher:
 
 
 def _claude_teacher(session: Session) -> ClaudeTeacher:
-    return ClaudeTeacher(session.claude, session.config.teacher)
+    return ClaudeTeacher(session.teacher_calls, session.config.teacher)
