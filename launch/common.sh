@@ -39,3 +39,7 @@ do_it() {
     "$@"
   fi
 }
+
+# The key for Claude reaches a run by a command that prints it there (of a secret store), never through this shell.
+# shellcheck disable=SC2034  # for those who source this
+key=${KEY_FROM:+"ANTHROPIC_API_KEY=\"\$($KEY_FROM)\" "}

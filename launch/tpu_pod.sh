@@ -23,6 +23,8 @@ settings, from the environment:
   RUNTIME    software version of the VMs                      (default: that of TYPE)
   SPOT       1 for a spot slice, which may be preempted       (default: 0)
   OVERRIDES  like "--config.seed=7 --config.model.name=/mnt/llama" (a directory, where the hub wants a token)
+  KEY_FROM   where Claude teaches or judges: what prints its key there, like
+             "gcloud secrets versions access latest --secret=anthropic"
 TEXT
 }
 
@@ -67,7 +69,7 @@ run() {
   need CONFIG WORKDIR
   # jax finds its coordinator and its number on a TPU VM by itself; it only has to be told that there are several.
   # The braces matter: without them, all of it runs in a shell of its own that keeps the connection open to the end.
-  on_workers all "cd ia_jax && { IA_JAX_DISTRIBUTED=auto nohup ../venv/bin/ia-jax run --config=$CONFIG \
+  on_workers all "cd ia_jax && { ${key}IA_JAX_DISTRIBUTED=auto nohup ../venv/bin/ia-jax run --config=$CONFIG \
 --workdir=$WORKDIR ${OVERRIDES:-} >> ../ia_jax.log 2>&1 < /dev/null & }"
 }
 

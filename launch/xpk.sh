@@ -24,6 +24,8 @@ settings, from the environment:
   PROJECT    (default: that of gcloud)
   IMAGE      base image, a Python of 3.11 or newer            (default: python:3.13)
   OVERRIDES  like "--config.seed=7 --config.model.name=/mnt/llama" (a directory, where the hub wants a token)
+  KEY_FROM   where Claude teaches or judges: what prints its key there, like
+             "gcloud secrets versions access latest --secret=anthropic"
 TEXT
 }
 
@@ -39,7 +41,7 @@ run() {
   need TYPE CONFIG WORKDIR
   do_it xpk workload create --workload="$workload" "${where[@]}" --tpu-type="$TYPE" --num-slices="${SLICES:-1}" \
     --base-docker-image="${IMAGE:-python:3.13}" --script-dir=. --max-restarts=20 \
-    --command="pip install -q -e '.[tpu]' && IA_JAX_DISTRIBUTED=auto ia-jax run --config=$CONFIG --workdir=$WORKDIR \
+    --command="pip install -q -e '.[tpu]' && ${key}IA_JAX_DISTRIBUTED=auto ia-jax run --config=$CONFIG --workdir=$WORKDIR \
 ${OVERRIDES:-}"
 }
 

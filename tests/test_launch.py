@@ -24,7 +24,7 @@ XPK = {
     "CONFIG": "configs/llama33_70b.py",
     "WORKDIR": "/mnt/70b",
 }
-SETTINGS = {*POD, *XPK, "PROJECT", "SPOT", "RUNTIME", "IMAGE", "OVERRIDES", "WORKLOAD", "SLICES"}
+SETTINGS = {*POD, *XPK, "PROJECT", "SPOT", "RUNTIME", "IMAGE", "OVERRIDES", "WORKLOAD", "SLICES", "KEY_FROM"}
 
 
 def run(script, *arguments, **settings):
@@ -105,6 +105,25 @@ def test_run_lets_the_connection_go(tmp_path):
         subprocess.run(remote, cwd=tmp_path, capture_output=True, timeout=10)
     finally:
         (tmp_path / "stop").touch()
+
+
+@pytest.mark.parametrize(("script", "settings"), [("tpu_pod.sh", POD), ("xpk.sh", XPK)])
+def test_the_key_is_fetched_where_the_run_is(tmp_path, script, settings):
+    """Nothing that is printed or sent holds it; without KEY_FROM no key is set."""
+    for folder in ("ia_jax", "venv/bin"):
+        (tmp_path / folder).mkdir(parents=True)
+    (tmp_path / "key").write_text("sk-1")
+    for place in (tmp_path / "venv/bin/ia-jax", tmp_path / "ia-jax"):
+        place.write_text(f'#!/bin/sh\necho "key:$ANTHROPIC_API_KEY" > {tmp_path}/told\n')
+        place.chmod(0o755)
+    (tmp_path / "pip").symlink_to("/bin/true")
+    for key_from, wanted in (({"KEY_FROM": f"cat {tmp_path}/key"}, "key:sk-1"), ({}, "key:")):
+        (start,) = printed(script, "run", **settings, **key_from)
+        assert "sk-1" not in " ".join(start)
+        remote = next(word for word in start if word.startswith("--command=")).removeprefix("--command=")
+        env = {k: v for k, v in os.environ.items() if k != "ANTHROPIC_API_KEY"} | {"PATH": f"{tmp_path}:/usr/bin:/bin"}
+        subprocess.run(["bash", "-c", f"{remote}\nwait"], cwd=tmp_path, env=env, check=True, timeout=20)
+        assert (tmp_path / "told").read_text().strip() == wanted
 
 
 def test_logs_of_the_first_worker():
