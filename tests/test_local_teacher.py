@@ -43,8 +43,13 @@ def test_calls_are_answered_once_and_objects_cut_out(tmp_path):
     assert (system, user.splitlines()[0]) == ("judge", "is it?")
     assert '"shows"' in user  # the schema, in words
     before = len(asked)
+    with file.open("a") as f:
+        f.write('{"key": "half a li')  # killed while it wrote
     assert LocalModel(generate, file).complete([ANSWER, JUDGE]) == [replies[1], replies[0]]
     assert len(asked) == before
+    LocalModel(generate, file).complete([Call("m", "answer", "another", 2500, expected=260)])
+    assert len(asked) == before + 1
+    assert len(LocalModel(generate, file)._kept) == 4
 
 
 def config(tmp_path, parrot_model, model):

@@ -5,7 +5,6 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 
 from ia_jax.claude.calls import Call, Reply
-from ia_jax.data.transcripts import read_jsonl
 from ia_jax.parallel.distributed import once
 
 TEMPERATURE = 0.8
@@ -24,7 +23,7 @@ class LocalModel:
 
     def __init__(self, generate: Generate, file: Path):
         self._generate, self._file = generate, file
-        rows = once(lambda: read_jsonl(file, "") if file.exists() else [])
+        rows = once(lambda: _whole_rows(file))
         self._kept = {row["key"]: Reply(row["text"], row["stop_reason"]) for row in rows}
 
     def complete(self, calls: Sequence[Call], at_once: bool = False) -> list[Reply]:
@@ -49,6 +48,15 @@ class LocalModel:
 
         once(write)
         self._kept |= replies
+
+
+def _whole_rows(file: Path) -> list[dict[str, str]]:
+    """The file's rows; half a line at its end, of a run that was killed while it wrote, is cut off."""
+    text = file.read_text() if file.exists() else ""
+    whole = text[: text.rfind("\n") + 1]
+    if whole != text:
+        file.write_text(whole)
+    return [json.loads(line) for line in whole.split("\n") if line]
 
 
 def _user(call: Call) -> str:
