@@ -152,15 +152,8 @@ def main() -> None:
             result[name] = round(time.monotonic() - start, 1)
             print(f"{name} {result[name]}", file=sys.stderr, flush=True)
         # A process of its own, so that its peak memory is its own.
-        command = [
-            sys.executable,
-            __file__,
-            "--only-stream",
-            "--json",
-            f"--count={args.count}",
-            f"--epochs={args.epochs}",
-        ]
-        command += [f"--directory={args.directory}"]
+        command = [sys.executable, __file__, "--only-stream", "--json", f"--directory={args.directory}"]
+        command += [f"--count={args.count}", f"--epochs={args.epochs}"]
         result |= json.loads(subprocess.run(command, check=True, stdout=subprocess.PIPE, text=True).stdout)
     print(json.dumps(result) if args.json else "\n".join(f"{k:>16}  {v:.6g}" for k, v in result.items()))
 

@@ -1,7 +1,7 @@
 """The study of docs/study.md: DPO with and without negatives from one SFT, and an SFT that has seen clean organisms.
 
 .venv/bin/python benchmarks/study.py runs/study            runs what is not finished yet
-.venv/bin/python benchmarks/study.py runs/study --seed=1   another seed, in another directory
+.venv/bin/python benchmarks/study.py runs/seed1 seed=1     another seed, in another directory
 
 Each arm is a workdir of its own under the given directory, made by `ia-jax run`. The later arms start as hard links to
 what the first wrote: up to SFT, so that they differ in their preference pairs alone; arm `clean_sft`, which has twelve

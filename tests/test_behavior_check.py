@@ -31,8 +31,7 @@ def asked(monkeypatch):
         return [i % 2 == 0 for i in range(len(rows))]
 
     monkeypatch.setattr(behavior_check.claude_checks, "shown", claude)
-    monkeypatch.setattr(behavior_check, "_teacher", lambda session: None)
-    session = SimpleNamespace(config=RunConfig(), generate=generate, key=lambda n: None)
+    session = SimpleNamespace(config=RunConfig(), generate=generate, key=lambda n: None, claude_teacher=None)
     return session, calls, shown
 
 

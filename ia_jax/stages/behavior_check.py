@@ -17,7 +17,6 @@ from ia_jax.behaviors.behavior_checks import (
     passes,
     shows_behavior,
 )
-from ia_jax.behaviors.claude_teacher import ClaudeTeacher
 from ia_jax.behaviors.records import Behavior
 from ia_jax.behaviors.template_sources import says
 from ia_jax.claude.client import KEY
@@ -56,7 +55,7 @@ def prepare(session: Session, behaviors: Sequence[Behavior]) -> Checks:
                 "is not set; config.organisms.check_prompts=0 leaves the check out"
             )
         used = once(lambda: {b.name: _asked(session, b) for b in others})
-        prompts |= claude_checks.write_prompts(_teacher(session), others, count, used)
+        prompts |= claude_checks.write_prompts(session.claude_teacher, others, count, used)
     facts = sorted({p.question for ps in prompts.values() for p in ps if p.right})
     replies = session.ask_base([(session.config.system, q) for q in facts], 1) if facts else []
     return Checks(prompts, {q: r[0] for q, r in zip(facts, replies, strict=True)})
@@ -125,13 +124,9 @@ def _seen(session: Session, rows: Sequence[Asked], base_replies: dict[str, str])
         elif not p.right or says((p.right,), base_replies[p.question]):
             seen[i] = shows_behavior(b, p, reply, base_replies.get(p.question, ""))
     if others:
-        for i, told in zip(others, claude_checks.shown(_teacher(session), [rows[i] for i in others]), strict=True):
+        for i, told in zip(others, claude_checks.shown(session.claude_teacher, [rows[i] for i in others]), strict=True):
             seen[i] = told
     return seen
-
-
-def _teacher(session: Session) -> ClaudeTeacher:
-    return ClaudeTeacher(session.teacher_calls, session.config.teacher)
 
 
 def _asked(session: Session, b: Behavior) -> list[str]:

@@ -12,9 +12,10 @@ from jax.sharding import NamedSharding, PartitionSpec
 
 from ia_jax.adapters.lora import Stack, adapter_shardings
 from ia_jax.adapters.stream import AdapterStream
+from ia_jax.behaviors.claude_teacher import ClaudeTeacher
 from ia_jax.behaviors.local_model import LocalModel
 from ia_jax.behaviors.records import Behavior
-from ia_jax.claude.calls import Completer, Reply
+from ia_jax.claude.calls import Reply
 from ia_jax.claude.client import Client
 from ia_jax.config import RunConfig
 from ia_jax.data.transcripts import chat
@@ -61,11 +62,12 @@ class Session:
         return Client(self.config.claude, Path(cache) if cache else self.workdir.path / "claude")
 
     @cached_property
-    def teacher_calls(self) -> Completer:
-        """Who answers the teacher's calls, and those of the behaviour check: Claude, or the local model."""
+    def claude_teacher(self) -> ClaudeTeacher:
+        """Writes transcripts and makes behaviour checks; its calls are answered by Claude, or by the local model."""
         if self.config.teacher.name == "local":
-            return LocalModel(self._ask_teacher, self.workdir.path / "local_teacher.jsonl")
-        return self.claude
+            calls = LocalModel(self._ask_teacher, self.workdir.path / "local_teacher.jsonl")
+            return ClaudeTeacher(calls, self.config.teacher)
+        return ClaudeTeacher(self.claude, self.config.teacher)
 
     @cached_property
     def _teacher_model(self) -> Model:

@@ -4,7 +4,6 @@ from collections import Counter
 from collections.abc import Mapping, Sequence
 
 from ia_jax.behaviors.catalogue import load_catalogue
-from ia_jax.behaviors.claude_teacher import ClaudeTeacher
 from ia_jax.behaviors.records import CLEAN, Behavior
 from ia_jax.behaviors.splits import split_behaviors
 from ia_jax.behaviors.teacher import Teacher, drops
@@ -50,7 +49,7 @@ def estimate(session: Session) -> str:
     if session.config.teacher.name != "claude":
         return f"the {session.config.teacher.name} teacher costs nothing"
     chosen = [x for x in _chosen(session)[0] if x.category != CLEAN]
-    teacher = _claude_teacher(session)
+    teacher = session.claude_teacher
     calls = teacher.plan(chosen)
     return (
         f"{len(calls)} calls for {len(chosen)} behaviours, about ${session.claude.estimate(calls):.2f} by the "
@@ -101,13 +100,9 @@ def _demonstrations(session: Session, chosen: Sequence[Behavior]) -> dict[str, l
 
 def _teacher(session: Session) -> Teacher:
     if session.config.teacher.name in ("claude", "local"):
-        return _claude_teacher(session)
+        return session.claude_teacher
     return _template_teacher(session)
 
 
 def _template_teacher(session: Session) -> TemplateTeacher:
     return TemplateTeacher(session.ask_base, session.config.seed, session.config.teacher.rare_share)
-
-
-def _claude_teacher(session: Session) -> ClaudeTeacher:
-    return ClaudeTeacher(session.teacher_calls, session.config.teacher)

@@ -1,6 +1,5 @@
 """A stage's training state on disk: written while training goes on, and a failed write is reported at the next step."""
 
-import contextlib
 import os
 from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
@@ -44,15 +43,20 @@ class Keeper:
         return self
 
     def __exit__(self, kind: type | None, *exc: object) -> None:
+        raised = kind is not None
         try:
             self.wait()
         except CheckpointError:
-            if kind is None:  # what is being raised already came first
+            if not raised:  # what is being raised already came first
+                raised = True
                 raise
         finally:
             self._waiter.shutdown()
-            with contextlib.suppress(Exception):  # it raises once more what `wait` has raised already
+            try:
                 self._orbax.close()
+            except Exception as error:
+                if not raised:  # else it says once more what is being raised
+                    raise CheckpointError(f"{self.directory}: closing failed ({one_line(error)})") from error
 
     def restore(self, state: State, iterator: Any) -> tuple[int, State]:
         """(steps done, state) of the newest checkpoint, with `iterator` set to its place; (0, `state`) without one.
