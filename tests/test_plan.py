@@ -22,7 +22,7 @@ from ia_jax.adapters.lora import LoraConfig
 from ia_jax.config import RunConfig
 from ia_jax.errors import ConfigError, IAError
 from ia_jax.models.known import KNOWN
-from ia_jax.models.transformer import abstract_params
+from ia_jax.models.transformer import REMAT_POLICIES, abstract_params
 from ia_jax.parallel import plan, search
 from ia_jax.parallel.chips import (
     CHIPS,
@@ -109,7 +109,7 @@ def test_bytes_between_chips_are_as_compiled():
 
 def test_remat_recomputes_what_it_says():
     cfg, lora = tiny.TINY, tiny.LORA
-    executed = [step_flops(cfg, lora, Work(2, 2, 64, 8, 2, 1, r))[1] for r in ("none", "dots", "full")]
+    executed = [step_flops(cfg, lora, Work(2, 2, 64, 8, 2, 1, r))[1] for r in REMAT_POLICIES]
     assert executed[0] < executed[1] < executed[2]
 
 

@@ -25,7 +25,7 @@ from ia_jax.models.config import ModelConfig
 from ia_jax.parallel.mesh import RULES, axis_size, constrain_to, named_sharding, reshard
 
 Params = dict[str, Any]
-REMAT_POLICIES = ("none", "full", "dots")
+REMAT_POLICIES = ("none", "mlp", "full")  # each holds less than the one before, and computes more again
 
 
 @dataclass(frozen=True)
@@ -257,7 +257,8 @@ def forward(
     tokens, segment_ids (0 = padding), positions: [K, B, T]. Adapters with an organism axis must have the same K.
     Returns [K, B, T, D]; with `every_layer`, [L + 1, K, B, T, D]: the embeddings, each layer's output, the last one
     after the final norm (the order of transformers' `output_hidden_states`).
-    `remat`: "none" keeps every intermediate, "dots" keeps matrix products, "full" keeps only the layers' inputs.
+    `remat`, what the backward pass computes again: "none" nothing, "mlp" what lies inside the MLP, about half of all
+    that is kept otherwise, "full" everything inside a layer.
     """
     if remat not in REMAT_POLICIES:
         raise ConfigError(f"remat {remat!r} unknown; choose from {', '.join(REMAT_POLICIES)}")
@@ -274,13 +275,14 @@ def forward(
     def layer(x: jax.Array, inputs: tuple[Params, Stack]) -> tuple[jax.Array, jax.Array | None]:
         w, adapters = inputs
         x, _ = attention_block(x, w, adapters, rope, look, cfg)
-        x = mlp_block(x, w, adapters, cfg)
+        x = mlp(x, w, adapters)
         return x, x if every_layer else None
 
-    if remat == "full":
+    mlp = partial(mlp_block, cfg=cfg)
+    if remat == "mlp":
+        mlp = jax.checkpoint(mlp)
+    elif remat == "full":
         layer = jax.checkpoint(layer)
-    elif remat == "dots":
-        layer = jax.checkpoint(layer, policy=jax.checkpoint_policies.dots_saveable)
     x = embed(params, tokens)
     last, each = jax.lax.scan(layer, x, (params["layers"], to_scan(stack, dtype)), unroll=unroll)
     out = rms_norm(last, params["final_norm"], cfg.rms_norm_eps)

@@ -89,8 +89,8 @@ class Work:
 
     @property
     def reads(self) -> int:
-        """How often a layer's weights are read: forward, again where it is recomputed, backward."""
-        return 1 if not self.backward else 3 if self.remat == "full" else 2
+        """How often a layer's weights are read: forward, again where any of it is recomputed, backward."""
+        return 1 if not self.backward else 2 if self.remat == "none" else 3
 
     @property
     def gathers(self) -> int:
@@ -138,8 +138,10 @@ def step_flops(cfg: ModelConfig, lora: LoraConfig, work: Work) -> tuple[float, f
         return forward + head, forward + head
     each = training_flops(cfg, work.length, [lora] * work.adapters, [lora] * work.trained)
     needed = work.tokens * each["tokens"] + work.organisms * work.targets * each["supervised_tokens"]
-    recomputed = {"none": 0.0, "dots": attention, "full": forward}[work.remat]
-    return needed, needed + recomputed
+    sizes = projection_sizes(cfg)
+    wide = sum(sizes[t][0] * sizes[t][1] + work.adapters * lora.rank * sum(sizes[t]) for t in ("gate", "up"))
+    mlp = work.tokens * 2 * cfg.num_hidden_layers * wide  # the backward pass does not need what down gives
+    return needed, needed + {"none": 0.0, "mlp": mlp, "full": forward}[work.remat]
 
 
 def step_ici_bytes(cfg: ModelConfig, work: Work, fsdp: int, tp: int) -> tuple[float, float]:

@@ -99,8 +99,8 @@ def _candidates(config: RunConfig, topology: str, stage: str) -> list[tuple[floa
 
 
 def _holds_more(shape: Shape, other: Shape) -> bool:
-    kept = ("full", "dots", "none")
-    no_less = shape.rows >= other.rows and kept.index(shape.remat) >= kept.index(other.remat)
+    again = REMAT_POLICIES.index
+    no_less = shape.rows >= other.rows and again(shape.remat) <= again(other.remat)
     return shape.tp == other.tp and no_less
 
 
