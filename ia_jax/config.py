@@ -21,7 +21,9 @@ from ia_jax.errors import ConfigError
 
 @dataclass(frozen=True)
 class ModelSection:
-    """Base model: "smollm2" (embedded), a checkpoint directory or a hub id; the dtype it computes in."""
+    """Base model: "smollm2" (embedded), a checkpoint directory or a hub id; the dtype it computes in; `remat`, what its
+    backward pass computes again to save memory: "none", "mlp" or "full".
+    """
 
     name: str = "smollm2"
     dtype: str = "bfloat16"
@@ -140,10 +142,12 @@ class OrganismsSection:
 
     Organisms that fail their behaviour check are kept out of SFT and DPO, unless `keep_failed`. It asks `check_prompts`
     questions of each sort (0: no check). A wave's training state is kept every `checkpoint_every` steps and at its end
-    (0: a killed wave begins again).
+    (0: a killed wave begins again). With `ranks`, each organism has one of these, drawn by its name, and alpha/rank as
+    in `lora`: fine-tunes to audit come in many.
     """
 
     lora: LoraSection = field(default_factory=lambda: LoraSection(rank=8, alpha=16.0))
+    ranks: tuple[int, ...] = ()
     optimizer: OptimizerSection = field(default_factory=lambda: OptimizerSection(lr=2e-3))
     parallel: int = 26
     epochs: int = 3
@@ -152,6 +156,12 @@ class OrganismsSection:
     check_prompts: int = 3
     keep_failed: bool = False
     checkpoint_every: int = 100
+
+    def loras(self) -> tuple[LoraConfig, ...]:
+        """The kinds of adapters that there are, the largest last: one, or one of each rank."""
+        one = self.lora.lora()
+        mixed = (dataclasses.replace(one, rank=rank, alpha=one.scale * rank) for rank in sorted(set(self.ranks)))
+        return tuple(mixed) or (one,)
 
 
 @dataclass(frozen=True)
@@ -284,6 +294,9 @@ def _value(hint: Any, value: Any, where: str) -> Any:
     if typing.get_origin(hint) is tuple:
         if isinstance(value, str) or not isinstance(value, list | tuple):
             raise ConfigError(f"{where} must be a list, got {value!r}")
+        entry = typing.get_args(hint)[0]
+        if not all(isinstance(x, entry) and not isinstance(x, bool) for x in value):
+            raise ConfigError(f"{where} must be a list of {entry.__name__}, got {value!r}")
         return tuple(value)
     wanted = (int, float) if hint is float else hint
     if (

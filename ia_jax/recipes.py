@@ -106,11 +106,15 @@ def check_config(config: RunConfig) -> None:
                     raise ConfigError(f"{name} must be {'at least 0' if zero else 'positive'}, got {value}")
 
     positive(config, "config")
-    for where, lora in (("organisms", config.organisms.lora), ("sft", config.sft.lora)):
+    for where, build in (
+        ("organisms.lora", config.organisms.lora.lora),
+        ("organisms.ranks", config.organisms.loras),
+        ("sft.lora", config.sft.lora.lora),
+    ):
         try:
-            lora.lora()
+            build()
         except ConfigError as error:
-            raise ConfigError(f"config.{where}.lora: {error}") from None
+            raise ConfigError(f"config.{where}: {error}") from None
     for name, value, known in (
         ("model.dtype", config.model.dtype, tuple(DTYPES)),
         ("model.remat", config.model.remat, REMAT_POLICIES),

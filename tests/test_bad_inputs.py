@@ -73,6 +73,8 @@ def test_arguments(refused, argv, culprit):
         ("--config.sft.stepz=5", "config.sft.stepz"),
         ("--config.sft.steps=many", "config.sft.steps"),
         ("--config.organisms.lora.rank=0", "config.organisms.lora.rank"),
+        ("--config.organisms.ranks=(8, 0)", "config.organisms.ranks: LoRA rank must be at least 1, got 0"),
+        ("--config.organisms.ranks=(8, 'all')", "config.organisms.ranks must be a list of int"),
         ("--config.sft.lora.targets=('q', 'qkv')", "qkv"),
         ("--config.behaviors.catalogue=nobody", "nobody"),
         ("--config.behaviors.heldout=400", "400 held out"),

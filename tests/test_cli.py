@@ -80,6 +80,7 @@ def test_overrides_are_typed():
             "--config.organisms.optimizer.lr=1",
             "--config.sft.clean_slot=false",
             "--config.organisms.lora.targets=('q', 'v')",
+            "--config.organisms.ranks=(8, 16)",
             "--config.system=Be brief.",
         ],
     )
@@ -88,6 +89,7 @@ def test_overrides_are_typed():
     assert isinstance(config.organisms.optimizer.lr, float)
     assert config.sft.clean_slot is False
     assert config.organisms.lora.targets == ("q", "v")
+    assert [(x.rank, x.alpha) for x in config.organisms.loras()] == [(8, 16.0), (16, 32.0)]
     assert config.system == "Be brief."
 
 

@@ -103,14 +103,14 @@ def test_ia_gradient(inputs, mesh):
 
 @pytest.fixture(scope="module")
 def stepped():
-    """An organisms_step without a mesh, twice."""
+    """An organisms_step without a mesh, twice, of organisms of two ranks."""
     return run_organisms(tiny.params(CFG), lambda x: x)
 
 
 def run_organisms(params, put):
-    state = organisms.init_state(
-        put(jax.random.split(jax.random.key(0), K)), put(jnp.full(K, 3, jnp.int32)), CFG, LORA, OPTIMIZER
-    )
+    loras = replace(LORA, rank=LORA.rank - 1), LORA
+    keys, total, kinds = jax.random.split(jax.random.key(0), K), jnp.full(K, 3, jnp.int32), jnp.arange(K) % 2
+    state = organisms.init_mixed_state(put(keys), put(total), put(kinds), CFG, loras, OPTIMIZER)
     for batch in tiny.batches(K)[:2]:
         state, metrics = organisms.organisms_step(params, state, put(batch), cfg=CFG, optimizer=OPTIMIZER)
     return state, metrics

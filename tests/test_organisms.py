@@ -1,5 +1,7 @@
 """K organisms in one step: organism i of a stack is organism i alone, and nobody's trouble is anybody else's."""
 
+from dataclasses import replace
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -181,11 +183,14 @@ def test_a_step_leaves_the_state_as_it_found_it_on_the_mesh(batches):
     mesh = make_mesh(1, 1)
     with jax.set_mesh(mesh):
         on_organisms = NamedSharding(mesh, PartitionSpec("fsdp"))
-        keys, total, batch = jax.device_put(
-            (jnp.stack([jax.random.key(k) for k in range(K)]), np.full(K, 8, np.int32), batches[0]), on_organisms
+        keys = jnp.stack([jax.random.key(k) for k in range(K)])
+        keys, total, kinds, batch = jax.device_put(
+            (keys, np.full(K, 8, np.int32), np.arange(K) % 2, batches[0]), on_organisms
         )
         state = init_state(keys, total, tiny.TINY, LORA, OPTIMIZER)
         before = jax.tree.map(jax.typeof, state)
+        mixed = init_mixed_state(keys, total, kinds, tiny.TINY, (replace(LORA, rank=1), LORA), OPTIMIZER)
+        assert jax.tree.map(jax.typeof, mixed) == before
         after, _ = step(tiny.params(), state, batch)
         assert jax.tree.map(jax.typeof, after) == before
 
@@ -214,7 +219,7 @@ def test_padding_to_the_largest_rank_stays_zero_and_changes_nothing(params, batc
     """Organisms of ranks 2, 4 and 1 and three scales in a stack: each is itself alone, and padding is stripped."""
     own = [LoraConfig(rank, alpha, LORA.targets) for rank, alpha in ((2, 3.0), (4, 12.0), (1, 2.0))]
     keys, total = [jax.random.key(i) for i in range(3)], np.full(3, 8, np.int32)
-    start = init_mixed_state(jnp.stack(keys), total, tiny.TINY, own, OPTIMIZER)
+    start = init_mixed_state(jnp.stack(keys), total, np.arange(3), tiny.TINY, own, OPTIMIZER)
     stacked, _ = train(params, batches[:3], start, [0, 1, 2])
     for i, lora in enumerate(own):
         state = init_state(jnp.stack(keys[i : i + 1]), total[:1], tiny.TINY, lora, OPTIMIZER)

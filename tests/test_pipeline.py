@@ -153,6 +153,26 @@ def test_a_sum_goes_out_as_one_adapter(finished, tmp_path, capsys):
     assert "rank 4" in capsys.readouterr().out
 
 
+def test_organisms_of_several_ranks(finished, tmp_path):
+    """Each is stored with its own rank; one of rank 2 is what it is where all have rank 2; the IA reads them all."""
+    copy = part_of(finished, tmp_path / "w", "config.json", "behaviors.jsonl", "transcripts")
+    stored = json.loads((copy / "config.json").read_text())
+    stored["config"]["organisms"]["ranks"] = [2, 1]
+    (copy / "config.json").write_text(json.dumps(stored))
+    assert cli.main(["organisms", f"--workdir={copy}"]) == 0
+    run, ranks = open_workdir(copy), []
+    for name in run.behaviors:
+        metadata = read_metadata(run.organism_dir(name))
+        assert metadata.alpha == 8 * metadata.rank  # as 16 is to 2
+        ranks.append(metadata.rank)
+        if metadata.rank == 2:
+            one, other = (load_adapter(w.organism_dir(name))[0] for w in (run, open_workdir(finished)))
+            assert tiny.furthest(one, other) <= 1e-5, name
+    assert {ranks.count(rank) > 2 for rank in (1, 2)} == {True}
+    assert cli.main(["sft", f"--workdir={copy}"]) == 0
+    assert is_complete(run.ia_dir("sft") / "adapter")
+
+
 def test_adapters_imported_from_peft_go_through_the_stages(finished, tmp_path, capsys):
     """Three ranks on different targets, none trained here: one padded stack, in which each is what it is alone."""
     copy = part_of(finished, tmp_path / "w", "config.json", "behaviors.jsonl")

@@ -208,7 +208,7 @@ def _lower(config: RunConfig, cfg: ModelConfig, stage: str, mesh: Mesh, work: Wo
     weights = jax.ShapeDtypeStruct((k, p), jnp.float32)
     rows, targets = [integers(k, b, t)] * 3, [integers(k, p), integers(k, p), weights, integers(k, p)]
     batch = placed(Batch(*rows, *targets), organisms=True)
-    theirs, ours = config.organisms.lora.lora(), config.sft.lora.lora()
+    theirs, ours = config.organisms.loras()[-1], config.sft.lora.lora()  # a stack has the largest rank
     static: dict[str, Any] = {"cfg": cfg, "remat": work.remat}
     if stage == "organisms":
         static["optimizer"] = config.organisms.optimizer

@@ -18,7 +18,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from ia_jax.adapters.lora import take_organisms
+from ia_jax.adapters.lora import LoraConfig, take_organisms
 from ia_jax.adapters.record import AdapterMetadata
 from ia_jax.adapters.store import is_complete, read_metadata, save_adapters
 from ia_jax.behaviors.records import Behavior
@@ -31,7 +31,7 @@ from ia_jax.parallel.mesh import to_host
 from ia_jax.stages.behavior_check import Checks, Row, check, prepare
 from ia_jax.stages.session import Session
 from ia_jax.training.loop import fit
-from ia_jax.training.organisms import Diverged, OrganismsState, init_state, organisms_step
+from ia_jax.training.organisms import Diverged, OrganismsState, init_mixed_state, organisms_step
 from ia_jax.training.recorder import spread
 from ia_jax.workdir import Workdir
 
@@ -122,6 +122,11 @@ def seed_of(name: str, seed: int) -> int:
     return zlib.crc32(f"{seed}/{name}".encode())
 
 
+def _lora(session: Session, b: Behavior) -> LoraConfig:
+    loras = session.config.organisms.loras()
+    return loras[seed_of(b.name, session.config.seed) % len(loras)]
+
+
 def _waves(session: Session, everyone: Sequence[Behavior], units: Mapping[str, list[Unit]]) -> list[Wave]:
     """All waves, in the order they are trained.
 
@@ -202,12 +207,14 @@ def _leave_out(workdir: Workdir, b: Behavior, reason: str) -> None:
 
 def _train(session: Session, wave: Wave, optimizer: OptimizerSection, stage: str) -> OrganismsState:
     """The wave's final state, from its newest checkpoint if there is one."""
-    cfg, model = session.config.organisms, session.model
-    lora, plan = cfg.lora.lora(), wave.plan
+    cfg, model, plan = session.config.organisms, session.model, wave.plan
+    loras = cfg.loras()
     seeds = [seed_of(b.name, session.config.seed) for b in wave.behaviors]
     total = np.array([sum(bool(s[i].rows) for s in plan.steps) for i in range(len(seeds))], np.int32)
     keys = jnp.stack([jax.random.key(s) for s in seeds])
-    state = init_state(session.on_organisms(keys), session.on_organisms(total), model.config, lora, optimizer)
+    kinds = np.array([loras.index(_lora(session, b)) for b in wave.behaviors], np.int32)
+    keys, total, kinds = (session.on_organisms(x) for x in (keys, total, kinds))
+    state = init_mixed_state(keys, total, kinds, model.config, loras, optimizer)
     identity = hashlib.sha256(repr(([b.name for b in wave.behaviors], optimizer)).encode()).hexdigest()[:16]
     return fit(
         stage,
@@ -228,7 +235,7 @@ def _train(session: Session, wave: Wave, optimizer: OptimizerSection, stage: str
         offset=wave.offset,
         summarize=summarize,
         description=wave.title,
-        flops=training_flops(model.config, cfg.length, [lora], [lora]),
+        flops=training_flops(model.config, cfg.length, [loras[-1]], [loras[-1]]),
     )
 
 
@@ -249,7 +256,8 @@ def _store(
     notes: Mapping[str, dict[str, object]],
 ) -> None:
     """Checks the wave and stores those that did not diverge and are not stored; `notes` join their checks by name."""
-    lora, model, workdir = session.config.organisms.lora.lora(), session.model, session.workdir
+    model, workdir = session.model, session.workdir
+    loras = [_lora(session, b) for b in wave.behaviors]
     failed = _diverged(wave, state)
     first = {b.name: i for i, b in reversed(list(enumerate(wave.behaviors))) if b.name not in failed}
     todo = once(lambda: {name: i for name, i in first.items() if not is_complete(workdir.organism_dir(name))})
@@ -267,9 +275,9 @@ def _store(
                 kind="organism",
                 base_name=model.name,
                 base_fingerprint=model.fingerprint,
-                rank=lora.rank,
-                alpha=lora.alpha,
-                targets=lora.targets,
+                rank=loras[i].rank,
+                alpha=loras[i].alpha,
+                targets=loras[i].targets,
                 behavior=wave.behaviors[i].to_json(),
                 step=int(steps[i]),
                 config_hash=config_hash(session.config),

@@ -13,7 +13,7 @@ import jax
 import jax.numpy as jnp
 import optax
 
-from ia_jax.adapters.lora import Adapter, LoraConfig, init_lora, init_organisms, stack_adapters
+from ia_jax.adapters.lora import Adapter, LoraConfig, init_organisms, pad_rank
 from ia_jax.config import OptimizerSection
 from ia_jax.models.config import ModelConfig
 from ia_jax.models.transformer import Params, forward
@@ -64,14 +64,27 @@ def init_state(
 
 
 def init_mixed_state(
-    keys: jax.Array, total: jax.Array, cfg: ModelConfig, loras: Sequence[LoraConfig], optimizer: OptimizerSection
+    keys: jax.Array,
+    total: jax.Array,
+    kinds: jax.Array,
+    cfg: ModelConfig,
+    loras: Sequence[LoraConfig],
+    optimizer: OptimizerSection,
 ) -> OrganismsState:
-    """Organisms of several ranks and alphas on the same targets, padded with zeros to the largest rank.
+    """Organisms of several ranks and alphas on the same targets, padded with zeros to the largest rank of `loras`.
 
-    Organism i starts as it does alone, and what is padded stays exactly zero. keys, total: [K], whole on every device.
+    Organism i is of kind `loras[kinds[i]]` and starts as it does alone; what is padded stays exactly zero. keys, total,
+    kinds: [K].
     """
-    adapters = stack_adapters([init_lora(key, cfg, lora) for key, lora in zip(keys, loras, strict=True)])
-    return _start(adapters, jnp.array([lora.scale for lora in loras], jnp.float32), total, optimizer)
+    rank = max(lora.rank for lora in loras)
+    each = [pad_rank(init_organisms(keys, cfg, lora), rank) for lora in loras]
+
+    def pick(*options: jax.Array) -> jax.Array:
+        own = [(kinds == i).reshape(-1, *[1] * (x.ndim - 1)) for i, x in enumerate(options)]
+        return jnp.select([jnp.broadcast_to(o, x.shape) for o, x in zip(own, options, strict=True)], options)
+
+    scale = pick(*[jnp.full_like(total, lora.scale, jnp.float32) for lora in loras])
+    return _start(jax.tree.map(pick, *each), scale, total, optimizer)
 
 
 def _start(adapters: Adapter, scale: jax.Array, total: jax.Array, optimizer: OptimizerSection) -> OrganismsState:
