@@ -257,8 +257,8 @@ def forward(
     tokens, segment_ids (0 = padding), positions: [K, B, T]. Adapters with an organism axis must have the same K.
     Returns [K, B, T, D]; with `every_layer`, [L + 1, K, B, T, D]: the embeddings, each layer's output, the last one
     after the final norm (the order of transformers' `output_hidden_states`).
-    `remat`, what the backward pass computes again: "none" nothing, "mlp" what lies inside the MLP, about half of all
-    that is kept otherwise, "full" everything inside a layer.
+    `remat`, what the backward pass computes again: "none" nothing, "mlp" what lies inside the MLP, "full" everything
+    inside a layer (docs/plan.md: memory and FLOPs of each).
     """
     if remat not in REMAT_POLICIES:
         raise ConfigError(f"remat {remat!r} unknown; choose from {', '.join(REMAT_POLICIES)}")
