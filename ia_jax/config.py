@@ -142,8 +142,8 @@ class OrganismsSection:
 
     Organisms that fail their behaviour check are kept out of SFT and DPO, unless `keep_failed`. It asks `check_prompts`
     questions of each sort (0: no check). A wave's training state is kept every `checkpoint_every` steps and at its end
-    (0: a killed wave begins again). With `ranks`, each organism has one of these, drawn by its name, and alpha/rank as
-    in `lora`: fine-tunes to audit come in many.
+    (0: a killed wave begins again). With `ranks`, each organism has one of these, drawn by its name and the seed, and
+    alpha/rank as in `lora`: fine-tunes to audit come in many.
     """
 
     lora: LoraSection = field(default_factory=lambda: LoraSection(rank=8, alpha=16.0))
@@ -158,9 +158,9 @@ class OrganismsSection:
     checkpoint_every: int = 100
 
     def loras(self) -> tuple[LoraConfig, ...]:
-        """The kinds of adapters that there are, the largest last: one, or one of each rank."""
+        """The kinds of adapters that there are, the largest last: one, or one for each entry of `ranks`."""
         one = self.lora.lora()
-        mixed = (dataclasses.replace(one, rank=rank, alpha=one.scale * rank) for rank in sorted(set(self.ranks)))
+        mixed = (dataclasses.replace(one, rank=rank, alpha=one.scale * rank) for rank in sorted(self.ranks))
         return tuple(mixed) or (one,)
 
 

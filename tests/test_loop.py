@@ -206,6 +206,22 @@ def test_a_state_of_another_shape(tmp_path):
         fit("toy", other, add, numbers(), TOTAL, tmp_path, checkpoints=tmp_path / "state", every=2)
 
 
+def test_a_state_made_from_something_else(tmp_path, uninterrupted):
+    with pytest.raises(Killed):
+        run(tmp_path, until(5), identity="these organisms")
+    with pytest.raises(CheckpointError, match=r"state/4: this training state was made from other organisms.*delete"):
+        run(tmp_path, identity="those organisms")
+    assert not tiny.differs(run(tmp_path, identity="these organisms"), uninterrupted[0])
+
+
+def test_a_resume_never_holds_two_states(tmp_path):
+    with pytest.raises(Killed):
+        run(tmp_path, until(5))
+    given = start()
+    fit("toy", given, add, numbers(), TOTAL, tmp_path, checkpoints=tmp_path / "state", every=2)
+    assert all(x.is_deleted() for x in jax.tree.leaves(given))
+
+
 def test_a_relative_workdir_resumes(tmp_path, uninterrupted, monkeypatch):
     """As in `--workdir=runs/demo`: Orbax itself refuses relative paths."""
     monkeypatch.chdir(tmp_path)

@@ -1,6 +1,7 @@
 """The same functions on meshes of virtual devices give the same numbers, and really are spread over them."""
 
 from dataclasses import replace
+from functools import partial
 from types import SimpleNamespace
 
 import grain
@@ -67,8 +68,8 @@ def on_organisms(mesh, tree):
     return jax.device_put(on_host(tree), NamedSharding(mesh, P("fsdp")))
 
 
-def assert_on_logical_axes(adapter, mesh):
-    axes = lora_axes(LORA)
+def assert_on_logical_axes(adapter, mesh, organisms=False):
+    axes = lora_axes(LORA, organisms)
     for t, factors in adapter.items():
         for name, leaf in factors.items():
             assert leaf.sharding.spec == partition(axes[t][name]), (t, name)
@@ -104,27 +105,30 @@ def test_ia_gradient(inputs, mesh):
 @pytest.fixture(scope="module")
 def stepped():
     """An organisms_step without a mesh, twice, of organisms of two ranks."""
-    return run_organisms(tiny.params(CFG), lambda x: x)
+    return run_organisms(tiny.params(CFG), lambda x: x, organisms.init_mixed_state)
 
 
-def run_organisms(params, put):
+def run_organisms(params, put, init):
     loras = replace(LORA, rank=LORA.rank - 1), LORA
     keys, total, kinds = jax.random.split(jax.random.key(0), K), jnp.full(K, 3, jnp.int32), jnp.arange(K) % 2
-    state = organisms.init_mixed_state(put(keys), put(total), put(kinds), CFG, loras, OPTIMIZER)
+    state = init(put(keys), put(total), put(kinds), CFG, loras, OPTIMIZER)
+    types = jax.tree.map(jax.typeof, state)
     for batch in tiny.batches(K)[:2]:
         state, metrics = organisms.organisms_step(params, state, put(batch), cfg=CFG, optimizer=OPTIMIZER)
+        assert jax.tree.map(jax.typeof, state) == types  # else the next step would be compiled again
     return state, metrics
 
 
 def test_organisms_step(stepped, mesh):
     params = place_params(mesh, CFG)
-    state, metrics = run_organisms(params, lambda x: on_organisms(mesh, x))
+    state, metrics = run_organisms(params, lambda x: on_organisms(mesh, x), partial(organisms.init_on_mesh, mesh))
     assert tiny.worst(metrics["loss"], stepped[1]["loss"]) < 1e-5
     assert tiny.worst(metrics["grad_norm"], stepped[1]["grad_norm"]) < 1e-5
     assert tiny.worst(state.adapters, stepped[0].adapters) < 1e-5
     for leaf in jax.tree.leaves((state.adapters, state.updates)):
         assert leaf.sharding.spec[0] == "fsdp"
         assert leaf.addressable_shards[0].data.shape[0] == K // mesh.shape["fsdp"]
+    assert_on_logical_axes(state.adapters, mesh, True)
 
 
 def run_ia(params, put, put_ia):

@@ -242,7 +242,7 @@ def killed(workdir, module, step, call):
     assert out.returncode == -signal.SIGKILL, out.stderr[-2000:]
 
 
-def test_a_killed_run_continues_bit_for_bit(finished, tmp_path):
+def test_a_killed_run_continues_bit_for_bit(finished, tmp_path, capsys):
     """Killed in the second wave of organisms and again in SFT: the result is that of the uninterrupted run."""
     whole = open_workdir(finished)
     copy = part_of(finished, tmp_path / "w", "config.json", "behaviors.jsonl", "transcripts")
@@ -251,6 +251,7 @@ def test_a_killed_run_continues_bit_for_bit(finished, tmp_path):
     killed(copy, "organisms", "organisms_step", per_wave + 2)
     trained = [n for n in run.behaviors if is_complete(run.organism_dir(n))]
     assert len(trained) == 6
+    assert len(list((copy / "organisms_state").iterdir())) <= 1  # of the first wave nothing is left
     before = times(copy / "organisms")
 
     killed(copy, "introspection", "sft_step", 6)
@@ -258,6 +259,12 @@ def test_a_killed_run_continues_bit_for_bit(finished, tmp_path):
     after = times(copy / "organisms")
     assert {n: t for n, t in after.items() if n in before} == before
 
+    # What it was trained on has changed: that is said, and nothing lost.
+    behaviors = (copy / "behaviors.jsonl").read_text()
+    (copy / "behaviors.jsonl").write_text(behaviors.replace('"description": "', '"description": "Now '))
+    assert cli.main(["sft", f"--workdir={copy}"]) == 1
+    assert "was made from other organisms" in capsys.readouterr().err
+    (copy / "behaviors.jsonl").write_text(behaviors)
     assert cli.main(["sft", f"--workdir={copy}"]) == 0
     for name in run.behaviors:
         hashes = [read_metadata(w.organism_dir(name)).content_hash for w in (run, whole)]

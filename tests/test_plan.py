@@ -19,7 +19,7 @@ import numpy as np
 import pytest
 
 from ia_jax.adapters.lora import LoraConfig
-from ia_jax.config import RunConfig
+from ia_jax.config import OrganismsSection, RunConfig
 from ia_jax.errors import ConfigError, IAError
 from ia_jax.models.known import KNOWN
 from ia_jax.models.transformer import REMAT_POLICIES, abstract_params
@@ -111,6 +111,12 @@ def test_remat_recomputes_what_it_says():
     cfg, lora = tiny.TINY, tiny.LORA
     executed = [step_flops(cfg, lora, Work(2, 2, 64, 8, 2, 1, r))[1] for r in REMAT_POLICIES]
     assert executed[0] < executed[1] < executed[2]
+
+
+def test_a_plan_of_organisms_has_their_largest_rank():
+    config = RunConfig(organisms=OrganismsSection(ranks=(64, 4)))
+    assert plan.trained_lora(config, "organisms") == LoraConfig(64, 128.0)
+    assert plan.trained_lora(config, "sft") == config.sft.lora.lora()
 
 
 def test_chips_are_known_by_the_topologys_name():

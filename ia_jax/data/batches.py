@@ -5,6 +5,7 @@ examples go into which rows. Building the arrays of step s needs nothing but the
 exactly the batch that came next. Packing never mixes organisms: a row has one adapter.
 """
 
+import hashlib
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
@@ -143,6 +144,16 @@ def _sized(steps: list[list[Slot]], units: Sequence[Sequence[Unit]], length: int
     most = max(len(examples(s)) for s in slots)
     rows = rows or max(len(s.rows) for s in slots)
     return Plan(tuple(tuple(s) for s in steps), rows, length, -(-targets // 8) * 8, most)
+
+
+def identity_of(plan: Plan, units: Sequence[Sequence[Unit]], what: object) -> str:
+    """A hash of all that the steps of a plan read, and of `what` else there is to say."""
+    identity = hashlib.sha256(repr((what, plan.length, plan.steps)).encode())
+    for own in units:
+        for unit in own:
+            for e in unit:
+                identity.update(e.tokens.tobytes() + e.loss_mask.tobytes())
+    return identity.hexdigest()[:16]
 
 
 def build_batch(step: Sequence[Slot], plan: Plan, units: Sequence[Sequence[Unit]]) -> Batch:

@@ -89,8 +89,8 @@ class Work:
 
     @property
     def reads(self) -> int:
-        """How often a layer's weights are read: forward, again where any of it is recomputed, backward."""
-        return 1 if not self.backward else 2 if self.remat == "none" else 3
+        """How often all of a layer's weights are read: forward, again where the layer is recomputed, backward."""
+        return 1 if not self.backward else 3 if self.remat == "full" else 2
 
     @property
     def gathers(self) -> int:

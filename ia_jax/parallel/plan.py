@@ -75,7 +75,7 @@ def plan(
     mesh = make_mesh(shape.fsdp, shape.tp, devices=devices)
     work = work_of(config, stage, shape)
     length = _prompt_length(config) if stage == "sample" else work.length
-    lora = (config.organisms if stage == "organisms" else config.sft).lora.lora()
+    lora = trained_lora(config, stage)
     report: dict[str, Any] = {
         "topology": topology,
         "chips": len(devices),
@@ -172,6 +172,11 @@ def default_shape(config: RunConfig, stage: str) -> Shape:
     return Shape(config.mesh.fsdp, config.mesh.tp, rows[stage], config.model.remat)
 
 
+def trained_lora(config: RunConfig, stage: str) -> LoraConfig:
+    """The adapter that a stage trains; of organisms the largest, to which a stack is padded."""
+    return config.organisms.loras()[-1] if stage == "organisms" else config.sft.lora.lora()
+
+
 def work_of(config: RunConfig, stage: str, shape: Shape) -> Work:
     """What a step of that shape does. Every position counts as supervised and every prompt as long as a row of SFT."""
     k = organisms_at_once(config, stage)
@@ -208,7 +213,7 @@ def _lower(config: RunConfig, cfg: ModelConfig, stage: str, mesh: Mesh, work: Wo
     weights = jax.ShapeDtypeStruct((k, p), jnp.float32)
     rows, targets = [integers(k, b, t)] * 3, [integers(k, p), integers(k, p), weights, integers(k, p)]
     batch = placed(Batch(*rows, *targets), organisms=True)
-    theirs, ours = config.organisms.loras()[-1], config.sft.lora.lora()  # a stack has the largest rank
+    theirs, ours = trained_lora(config, "organisms"), trained_lora(config, "sft")
     static: dict[str, Any] = {"cfg": cfg, "remat": work.remat}
     if stage == "organisms":
         static["optimizer"] = config.organisms.optimizer
@@ -392,7 +397,7 @@ def _chip_hours(
     hours: dict[str, float] = {}
     for stage in STAGES:
         shape = replace(default_shape(config, stage), fsdp=mesh["fsdp"], tp=mesh["tp"], remat=report["remat"])
-        lora = (config.organisms if stage == "organisms" else config.sft).lora.lora()
+        lora = trained_lora(config, stage)
         step = report
         if stage != report["stage"]:
             work = work_of(config, stage, shape)

@@ -25,6 +25,7 @@ from ia_jax.parallel.plan import (
     organisms_at_once,
     plan,
     roofline,
+    trained_lora,
     work_of,
 )
 
@@ -75,7 +76,7 @@ def search(
 def _candidates(config: RunConfig, topology: str, stage: str) -> list[tuple[float, Shape]]:
     """(tokens/s that the roofline by hand allows, shape), fastest first."""
     chip, devices = chip_of(topology), devices_of(topology)
-    chips, cfg, lora = len(devices), architecture(config.model.name), config.sft.lora.lora()
+    chips, cfg, lora = len(devices), architecture(config.model.name), trained_lora(config, stage)
     organisms, rows = organisms_at_once(config, stage), default_shape(config, stage).rows
     choices = (1,), ("none",)  # a run settles the rows of a generation batch itself
     if stage != "sample":

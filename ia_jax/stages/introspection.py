@@ -1,7 +1,5 @@
 """Stages 3 and 5: the introspection adapter, by joint SFT and then by DPO."""
 
-import hashlib
-import json
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -17,7 +15,7 @@ from ia_jax.adapters.store import is_complete, save_adapter
 from ia_jax.behaviors.banks import bank_of
 from ia_jax.behaviors.records import CLEAN
 from ia_jax.config import config_hash
-from ia_jax.data.batches import Plan, Slot, Unit, build_batch, dataset, plan_joint
+from ia_jax.data.batches import Plan, Slot, Unit, build_batch, dataset, identity_of, plan_joint
 from ia_jax.data.transcripts import read_jsonl
 from ia_jax.errors import ConfigError, IAError
 from ia_jax.parallel.chips import training_flops
@@ -71,6 +69,7 @@ def run_sft(session: Session) -> None:
         len(plan.steps),
         session.workdir.path,
         checkpoints=directory / "state",
+        identity=identity_of(plan, units, organisms.hashes),
         every=cfg.checkpoint_every,
         summarize=summarize,
         description="IA, SFT",
@@ -130,6 +129,7 @@ def run_dpo(session: Session) -> None:
         len(plan.steps),
         session.workdir.path,
         checkpoints=directory / "state",
+        identity=identity_of(plan, units, (content_hash(start), organisms.hashes)),
         every=cfg.checkpoint_every,
         summarize=summarize,
         description="IA, DPO",
@@ -180,15 +180,8 @@ def _reference(
 
     Cached under a hash of the adapters, the tokens and the plan; another hash is a miss, never a silent reuse.
     """
-    identity = hashlib.sha256()
-    identity.update(content_hash(ia).encode())
-    what = [organisms.hashes, plan.length, plan.targets, repr(plan.steps), session.config.model.dtype]
-    identity.update(json.dumps(what).encode())
-    for own in units:
-        for unit in own:
-            for e in unit:
-                identity.update(e.tokens.tobytes() + e.loss_mask.tobytes())
-    file = directory / f"reference_{identity.hexdigest()[:16]}.npy"
+    what = content_hash(ia), organisms.hashes, session.config.model.dtype
+    file = directory / f"reference_{identity_of(plan, units, what)}.npy"
     if once(file.exists):
         return np.load(file, allow_pickle=False)
     model, rows = session.model, []

@@ -23,7 +23,7 @@ from ia_jax.adapters.record import AdapterMetadata
 from ia_jax.adapters.store import is_complete, read_metadata, save_adapters
 from ia_jax.behaviors.records import Behavior
 from ia_jax.config import OptimizerSection, config_hash
-from ia_jax.data.batches import Plan, Unit, build_batch, dataset, plan_organisms, unit_length
+from ia_jax.data.batches import Plan, Unit, build_batch, dataset, identity_of, plan_organisms, unit_length
 from ia_jax.data.transcripts import read_jsonl, read_transcripts, write_jsonl
 from ia_jax.parallel.chips import training_flops
 from ia_jax.parallel.distributed import once
@@ -31,7 +31,7 @@ from ia_jax.parallel.mesh import to_host
 from ia_jax.stages.behavior_check import Checks, Row, check, prepare
 from ia_jax.stages.session import Session
 from ia_jax.training.loop import fit
-from ia_jax.training.organisms import Diverged, OrganismsState, init_mixed_state, organisms_step
+from ia_jax.training.organisms import Diverged, OrganismsState, init_on_mesh, organisms_step
 from ia_jax.training.recorder import spread
 from ia_jax.workdir import Workdir
 
@@ -56,7 +56,8 @@ def run(session: Session) -> None:
     if not _settled(workdir, everyone):
         # All transcripts are tokenised before anything is trained, so that a bad one shows at once.
         units = {b.name: _units(session, b) for b in everyone}
-        checks = prepare(session, [workdir.behaviors[n] for n in once(lambda: _unsettled(workdir, everyone))])
+        # Of all, not of those that are left: a check must not depend on where a run was killed.
+        checks = prepare(session, everyone)
         for wave in _waves(session, everyone, units):
             if not _settled(workdir, wave.behaviors):
                 _train_wave(session, wave, units, checks)
@@ -166,24 +167,45 @@ def _plan(session: Session, behaviors: Sequence[Behavior], units: Mapping[str, l
 def _train_wave(session: Session, wave: Wave, units: Mapping[str, list[Unit]], checks: Checks) -> None:
     """Trains a wave and stores what is not stored yet; those that diverged get a second wave with a lower rate."""
     optimizer = session.config.organisms.optimizer
-    state = _train(session, wave, optimizer, "organisms")
-    first = _diverged(wave, state)
-    _store(session, wave, state, checks, {})
+    first = _train_and_store(session, wave, optimizer, checks, {})
     again = [b for b in dict.fromkeys(wave.behaviors) if b.name in first]
-    if not again:
-        return
+    if again:
+        _train_again(session, wave, units, again, first, checks)
+    once(lambda: shutil.rmtree(_states(session.workdir), ignore_errors=True))  # a large one: all adapters and moments
+
+
+def _train_again(
+    session: Session,
+    wave: Wave,
+    units: Mapping[str, list[Unit]],
+    again: Sequence[Behavior],
+    first: Mapping[str, str],
+    checks: Checks,
+) -> None:
+    optimizer = session.config.organisms.optimizer
     lower = replace(optimizer, lr=optimizer.lr * RETRY_LR)
     for b in again:
         print(f"organism {b.name}: {first[b.name]}; once more with lr {lower.lr:g}", flush=True)
     retry = _wave(session, again, units, wave.offset, f"{wave.title} again")
-    state = _train(session, retry, lower, "organisms_retry")
-    second = _diverged(retry, state)
     notes = {n: {"diverged": reason, "lr": optimizer.lr, "retried_lr": lower.lr} for n, reason in first.items()}
-    _store(session, retry, state, checks, notes)
+    second = _train_and_store(session, retry, lower, checks, notes)
     for b in again:
         if b.name in second:
             why = f"{first[b.name]} with lr {optimizer.lr:g}; {second[b.name]} with lr {lower.lr:g}"
             once(partial(_leave_out, session.workdir, b, why))
+
+
+def _train_and_store(
+    session: Session,
+    wave: Wave,
+    optimizer: OptimizerSection,
+    checks: Checks,
+    notes: Mapping[str, dict[str, object]],
+) -> dict[str, str]:
+    """{name: why} of those that diverged; the others are stored. `notes` means that it is their second time."""
+    state = _train(session, wave, optimizer, "organisms_retry" if notes else "organisms")
+    _store(session, wave, state, checks, notes)
+    return _diverged(wave, state)
 
 
 def _diverged(wave: Wave, state: OrganismsState) -> dict[str, str]:
@@ -208,13 +230,15 @@ def _leave_out(workdir: Workdir, b: Behavior, reason: str) -> None:
 def _train(session: Session, wave: Wave, optimizer: OptimizerSection, stage: str) -> OrganismsState:
     """The wave's final state, from its newest checkpoint if there is one."""
     cfg, model, plan = session.config.organisms, session.model, wave.plan
-    loras = cfg.loras()
     seeds = [seed_of(b.name, session.config.seed) for b in wave.behaviors]
+    own = [_lora(session, b) for b in wave.behaviors]
     total = np.array([sum(bool(s[i].rows) for s in plan.steps) for i in range(len(seeds))], np.int32)
     keys = jnp.stack([jax.random.key(s) for s in seeds])
-    kinds = np.array([loras.index(_lora(session, b)) for b in wave.behaviors], np.int32)
+    loras = tuple(dict.fromkeys(cfg.loras()))
+    kinds = np.array([loras.index(lora) for lora in own], np.int32)
     keys, total, kinds = (session.on_organisms(x) for x in (keys, total, kinds))
-    state = init_mixed_state(keys, total, kinds, model.config, loras, optimizer)
+    state = init_on_mesh(session.mesh, keys, total, kinds, model.config, loras, optimizer)
+    each = [training_flops(model.config, cfg.length, [lora], [lora]) for lora in own]
     identity = hashlib.sha256(repr(([b.name for b in wave.behaviors], optimizer)).encode()).hexdigest()[:16]
     return fit(
         stage,
@@ -231,11 +255,12 @@ def _train(session: Session, wave: Wave, optimizer: OptimizerSection, stage: str
         len(plan.steps),
         session.workdir.path,
         checkpoints=_states(session.workdir) / identity,
+        identity=identity_of(plan, wave.units, (seeds, own)),
         every=cfg.checkpoint_every,
         offset=wave.offset,
         summarize=summarize,
         description=wave.title,
-        flops=training_flops(model.config, cfg.length, [loras[-1]], [loras[-1]]),
+        flops={kind: sum(one[kind] for one in each) / len(each) for kind in each[0]},
     )
 
 

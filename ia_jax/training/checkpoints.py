@@ -18,12 +18,14 @@ State = TypeVar("State")
 class Keeper:
     """Keeps the newest complete training state (a pytree and the position of its data) in `directory`.
 
+    `identity` says what is trained on what (a hash): a state of another is refused.
+
     One write is under way at most. A context manager: leaving it waits for that write. Several processes write one
     checkpoint together, which any number of them can read, onto any mesh.
     """
 
-    def __init__(self, directory: Path):
-        self.directory = directory
+    def __init__(self, directory: Path, identity: str = ""):
+        self.directory, self.identity = directory, identity
         context = ocp.Context()
         context.array.saving.use_compression = False  # trained floats hardly compress, and it takes half the time
         # The data's position is the same in every process. An iterator saved as such would write a file for each
@@ -61,21 +63,30 @@ class Keeper:
     def restore(self, state: State, iterator: Any) -> tuple[int, State]:
         """(steps done, state) of the newest checkpoint, with `iterator` set to its place; (0, `state`) without one.
 
-        Raises CheckpointError if it cannot be read or belongs to a state of other shapes than `state`.
+        Where there is one, `state` is given up, so that memory never holds both. Raises CheckpointError if it cannot be
+        read, was made from something else, or belongs to a state of other shapes than `state`.
         """
         step = once(lambda: self._orbax.latest.step if self._orbax.latest else None)
         if step is None:
             return 0, state
         abstract = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=x.sharding), state)
+        jax.tree.map(lambda x: x.delete(), state)
+        again = f"delete {self.directory} to start the stage again"
         try:
-            loaded = self._orbax.load_checkpointables(step, {"state": abstract, "data": None})
-            iterator.set_state(loaded["data"])
+            data = self._orbax.load_checkpointables(step, {"data": None})["data"]
+            if data["identity"] != self.identity:
+                raise CheckpointError(
+                    f"{self.directory}/{step}: this training state was made from other organisms, data or settings "
+                    f"than there are now; put them back, or {again}"
+                )
+            iterator.set_state(data["position"])
+            return step, self._orbax.load_checkpointables(step, {"state": abstract})["state"]
+        except CheckpointError:
+            raise
         except Exception as error:
             raise CheckpointError(
-                f"{self.directory}/{step}: the training state cannot be read ({one_line(error)}); delete "
-                f"{self.directory} to start the stage again"
+                f"{self.directory}/{step}: the training state cannot be read ({one_line(error)}); {again}"
             ) from error
-        return step, loaded["state"]
 
     def save(self, number: int, state: Any, iterator: Any) -> None:
         """Begins to write the state after step `number`; raises if the write before it failed."""
@@ -83,7 +94,7 @@ class Keeper:
         if jax.default_backend() == "cpu":  # there Orbax would write from buffers that the next step is given
             state = jax.tree.map(lambda x: x.copy(), state)
         try:
-            data = iterator.get_state()
+            data = {"position": iterator.get_state(), "identity": self.identity}
             response = self._orbax.save_checkpointables_async(number, {"state": state, "data": data})
         except Exception as error:
             raise self._failed(number, error) from error

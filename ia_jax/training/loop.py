@@ -40,6 +40,7 @@ def fit(
     workdir: Path,
     *,
     checkpoints: Path | None = None,
+    identity: str = "",
     every: int = 0,
     offset: int = 0,
     summarize: Summarize = scalars_of,
@@ -48,14 +49,15 @@ def fit(
 ) -> State:
     """Runs `step(state, batch) -> state, metrics` over `data`, from the newest checkpoint if there is one.
 
-    `offset` is added to the step numbers of the curves (waves of organisms follow each other). `flops` is what a token
-    and a supervised token need (`chips.training_flops`), for the utilisation that is recorded. Metrics are read one
-    step late, so that the device never waits for the host. Several processes call this alike: metrics must be whole on
-    every device, and process 0 records them. Raises IAError, naming the step, on a loss or state that is not finite;
-    CheckpointError when a checkpoint cannot be written; Preempted after SIGTERM, once the state is saved.
+    `identity`, a hash of what is trained on what, must be that of the checkpoint. `offset` is added to the step numbers
+    of the curves (waves of organisms follow each other). `flops` is what a token and a supervised token need
+    (`chips.training_flops`), for the utilisation that is recorded. Metrics are read one step late, so that the device
+    never waits for the host. Several processes call this alike: metrics must be whole on every device, and process 0
+    records them. Raises IAError, naming the step, on a loss or state that is not finite; CheckpointError when a
+    checkpoint cannot be read or written; Preempted after SIGTERM, once the state is saved.
     """
     iterator = iter(data)
-    keeping = Keeper(checkpoints) if checkpoints is not None and every else nullcontext()
+    keeping = Keeper(checkpoints, identity) if checkpoints is not None and every else nullcontext()
     with keeping as keeper, preemption_notice() as preempted:
         start, state = keeper.restore(state, iterator) if keeper else (0, state)
         bar = progress(total, description or stage, start)

@@ -12,8 +12,9 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 import optax
+from jax.sharding import Mesh
 
-from ia_jax.adapters.lora import Adapter, LoraConfig, init_organisms, pad_rank
+from ia_jax.adapters.lora import Adapter, LoraConfig, adapter_shardings, init_organisms, pad_rank
 from ia_jax.config import OptimizerSection
 from ia_jax.models.config import ModelConfig
 from ia_jax.models.transformer import Params, forward
@@ -59,8 +60,7 @@ def init_state(
     keys: jax.Array, total: jax.Array, cfg: ModelConfig, lora: LoraConfig, optimizer: OptimizerSection
 ) -> OrganismsState:
     """Organisms of one kind of adapter. keys, total: [K]."""
-    # Made from `total`, so that it lies on the mesh as a step leaves it: else the second step compiles again.
-    return _start(init_organisms(keys, cfg, lora), jnp.full_like(total, lora.scale, jnp.float32), total, optimizer)
+    return init_mixed_state(keys, total, jnp.zeros_like(total), cfg, (lora,), optimizer)
 
 
 def init_mixed_state(
@@ -80,16 +80,30 @@ def init_mixed_state(
     each = [pad_rank(init_organisms(keys, cfg, lora), rank) for lora in loras]
 
     def pick(*options: jax.Array) -> jax.Array:
-        own = [(kinds == i).reshape(-1, *[1] * (x.ndim - 1)) for i, x in enumerate(options)]
-        return jnp.select([jnp.broadcast_to(o, x.shape) for o, x in zip(own, options, strict=True)], options)
+        chosen = options[0]
+        for kind, option in enumerate(options[1:], 1):
+            chosen = jnp.where((kinds == kind).reshape(-1, *[1] * (option.ndim - 1)), option, chosen)
+        return chosen
 
+    adapters = jax.tree.map(pick, *each)
     scale = pick(*[jnp.full_like(total, lora.scale, jnp.float32) for lora in loras])
-    return _start(jax.tree.map(pick, *each), scale, total, optimizer)
-
-
-def _start(adapters: Adapter, scale: jax.Array, total: jax.Array, optimizer: OptimizerSection) -> OrganismsState:
     moments = jax.vmap(lambda a, s: make_optimizer(optimizer, s).init(a))(adapters, scale)
     return OrganismsState(adapters, moments, scale, jnp.zeros_like(total), total, jnp.zeros_like(total))
+
+
+def init_on_mesh(
+    mesh: Mesh,
+    keys: jax.Array,
+    total: jax.Array,
+    kinds: jax.Array,
+    cfg: ModelConfig,
+    loras: Sequence[LoraConfig],
+    optimizer: OptimizerSection,
+) -> OrganismsState:
+    """`init_mixed_state`, every leaf made where its logical axes lie, which is where a step leaves it."""
+    make = partial(init_mixed_state, cfg=cfg, loras=loras, optimizer=optimizer)
+    shardings = adapter_shardings(jax.eval_shape(make, keys, total, kinds), mesh, organisms=True)
+    return jax.jit(make, out_shardings=shardings)(keys, total, kinds)
 
 
 @partial(jax.jit, static_argnames=("cfg", "optimizer", "remat"), donate_argnames="state")
