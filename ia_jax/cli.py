@@ -51,8 +51,39 @@ def _local(directory: str) -> Path:
     return Path(directory)
 
 
-def _open(args: argparse.Namespace, overrides: Sequence[str]) -> "Workdir":
-    """The workdir of a stage command: continued, or started by `run` and `transcripts`."""
+@contextlib.contextmanager
+def _locked(path: Path) -> Iterator[None]:
+    """Keeps a second run from writing to the same workdir. The lock goes with the process, however it ends.
+
+    Of several processes only the first can have it: enter it inside `once`.
+    """
+    try:
+        path.mkdir(parents=True, exist_ok=True)
+        file = (path / ".lock").open("w")
+    except OSError as error:
+        raise IAError(f"cannot write to the workdir {path}: {error.strerror}; choose another --workdir") from None
+    with file:
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            raise IAError(f"another ia-jax is working in {path}; wait for it, or use another --workdir") from None
+        yield
+
+
+@contextlib.contextmanager
+def _opened(args: argparse.Namespace, overrides: Sequence[str]) -> Iterator["Workdir"]:
+    """The workdir of a stage command, locked: continued, or started by `run` and `transcripts`."""
+    from ia_jax.parallel.distributed import once
+    from ia_jax.workdir import open_workdir
+
+    with contextlib.ExitStack() as stack:
+        yield open_workdir(once(lambda: str(_lock_and_start(stack, args, overrides))))
+
+
+def _lock_and_start(stack: contextlib.ExitStack, args: argparse.Namespace, overrides: Sequence[str]) -> Path:
+    """The path of the workdir, which is locked until `stack` is left; nothing in it is written before that."""
+    from ia_jax.workdir import open_workdir, start_workdir
+
     path = _local(args.workdir)
     stored = (path / "config.json").exists()
     if args.config is None:
@@ -60,39 +91,15 @@ def _open(args: argparse.Namespace, overrides: Sequence[str]) -> "Workdir":
             raise ConfigError(f"{overrides[0]}: overrides need --config; {path} goes on with its stored config.json")
         if overrides or not stored:
             raise ConfigError(f"--config is required: {path} has no config.json to go on with")
-        from ia_jax.workdir import open_workdir
-
-        return open_workdir(path)
+        stack.enter_context(_locked(path))
+        return open_workdir(path).path
     if not stored and args.command not in ("run", "transcripts"):
         raise ConfigError(f"workdir {path} does not exist or has no config.json; start it with `ia-jax transcripts`")
     from ia_jax.recipes import load_config
-    from ia_jax.workdir import start_workdir
 
-    config = load_config(args.config, overrides)
-
-    if stored and {p.name for p in path.iterdir()} <= {"config.json", ".lock"}:
-        (path / "config.json").unlink()  # nothing was made with it yet: a mended config may take its place
-    return start_workdir(path, config)
-
-
-@contextlib.contextmanager
-def _locked(workdir: "Workdir") -> Iterator[None]:
-    """Keeps a second run from writing to the same workdir. The lock goes with the process, however it ends."""
-    from ia_jax.parallel.distributed import once
-
-    with contextlib.ExitStack() as stack:
-
-        def lock() -> None:
-            file = stack.enter_context((workdir.path / ".lock").open("w"))
-            try:
-                fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            except BlockingIOError:
-                raise IAError(
-                    f"another ia-jax is working in {workdir.path}; wait for it, or use another --workdir"
-                ) from None
-
-        once(lock)
-        yield
+    config = load_config(args.config, overrides)  # a mistake in it leaves no directory behind
+    stack.enter_context(_locked(path))
+    return start_workdir(path, config).path
 
 
 @contextlib.contextmanager
@@ -115,13 +122,11 @@ def _processes(args: argparse.Namespace) -> Iterator[None]:
 
 def _stage(args: argparse.Namespace, overrides: Sequence[str]) -> None:
     from ia_jax.parallel.distributed import leave_if_told, once
-    from ia_jax.workdir import open_workdir
 
-    workdir = open_workdir(once(lambda: str(_open(args, overrides).path)))
     everything = args.command == "run"
     chosen = STAGES if everything else [s for s in STAGES if s.name == args.command]
     began = time.monotonic()
-    with _locked(workdir), _session(workdir) as session:
+    with _opened(args, overrides) as workdir, _session(workdir) as session:
         if getattr(args, "estimate", False):
             from ia_jax.stages.transcripts import estimate
 
@@ -237,7 +242,7 @@ def _adapters(args: argparse.Namespace) -> int:
         print(json.dumps(found, indent=1) if args.json else inventory.report(found))
         return int(any(found.values()))
     else:
-        with _locked(workdir):
+        with _locked(workdir.path):
             inventory.remove(workdir, args.names)
         print(f"deleted: {', '.join(args.names)}")
     return 0

@@ -135,9 +135,12 @@ def open_workdir(directory: str | Path) -> Workdir:
 
 
 def start_workdir(directory: str | Path, config: RunConfig) -> Workdir:
-    """Creates the directory or continues in it. Raises if it belongs to a run with other settings."""
+    """Creates the directory or continues in it. Raises if it belongs to a run with other settings.
+
+    The caller sees to it that nobody else works there. Readers need no lock: they find the old config or the new one.
+    """
     path = Path(directory)
-    file = path / "config.json"
+    file, temporary = path / "config.json", path / "config.partial"
     body = {
         "config": dataclasses.asdict(config),
         "hash": config_hash(config),
@@ -146,7 +149,9 @@ def start_workdir(directory: str | Path, config: RunConfig) -> Workdir:
     }
     try:
         path.mkdir(parents=True, exist_ok=True)
-        stored = Workdir(path).config if file.exists() else None
+        # While nothing was made with a config, a mended one may take its place.
+        made = {p.name for p in path.iterdir()} - {file.name, temporary.name, ".lock"}
+        stored = Workdir(path).config if made and file.exists() else None
         if stored is not None:
             # How Claude is called (a higher cap, say) may change on the way, and the machine.
             same = dataclasses.replace(stored, claude=config.claude, mesh=config.mesh)
@@ -156,7 +161,6 @@ def start_workdir(directory: str | Path, config: RunConfig) -> Workdir:
                     f"{path} belongs to a run with other settings: {changed}; use another --workdir or the old config"
                 )
         if stored is None or (stored.claude, stored.mesh) != (config.claude, config.mesh):
-            temporary = file.with_suffix(".partial")
             temporary.write_text(json.dumps(body, indent=1))
             temporary.replace(file)
     except OSError as error:

@@ -1,5 +1,6 @@
 """The command line without a run: help, versions, overrides, messages, and what importing costs."""
 
+import fcntl
 import json
 import os
 import subprocess
@@ -11,6 +12,7 @@ import pytest
 import ia_jax
 from ia_jax import cli, recipes
 from ia_jax.errors import ConfigError
+from ia_jax.workdir import open_workdir, start_workdir
 
 ROOT = Path(__file__).parent.parent
 DEMO = str(ROOT / "configs" / "smollm2_demo.py")
@@ -204,9 +206,46 @@ def test_traceback_on_request(monkeypatch, capsys):
 
 
 def test_a_stored_config_is_read_back(tmp_path):
-    from ia_jax.workdir import open_workdir, start_workdir
-
     config = recipes.load_config(DEMO, ["--config.seed=3"])
     start_workdir(tmp_path / "w", config)
     assert open_workdir(tmp_path / "w").config == config
     assert json.loads((tmp_path / "w" / "config.json").read_text())["config"]["seed"] == 3
+
+
+@pytest.mark.parametrize("override", ["--config.seed=4", "--config.mesh.fsdp=2", "--config.claude.cap_dollars=1"])
+@pytest.mark.parametrize("made", [(), ("behaviors.jsonl",)])
+def test_a_workdir_in_use_keeps_its_config(tmp_path, refused, made, override):
+    """Also while the first run has made nothing yet, when a mended config could take the place of the old one."""
+    workdir = start_workdir(tmp_path / "w", recipes.load_config(DEMO, ["--config.seed=3"])).path
+    for name in made:
+        (workdir / name).write_text("")
+    before = (workdir / "config.json").read_bytes()
+    with (workdir / ".lock").open("w") as file:
+        fcntl.flock(file, fcntl.LOCK_EX)
+        argv = ["run", f"--config={DEMO}", "--config.seed=3", override, f"--workdir={workdir}"]
+        refused(argv, 1, "another ia-jax is working in", workdir)
+    assert (workdir / "config.json").read_bytes() == before
+    assert {p.name for p in workdir.iterdir()} == {"config.json", ".lock", *made}
+
+
+def test_a_workdir_that_is_being_started(tmp_path, refused):
+    """The first run has the lock and is about to write its config."""
+    with (tmp_path / ".lock").open("w") as file:
+        fcntl.flock(file, fcntl.LOCK_EX)
+        refused(["run", f"--config={DEMO}", f"--workdir={tmp_path}"], 1, "another ia-jax is working in", tmp_path)
+    assert {p.name for p in tmp_path.iterdir()} == {".lock"}
+
+
+def test_a_mended_config_takes_the_place_of_one_that_made_nothing(tmp_path):
+    """And at no instant is there none, for those who read without the lock."""
+    first, second = (recipes.load_config(DEMO, [f"--config.seed={seed}"]) for seed in (3, 4))
+    start_workdir(tmp_path, first)
+    (tmp_path / ".lock").touch()
+    file = (tmp_path / "config.json").open()
+    start_workdir(tmp_path, second)
+    with file:
+        assert json.load(file)["config"]["seed"] == 3  # replaced, not written over
+    assert open_workdir(tmp_path).config == second
+    (tmp_path / "behaviors.jsonl").touch()
+    with pytest.raises(ConfigError, match=r"config\.seed was 4 and is now 3"):
+        start_workdir(tmp_path, first)
