@@ -153,14 +153,15 @@ def start_workdir(directory: str | Path, config: RunConfig) -> Workdir:
         made = {p.name for p in path.iterdir()} - {file.name, temporary.name, ".lock"}
         stored = Workdir(path).config if made and file.exists() else None
         if stored is not None:
-            # How Claude is called (a higher cap, say) may change on the way, and the machine.
-            same = dataclasses.replace(stored, claude=config.claude, mesh=config.mesh)
+            # How Claude is called (a higher cap, say) may change on the way, the machine, and how its memory is saved.
+            model = dataclasses.replace(stored.model, remat=config.model.remat)
+            same = dataclasses.replace(stored, claude=config.claude, mesh=config.mesh, model=model)
             changed = _first_difference(dataclasses.asdict(same), dataclasses.asdict(config))
             if changed:
                 raise ConfigError(
                     f"{path} belongs to a run with other settings: {changed}; use another --workdir or the old config"
                 )
-        if stored is None or (stored.claude, stored.mesh) != (config.claude, config.mesh):
+        if stored != config:
             temporary.write_text(json.dumps(body, indent=1))
             temporary.replace(file)
     except OSError as error:

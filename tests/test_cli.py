@@ -1,5 +1,6 @@
 """The command line without a run: help, versions, overrides, messages, and what importing costs."""
 
+import dataclasses
 import fcntl
 import json
 import os
@@ -249,3 +250,19 @@ def test_a_mended_config_takes_the_place_of_one_that_made_nothing(tmp_path):
     (tmp_path / "behaviors.jsonl").touch()
     with pytest.raises(ConfigError, match=r"config\.seed was 4 and is now 3"):
         start_workdir(tmp_path, first)
+
+
+@pytest.mark.parametrize("old", ["none", "dots"])
+def test_remat_may_change_on_the_way(tmp_path, old):
+    """As the mesh may; so a workdir whose policy is not known any more can be continued."""
+    config = recipes.load_config(DEMO)
+    stored = dataclasses.replace(config, model=dataclasses.replace(config.model, remat=old))
+    (start_workdir(tmp_path, stored).path / "behaviors.jsonl").touch()
+    config = recipes.load_config(DEMO, ["--config.model.remat=mlp"])
+    start_workdir(tmp_path, config)
+    assert open_workdir(tmp_path).config == config
+    before = (tmp_path / "config.json").stat().st_mtime_ns
+    start_workdir(tmp_path, config)
+    assert (tmp_path / "config.json").stat().st_mtime_ns == before
+    with pytest.raises(ConfigError, match=r"config\.model\.dtype was 'bfloat16' and is now 'float32'"):
+        start_workdir(tmp_path, recipes.load_config(DEMO, ["--config.model.dtype=float32"]))
