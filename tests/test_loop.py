@@ -60,9 +60,9 @@ def until(count, step=add):
     return run
 
 
-def run(workdir, step=add, every=2, **options):
+def run(workdir, step=add, every=2, state="state", **options):
     workdir.mkdir(exist_ok=True)
-    return fit("toy", start(), step, numbers(), TOTAL, workdir, checkpoints=workdir / "state", every=every, **options)
+    return fit("toy", start(), step, numbers(), TOTAL, workdir, checkpoints=workdir / state, every=every, **options)
 
 
 def curves(workdir):
@@ -259,6 +259,28 @@ def test_a_recorder_keeps_other_stages_and_earlier_steps(tmp_path):
         ("two", 3, 3),
         ("one", 3, 9),
     ]
+
+
+def test_retraining_an_early_wave_keeps_the_curves_of_later_ones(tmp_path):
+    """As after `ia-jax adapters rm`, with another stage recorded since; TensorBoard is not told to drop them either."""
+    waves = {"early": 0, "late": TOTAL}
+    for state, offset in waves.items():
+        run(tmp_path, state=state, offset=offset)
+    with Recorder(tmp_path, "other") as recorder:
+        recorder.write(1, {"loss": 1})
+    before, boards = curves(tmp_path), set((tmp_path / "tensorboard" / "toy").iterdir())
+    shutil.rmtree(tmp_path / "early")
+    with pytest.raises(Killed):
+        run(tmp_path, until(4), state="early")
+    steps = [r["step"] for r in map(json.loads, curves(tmp_path).splitlines()) if r["stage"] == "toy"]
+    assert sorted(steps) == [1, 2, 3, 4, *range(TOTAL + 1, 2 * TOTAL + 1)]
+    run(tmp_path, state="early")
+    assert curves(tmp_path) == before
+    purges = b":\x02\x08\x01"  # session_log: START, on which TensorBoard drops all later steps
+    assert all(purges in b.read_bytes() for b in boards)
+    again = set((tmp_path / "tensorboard" / "toy").iterdir()) - boards
+    assert again
+    assert not any(purges in b.read_bytes() for b in again)
 
 
 def test_sigterm_saves_at_once_and_leaves_with_a_status_that_launchers_restart_on(tmp_path, uninterrupted):

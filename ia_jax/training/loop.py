@@ -61,7 +61,7 @@ def fit(
     with keeping as keeper, preemption_notice() as preempted:
         start, state = keeper.restore(state, iterator) if keeper else (0, state)
         bar = progress(total, description or stage, start)
-        with Recorder(workdir, stage, offset + start, flops) as recorder, bar:
+        with Recorder(workdir, stage, offset + start, flops, offset + total) as recorder, bar:
             waiting: tuple[int, Mapping[str, Any]] | None = None
             for number in range(start + 1, total + 1):
                 state, metrics = step(state, next(iterator))

@@ -1,12 +1,13 @@
 """What a stage tells while it runs: curves on disk, TensorBoard scalars, a progress bar."""
 
 import json
+import math
 import os
 import resource
 import socket
 import time
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Iterable, Iterator, Mapping
+from contextlib import contextmanager, suppress
 from functools import cached_property
 from pathlib import Path
 from typing import Any, TextIO
@@ -31,12 +32,13 @@ class Board:
     tensorboardX's SummaryWriter writes in another thread, where a full disk is no error but tracebacks at exit.
     """
 
-    def __init__(self, directory: Path, purge_step: int):
+    def __init__(self, directory: Path, purge_step: int | None):
         directory.mkdir(parents=True, exist_ok=True)
         self.path = directory / f"events.out.tfevents.{int(time.time())}.{socket.gethostname()}.{os.getpid()}"
         self._records = RecordWriter(str(self.path))
-        self._write(Event(step=purge_step, file_version="brain.Event:2"))
-        self._write(Event(step=purge_step, session_log=SessionLog(status=SessionLog.START)))
+        self._write(Event(step=purge_step or 0, file_version="brain.Event:2"))
+        if purge_step is not None:
+            self._write(Event(step=purge_step, session_log=SessionLog(status=SessionLog.START)))
 
     def write(self, step: int, scalars: Scalars) -> None:
         values = [Summary.Value(tag=k, simple_value=v) for k, v in scalars.items()]
@@ -54,22 +56,30 @@ class Board:
 class Recorder:
     """Writes a stage's scalars to `curves.jsonl` and TensorBoard; what depends on the clock, to the latter alone.
 
-    So two runs of one config have equal curves. A context manager; drops lines past `step` first, which a run that is
-    continued writes again. Of several processes only process 0 writes. Raises OSError, with the file's name.
+    So two runs of one config have equal curves. A context manager; drops lines in (step, end] first, which a run that
+    is continued writes again (end: its last step; None: drops all past `step`). Lines past `end` are those of later
+    waves, trained before this one was trained again. Of several processes only process 0 writes. Raises OSError, with
+    the file's name.
 
     flops: what each item of `COUNTS` needs (`chips.training_flops`). With it, and on chips whose peak is known, the
     model FLOPs utilisation is recorded: FLOPs of real tokens, nothing for padding or recomputation.
     """
 
-    def __init__(self, workdir: Path, stage: str, step: int = 0, flops: Mapping[str, float] | None = None):
+    def __init__(
+        self,
+        workdir: Path,
+        stage: str,
+        step: int = 0,
+        flops: Mapping[str, float] | None = None,
+        end: int | None = None,
+    ):
         self.stage, self.path, self.flops, self.peak = stage, workdir / "curves.jsonl", flops or {}, peak_flops()
+        self.later = False  # whether there are lines past `end`
         if distributed.speaks() and self.path.exists():
-            text = self.path.read_text()
-            kept = "".join(x + "\n" for x in text.splitlines() if _is_kept(x, stage, step))
-            if kept != text:
-                temporary = self.path.with_name("curves.partial.jsonl")
-                temporary.write_text(kept)
-                temporary.replace(self.path)
+            last = math.inf if end is None else end
+            rows = self._read()
+            self.later = any(row["step"] > last for _, row in rows if row["stage"] == stage)
+            self._replace(x for x, row in rows if row["stage"] != stage or not step < row["step"] <= last)
         self.directory, self.step = workdir / "tensorboard" / stage, step
         self.clock = time.monotonic()
 
@@ -80,7 +90,8 @@ class Recorder:
 
     @cached_property
     def board(self) -> Board:
-        return Board(self.directory, self.step)
+        # TensorBoard would purge all later steps with those that come again; so it draws these twice.
+        return Board(self.directory, None if self.later else self.step)
 
     def __enter__(self) -> "Recorder":
         return self
@@ -92,6 +103,32 @@ class Recorder:
             except OSError:  # what could not be written is tried again, and closed all the same
                 if kind is None:
                     raise
+        if self.later and kind is None:
+            self._sort()
+
+    def _sort(self) -> None:
+        """Puts the stage's lines together in the order of their steps, as if no wave had been trained again."""
+        rows = self._read()
+        first = next(i for i, (_, row) in enumerate(rows) if row["stage"] == self.stage)
+        own = sorted((r for r in rows if r[1]["stage"] == self.stage), key=lambda r: r[1]["step"])
+        others = [r for r in rows if r[1]["stage"] != self.stage]
+        self._replace(x for x, _ in [*others[:first], *own, *others[first:]])
+
+    def _read(self) -> list[tuple[str, dict[str, Any]]]:
+        """Lines with what they say; without half a line, of a run that was killed while it wrote."""
+        rows = []
+        for line in self.path.read_text().splitlines():
+            with suppress(json.JSONDecodeError):
+                rows.append((line, json.loads(line)))
+        return rows
+
+    def _replace(self, lines: Iterable[str]) -> None:
+        text = "".join(x + "\n" for x in lines)
+        if text != self.path.read_text():
+            temporary = self.path.with_name("curves.partial.jsonl")
+            with _naming(temporary):
+                temporary.write_text(text)
+            temporary.replace(self.path)
 
     def write(self, step: int, scalars: Scalars, counts: Scalars | None = None) -> None:
         """scalars: of this step. counts: how many of each were processed since the line before (`COUNTS`)."""
@@ -121,14 +158,6 @@ def _naming(path: Path) -> Iterator[None]:
         yield
     except OSError as error:
         raise OSError(error.errno, error.strerror, str(path)) from error
-
-
-def _is_kept(line: str, stage: str, step: int) -> bool:
-    try:
-        row = json.loads(line)
-    except json.JSONDecodeError:  # half a line: the run was killed while it wrote
-        return False
-    return row["stage"] != stage or row["step"] <= step
 
 
 def memory() -> dict[str, float]:
