@@ -347,6 +347,28 @@ def test_save_many(tmp_path):
     assert all(same_bits(store.load_adapter(tmp_path / f"n{i}", Base())[0], adapter(i)) for i in range(9))
 
 
+def test_save_many_when_several_fail(tmp_path, monkeypatch):
+    """As on a full disk: each that was begun is waited for, those that fit are stored, the first error is raised."""
+    true, waited = store._begin_save, []
+
+    def begin(directory, *rest):
+        commit = true(directory, *rest)
+
+        def wait():
+            waited.append(directory.name)
+            if directory.name in "024":
+                raise CheckpointError(f"{directory}: saving failed (No space left on device)")
+            return commit()
+
+        return wait
+
+    monkeypatch.setattr(store, "_begin_save", begin)
+    with fails(CheckpointError, str(tmp_path / "0")):
+        store.save_adapters(((tmp_path / str(i), adapter(i), metadata(str(i))) for i in range(9)), in_flight=6)
+    assert waited == list("012345")
+    assert {p.name for p in tmp_path.iterdir() if store.is_complete(p)} >= set("135")
+
+
 def test_a_damaged_record_is_left_out_of_the_list(tmp_path, caplog):
     store.save_adapter(tmp_path / "x", adapter(), metadata())
     store.save_adapter(tmp_path / "y", adapter(), metadata())

@@ -65,19 +65,27 @@ def save_adapters(
 ) -> list[AdapterMetadata]:
     """Store many: up to `in_flight` adapters are being written while the next is taken from `items`.
 
-    When one fails, those already begun are completed before the error is raised. Several processes write one by one.
+    When one fails, those already begun are waited for, and stored if they can be, before the first error is raised.
+    Several processes write one by one.
     """
     in_flight = 1 if several() else in_flight  # Orbax's barriers are named by the operation begun last
     pending: deque[Callable[[], AdapterMetadata]] = deque()
     saved = []
+    errors: list[BaseException] = []
     try:
         for directory, adapter, metadata in items:
             pending.append(_begin_save(directory, adapter, metadata, overwrite))
             if len(pending) >= in_flight:
                 saved.append(pending.popleft()())
-    finally:
-        while pending:
+    except BaseException as error:
+        errors.append(error)
+    while pending:
+        try:
             saved.append(pending.popleft()())
+        except Exception as error:  # where the disk is full, each of them may fail
+            errors.append(error)
+    if errors:
+        raise errors[0]
     return saved
 
 
