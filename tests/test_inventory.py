@@ -111,6 +111,27 @@ def test_rm(workdir, capsys):
     assert "nothing to delete" in capsys.readouterr().err
 
 
+def test_rm_checks_all_names_first(workdir, capsys):
+    assert adapters(workdir, "rm", NAMES[0], NAMES[4]) == 2
+    assert "nothing to delete" in capsys.readouterr().err
+    assert store.is_complete(workdir.organism_dir(NAMES[0]))
+
+
+@pytest.mark.parametrize("killed_between_renames", [False, True])
+def test_what_a_killed_overwrite_left_is_verified_and_removed(workdir, capsys, killed_between_renames):
+    """`.saving` is served in place of the directory: also right after that was deleted."""
+    path = workdir.organism_dir(NAMES[0])
+    store.save_adapter(path.with_name("other"), adapter(5), metadata(NAMES[0]))
+    path.with_name("other").rename(path.with_name(f"{path.name}.saving"))
+    if killed_between_renames:
+        path.rename(path.with_name(f"{path.name}.replaced"))
+    assert adapters(workdir, "verify") == 0
+    assert capsys.readouterr().out.startswith("4 adapters read, 4 sound")
+    assert adapters(workdir, "rm", NAMES[0]) == 0
+    assert not store.is_complete(path)
+    assert not [p.name for p in workdir.organisms_dir.iterdir() if p.name.startswith(NAMES[0])]
+
+
 def test_a_damaged_metrics_file_and_a_missing_package(workdir, tmp_path, monkeypatch, capsys):
     workdir.metrics_file.parent.mkdir()
     workdir.metrics_file.write_text('{"stages": ')

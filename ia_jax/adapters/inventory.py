@@ -1,13 +1,12 @@
 """`ia-jax adapters`: what a workdir's store holds, whether it is sound, and taking something out of it."""
 
 import json
-import shutil
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
 from ia_jax.adapters.record import Record
-from ia_jax.adapters.store import is_complete, read_record, verify_adapter
+from ia_jax.adapters.store import is_complete, read_record, remove_adapter, verify_adapter
 from ia_jax.errors import CheckpointError, ConfigError
 from ia_jax.training.recorder import progress
 from ia_jax.workdir import Workdir
@@ -93,12 +92,21 @@ def verify(workdir: Workdir, names: Sequence[str] = ()) -> dict[str, list[str]]:
     Every file and leaf is read and compared with its digest; an organism not trained yet is no problem, unless asked.
     """
     found: dict[str, list[str]] = {}
-    wanted = {n: p for n, p in chosen(workdir, names).items() if names or (p.exists() and n not in workdir.left_out)}
+    wanted = {
+        n: p
+        for n, p in chosen(workdir, names).items()
+        if names or ((p.exists() or is_complete(p)) and n not in workdir.left_out)
+    }
     with progress(len(wanted), "verify") as bar:
         for name, path in wanted.items():
             found[name] = verify_adapter(path)
             bar.update(1)
     return found
+
+
+def _is_there(path: Path) -> bool:
+    """Whether something is stored, be it damaged or, after an overwrite that was killed, under another name."""
+    return path.exists() or is_complete(path)
 
 
 def report(found: dict[str, list[str]]) -> str:
@@ -112,8 +120,9 @@ def remove(workdir: Workdir, names: Iterable[str]) -> None:
     names = list(names)
     if not names:
         raise ConfigError("name the adapters to delete; `ia-jax adapters ls` lists them")
-    for path in chosen(workdir, names).values():
-        try:
-            shutil.rmtree(path)
-        except FileNotFoundError:
-            raise ConfigError(f"{path} is not stored, so there is nothing to delete") from None
+    paths = chosen(workdir, names)
+    for path in paths.values():
+        if not _is_there(path):
+            raise ConfigError(f"{path} is not stored, so there is nothing to delete")
+    for path in paths.values():
+        remove_adapter(path)

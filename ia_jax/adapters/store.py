@@ -158,6 +158,14 @@ def is_complete(directory: Directory) -> bool:
     return _complete(_resolve(_path(directory)))
 
 
+def remove_adapter(directory: Directory) -> None:
+    """Delete a stored adapter and all that killed saves left of it; a kill midway leaves it whole, or not stored."""
+    path = _path(directory)
+    for leftover in _leftovers(path):  # first: a complete `.saving` would be served in its place
+        _remove(leftover)
+    _remove(path)
+
+
 def list_adapters(root: Directory) -> dict[str, AdapterMetadata]:
     """Complete adapters right under `root`, by directory name. A damaged record is logged and left out."""
     path, found = _path(root), {}
@@ -260,13 +268,18 @@ def _stored_content(path: epath.Path) -> str:
 
 def _settle(path: epath.Path) -> None:
     """Finish or clear away what a killed save left behind; afterwards `path` is complete or absent."""
-    stage, replaced = (path.parent / (path.name + suffix) for suffix in (_SAVING, _REPLACED))
+    stage = path.parent / (path.name + _SAVING)
     if not _complete(path):
         _remove(path)
         if _complete(stage):
             stage.rename(path)
-    for leftover in (stage, replaced, path.parent / (stage.name + _ORBAX_TEMPORARY)):
+    for leftover in _leftovers(path):
         _remove(leftover)
+
+
+def _leftovers(path: epath.Path) -> list[epath.Path]:
+    """What a killed save may leave beside `path`."""
+    return [path.parent / (path.name + suffix) for suffix in (_SAVING, _REPLACED, _SAVING + _ORBAX_TEMPORARY)]
 
 
 def _swap(stage: epath.Path, path: epath.Path) -> None:
@@ -279,7 +292,10 @@ def _swap(stage: epath.Path, path: epath.Path) -> None:
 
 
 def _remove(path: epath.Path) -> None:
-    if path.exists():
+    if records.is_local(path) and os.path.islink(path):
+        os.unlink(path)  # what it leads to is somebody else's
+    elif path.exists():
+        (path / RECORD).unlink(missing_ok=True)  # first: without it, what a kill leaves of the tree is no adapter
         path.rmtree()
 
 
