@@ -382,6 +382,28 @@ def test_both_spellings_of_rope():
     assert hash(old) != hash(config_from_json(LLAMA))
 
 
+def test_rope_stated_twice():
+    """transformers 5 takes `rope_scaling` where both are there: a config.json with Qwen's YaRN lines added has both."""
+    theirs = {"rope_parameters": {"rope_type": "default", "rope_theta": 10000.0}}
+    for own in ({"type": "yarn", "factor": 4.0}, {"rope_type": "linear", "factor": 2.0}):
+        with pytest.raises(
+            ConfigError, match=r"rope_scaling = .*'factor': .* contradicts rope_parameters = .*'default'"
+        ):
+            config_from_json(LLAMA | theirs | {"rope_scaling": own})
+    with pytest.raises(ConfigError, match=r"rope_scaling.rope_theta = 5.0"):
+        config_from_json(LLAMA | theirs | {"rope_scaling": {"rope_type": "default", "rope_theta": 5.0}})
+    with pytest.raises(ConfigError, match=r"rope_scaling = 'yarn' is not supported"):
+        config_from_json(LLAMA | theirs | {"rope_scaling": "yarn"})
+    once = config_from_json(LLAMA | {"rope_scaling": LLAMA3})
+    both = {"rope_scaling": LLAMA3, "rope_parameters": LLAMA3 | {"rope_theta": 10000, "attention_factor": None}}
+    assert config_from_json(LLAMA | both) == once
+    linear = {"rope_scaling": {"type": "linear", "factor": 2}}
+    parameters = {"rope_parameters": {"rope_type": "linear", "factor": 2.0, "rope_theta": 10000.0}}
+    assert config_from_json(LLAMA | linear | parameters) == config_from_json(LLAMA | linear)
+    for empty in ({}, None):
+        assert config_from_json(LLAMA | theirs | {"rope_scaling": empty}) == config_from_json(LLAMA)
+
+
 def test_defaults_of_old_llama_files():
     cfg = config_from_json(without(LLAMA, "num_key_value_heads", "rope_theta", "tie_word_embeddings"))
     assert (cfg.num_key_value_heads, cfg.head_dim, cfg.rope_theta) == (4, 4, 10000.0)

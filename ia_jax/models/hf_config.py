@@ -57,16 +57,27 @@ def _check_supported(config: dict[str, Any]) -> None:
 
 
 def _rope(config: dict[str, Any]) -> tuple[float, RopeScaling | None]:
-    """transformers 5 has `rope_parameters`; 4 has `rope_theta` and `rope_scaling` (with `rope_type` or `type`)."""
-    field = "rope_parameters" if config.get("rope_parameters") else "rope_scaling"
-    values = config.get(field) or {}
-    nested = next((key for key, value in values.items() if isinstance(value, dict)), None)
-    if nested is not None:
-        _unsupported(f"{field}.{nested}", values[nested], "one set of values for all layers")
-    thetas = [float(v) for v in (values.get("rope_theta"), config.get("rope_theta")) if v is not None]
-    if len(set(thetas)) > 1:
-        raise ConfigError(f"config.json: rope_theta = {thetas[1]} contradicts {field}.rope_theta = {thetas[0]}")
-    theta = thetas[0] if thetas else 10000.0
+    """transformers 5 has `rope_parameters`; 4 has `rope_theta` and `rope_scaling` (with `rope_type` or `type`).
+
+    A file may have both, if they say the same: of two that differ, transformers takes `rope_scaling`.
+    """
+    stated = {field: config[field] for field in ("rope_parameters", "rope_scaling") if config.get(field)}
+    for field, values in stated.items():
+        if not isinstance(values, dict):
+            _unsupported(field, values, "an object or null")
+        nested = next((key for key, value in values.items() if isinstance(value, dict)), None)
+        if nested is not None:
+            _unsupported(f"{field}.{nested}", values[nested], "one set of values for all layers")
+    if len(stated) == 2 and _rope_values(stated["rope_parameters"]) != _rope_values(stated["rope_scaling"]):
+        one, other = (f"{field} = {values}" for field, values in stated.items())
+        raise ConfigError(f"config.json: {other} contradicts {one}; remove the one that does not hold")
+    field, values = next(iter(stated.items()), ("rope_scaling", {}))
+    places = {f"{place}.rope_theta": content.get("rope_theta") for place, content in stated.items()}
+    thetas = [(p, float(v)) for p, v in {**places, "rope_theta": config.get("rope_theta")}.items() if v is not None]
+    for place, other in thetas[1:]:
+        if other != thetas[0][1]:
+            raise ConfigError(f"config.json: {place} = {other} contradicts {thetas[0][0]} = {thetas[0][1]}")
+    theta = thetas[0][1] if thetas else 10000.0
     for place in (values, config):
         if place.get("partial_rotary_factor", 1.0) not in (None, 1.0):
             _unsupported("partial_rotary_factor", place["partial_rotary_factor"], "1.0")
@@ -84,6 +95,12 @@ def _rope(config: dict[str, Any]) -> tuple[float, RopeScaling | None]:
             original_max_position_embeddings=int(_required(values, "original_max_position_embeddings", field)),
         )
     _unsupported(f"{field}.rope_type", kind, "one of default, linear, llama3")
+
+
+def _rope_values(values: dict[str, Any]) -> dict[str, Any]:
+    """What a set says besides `rope_theta`, which is compared on its own; nulls say nothing."""
+    told = {key: value for key, value in values.items() if value is not None and key not in ("rope_theta", "type")}
+    return {"rope_type": values.get("type", "default"), **told}
 
 
 def _required(config: dict[str, Any], field: str, parent: str | None = None) -> Any:
