@@ -238,7 +238,9 @@ def write_gguf(path, cfg, tensors, **metadata):
     writer.add_rope_freq_base(cfg.rope_theta)
     writer.add_layer_norm_rms_eps(cfg.rms_norm_eps)
     if "scaling" in metadata:
-        writer.add_rope_scaling_type(metadata["scaling"])
+        writer.add_rope_scaling_type(gguf.RopeScalingType(metadata["scaling"]))
+    for key, value in metadata.get("scales", {}).items():
+        writer.add_float32(key, value)
     for name, value in tensors.items():
         writer.add_tensor(name, np.ascontiguousarray(value))
     writer.write_header_to_file()
@@ -283,19 +285,28 @@ def test_gguf_round_trip(tmp_path, tied):
         (lambda t: t.update({"output_norm.weight": np.ones(15, np.float32)}), {}, "output_norm.weight has shape"),
         (lambda t: None, {"architecture": "gpt2"}, "general.architecture = 'gpt2'"),
         (lambda t: None, {"scaling": "yarn"}, "llama.rope.scaling.type"),
+        (lambda t: None, {"scales": {"llama.rope.scaling.factor": 4.0}}, r"llama.rope.scaling.factor = 4.0 is not"),
+        (lambda t: None, {"scales": {"llama.rope.scale_linear": 2.0}}, r"llama.rope.scale_linear = 2.0 is not"),
     ],
 )
 def test_a_wrong_gguf_names_what_is_wrong(tmp_path, change, metadata, message):
-    import gguf
-
     cfg = config_from_json(LLAMA)
     tensors = gguf_tensors(cfg, random_params(cfg, seed=1))
     change(tensors)
-    if "scaling" in metadata:
-        metadata = {"scaling": gguf.RopeScalingType(metadata["scaling"])}
     write_gguf(tmp_path / "m.gguf", cfg, tensors, **metadata)
     with pytest.raises(ConfigError, match=message):
         read_weights(tmp_path / "m.gguf")
+
+
+@pytest.mark.parametrize(
+    ("scaling", "factor"), [(None, 1.0), ("none", 4.0)], ids=["a factor of 1", "a factor that the type leaves unused"]
+)
+def test_gguf_without_rope_scaling(tmp_path, scaling, factor):
+    cfg = config_from_json(LLAMA)
+    metadata = {"scaling": scaling} if scaling else {}
+    scales = {"llama.rope.scaling.factor": factor, "llama.rope.scale_linear": factor}
+    write_gguf(tmp_path / "m.gguf", cfg, gguf_tensors(cfg, random_params(cfg)), scales=scales, **metadata)
+    assert open_source(tmp_path / "m.gguf").config == cfg
 
 
 def test_unpermuted_rows_rotate_as_llama_cpp_rotates_the_permuted_ones():

@@ -160,6 +160,10 @@ class GgufSource:
             "llama.rope.scaling.type": (scaling, scaling == "none"),
             "llama.expert_count": (self._field("llama.expert_count", 0), self._field("llama.expert_count", 0) == 0),
         }
+        if "llama.rope.scaling.type" not in self._reader.fields:
+            # llama.cpp takes a factor without a type as linear scaling; scale_linear is its old name.
+            for key in ("llama.rope.scaling.factor", "llama.rope.scale_linear"):
+                wrong[key] = (self._field(key, 1.0), self._field(key, 1.0) == 1.0)
         for key, (value, supported) in wrong.items():
             if not supported:
                 raise ConfigError(f"{self.where}: {key} = {value!r} is not supported in GGUF files; use safetensors")
