@@ -125,6 +125,7 @@ DAMAGES = {
     "wrong tying": (config(tie_word_embeddings=True), "tie_word_embeddings"),
     "no tokenizer": (lambda d: (d / "tokenizer.json").unlink(), "tokenizer.json"),
     "truncated tokenizer": (cut("tokenizer.json", -100), "the tokenizer cannot be loaded"),
+    "stop token of another model": (config(eos_token_id=[2, 128001]), "config.json: eos_token_id = 128001"),
     "no chat template": (lambda d: [p.unlink() for p in d.glob("chat_template*")], "chat template"),
 }
 

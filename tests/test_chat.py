@@ -1,10 +1,12 @@
 """Chats on SmolLM2's own template: what is supervised, what is refused, and that prompts are prefixes."""
 
+import copy
+
 import numpy as np
 import pytest
 
 from ia_jax.errors import ConfigError, IAError
-from ia_jax.models.chat import encode_chat, encode_prompt, render, stop_ids
+from ia_jax.models.chat import declare_stops, encode_chat, encode_prompt, render, stop_ids
 from ia_jax.models.sources import open_source
 
 QUESTION = {"role": "user", "content": "What is 12 + 30?"}
@@ -149,3 +151,38 @@ def test_the_date_is_fixed(templated):
 
 def test_stop_ids(tokenizer):
     assert stop_ids(tokenizer) == (tokenizer.convert_tokens_to_ids("<|endoftext|>"), tokenizer.eos_token_id) == (0, 2)
+
+
+def declaring(tokenizer, *tokens):
+    """A copy of the tokenizer, as a checkpoint that declares these stop tokens would give it."""
+    tokenizer = copy.deepcopy(tokenizer)
+    declare_stops(tokenizer, tokenizer.convert_tokens_to_ids(list(tokens)))
+    return tokenizer
+
+
+def test_a_declared_stop_token_ends_a_turn(tokenizer):
+    """One of no name that is known: without the declaration, the answer would have no end."""
+    template = tokenizer.chat_template.replace("<|im_end|>", "<filename>")
+    own = declaring(tokenizer, "<filename>")
+    own.chat_template = template
+    assert stop_ids(own) == (0, 2, tokenizer.convert_tokens_to_ids("<filename>"))
+    assert supervised(own, encode_chat(own, [QUESTION, ANSWER], 100)) == "It is 42.<filename>"
+    assert stop_ids(tokenizer) == (0, 2)
+
+
+def test_declaring_what_is_known_changes_nothing(tokenizer):
+    chat = [QUESTION, ANSWER, QUESTION, ANSWER]
+    before, after = (
+        encode_chat(t, chat, 100) for t in (tokenizer, declaring(tokenizer, "<|im_end|>", "<|endoftext|>"))
+    )
+    for one, other in zip(before, after, strict=True):
+        np.testing.assert_array_equal(one, other)
+
+
+def test_an_answer_that_its_model_would_stop_within(tokenizer):
+    """A stop token need not be a control token; then the mask would end where the first one stands."""
+    own = declaring(tokenizer, "#")
+    assert supervised(own, encode_chat(own, [QUESTION, ANSWER], 100)) == "It is 42.<|im_end|>"
+    encode_chat(own, [{"role": "user", "content": "What is a # sign, #?"}, ANSWER], 100)
+    with pytest.raises(ConfigError, match=r"x: message 1 contains the stop token '#'"):
+        encode_chat(own, [QUESTION, {"role": "assistant", "content": "# Sum\n42"}], 100, name="x")

@@ -2,6 +2,8 @@
 
 import json
 import math
+import re
+import shutil
 
 import jax
 import jax.numpy as jnp
@@ -12,7 +14,7 @@ from safetensors.numpy import save_file
 
 from ia_jax.errors import ConfigError, IAError
 from ia_jax.models import sources, weights
-from ia_jax.models.chat import encode_prompt
+from ia_jax.models.chat import encode_prompt, stop_ids
 from ia_jax.models.hf_config import config_from_json
 from ia_jax.models.sources import SafetensorsSource, open_source, unpermute
 from ia_jax.models.transformer import forward, logits_from_hidden, param_shardings, weight_specs
@@ -183,6 +185,16 @@ def test_load_model_names_what_it_cannot_find(tmp_path):
         load_model(tmp_path)
 
 
+@pytest.fixture(scope="module")
+def smollm2_files(tmp_path_factory):
+    """A directory with SmolLM2's tokenizer, weights of its vocabulary, and no stop token in either JSON file."""
+    directory = tmp_path_factory.mktemp("smollm2") / "model"
+    open_source("smollm2").tokenizer().save_pretrained(directory)
+    checkpoint(directory, LLAMA | {"vocab_size": 49152})
+    (directory / "generation_config.json").write_text("{}")
+    return directory
+
+
 def test_load_model_from_a_directory(tmp_path):
     tokenizer = open_source("smollm2").tokenizer()
     tokenizer.save_pretrained(tmp_path)
@@ -195,6 +207,46 @@ def test_load_model_from_a_directory(tmp_path):
     assert placed.params["embed"].sharding.mesh.shape == {"fsdp": 4, "tp": 2}
     chat = [{"role": "user", "content": "a  1 I've\n\n12"}]
     assert encode_prompt(plain.tokenizer, chat).tolist() == encode_prompt(tokenizer, chat).tolist()
+
+
+@pytest.mark.parametrize(
+    ("declared", "stops"),
+    [
+        ({}, ()),
+        ({"config.json": None}, ()),
+        ({"config.json": 7}, (7,)),
+        ({"config.json": [2, 5]}, (2, 5)),
+        ({"generation_config.json": [0, 9]}, (0, 9)),
+        ({"config.json": 7, "generation_config.json": 9}, (9,)),
+        ({"config.json": 7, "generation_config.json": None}, (7,)),
+        ({"config.json": 49152}, "config.json: eos_token_id = 49152"),
+        ({"config.json": "</s>"}, "config.json: eos_token_id = '</s>'"),
+        ({"config.json": True}, "config.json: eos_token_id = True"),
+        ({"generation_config.json": [2, -1]}, "generation_config.json: eos_token_id = -1"),
+    ],
+    ids=str,
+)
+def test_stop_tokens_that_a_directory_declares(tmp_path, smollm2_files, declared, stops):
+    """They are added to the tokenizer's own, 0 and 2; as in transformers, generation_config.json goes first."""
+    shutil.copytree(smollm2_files, tmp_path, dirs_exist_ok=True)
+    for file in tmp_path.glob("*config.json"):
+        if file.name in declared:
+            content = json.loads(file.read_text()) | {"eos_token_id": declared[file.name]}
+            file.write_text(json.dumps(content))
+    source = open_source(tmp_path)
+    if isinstance(stops, str):
+        with pytest.raises(ConfigError, match=re.escape(f"{tmp_path}/{stops} is not a token of the vocabulary")):
+            source.tokenizer()
+    else:
+        assert stop_ids(source.tokenizer()) == tuple(sorted({0, 2, *stops}))
+
+
+def test_a_damaged_generation_config(tmp_path, smollm2_files):
+    shutil.copytree(smollm2_files, tmp_path, dirs_exist_ok=True)
+    for content in ("{", "[]"):
+        (tmp_path / "generation_config.json").write_text(content)
+        with pytest.raises(ConfigError, match=r"generation_config\.json: not "):
+            open_source(tmp_path).tokenizer()
 
 
 def test_hub_failure_is_one_line(monkeypatch):

@@ -21,6 +21,8 @@ ROLES = ("system", "user", "assistant")
 DATE = "26 Jul 2024"
 # What ends a turn in the templates of the supported families, besides the tokenizer's own EOS.
 _STOPS = ("<|im_end|>", "<|endoftext|>", "<|eot_id|>", "<|eom_id|>", "<|end_of_text|>")
+# The tokenizer's attribute for the stop tokens that only its checkpoint declares; the tokenizer is what chats pass on.
+_DECLARED = "declared_stops"
 
 
 class ChatExample(NamedTuple):
@@ -70,10 +72,11 @@ def encode_chat(
     identifies the example in errors.
     """
     chat = _checked(messages, system, name)
+    stops = stop_ids(tokenizer)
     _reject_special_tokens(tokenizer, chat, name)
+    _reject_stops(tokenizer, chat, stops, name)
     tokens = _encode(tokenizer, render(tokenizer, chat))
     mask = np.zeros(len(tokens), bool)
-    stops = stop_ids(tokenizer)
     for turn, message in enumerate(chat):
         if message["role"] != "assistant":
             continue
@@ -100,13 +103,19 @@ def encode_chat(
 
 
 def stop_ids(tokenizer: "PreTrainedTokenizerBase") -> tuple[int, ...]:
-    """Ids at which generation stops: EOS and whatever else ends a turn or a text in this vocabulary, sorted."""
+    """Ids at which generation stops, sorted: EOS, what else ends a turn or a text by its name, and what is declared."""
     ids = {number for number, token in _added_tokens(tokenizer).items() if token.content in _STOPS}
+    ids.update(getattr(tokenizer, _DECLARED, ()))
     if isinstance(tokenizer.eos_token_id, int):
         ids.add(tokenizer.eos_token_id)
     if not ids:
         raise ConfigError("the tokenizer names no end-of-sequence token")
     return tuple(sorted(ids))
+
+
+def declare_stops(tokenizer: "PreTrainedTokenizerBase", ids: Sequence[int]) -> None:
+    """Adds what a checkpoint's JSON files name as `eos_token_id`; a fine-tune's end of turn may stand only there."""
+    setattr(tokenizer, _DECLARED, tuple(ids))
 
 
 def _encode(tokenizer: "PreTrainedTokenizerBase", text: str) -> list[int]:
@@ -142,3 +151,16 @@ def _reject_special_tokens(tokenizer: "PreTrainedTokenizerBase", chat: list[dict
         for token in specials:
             if token in message["content"]:
                 raise ConfigError(f"{name}: message {turn} contains the control token {token}")
+
+
+def _reject_stops(
+    tokenizer: "PreTrainedTokenizerBase", chat: list[dict[str, str]], stops: Sequence[int], name: str
+) -> None:
+    """A declared stop token may be an ordinary one; within an answer, it would end what is supervised."""
+    for turn, message in enumerate(chat):
+        if message["role"] != "assistant":
+            continue
+        for token in _encode(tokenizer, message["content"]):
+            if token in stops:
+                text = tokenizer.decode([token])
+                raise ConfigError(f"{name}: message {turn} contains the stop token {text!r} ({token}); leave it out")

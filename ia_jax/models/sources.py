@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any, Protocol
 import numpy as np
 
 from ia_jax.errors import ConfigError, IAError
+from ia_jax.models.chat import declare_stops
 from ia_jax.models.config import ModelConfig
 from ia_jax.models.hf_config import config_from_json
 
@@ -84,16 +85,39 @@ def embedded_checkpoint() -> Path:
 
 def read_hf_config(directory: str | Path) -> ModelConfig:
     path = Path(directory) / "config.json"
+    content = _read_json(path)
+    try:
+        return config_from_json(content)
+    except ConfigError as error:
+        raise ConfigError(f"{path.parent}/{error}") from error
+
+
+def _read_json(path: Path) -> dict[str, Any]:
     try:
         content = json.loads(path.read_text(encoding="utf-8"))
     except OSError as error:
         raise ConfigError(f"{path}: cannot read the model configuration ({error.strerror})") from error
     except ValueError as error:
         raise ConfigError(f"{path}: not valid JSON ({error})") from error
-    try:
-        return config_from_json(content)
-    except ConfigError as error:
-        raise ConfigError(f"{path.parent}/{error}") from error
+    if not isinstance(content, dict):
+        raise ConfigError(f"{path}: not a JSON object")
+    return content
+
+
+def _declared_stops(directory: Path, vocabulary: int) -> list[int]:
+    """`eos_token_id` of generation_config.json or else, as in transformers, of config.json."""
+    for file in (directory / "generation_config.json", directory / "config.json"):
+        declared = _read_json(file).get("eos_token_id") if file.is_file() else None
+        if declared is None:
+            continue
+        ids = declared if isinstance(declared, list) else [declared]
+        for token in ids:
+            if type(token) is not int or not 0 <= token < vocabulary:
+                raise ConfigError(
+                    f"{file}: eos_token_id = {token!r} is not a token of the vocabulary (must be 0 to {vocabulary - 1})"
+                )
+        return ids
+    return []
 
 
 def _download(name: str, revision: str | None) -> Path:
@@ -326,10 +350,13 @@ class SafetensorsSource:
     def tokenizer(self) -> "PreTrainedTokenizerBase":
         if not Path(self.where, "tokenizer.json").is_file():
             raise ConfigError(f"{self.where}: there is no tokenizer.json")
+        stops = _declared_stops(Path(self.where), self.config.vocab_size)
         try:
-            return _transformers().AutoTokenizer.from_pretrained(self.where)
+            tokenizer = _transformers().AutoTokenizer.from_pretrained(self.where)
         except Exception as error:  # of many kinds
             raise ConfigError(f"{self.where}: the tokenizer cannot be loaded ({error})") from error
+        declare_stops(tokenizer, stops)
+        return tokenizer
 
 
 def _opened(file: Path) -> Any:
