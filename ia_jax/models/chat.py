@@ -157,10 +157,11 @@ def _reject_stops(
     tokenizer: "PreTrainedTokenizerBase", chat: list[dict[str, str]], stops: Sequence[int], name: str
 ) -> None:
     """A declared stop token may be an ordinary one; within an answer, it would end what is supervised."""
+    ordinary = set(stops) - set(_added_tokens(tokenizer))  # the others are looked for as text
     for turn, message in enumerate(chat):
-        if message["role"] != "assistant":
+        if not ordinary or message["role"] != "assistant":
             continue
         for token in _encode(tokenizer, message["content"]):
-            if token in stops:
+            if token in ordinary:
                 text = tokenizer.decode([token])
                 raise ConfigError(f"{name}: message {turn} contains the stop token {text!r} ({token}); leave it out")
