@@ -7,7 +7,11 @@ import numpy as np
 import pytest
 from safetensors.numpy import load_file, save_file
 
+from ia_jax.errors import ConfigError
 from ia_jax.models.sources import open_source
+from ia_jax.recipes import load_config
+from ia_jax.stages.session import Session
+from ia_jax.workdir import Workdir
 from tests import parrot
 
 FILES = ("model-00001-of-00002.safetensors", "model-00002-of-00002.safetensors")
@@ -141,6 +145,21 @@ def test_a_tokenizer_of_another_model(refuse, base):
     """One with more tokens than the model has rows."""
     open_source("smollm2").tokenizer().save_pretrained(str(base))
     refuse(base, base, "the tokenizer has 49152 tokens, the model's vocabulary")
+
+
+def test_an_example_longer_than_the_context(base, tmp_path):
+    """Positions that the base has never seen. Rows may be longer: each example in them begins at 0."""
+
+    def tokens(limit):
+        config(max_position_embeddings=limit)(base)
+        overrides = ["--config.sft.length=2048"]
+        session = Session(Workdir(tmp_path), load_config(str(parrot.write_config(tmp_path / "c.py", base)), overrides))
+        return session.example("Name three colours.", "Red, green, blue.", session.config.sft.length, "row 7").tokens
+
+    count = len(tokens(2048))
+    assert len(tokens(count)) == count
+    with pytest.raises(ConfigError, match=rf"row 7: an example has {count} tokens, .* is {count - 1}"):
+        tokens(count - 1)
 
 
 def test_a_hub_model_that_cannot_be_had(refuse):

@@ -132,6 +132,11 @@ class Session:
             raise ConfigError(
                 f"{name}: an example has {end} tokens, more than length={length}; raise the stage's length"
             )
+        context = self.model.config.max_position_embeddings  # rows may be longer: each example in them begins at 0
+        if end > context:
+            raise ConfigError(
+                f"{name}: an example has {end} tokens, the model's max_position_embeddings is {context}; shorten it"
+            )
         return ChatExample(e.tokens[:end], e.loss_mask[:end])
 
     def generate(
