@@ -111,6 +111,27 @@ def test_rm(workdir, capsys):
     assert "nothing to delete" in capsys.readouterr().err
 
 
+def test_rm_of_an_ia_takes_its_training_state_first(workdir, monkeypatch):
+    """The stage would restore the final state and store the old IA as new; so a kill must not leave it alone."""
+    state = workdir.ia_dir("sft") / "state"
+    (state / "6").mkdir(parents=True)
+    with monkeypatch.context() as patch:
+        patch.setattr("ia_jax.adapters.inventory.remove_adapter", lambda path: None)  # killed before it
+        assert adapters(workdir, "rm", "ia_sft") == 0
+    assert not state.exists()
+    assert store.is_complete(workdir.ia_dir("sft") / "adapter")
+    assert adapters(workdir, "rm", "ia_sft") == 0
+    assert not store.is_complete(workdir.ia_dir("sft") / "adapter")
+
+
+def test_rm_of_an_ia_that_is_still_trained_keeps_its_state(workdir, capsys):
+    state = workdir.ia_dir("dpo") / "state"
+    state.mkdir(parents=True)
+    assert adapters(workdir, "rm", "ia_dpo") == 2
+    assert "nothing to delete" in capsys.readouterr().err
+    assert state.exists()
+
+
 def test_rm_checks_all_names_first(workdir, capsys):
     assert adapters(workdir, "rm", NAMES[0], NAMES[4]) == 2
     assert "nothing to delete" in capsys.readouterr().err

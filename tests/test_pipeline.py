@@ -153,6 +153,18 @@ def test_a_sum_goes_out_as_one_adapter(finished, tmp_path, capsys):
     assert "rank 4" in capsys.readouterr().out
 
 
+def test_a_removed_ia_is_trained_again(finished, tmp_path):
+    """From its first step: the last training state would only be stored once more."""
+    names = ("config.json", "behaviors.jsonl", "transcripts", "organisms", "behavior_checks.jsonl", "ia_sft")
+    copy = part_of(finished, tmp_path / "w", *names)
+    assert cli.main(["adapters", "rm", "ia_sft", f"--workdir={copy}"]) == 0
+    assert cli.main(["sft", f"--workdir={copy}"]) == 0
+    steps = [c["step"] for c in read_jsonl(copy / "curves.jsonl", "")]
+    assert steps == list(range(1, open_workdir(copy).config.sft.steps + 1))
+    one, other = (read_metadata(w / "ia_sft" / "adapter") for w in (copy, finished))
+    assert one.content_hash == other.content_hash
+
+
 def test_organisms_of_several_ranks(finished, tmp_path):
     """Each is stored with its own rank; one of rank 2 is what it is where all have rank 2; the IA reads them all."""
     copy = part_of(finished, tmp_path / "w", "config.json", "behaviors.jsonl", "transcripts")

@@ -1,6 +1,7 @@
 """`ia-jax adapters`: what a workdir's store holds, whether it is sound, and taking something out of it."""
 
 import json
+import shutil
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
@@ -92,11 +93,7 @@ def verify(workdir: Workdir, names: Sequence[str] = ()) -> dict[str, list[str]]:
     Every file and leaf is read and compared with its digest; an organism not trained yet is no problem, unless asked.
     """
     found: dict[str, list[str]] = {}
-    wanted = {
-        n: p
-        for n, p in chosen(workdir, names).items()
-        if names or ((p.exists() or is_complete(p)) and n not in workdir.left_out)
-    }
+    wanted = {n: p for n, p in chosen(workdir, names).items() if names or (_is_there(p) and n not in workdir.left_out)}
     with progress(len(wanted), "verify") as bar:
         for name, path in wanted.items():
             found[name] = verify_adapter(path)
@@ -116,7 +113,10 @@ def report(found: dict[str, list[str]]) -> str:
 
 
 def remove(workdir: Workdir, names: Iterable[str]) -> None:
-    """Deletes these adapters; their stages make them again. Names are all checked before anything is deleted."""
+    """Deletes these adapters, an IA with its training state, so that their stages make them anew.
+
+    Names are all checked before anything is deleted.
+    """
     names = list(names)
     if not names:
         raise ConfigError("name the adapters to delete; `ia-jax adapters ls` lists them")
@@ -124,5 +124,9 @@ def remove(workdir: Workdir, names: Iterable[str]) -> None:
     for path in paths.values():
         if not _is_there(path):
             raise ConfigError(f"{path} is not stored, so there is nothing to delete")
+    ias = {workdir.ia_dir(s) / "adapter" for s in STAGES}
     for path in paths.values():
+        if path in ias:
+            # Its stage would restore the final state, and store the old IA once more. First, or a kill may leave it.
+            shutil.rmtree(path.parent / "state", ignore_errors=True)
         remove_adapter(path)
