@@ -283,6 +283,16 @@ def test_retraining_an_early_wave_keeps_the_curves_of_later_ones(tmp_path):
     assert not any(purges in b.read_bytes() for b in again)
 
 
+def test_two_recorders_in_one_second_keep_their_files(tmp_path, monkeypatch):
+    monkeypatch.setattr("ia_jax.training.recorder.time.time", lambda: 1234567890.5)
+    for step in (1, 2):
+        with Recorder(tmp_path, "toy", step - 1) as recorder:
+            recorder.write(step, {"loss": step})
+    files = sorted((tmp_path / "tensorboard" / "toy").iterdir())
+    assert len(files) == 2
+    assert all(b"loss" in file.read_bytes() for file in files)
+
+
 def test_sigterm_saves_at_once_and_leaves_with_a_status_that_launchers_restart_on(tmp_path, uninterrupted):
     def told(state, x):
         if int(state["n"]) == 4:

@@ -279,7 +279,7 @@ def test_two_slices(stepped, sft_stepped, generated):
     with jax.set_mesh(mesh):
         params = place_params(mesh, CFG)
         assert params["layers"]["q"].addressable_shards[0].data.shape == (2, 32 // 2, 64 // 2)
-        state, metrics = run_organisms(params, put)
+        state, metrics = run_organisms(params, put, partial(organisms.init_on_mesh, mesh))
         assert tiny.worst(metrics["loss"], stepped[1]["loss"]) < 1e-5
         assert tiny.worst(state.adapters, stepped[0].adapters) < 1e-5
         for leaf in jax.tree.leaves(state.adapters):

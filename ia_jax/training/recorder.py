@@ -9,6 +9,7 @@ import time
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from functools import cached_property
+from itertools import count
 from pathlib import Path
 from typing import Any, TextIO
 
@@ -34,7 +35,10 @@ class Board:
 
     def __init__(self, directory: Path, purge_step: int | None):
         directory.mkdir(parents=True, exist_ok=True)
-        self.path = directory / f"events.out.tfevents.{int(time.time())}.{socket.gethostname()}.{os.getpid()}"
+        name = f"events.out.tfevents.{int(time.time())}.{socket.gethostname()}.{os.getpid()}"
+        # Short waves begin in the same second; the second must not overwrite the first.
+        paths = (directory / f"{name}.{number:03d}" for number in count())
+        self.path = next(path for path in paths if not path.exists())
         self._records = RecordWriter(str(self.path))
         self._write(Event(step=purge_step or 0, file_version="brain.Event:2"))
         if purge_step is not None:
