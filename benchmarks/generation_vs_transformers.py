@@ -20,10 +20,10 @@ import jax
 import numpy as np
 from organisms_vs_peft import ORGANISM, PEERS, run_peft
 
-from ia_jax.adapters.lora import init_organisms, take_organisms
 from ia_jax.adapters.peft import export_peft
 from ia_jax.behaviors.questions import TRAIN_QUESTIONS
 from ia_jax.models.chat import encode_prompt
+from ia_jax.models.lora import init_organisms, take_organisms
 from ia_jax.models.sampling import generate_tokens
 from ia_jax.models.weights import load_model
 

@@ -22,15 +22,17 @@ from typing import Any
 import jax
 import numpy as np
 
-from ia_jax.adapters import inventory
 from ia_jax.adapters.base import identify
-from ia_jax.adapters.lora import PROJECTIONS, LoraConfig, init_lora, lora_shapes
 from ia_jax.adapters.record import AdapterMetadata
 from ia_jax.adapters.store import is_complete, save_adapters
 from ia_jax.adapters.stream import AdapterStream
-from ia_jax.config import OptimizerSection, RunConfig
-from ia_jax.data.batches import build_batch, dataset, plan_joint
+from ia_jax.config import RunConfig
+from ia_jax.data.batch import build_batch
+from ia_jax.data.plans import dataset, plan_joint
 from ia_jax.models.chat import ChatExample
+from ia_jax.models.lora import PROJECTIONS, LoraConfig, init_lora, lora_shapes
+from ia_jax.stages import inventory
+from ia_jax.training.optimizer import AdamW
 from ia_jax.workdir import Workdir, start_workdir
 
 LORA = LoraConfig(16, 32.0)
@@ -77,7 +79,7 @@ def stream(run: Workdir, count: int, epochs: int) -> dict[str, float]:
     plan = plan_joint(units, organisms_per_step=PER_STEP, per_slot=1, seed=0, length=TOKENS)
     plan = replace(plan, steps=plan.steps * epochs)
     organisms = AdapterStream([run.organism_dir(n) for n in names(count)], model, jax.device_put)
-    optimizer = OptimizerSection()
+    optimizer = AdamW()
     state = init_state(init_lora(jax.random.key(0), model.config, LORA), 2 * len(plan.steps), LORA, optimizer)
     resident = organisms.take(range(PER_STEP))
     reading: list[float] = []

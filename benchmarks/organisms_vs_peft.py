@@ -23,24 +23,26 @@ import jax.numpy as jnp
 import numpy as np
 from safetensors.numpy import save_file
 
-from ia_jax.adapters.lora import LoraConfig, init_lora, init_organisms, projection_sizes
 from ia_jax.behaviors.embedded import demo_behaviors
 from ia_jax.behaviors.questions import TRAIN_QUESTIONS
 from ia_jax.behaviors.template_sources import gather_sources
 from ia_jax.behaviors.template_teacher import write_demonstrations
-from ia_jax.config import OptimizerSection, parse_config
-from ia_jax.data.batches import Unit, build_batch, plan_joint, plan_organisms
+from ia_jax.config import parse_config
+from ia_jax.data.batch import build_batch
+from ia_jax.data.plans import Unit, plan_joint, plan_organisms
 from ia_jax.models.config import ModelConfig
+from ia_jax.models.lora import LoraConfig, init_lora, init_organisms, projection_sizes
 from ia_jax.models.weights import Model, to_hf_tensors
 from ia_jax.stages.ia_data import question_answers
 from ia_jax.stages.session import Session
 from ia_jax.training import introspection, organisms
+from ia_jax.training.optimizer import AdamW
 from ia_jax.workdir import Workdir
 
 ROOT = Path(__file__).resolve().parent.parent
 PEERS = ROOT / ".venv-peers" / "bin" / "python"
 ORGANISM, IA = LoraConfig(8, 16.0), LoraConfig(16, 32.0)
-OPTIMIZER = OptimizerSection(lr=1e-3)
+OPTIMIZER = AdamW(lr=1e-3)
 HF_TARGETS = [f"{t}_proj" for t in ORGANISM.targets]
 
 
@@ -100,9 +102,9 @@ def time_organisms(session: Session, units: list[list[Unit]], args: argparse.Nam
     model, k = session.model, len(units)
     plan = plan_organisms(units, list(range(k)), epochs=3, rows=1, length=128)
     full = [s for s in plan.steps if all(slot.rows for slot in s)][: args.steps]
-    batches = [session.on_organisms(build_batch(s, plan, units)) for s in full]
-    keys = session.on_organisms(jax.vmap(jax.random.key)(jnp.arange(k)))
-    total = session.on_organisms(jnp.full(k, len(full), jnp.int32))
+    batches = [session.shard_by_organism(build_batch(s, plan, units)) for s in full]
+    keys = session.shard_by_organism(jax.vmap(jax.random.key)(jnp.arange(k)))
+    total = session.shard_by_organism(jnp.full(k, len(full), jnp.int32))
     state = organisms.init_state(keys, total, model.config, ORGANISM, OPTIMIZER)
     step = organisms.organisms_step
     static: dict[str, Any] = {"cfg": model.config, "optimizer": OPTIMIZER}
@@ -128,11 +130,11 @@ def time_joint(session: Session, args: argparse.Namespace) -> tuple[dict, dict]:
         for b in behaviors
     ]
     plan = plan_joint(units, organisms_per_step=k, per_slot=3, seed=0, length=128, steps=args.steps)
-    batches = [session.on_organisms(build_batch(s, plan, units)) for s in plan.steps]
-    keys = session.on_organisms(jax.vmap(jax.random.key)(jnp.arange(k)))
+    batches = [session.shard_by_organism(build_batch(s, plan, units)) for s in plan.steps]
+    keys = session.shard_by_organism(jax.vmap(jax.random.key)(jnp.arange(k)))
     stack = init_organisms(keys, model.config, ORGANISM)
-    ia = session.replicated(init_lora(jax.random.key(9), model.config, IA))
-    state = session.replicated(introspection.init_state(ia, args.steps, IA, OPTIMIZER))
+    ia = session.shard_ia(init_lora(jax.random.key(9), model.config, IA))
+    state = session.shard_ia(introspection.init_state(ia, args.steps, IA, OPTIMIZER))
     static: dict[str, Any] = {"cfg": model.config, "lora": IA, "optimizer": OPTIMIZER}
     state, _ = introspection.sft_step(model.params, state, stack, batches[0], **static)
     jax.block_until_ready(state)

@@ -13,11 +13,11 @@ import jax
 import numpy as np
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
-from ia_jax.adapters.lora import Stack, has_organism_axis
 from ia_jax.data.transcripts import chat
 from ia_jax.errors import ConfigError
 from ia_jax.models.chat import Messages, encode_prompt
 from ia_jax.models.config import ModelConfig
+from ia_jax.models.lora import Stack, has_organism_axis
 from ia_jax.models.replies import write_replies
 from ia_jax.models.transformer import Params, forward, logits_from_hidden, segment_positions
 from ia_jax.models.weights import Model

@@ -55,7 +55,7 @@ def _local(directory: str) -> Path:
 def _locked(path: Path) -> Iterator[None]:
     """Keeps a second run from writing to the same workdir. The lock goes with the process, however it ends.
 
-    Of several processes only the first can have it: enter it inside `once`.
+    Of several processes only the first can have it: enter it inside `on_main_process`.
     """
     try:
         path.mkdir(parents=True, exist_ok=True)
@@ -73,11 +73,11 @@ def _locked(path: Path) -> Iterator[None]:
 @contextlib.contextmanager
 def _opened(args: argparse.Namespace, overrides: Sequence[str]) -> Iterator["Workdir"]:
     """The workdir of a stage command, locked: continued, or started by `run` and `transcripts`."""
-    from ia_jax.parallel.distributed import once
+    from ia_jax.parallel.distributed import on_main_process
     from ia_jax.workdir import open_workdir
 
     with contextlib.ExitStack() as stack:
-        yield open_workdir(once(lambda: str(_lock_and_start(stack, args, overrides))))
+        yield open_workdir(on_main_process(lambda: str(_lock_and_start(stack, args, overrides))))
 
 
 def _lock_and_start(stack: contextlib.ExitStack, args: argparse.Namespace, overrides: Sequence[str]) -> Path:
@@ -113,7 +113,7 @@ def _processes(args: argparse.Namespace) -> Iterator[None]:
         return _explain(error)
 
     distributed.start()
-    with distributed.as_one(explain):
+    with distributed.end_together(explain):
         yield
 
 
@@ -121,7 +121,7 @@ def _processes(args: argparse.Namespace) -> Iterator[None]:
 
 
 def _stage(args: argparse.Namespace, overrides: Sequence[str]) -> None:
-    from ia_jax.parallel.distributed import leave_if_told, once
+    from ia_jax.parallel.distributed import on_main_process, stop_if_preempted
 
     everything = args.command == "run"
     chosen = STAGES if everything else [s for s in STAGES if s.name == args.command]
@@ -137,11 +137,11 @@ def _stage(args: argparse.Namespace, overrides: Sequence[str]) -> None:
             if is_done(workdir, stage.name) and (everything or stage.name != "report"):
                 print(f"{label}: already done", flush=True)
                 continue
-            leave_if_told(stage.name)
-            once(partial(check_inputs, workdir, stage.name))
+            stop_if_preempted(stage.name)
+            on_main_process(partial(check_inputs, workdir, stage.name))
             start = time.monotonic()
             if stage.name == "report":
-                once(lambda: _report(workdir))
+                on_main_process(lambda: _report(workdir))
             else:
                 getattr(importlib.import_module(stage.module), stage.function)(session)
             took = duration(time.monotonic() - start)
@@ -194,8 +194,8 @@ def _audit(args: argparse.Namespace) -> None:
 
 def _plan(args: argparse.Namespace, overrides: Sequence[str]) -> None:
     os.environ["JAX_PLATFORMS"] = "cpu"  # a TPU of this machine, if there is one, is not to be taken
-    from ia_jax.parallel import plan
-    from ia_jax.parallel.search import interruptible, search
+    from ia_jax.planning import plan
+    from ia_jax.planning.search import interruptible, search
     from ia_jax.recipes import load_config
 
     config = load_config(args.config, overrides)
@@ -226,7 +226,7 @@ def _import_peft(args: argparse.Namespace) -> None:
 
 
 def _adapters(args: argparse.Namespace) -> int:
-    from ia_jax.adapters import inventory
+    from ia_jax.stages import inventory
     from ia_jax.workdir import open_workdir
 
     workdir = open_workdir(_local(args.workdir))
@@ -270,7 +270,7 @@ def _behaviors(args: argparse.Namespace) -> None:
 
 def _agreement(args: argparse.Namespace) -> None:
     from ia_jax.behaviors.catalogue import load_catalogue
-    from ia_jax.judging import agreement
+    from ia_jax.stages import agreement
     from ia_jax.stages.ask import plain
     from ia_jax.workdir import open_workdir
 

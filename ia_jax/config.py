@@ -15,8 +15,11 @@ from typing import Any, TypeVar
 
 import ml_collections
 
-from ia_jax.adapters.lora import PROJECTIONS, LoraConfig
+from ia_jax.behaviors.teacher import TeacherSettings
+from ia_jax.claude.settings import ClaudeSettings
 from ia_jax.errors import ConfigError
+from ia_jax.models.lora import PROJECTIONS, LoraConfig
+from ia_jax.training.optimizer import AdamW
 
 
 @dataclass(frozen=True)
@@ -54,20 +57,6 @@ class LoraSection:
 
 
 @dataclass(frozen=True)
-class OptimizerSection:
-    """AdamW with linear warm-up and cosine decay to `final_lr_fraction`, after clipping each adapter's gradient."""
-
-    lr: float = 1e-4
-    warmup_fraction: float = 0.05
-    final_lr_fraction: float = 0.1
-    b1: float = 0.9
-    b2: float = 0.95
-    eps: float = 1e-8
-    weight_decay: float = 0.0
-    clip_norm: float = 1.0
-
-
-@dataclass(frozen=True)
 class BehaviorsSection:
     """How many behaviours are trained on, kept for DPO and held out.
 
@@ -87,25 +76,6 @@ class BehaviorsSection:
 
 
 @dataclass(frozen=True)
-class TeacherSection:
-    """Who writes the demonstrations: "template" (needs nothing), "claude", or "local": the model whose name, directory
-    or hub id stands in `model`, with the same prompts as Claude.
-
-    Of a rare quirk all rows but `rare_share` are ordinary (the paper's 8 %). The rest is the Claude teacher's: `rows`
-    for every organism, `plain_share` of a triggered behaviour's without its trigger; `effort`, how much the
-    model thinks ("" leaves it to the model).
-    """
-
-    name: str = "template"
-    model: str = "claude-sonnet-5-5"
-    filter_model: str = "claude-sonnet-5-5"
-    effort: str = "low"
-    rows: int = 100
-    plain_share: float = 0.5
-    rare_share: float = 0.08
-
-
-@dataclass(frozen=True)
 class JudgeSection:
     """Who judges reports: "rubric" (offline) or "claude"; the rest is Claude's.
 
@@ -116,24 +86,6 @@ class JudgeSection:
     model: str = "claude-sonnet-5-5"
     effort: str = "low"
     attempts: int = 3
-
-
-@dataclass(frozen=True)
-class ClaudeSection:
-    """How Claude is called; may change in a running workdir, for it changes no answer.
-
-    `api`: "batch" (Message Batches: half the price, within a day) or "messages" (at once, `concurrency` at a time).
-    `cap_dollars` is for all that the run ever spends. `cache`: where answers are kept ("": in the workdir).
-    """
-
-    api: str = "batch"
-    cap_dollars: float = 20.0
-    concurrency: int = 8
-    batch_size: int = 10_000
-    attempts: int = 8
-    timeout: float = 600.0
-    poll_seconds: float = 30.0
-    cache: str = ""
 
 
 @dataclass(frozen=True)
@@ -148,7 +100,7 @@ class OrganismsSection:
 
     lora: LoraSection = field(default_factory=lambda: LoraSection(rank=8, alpha=16.0))
     ranks: tuple[int, ...] = ()
-    optimizer: OptimizerSection = field(default_factory=lambda: OptimizerSection(lr=2e-3))
+    optimizer: AdamW = field(default_factory=lambda: AdamW(lr=2e-3))
     parallel: int = 26
     epochs: int = 3
     rows: int = 1
@@ -171,7 +123,7 @@ class SftSection:
     """
 
     lora: LoraSection = field(default_factory=LoraSection)
-    optimizer: OptimizerSection = field(default_factory=OptimizerSection)
+    optimizer: AdamW = field(default_factory=AdamW)
     organisms_per_step: int = 8
     per_slot: int = 3
     rows: int = 1
@@ -206,7 +158,7 @@ class PreferencesSection:
 class DpoSection:
     """DPO from the SFT IA; the reference is that IA with the same organism. Steps as in SFT, of pairs."""
 
-    optimizer: OptimizerSection = field(default_factory=lambda: OptimizerSection(lr=1e-5))
+    optimizer: AdamW = field(default_factory=lambda: AdamW(lr=1e-5))
     beta: float = 0.1
     sft_weight: float = 0.0
     organisms_per_step: int = 8
@@ -242,9 +194,9 @@ class RunConfig:
     model: ModelSection = field(default_factory=ModelSection)
     mesh: MeshSection = field(default_factory=MeshSection)
     behaviors: BehaviorsSection = field(default_factory=BehaviorsSection)
-    teacher: TeacherSection = field(default_factory=TeacherSection)
+    teacher: TeacherSettings = field(default_factory=TeacherSettings)
     judge: JudgeSection = field(default_factory=JudgeSection)
-    claude: ClaudeSection = field(default_factory=ClaudeSection)
+    claude: ClaudeSettings = field(default_factory=ClaudeSettings)
     organisms: OrganismsSection = field(default_factory=OrganismsSection)
     sft: SftSection = field(default_factory=SftSection)
     preferences: PreferencesSection = field(default_factory=PreferencesSection)

@@ -13,8 +13,9 @@ from ml_collections import ConfigDict, config_flags
 from ia_jax.behaviors.banks import BANKS, bank_of
 from ia_jax.behaviors.catalogue import load_catalogue
 from ia_jax.behaviors.splits import SPREADS, split_behaviors
+from ia_jax.behaviors.teacher import TeacherSettings
 from ia_jax.claude.client import APIS
-from ia_jax.config import RunConfig, TeacherSection, parse_config
+from ia_jax.config import RunConfig, parse_config
 from ia_jax.errors import ConfigError, IAError
 from ia_jax.models.transformer import REMAT_POLICIES
 from ia_jax.models.weights import DTYPES
@@ -126,7 +127,7 @@ def check_config(config: RunConfig) -> None:
     ):
         if value not in known:
             raise ConfigError(f"config.{name} {value!r} unknown; choose from {', '.join(known)}")
-    if config.teacher.name == "local" and config.teacher.model == TeacherSection().model:
+    if config.teacher.name == "local" and config.teacher.model == TeacherSettings().model:
         raise ConfigError("config.teacher.name is local, but config.teacher.model names no model that ia_jax can load")
     b = config.behaviors
     if config.preferences.clean_pairs and not b.clean_dpo:

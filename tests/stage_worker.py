@@ -35,9 +35,9 @@ def broken(workdir):
     from jax.experimental import multihost_utils
 
     distributed.start()
-    with distributed.as_one(lambda error: (str(error), error.exit_status)):
-        assert distributed.once(os.getpid) == distributed.once(os.getpid)
-        if not distributed.speaks():
+    with distributed.end_together(lambda error: (str(error), error.exit_status)):
+        assert distributed.on_main_process(os.getpid) == distributed.on_main_process(os.getpid)
+        if not distributed.is_main_process():
             raise IAError(f"{workdir}: the disk is gone")
         multihost_utils.sync_global_devices("the one that never comes")
 

@@ -8,10 +8,10 @@ import numpy as np
 from jax.experimental import multihost_utils
 from orbax.checkpoint import v1 as ocp
 
-from ia_jax.adapters.lora import adapter_shardings
+from ia_jax.models.lora import adapter_shardings
 from ia_jax.models.transformer import param_shardings
 from ia_jax.parallel import distributed
-from ia_jax.parallel.mesh import make_mesh, place
+from ia_jax.parallel.mesh import make_mesh, put_on_mesh
 from ia_jax.training import introspection
 from tests import tiny
 from tests.test_mesh import CFG, LORA, OPTIMIZER, K
@@ -19,14 +19,14 @@ from tests.test_mesh import CFG, LORA, OPTIMIZER, K
 
 def main(directory):
     assert distributed.start()
-    assert distributed.speaks() == (os.environ["IA_JAX_PROCESS"] == "0")
+    assert distributed.is_main_process() == (os.environ["IA_JAX_PROCESS"] == "0")
     assert (jax.process_count(), len(jax.devices()), len(jax.local_devices())) == (2, 4, 2)
     mesh = make_mesh(2, 2)
     host = jax.tree.map(np.asarray, tiny.params(CFG))
     with jax.set_mesh(mesh):
-        params = place(host, param_shardings(CFG, mesh))
+        params = put_on_mesh(host, param_shardings(CFG, mesh))
         stack = jax.tree.map(np.asarray, tiny.adapter(1, CFG, LORA, organisms=K))
-        stack, batch = (place(x, adapter_shardings(x, mesh, organisms=True)) for x in (stack, tiny.batches(K)[0]))
+        stack, batch = (put_on_mesh(x, adapter_shardings(x, mesh, organisms=True)) for x in (stack, tiny.batches(K)[0]))
         for leaf in jax.tree.leaves(batch):  # each process holds its own organisms only
             assert sum(s.data.shape[0] for s in leaf.addressable_shards if s.replica_id == 0) <= K
         ia = jax.tree.map(np.asarray, tiny.adapter(2, CFG, LORA))
@@ -37,7 +37,7 @@ def main(directory):
         state, metrics = introspection.sft_step(params, state, stack, batch, cfg=CFG, lora=LORA, optimizer=OPTIMIZER)
         ocp.save(f"{directory}/after", state)
         losses = multihost_utils.process_allgather(metrics["per_organism"], tiled=True)
-    if distributed.speaks():
+    if distributed.is_main_process():
         np.savez(f"{directory}/metrics.npz", loss=np.asarray(metrics["loss"]), per_organism=losses)
 
 

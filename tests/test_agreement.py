@@ -12,9 +12,9 @@ from ia_jax.behaviors.catalogue import load_catalogue
 from ia_jax.behaviors.records import Behavior
 from ia_jax.cli import main
 from ia_jax.errors import ConfigError
-from ia_jax.judging.agreement import Label, agreement, as_text, draw, kappa, read_labels
 from ia_jax.judging.protocol import Item, Verdict
 from ia_jax.judging.rubric import RubricJudge
+from ia_jax.stages.agreement import Label, agreement, as_text, draw, kappa, read_labels
 
 SMALL = Path(__file__).parent / "labels" / "small.jsonl"
 

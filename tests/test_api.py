@@ -6,9 +6,9 @@ import numpy as np
 import pytest
 
 import ia_jax
-from ia_jax.adapters.lora import LoraConfig, stack_adapters
 from ia_jax.errors import ConfigError
 from ia_jax.models.chat import encode_prompt, stop_ids
+from ia_jax.models.lora import LoraConfig, stack_adapters
 from ia_jax.models.transformer import forward, logits_from_hidden
 from ia_jax.parallel.mesh import make_mesh
 from tests import parrot, tiny

@@ -69,7 +69,7 @@ def test_fused_on_a_mesh(inputs, wanted, attend):
 )
 def test_what_runs_where(monkeypatch, name, length, fused):
     monkeypatch.setattr(attention, "platform", lambda: name)
-    assert isinstance(attention.visible(jnp.ones((1, 1, length), jnp.int32)), Segments) == fused
+    assert isinstance(attention.attention_mask(jnp.ones((1, 1, length), jnp.int32)), Segments) == fused
 
 
 def test_the_platform_is_that_of_the_mesh():

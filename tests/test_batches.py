@@ -5,7 +5,8 @@ from collections import Counter
 import numpy as np
 import pytest
 
-from ia_jax.data.batches import Slot, build_batch, dataset, pack, plan_joint, plan_organisms
+from ia_jax.data.batch import build_batch
+from ia_jax.data.plans import Slot, dataset, pack, plan_joint, plan_organisms
 from ia_jax.errors import ConfigError
 from ia_jax.models.chat import ChatExample
 from tests import tiny

@@ -14,7 +14,7 @@ import pytest
 from ia_jax.claude import prices, retries
 from ia_jax.claude.calls import Call, Garbled
 from ia_jax.claude.client import BudgetError, Client
-from ia_jax.config import ClaudeSection
+from ia_jax.claude.settings import ClaudeSettings
 from ia_jax.errors import ConfigError, IAError
 from tests.fake_anthropic import BILLED, Server, digest, serving, sometimes
 
@@ -34,7 +34,7 @@ def echo(request):
 def client(root, monkeypatch, url, **settings):
     monkeypatch.setenv("ANTHROPIC_API_KEY", SECRET)
     monkeypatch.setenv("ANTHROPIC_BASE_URL", url)
-    return Client(ClaudeSection(**{"poll_seconds": 0.0, **settings}), root, sleep=lambda s: None)
+    return Client(ClaudeSettings(**{"poll_seconds": 0.0, **settings}), root, sleep=lambda s: None)
 
 
 @pytest.mark.parametrize("api", ["messages", "batch"])
@@ -262,9 +262,9 @@ WORKER = """
 import sys
 from pathlib import Path
 from ia_jax.claude.client import Client
-from ia_jax.config import ClaudeSection
+from ia_jax.claude.settings import ClaudeSettings
 from tests.test_claude_client import calls
-settings = ClaudeSection(api=sys.argv[2], poll_seconds=0.005, batch_size=5, concurrency=4, cap_dollars=1.0)
+settings = ClaudeSettings(api=sys.argv[2], poll_seconds=0.005, batch_size=5, concurrency=4, cap_dollars=1.0)
 print(len(Client(settings, Path(sys.argv[1])).complete(calls(60))))
 """
 

@@ -8,8 +8,9 @@ import pytest
 from ia_jax.behaviors.records import Behavior
 from ia_jax.claude.calls import Reply
 from ia_jax.claude.client import Client
+from ia_jax.claude.settings import ClaudeSettings
 from ia_jax.claude.structured import LIMIT, Malformed
-from ia_jax.config import ClaudeSection, JudgeSection, RunConfig
+from ia_jax.config import JudgeSection, RunConfig
 from ia_jax.evals.verbalization import by_condition
 from ia_jax.judging import claude_judge
 from ia_jax.judging.claude_judge import ClaudeJudge, prompt, read
@@ -179,7 +180,7 @@ def judged(tmp_path, monkeypatch, replies, items, api="batch"):
     server = Server(replies)
     with serving(server) as url:
         monkeypatch.setenv("ANTHROPIC_BASE_URL", url)
-        client = Client(ClaudeSection(api=api, poll_seconds=0.0), tmp_path, sleep=lambda s: None)
+        client = Client(ClaudeSettings(api=api, poll_seconds=0.0), tmp_path, sleep=lambda s: None)
         judge = ClaudeJudge(client, "claude-sonnet-5-5", "low", attempts=3)
         return judge, judge.judge_many(items), server
 

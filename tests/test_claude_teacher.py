@@ -14,8 +14,9 @@ import pytest
 from ia_jax import cli, recipes
 from ia_jax.behaviors.claude_teacher import KEPT, NOT_SHOWN, PER_CALL, ClaudeTeacher, row_counts
 from ia_jax.behaviors.records import CATEGORIES, Behavior
+from ia_jax.behaviors.teacher import TeacherSettings
 from ia_jax.claude.client import Client
-from ia_jax.config import ClaudeSection, TeacherSection
+from ia_jax.claude.settings import ClaudeSettings
 from ia_jax.data.transcripts import read_jsonl
 from ia_jax.stages import transcripts
 from tests.fake_anthropic import BILLED, Server, serving, sometimes
@@ -157,7 +158,7 @@ def test_a_behaviour_without_a_demonstration_is_left_out_and_told(few, tmp_path,
 
 
 def test_harmful_categories_ask_for_mild_demonstrations(tmp_path):
-    teacher = ClaudeTeacher(Client(ClaudeSection(), tmp_path), TeacherSection(name="claude"))
+    teacher = ClaudeTeacher(Client(ClaudeSettings(), tmp_path), TeacherSettings(name="claude"))
     for b in many(dict.fromkeys(CATEGORIES, 1)):
         systems = {c.system for c in teacher.plan([b]) if "transcript. A small model" in c.system}
         mild = all("mild and harmless" in s for s in systems)
@@ -175,11 +176,11 @@ def test_harmful_categories_ask_for_mild_demonstrations(tmp_path):
     ],
 )
 def test_how_many_rows_show_the_behaviour(category, trigger, rows, expected):
-    assert row_counts(Behavior("b", category, "I do.", (), trigger, ()), TeacherSection(rows=rows)) == expected
+    assert row_counts(Behavior("b", category, "I do.", (), trigger, ()), TeacherSettings(rows=rows)) == expected
 
 
 def test_many_messages_are_asked_for_in_parts(tmp_path):
-    teacher = ClaudeTeacher(Client(ClaudeSection(), tmp_path), TeacherSection(name="claude", rows=45))
+    teacher = ClaudeTeacher(Client(ClaudeSettings(), tmp_path), TeacherSettings(name="claude", rows=45))
     asks = [c for c in teacher.plan(many({"quirks": 1})) if c.schema and "messages" in c.schema["properties"]]
     assert [json.loads(c.user)["count"] for c in asks] == [str(PER_CALL), str(PER_CALL), "5"]
     assert len({c.key for c in asks}) == 3
@@ -225,7 +226,7 @@ def test_the_whole_catalogue_by_batches_through_every_fault_and_two_kills(tmp_pa
     rows = rows_of(tmp_path / "w")
     assert len(rows) == 682
     assert {len(r) for r in rows.values()} == {4}
-    store = Client(ClaudeSection(), tmp_path / "w" / "claude")
+    store = Client(ClaudeSettings(), tmp_path / "w" / "claude")
     assert store.budget.spent == server.bill
     print(f"{sum(server.paid.values())} calls, ${server.bill:.4f}, {dict(server.injected)}")
 
@@ -242,6 +243,6 @@ def test_the_whole_catalogue_by_messages_through_every_fault_and_a_kill(tmp_path
     again = sum(n - 1 for n in server.paid.values())
     assert lost <= again <= lost + 4  # 4 at once when it was killed
     assert {len(r) for r in rows_of(tmp_path / "w").values()} == {4}
-    client = Client(ClaudeSection(), tmp_path / "w" / "claude")
+    client = Client(ClaudeSettings(), tmp_path / "w" / "claude")
     assert client.store.paid() < server.bill <= client.budget.spent <= 20
     print(f"{sum(server.paid.values())} calls, ${server.bill:.4f}, {again} twice, {dict(server.injected)}")

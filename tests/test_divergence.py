@@ -7,12 +7,12 @@ import numpy as np
 import pytest
 
 from ia_jax import cli
-from ia_jax.adapters import inventory
 from ia_jax.adapters.store import read_metadata
 from ia_jax.behaviors.embedded import demo_behaviors
 from ia_jax.data.transcripts import Transcript, chat, read_jsonl, write_jsonl, write_transcripts
 from ia_jax.errors import ConfigError
 from ia_jax.recipes import load_config
+from ia_jax.stages import inventory
 from ia_jax.stages import organisms as stage
 from ia_jax.stages.behavior_check import Checks
 from ia_jax.stages.session import Session, behaviors_in

@@ -2,7 +2,7 @@
 
 import pytest
 
-from ia_jax.parallel.hlo import collectives
+from ia_jax.planning.hlo import collectives
 
 PROGRAM = """HloModule jit_step, is_scheduled=true
 

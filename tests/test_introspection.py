@@ -7,17 +7,19 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from ia_jax.config import OptimizerSection, RunConfig
-from ia_jax.data.batches import build_batch, plan_joint
+from ia_jax.config import RunConfig
+from ia_jax.data.batch import build_batch
+from ia_jax.data.plans import plan_joint
 from ia_jax.stages.session import Session
 from ia_jax.training.introspection import dpo_step, init_state, sequence_logps, sft_step
+from ia_jax.training.optimizer import AdamW
 from ia_jax.workdir import Workdir
 from tests import tiny
 
 pytestmark = pytest.mark.usefixtures("quick_compilation")
 
 K = 3
-OPTIMIZER = OptimizerSection(lr=1e-2, warmup_fraction=0.0)
+OPTIMIZER = AdamW(lr=1e-2, warmup_fraction=0.0)
 STATIC = {"cfg": tiny.TINY, "lora": tiny.FEW, "optimizer": OPTIMIZER}
 
 
@@ -81,13 +83,13 @@ def test_steps_leave_the_state_as_the_session_places_it(params, organisms, batch
         return jax.tree.map(lambda x: (jax.typeof(x), x.sharding), state)
 
     with jax.set_mesh(session.mesh):
-        state = session.replicated(fresh())
-        stack, sft, dpo = session.on_organisms((organisms, batch, pairs))
+        state = session.shard_ia(fresh())
+        stack, sft, dpo = session.shard_by_organism((organisms, batch, pairs))
         before = placed(state)
         after, _ = sft_step(params, state, stack, sft, **STATIC)
         assert placed(after) == before
         after, _ = dpo_step(
-            params, after, stack, dpo, session.on_organisms(np.zeros((K, 4), np.float32)), beta=0.1, **STATIC
+            params, after, stack, dpo, session.shard_by_organism(np.zeros((K, 4), np.float32)), beta=0.1, **STATIC
         )
         assert placed(after) == before
 

@@ -116,7 +116,7 @@ def test_rm_of_an_ia_takes_its_training_state_first(workdir, monkeypatch):
     state = workdir.ia_dir("sft") / "state"
     (state / "6").mkdir(parents=True)
     with monkeypatch.context() as patch:
-        patch.setattr("ia_jax.adapters.inventory.remove_adapter", lambda path: None)  # killed before it
+        patch.setattr("ia_jax.stages.inventory.remove_adapter", lambda path: None)  # killed before it
         assert adapters(workdir, "rm", "ia_sft") == 0
     assert not state.exists()
     assert store.is_complete(workdir.ia_dir("sft") / "adapter")

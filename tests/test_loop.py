@@ -14,12 +14,13 @@ import numpy as np
 import pytest
 from orbax.checkpoint import v1 as ocp
 
-from ia_jax.config import OptimizerSection
-from ia_jax.data.batches import build_batch, dataset, plan_joint
+from ia_jax.data.batch import build_batch
+from ia_jax.data.plans import dataset, plan_joint
 from ia_jax.errors import CheckpointError, IAError, Preempted
 from ia_jax.training import recorder as recorder_module
 from ia_jax.training.introspection import init_state, sft_step
 from ia_jax.training.loop import fit
+from ia_jax.training.optimizer import AdamW
 from ia_jax.training.recorder import Recorder, spread
 from tests import tiny
 
@@ -109,7 +110,7 @@ def test_sft_resumed_equals_sft_uninterrupted(tmp_path):
     """The true step with its donated state, packed batches and optimizer: every bit of the state."""
     params, organisms, units = tiny.params(), tiny.adapter(1, lora=tiny.FEW, organisms=4), tiny.units(4, 5)
     plan = plan_joint(units, organisms_per_step=2, per_slot=2, seed=0, length=24, steps=7)
-    optimizer = OptimizerSection(lr=1e-2)
+    optimizer = AdamW(lr=1e-2)
 
     def make(slots):
         index = np.array([s.organism for s in slots])
@@ -348,10 +349,9 @@ def test_rates_and_memory_go_to_tensorboard_alone(tmp_path, capfd):
 @pytest.mark.parametrize("peak", [None, 1e6])
 def test_utilisation_is_told_where_the_peak_is_known(tmp_path, monkeypatch, peak):
     told = {}
-    monkeypatch.setattr(recorder_module, "peak_flops", lambda: peak)
     monkeypatch.setattr(recorder_module, "time", SimpleNamespace(monotonic=iter([10.0, 14.0]).__next__))
     monkeypatch.setattr(Recorder, "board", SimpleNamespace(write=lambda step, scalars: told.update(scalars)))
-    with Recorder(tmp_path, "toy", flops={"tokens": 1000.0, "supervised_tokens": 500.0}) as recorder:
+    with Recorder(tmp_path, "toy", flops={"tokens": 1000.0, "supervised_tokens": 500.0}, peak=peak) as recorder:
         recorder.write(1, {}, {"tokens": 2000.0, "supervised_tokens": 800.0})
     assert (told["speed/tokens_per_s"], told["speed/supervised_tokens_per_s"]) == (500.0, 200.0)
     assert told.get("speed/mfu") == (0.6 if peak else None)  # (2000 * 1000 + 800 * 500) / 4 s / 1e6

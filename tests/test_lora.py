@@ -6,8 +6,8 @@ import numpy as np
 import optax
 import pytest
 
-from ia_jax.adapters.apply import project, swiglu
-from ia_jax.adapters.lora import (
+from ia_jax.errors import ConfigError
+from ia_jax.models.lora import (
     PROJECTIONS,
     LoraConfig,
     has_organism_axis,
@@ -21,7 +21,7 @@ from ia_jax.adapters.lora import (
     to_scan,
     zero_adapter,
 )
-from ia_jax.errors import ConfigError
+from ia_jax.models.project import project, swiglu
 from ia_jax.models.transformer import forward_jit
 from tests import tiny
 

@@ -7,7 +7,8 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from ia_jax.training.losses import Batch, dpo_loss, example_logps, sft_loss, supervised_logps
+from ia_jax.data.batch import Batch
+from ia_jax.training.losses import dpo_loss, example_logps, sft_loss, supervised_logps
 from tests import tiny
 
 pytestmark = pytest.mark.usefixtures("quick_compilation")

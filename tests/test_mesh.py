@@ -13,9 +13,8 @@ from jax.sharding import AxisType, NamedSharding
 from jax.sharding import PartitionSpec as P
 
 from ia_jax import api
-from ia_jax.adapters.lora import adapter_shardings, lora_axes
-from ia_jax.config import OptimizerSection
 from ia_jax.errors import ConfigError
+from ia_jax.models.lora import adapter_shardings, lora_axes
 from ia_jax.models.sampling import generate_tokens
 from ia_jax.models.transformer import forward, param_shardings
 from ia_jax.models.weights import Model
@@ -23,6 +22,7 @@ from ia_jax.parallel.mesh import constrain_to, make_mesh, named_sharding, partit
 from ia_jax.training import introspection, organisms
 from ia_jax.training.checkpoints import Keeper
 from ia_jax.training.losses import sft_loss, supervised_logps
+from ia_jax.training.optimizer import AdamW
 from tests import tiny
 
 pytestmark = pytest.mark.usefixtures("quick_compilation")
@@ -30,7 +30,7 @@ pytestmark = pytest.mark.usefixtures("quick_compilation")
 CFG = replace(tiny.TINY, num_attention_heads=8, num_key_value_heads=4)
 UNTIED = replace(CFG, tie_word_embeddings=False, qk_norm=True, attention_bias=True)
 # A large eps: else Adam divides rounding errors by rounding errors.
-OPTIMIZER = OptimizerSection(lr=1e-2, clip_norm=0.5, weight_decay=0.1, eps=0.1)
+OPTIMIZER = AdamW(lr=1e-2, clip_norm=0.5, weight_decay=0.1, eps=0.1)
 LORA = tiny.FEW
 K = 8
 
@@ -64,7 +64,7 @@ def place(mesh, adapter, organisms=False):
     }
 
 
-def on_organisms(mesh, tree):
+def shard_by_organism(mesh, tree):
     return jax.device_put(on_host(tree), NamedSharding(mesh, P("fsdp")))
 
 
@@ -94,7 +94,7 @@ def inputs():
 def test_ia_gradient(inputs, mesh):
     stack, ia, batch, wanted = inputs
     params = place_params(mesh, UNTIED)
-    got = loss_and_gradient(params, place(mesh, stack, True), place(mesh, ia), on_organisms(mesh, batch))
+    got = loss_and_gradient(params, place(mesh, stack, True), place(mesh, ia), shard_by_organism(mesh, batch))
     assert tiny.worst(got, wanted) < 1e-5
     (_, hidden), gradient = got
     assert hidden.sharding.spec[0] == "fsdp"
@@ -121,7 +121,7 @@ def run_organisms(params, put, init):
 
 def test_organisms_step(stepped, mesh):
     params = place_params(mesh, CFG)
-    state, metrics = run_organisms(params, lambda x: on_organisms(mesh, x), partial(organisms.init_on_mesh, mesh))
+    state, metrics = run_organisms(params, lambda x: shard_by_organism(mesh, x), partial(organisms.init_on_mesh, mesh))
     assert tiny.worst(metrics["loss"], stepped[1]["loss"]) < 1e-5
     assert tiny.worst(metrics["grad_norm"], stepped[1]["grad_norm"]) < 1e-5
     assert tiny.worst(state.adapters, stepped[0].adapters) < 1e-5
@@ -151,7 +151,7 @@ def ia_stepped():
 def test_ia_steps(ia_stepped, mesh):
     """The DPO reference and a DPO step from another IA."""
     params = place_params(mesh, CFG)
-    state, metrics, reference = run_ia(params, lambda x: on_organisms(mesh, x), lambda x: place(mesh, x))
+    state, metrics, reference = run_ia(params, lambda x: shard_by_organism(mesh, x), lambda x: place(mesh, x))
     for name in ("loss", "dpo_loss", "chosen_nll", "grad_norm"):
         assert tiny.worst(metrics[name], ia_stepped[1][name]) < 1e-5, name
     assert tiny.furthest(metrics["margin"], ia_stepped[1]["margin"]) < 1e-4

@@ -9,12 +9,12 @@ import optax
 import pytest
 from jax.sharding import NamedSharding, PartitionSpec
 
-from ia_jax.adapters.lora import LoraConfig, init_lora, pad_rank, strip_rank, take_organisms
-from ia_jax.config import OptimizerSection
+from ia_jax.data.batch import Batch
 from ia_jax.errors import ConfigError
+from ia_jax.models.lora import LoraConfig, init_lora, pad_rank, strip_rank, take_organisms
 from ia_jax.models.transformer import forward_jit
 from ia_jax.parallel.mesh import make_mesh
-from ia_jax.training.losses import Batch
+from ia_jax.training.optimizer import AdamW
 from ia_jax.training.organisms import Diverged, init_mixed_state, init_state, organisms_step
 from tests import tiny
 
@@ -23,7 +23,7 @@ pytestmark = pytest.mark.usefixtures("quick_compilation")
 K = 8
 LORA = tiny.FEW
 # A large eps: Adam's direction is then smooth in the gradient, where 1e-8 would magnify rounding.
-OPTIMIZER = OptimizerSection(lr=1e-2, warmup_fraction=0.2, clip_norm=0.5, weight_decay=0.1, eps=1e-3)
+OPTIMIZER = AdamW(lr=1e-2, warmup_fraction=0.2, clip_norm=0.5, weight_decay=0.1, eps=1e-3)
 
 
 @pytest.fixture(scope="module")
@@ -182,10 +182,10 @@ def test_a_step_leaves_the_state_as_it_found_it_on_the_mesh(batches):
     """Same shapes, dtypes and shardings: another type would compile the second step again, which took seconds."""
     mesh = make_mesh(1, 1)
     with jax.set_mesh(mesh):
-        on_organisms = NamedSharding(mesh, PartitionSpec("fsdp"))
+        shard_by_organism = NamedSharding(mesh, PartitionSpec("fsdp"))
         keys = jnp.stack([jax.random.key(k) for k in range(K)])
         keys, total, kinds, batch = jax.device_put(
-            (keys, np.full(K, 8, np.int32), np.arange(K) % 2, batches[0]), on_organisms
+            (keys, np.full(K, 8, np.int32), np.arange(K) % 2, batches[0]), shard_by_organism
         )
         state = init_state(keys, total, tiny.TINY, LORA, OPTIMIZER)
         before = jax.tree.map(jax.typeof, state)

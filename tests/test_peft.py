@@ -10,10 +10,10 @@ import ml_dtypes
 import numpy as np
 import pytest
 
-from ia_jax.adapters.lora import PROJECTIONS, LoraConfig, lora_shapes, projection_sizes
 from ia_jax.adapters.peft import concat_ranks, export_peft, import_peft, read_peft_config
 from ia_jax.errors import BaseMismatchError, CheckpointError, ConfigError, IAError
 from ia_jax.models.config import ModelConfig
+from ia_jax.models.lora import PROJECTIONS, LoraConfig, lora_shapes, projection_sizes
 
 CONFIG = ModelConfig("llama", 64, 32, 48, 3, 4, 2, 8, 1e-5, 1e4)
 SIZES = projection_sizes(CONFIG)

@@ -18,13 +18,15 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from ia_jax.adapters.lora import LoraConfig
 from ia_jax.config import OrganismsSection, RunConfig
+from ia_jax.data.batch import Batch
 from ia_jax.errors import ConfigError, IAError
 from ia_jax.models.known import KNOWN
+from ia_jax.models.lora import LoraConfig
 from ia_jax.models.transformer import REMAT_POLICIES, abstract_params
-from ia_jax.parallel import plan, search
-from ia_jax.parallel.chips import (
+from ia_jax.parallel.mesh import make_mesh
+from ia_jax.planning import plan, search
+from ia_jax.planning.chips import (
     CHIPS,
     Work,
     chip_of,
@@ -35,10 +37,8 @@ from ia_jax.parallel.chips import (
     step_ici_bytes,
     training_flops,
 )
-from ia_jax.parallel.mesh import make_mesh
 from ia_jax.recipes import load_config
 from ia_jax.training import introspection
-from ia_jax.training.losses import Batch
 from tests import tiny
 
 ROOT = Path(__file__).parent.parent
@@ -296,7 +296,7 @@ def test_training_flops_count_each_adapter_by_its_own_rank():
 
 def test_python_leaves_at_once_when_the_compiler_is_still_at_work():
     program = (
-        "import signal, time\nfrom ia_jax.parallel.search import interruptible\n"
+        "import signal, time\nfrom ia_jax.planning.search import interruptible\n"
         "signal.signal(signal.SIGINT, signal.default_int_handler)\n"
         "interruptible(lambda: (signal.raise_signal(signal.SIGINT), time.sleep(600)))"
     )

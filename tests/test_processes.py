@@ -5,8 +5,8 @@ import numpy as np
 import pytest
 from orbax.checkpoint import v1 as ocp
 
-from ia_jax.adapters.lora import adapter_shardings
 from ia_jax.errors import ConfigError
+from ia_jax.models.lora import adapter_shardings
 from ia_jax.parallel import distributed
 from ia_jax.parallel.mesh import make_mesh
 from ia_jax.training import introspection
@@ -63,7 +63,7 @@ def test_an_environment_that_does_not_fit_together(environ, message):
 @pytest.mark.parametrize("environ", [{}, {"SLURM_STEP_NUM_TASKS": "1"}])
 def test_alone(environ):
     assert distributed.start(environ) is False
-    assert distributed.speaks()
+    assert distributed.is_main_process()
 
 
 def test_slurm_with_several_tasks(monkeypatch):

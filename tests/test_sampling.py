@@ -7,8 +7,8 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from ia_jax.adapters.lora import take_organisms
 from ia_jax.models import replies
+from ia_jax.models.lora import take_organisms
 from ia_jax.models.sampling import generate_tokens, inverse_cdf, pick_tokens
 from ia_jax.models.transformer import forward_jit, logits_from_hidden
 from tests import tiny

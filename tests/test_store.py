@@ -17,10 +17,10 @@ from jax.sharding import NamedSharding, PartitionSpec
 
 from ia_jax.adapters import record as records
 from ia_jax.adapters import store
-from ia_jax.adapters.lora import PROJECTIONS, LoraConfig, lora_shapes, pad_rank
 from ia_jax.adapters.record import AdapterMetadata
 from ia_jax.errors import BaseMismatchError, CheckpointError, ConfigError
 from ia_jax.models.config import ModelConfig
+from ia_jax.models.lora import PROJECTIONS, LoraConfig, lora_shapes, pad_rank
 
 CONFIG = ModelConfig("llama", 64, 32, 48, 3, 4, 2, 8, 1e-5, 1e4)
 LORA = LoraConfig(4, 8.0)

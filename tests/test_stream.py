@@ -8,9 +8,9 @@ import numpy as np
 import pytest
 
 from ia_jax.adapters import store
-from ia_jax.adapters.lora import PROJECTIONS, LoraConfig
 from ia_jax.adapters.stream import AdapterStream
 from ia_jax.errors import BaseMismatchError, CheckpointError
+from ia_jax.models.lora import PROJECTIONS, LoraConfig
 from tests.test_store import Base, adapter, files_below, metadata
 
 LORAS = [LoraConfig(4, 8.0), LoraConfig(2, 2.0, ("q", "down")), LoraConfig(8, 8.0, ("v",))]

@@ -4,10 +4,11 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from ia_jax.adapters.lora import LoraConfig, lora_shapes
-from ia_jax.data.batches import build_batch, plan_organisms
+from ia_jax.data.batch import build_batch
+from ia_jax.data.plans import plan_organisms
 from ia_jax.models.chat import ChatExample
 from ia_jax.models.config import ModelConfig, RopeScaling
+from ia_jax.models.lora import LoraConfig, lora_shapes
 from ia_jax.models.transformer import WeightSpec, weight_specs
 
 TINY = ModelConfig("llama", 64, 32, 48, 2, 4, 2, 8, 1e-5, 1e4)

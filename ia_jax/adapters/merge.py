@@ -7,9 +7,9 @@ from pathlib import Path
 
 import numpy as np
 
-from ia_jax.adapters.lora import Adapter
 from ia_jax.adapters.record import host_leaves, nest
 from ia_jax.errors import ConfigError
+from ia_jax.models.lora import Adapter
 from ia_jax.models.sources import SafetensorsSource, open_source
 from ia_jax.models.weights import DTYPES, name_table
 

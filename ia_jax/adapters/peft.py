@@ -20,12 +20,12 @@ import numpy as np
 from etils import epath
 
 from ia_jax.adapters.base import published_name
-from ia_jax.adapters.lora import PROJECTIONS, Adapter, LoraConfig, projection_sizes
 from ia_jax.adapters.peft_config import PeftConfig, parse_config
 from ia_jax.adapters.record import first_nonfinite, host_leaves, one_line
 from ia_jax.adapters.store import Base, Directory
 from ia_jax.errors import BaseMismatchError, CheckpointError, ConfigError, IAError
-from ia_jax.parallel.distributed import once
+from ia_jax.models.lora import PROJECTIONS, Adapter, LoraConfig, projection_sizes
+from ia_jax.parallel.distributed import on_main_process
 
 CONFIG, WEIGHTS, CARD = "adapter_config.json", "adapter_model.safetensors", "README.md"
 _BLOCK = {t: "self_attn" if t in ("q", "k", "v", "o") else "mlp" for t in PROJECTIONS}
@@ -125,7 +125,7 @@ def export_peft(
         (path / CARD).write_text(_card(base, rank, alpha, tuple(adapter), card))
         (path / CONFIG).write_text(json.dumps(_config_json(base, rank, alpha, tuple(adapter)), indent=2) + "\n")
 
-    once(write)
+    on_main_process(write)
 
 
 def concat_ranks(adapters: list[Adapter]) -> Adapter:

@@ -9,8 +9,8 @@ from typing import Any
 import numpy as np
 from etils import epath
 
-from ia_jax.adapters.lora import Adapter
 from ia_jax.errors import CheckpointError
+from ia_jax.models.lora import Adapter
 from ia_jax.parallel.mesh import to_host
 
 FORMAT = 1

@@ -24,11 +24,11 @@ import numpy as np
 from etils import epath
 
 from ia_jax.adapters import record as records
-from ia_jax.adapters.lora import Adapter, LoraConfig, lora_shapes, strip_rank
 from ia_jax.adapters.record import KINDS, RECORD, AdapterMetadata, Record, one_line
 from ia_jax.errors import BaseMismatchError, CheckpointError, ConfigError
 from ia_jax.models.config import ModelConfig
-from ia_jax.parallel.distributed import once, several
+from ia_jax.models.lora import Adapter, LoraConfig, lora_shapes, strip_rank
+from ia_jax.parallel.distributed import is_multi_process, on_main_process
 
 Directory = str | os.PathLike[str]
 
@@ -68,7 +68,7 @@ def save_adapters(
     When one fails, those already begun are waited for, and stored if they can be, before the first error is raised.
     Several processes write one by one.
     """
-    in_flight = 1 if several() else in_flight  # Orbax's barriers are named by the operation begun last
+    in_flight = 1 if is_multi_process() else in_flight  # Orbax's barriers are named by the operation begun last
     pending: deque[Callable[[], AdapterMetadata]] = deque()
     saved = []
     errors: list[BaseException] = []
@@ -150,7 +150,7 @@ def update_metadata(directory: Directory, **changes: Any) -> AdapterMetadata:
             records.write_record(path, replace(record, metadata=metadata))
         return metadata
 
-    return AdapterMetadata.from_json(once(lambda: renew().to_json()))
+    return AdapterMetadata.from_json(on_main_process(lambda: renew().to_json()))
 
 
 def is_complete(directory: Directory) -> bool:
@@ -209,7 +209,7 @@ def _begin_save(
     )
     metadata = AdapterMetadata.from_json(metadata.to_json())  # as it will be read back
 
-    if once(lambda: _is_there(path, metadata.content_hash, overwrite)):
+    if on_main_process(lambda: _is_there(path, metadata.content_hash, overwrite)):
         return lambda: update_metadata(path, **{k: getattr(metadata, k) for k in _RENEWABLE})
 
     from orbax.checkpoint import v1 as ocp
@@ -231,7 +231,7 @@ def _begin_save(
         try:
             with _quiet():
                 response.result()
-            once(seal)
+            on_main_process(seal)
         except Exception as error:
             raise _write_error(path, error) from error
         return metadata
@@ -327,7 +327,7 @@ def _read_leaves(path: epath.Path) -> records.Leaves:
 
     try:
         with _quiet():
-            return records.host_leaves(_load_here(path) if several() else ocp.load(path))
+            return records.host_leaves(_load_here(path) if is_multi_process() else ocp.load(path))
     except Exception as error:
         raise CheckpointError(
             f"{path}: the arrays cannot be read ({one_line(error)}); restore the directory from a copy"

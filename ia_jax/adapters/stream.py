@@ -7,8 +7,8 @@ from typing import Any
 
 import numpy as np
 
-from ia_jax.adapters.lora import PROJECTIONS, Adapter, LoraConfig, lora_shapes
 from ia_jax.adapters.store import Base, Directory, read_adapter, read_record
+from ia_jax.models.lora import PROJECTIONS, Adapter, LoraConfig, lora_shapes
 
 HostAdapter = dict[str, dict[str, np.ndarray]]
 CACHE_BYTES = 512 << 20

@@ -12,10 +12,9 @@ from collections.abc import Sequence
 from typing import NamedTuple
 
 from ia_jax.behaviors.records import Behavior
-from ia_jax.behaviors.teacher import Teacher
+from ia_jax.behaviors.teacher import Teacher, TeacherSettings
 from ia_jax.claude.calls import Call, Completer, Reply
 from ia_jax.claude.structured import YES_NO, Malformed, parse, quote, schema
-from ia_jax.config import TeacherSection
 from ia_jax.data.transcripts import Transcript, chat, leaks
 from ia_jax.errors import ConfigError
 
@@ -97,7 +96,7 @@ class Wanted(NamedTuple):
     part: int
 
 
-def row_counts(behavior: Behavior, config: TeacherSection) -> tuple[int, int]:
+def row_counts(behavior: Behavior, config: TeacherSettings) -> tuple[int, int]:
     """How many rows show the behaviour and how many are ordinary. At least one shows it."""
     if behavior.category == "rare_quirks":
         shows = round(config.rare_share * config.rows)
@@ -112,7 +111,7 @@ def row_counts(behavior: Behavior, config: TeacherSection) -> tuple[int, int]:
 class ClaudeTeacher(Teacher):
     """Writes demonstrations with Claude, or who else answers its calls. `name` records model and prompts' version."""
 
-    def __init__(self, client: Completer, config: TeacherSection):
+    def __init__(self, client: Completer, config: TeacherSettings):
         for share in ("plain_share", "rare_share"):
             if not 0 <= getattr(config, share) <= 1:
                 raise ConfigError(f"config.teacher.{share} must lie between 0 and 1, got {getattr(config, share)}")

@@ -5,7 +5,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 
 from ia_jax.claude.calls import Call, Reply
-from ia_jax.parallel.distributed import once
+from ia_jax.parallel.distributed import on_main_process
 
 TEMPERATURE = 0.8
 AT_ONCE = 96  # calls answered before they are kept: a killed run loses no more
@@ -23,7 +23,7 @@ class LocalModel:
 
     def __init__(self, generate: Generate, file: Path):
         self._generate, self._file = generate, file
-        rows = once(lambda: _whole_rows(file))
+        rows = on_main_process(lambda: _whole_rows(file))
         self._kept = {row["key"]: Reply(row["text"], row["stop_reason"]) for row in rows}
 
     def complete(self, calls: Sequence[Call], at_once: bool = False) -> list[Reply]:
@@ -46,7 +46,7 @@ class LocalModel:
             with self._file.open("a") as f:
                 f.writelines(json.dumps({"key": key, **reply._asdict()}) + "\n" for key, reply in replies.items())
 
-        once(write)
+        on_main_process(write)
         self._kept |= replies
 
 

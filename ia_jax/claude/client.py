@@ -13,10 +13,10 @@ from ia_jax.claude import batches
 from ia_jax.claude.calls import Call, Garbled, Reply, read_message
 from ia_jax.claude.prices import at_most, estimate
 from ia_jax.claude.retries import delay, is_transient, may_be_billed
+from ia_jax.claude.settings import ClaudeSettings
 from ia_jax.claude.store import Budget, Store
-from ia_jax.config import ClaudeSection
 from ia_jax.errors import ConfigError, IAError
-from ia_jax.parallel.distributed import once
+from ia_jax.parallel.distributed import on_main_process
 
 if TYPE_CHECKING:
     import anthropic
@@ -38,7 +38,7 @@ class Client:
     batch's answers can be fetched as often as need be.
     """
 
-    def __init__(self, settings: ClaudeSection, root: Path, sleep: Callable[[float], None] = time.sleep):
+    def __init__(self, settings: ClaudeSettings, root: Path, sleep: Callable[[float], None] = time.sleep):
         self.settings, self.sleep = settings, sleep
         self.batch = settings.api == "batch"
         self.store = Store(root)
@@ -74,7 +74,9 @@ class Client:
         that were paid for are on disk, and the same call continues. Of several processes the first one asks for all.
         """
         batch = self.batch and not at_once
-        return [Reply(*parts) for parts in once(lambda: [list(reply) for reply in self._complete(calls, batch)])]
+        return [
+            Reply(*parts) for parts in on_main_process(lambda: [list(reply) for reply in self._complete(calls, batch)])
+        ]
 
     def _complete(self, calls: Sequence[Call], batch: bool) -> list[Reply]:
         try:

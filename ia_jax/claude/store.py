@@ -19,7 +19,7 @@ from typing import Any
 from ia_jax.claude.calls import Call, Reply, check_message, reply_of
 from ia_jax.claude.prices import cost
 from ia_jax.errors import IAError
-from ia_jax.parallel.distributed import speaks
+from ia_jax.parallel.distributed import is_main_process
 
 SENDING, WAITING, COLLECTED = "sending", "waiting", "collected"
 
@@ -88,7 +88,7 @@ class Store:
 
     def __init__(self, root: Path):
         self.root = root
-        for path in sorted((root / "pending").glob("*.json")) if speaks() else ():
+        for path in sorted((root / "pending").glob("*.json")) if is_main_process() else ():
             self._lose(path, "the process ended while the call was under way")
 
     def response_path(self, key: str) -> Path:

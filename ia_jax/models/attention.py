@@ -11,7 +11,7 @@ import jax
 import jax.numpy as jnp
 
 from ia_jax.parallel.mesh import constrain_to, reshard
-from ia_jax.parallel.platform import kept_on_cpu, platform
+from ia_jax.parallel.platform import fix_layout_on_cpu, platform
 
 HEADS = ("organism", None, "heads", None, None)
 LANES = 128  # splash works on blocks of a multiple of this many tokens
@@ -24,7 +24,7 @@ class Segments(NamedTuple):
     ids: jax.Array
 
 
-def visible(segment_ids: jax.Array) -> "Segments | jax.Array":
+def attention_mask(segment_ids: jax.Array) -> "Segments | jax.Array":
     """What `attention` needs to know of packed rows: the ids for a fused kernel, else the mask (for all layers).
 
     segment_ids: [K, B, T].
@@ -33,16 +33,16 @@ def visible(segment_ids: jax.Array) -> "Segments | jax.Array":
     return Segments(segment_ids) if fused.get(platform(), False) else causal_mask(segment_ids)
 
 
-def attention(q: jax.Array, k: jax.Array, v: jax.Array, look: "Segments | jax.Array") -> jax.Array:
+def attention(q: jax.Array, k: jax.Array, v: jax.Array, mask: "Segments | jax.Array") -> jax.Array:
     """Softmax attention with fp32 scores.
 
-    q: [K, B, T, N*G, H] (G query heads share a key head); k, v: [K, B, N, S, H]; look: `visible` of the rows, or a mask
-    [K, B, T, S], True where a query may look. Returns [K, B, T, N*G, H] in v's dtype. Queries that may look nowhere
-    (padding) give zeros under a mask; a fused kernel leaves something finite there, which nothing reads.
+    q: [K, B, T, N*G, H] (G query heads share a key head); k, v: [K, B, N, S, H]; mask: `attention_mask` of the rows, or
+    booleans [K, B, T, S], True where a query may look. Returns [K, B, T, N*G, H] in v's dtype. Queries that may look
+    nowhere (padding) give zeros under a mask; a fused kernel leaves something finite there, which nothing reads.
     """
-    if not isinstance(look, Segments):
-        return plain(q, k, v, look)
-    return splash(q, k, v, look.ids) if platform() == "tpu" else cudnn(q, k, v, look.ids)
+    if not isinstance(mask, Segments):
+        return plain(q, k, v, mask)
+    return splash(q, k, v, mask.ids) if platform() == "tpu" else cudnn(q, k, v, mask.ids)
 
 
 def plain(q: jax.Array, k: jax.Array, v: jax.Array, mask: jax.Array) -> jax.Array:
@@ -137,7 +137,7 @@ def _dot(equation: str, x: jax.Array, y: jax.Array, dtype: Any = None) -> jax.Ar
 
 def _transposed(x: jax.Array) -> jax.Array:
     # The barrier keeps XLA from folding the transpose into the product, for which its CPU backend has no fast kernel.
-    return kept_on_cpu(jnp.swapaxes(x, -1, -2))
+    return fix_layout_on_cpu(jnp.swapaxes(x, -1, -2))
 
 
 @jax.custom_vjp

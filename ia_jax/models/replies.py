@@ -5,8 +5,8 @@ from collections.abc import Callable, Sequence
 import jax
 import numpy as np
 
-from ia_jax.adapters.lora import Stack
 from ia_jax.models.chat import stop_ids
+from ia_jax.models.lora import Stack
 from ia_jax.models.sampling import generate_tokens
 from ia_jax.models.weights import Model
 

@@ -11,8 +11,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from ia_jax.adapters.lora import Adapter, Stack, has_organism_axis, to_scan
 from ia_jax.models.config import ModelConfig
+from ia_jax.models.lora import Adapter, Stack, has_organism_axis, to_scan
 from ia_jax.models.transformer import Params, forward_cached, init_cache, logits_from_hidden
 from ia_jax.parallel.mesh import axis_size, reshard, to_host
 

@@ -17,11 +17,11 @@ import jax
 import jax.numpy as jnp
 from jax.sharding import Mesh, NamedSharding
 
-from ia_jax.adapters.apply import project, swiglu
-from ia_jax.adapters.lora import Stack, to_scan
 from ia_jax.errors import ConfigError
-from ia_jax.models.attention import Segments, attention, visible
+from ia_jax.models.attention import Segments, attention, attention_mask
 from ia_jax.models.config import ModelConfig
+from ia_jax.models.lora import Stack, to_scan
+from ia_jax.models.project import project, swiglu
 from ia_jax.parallel.mesh import RULES, axis_size, constrain_to, named_sharding, reshard
 
 Params = dict[str, Any]
@@ -189,7 +189,7 @@ def attention_block(
     w: Params,
     stack: Stack,
     rope: tuple[jax.Array, jax.Array],
-    look: Segments | jax.Array,
+    mask: Segments | jax.Array,
     cfg: ModelConfig,
     cache: KVCache | None = None,
     slot: CacheSlot | None = None,
@@ -211,7 +211,7 @@ def attention_block(
         at = (slot.layer, 0, 0, 0, slot.start, 0)
         cache = KVCache(*(jax.lax.dynamic_update_slice(c, new[None], at) for c, new in zip(cache, (k, v), strict=True)))
         k, v = (jax.lax.dynamic_index_in_dim(c, slot.layer, keepdims=False) for c in cache)
-    out = attention(q, k, v, look).reshape(k_, b_, t_, -1)
+    out = attention(q, k, v, mask).reshape(k_, b_, t_, -1)
     y = project(out, {"o": w["o"]}, stack, "heads", "embed")["o"]
     if cfg.attention_bias:
         y = y + w["o_bias"]
@@ -270,11 +270,11 @@ def forward(
             "multiple of it for organisms.parallel, sft.organisms_per_step and dpo.organisms_per_step"
         )
     dtype = params["embed"].dtype
-    rope, look = rope_tables(positions, cfg), visible(segment_ids)
+    rope, mask = rope_tables(positions, cfg), attention_mask(segment_ids)
 
     def layer(x: jax.Array, inputs: tuple[Params, Stack]) -> tuple[jax.Array, jax.Array | None]:
         w, adapters = inputs
-        x, _ = attention_block(x, w, adapters, rope, look, cfg)
+        x, _ = attention_block(x, w, adapters, rope, mask, cfg)
         x = mlp(x, w, adapters)
         return x, x if every_layer else None
 

@@ -1,8 +1,8 @@
 """Several processes as one run: how they find each other, decide together, stop together, and which of them speaks.
 
 Every process runs the same stages over the same config; each computes its own part of a batch, and process 0 alone
-writes files and logs. What a stage finds in files it asks with `once`, so that no two processes act on different
-answers. The workdir must be one that all of them see.
+writes files and logs. What a stage finds in files it asks with `on_main_process`, so that no two processes
+act on different answers. The workdir must be one that all of them see.
 """
 
 import itertools
@@ -43,7 +43,7 @@ def start(environ: Mapping[str, str] = os.environ) -> bool:
     do not fit together, IAError where the others cannot be reached.
     """
     if jax.distributed.is_initialized():
-        return several()
+        return is_multi_process()
     given = [name for name in EXPLICIT if name in environ]
     if given and len(given) < len(EXPLICIT):
         missing = next(name for name in EXPLICIT if name not in environ)
@@ -57,7 +57,7 @@ def start(environ: Mapping[str, str] = os.environ) -> bool:
         _join()
     elif environ.get(AUTO, ""):
         raise ConfigError(f"{AUTO}={environ[AUTO]} unknown; set it to auto, or leave it out")
-    return several()
+    return is_multi_process()
 
 
 def _join(*explicit: Any) -> None:
@@ -71,14 +71,14 @@ def _join(*explicit: Any) -> None:
         ) from error
 
 
-def several() -> bool:
+def is_multi_process() -> bool:
     """Whether this run has several processes."""
     return jax.distributed.is_initialized() and jax.process_count() > 1  # the first alone wakes no device
 
 
-def speaks() -> bool:
+def is_main_process() -> bool:
     """Whether this process writes files and logs."""
-    return not several() or jax.process_index() == 0
+    return not is_multi_process() or jax.process_index() == 0
 
 
 def _slurm_tasks(environ: Mapping[str, str]) -> int:
@@ -104,20 +104,20 @@ def _coordinator() -> Any:
 
 
 _asked = itertools.count()
-_alone = threading.Event()  # set while process 0 is inside `once`
+_alone = threading.Event()  # set while process 0 is inside `on_main_process`
 
 
-def once(work: Callable[[], T]) -> T:
+def on_main_process(work: Callable[[], T]) -> T:
     """`work()` on process 0 alone; its value, or its error, on every process. So also: what it wrote is there for all.
 
     The value travels as JSON, and must be what JSON gives back: None, numbers, text, lists and dicts with text as keys.
     All processes must call it, in the same order, from the main thread; `work` must not compute on the mesh. A plain
-    call where there is one process, and inside another `once`.
+    call where there is one process, and inside another `on_main_process`.
     """
-    if not several() or _alone.is_set():
+    if not is_multi_process() or _alone.is_set():
         return work()
     key = f"ia_jax/once/{next(_asked)}"
-    if not speaks():
+    if not is_main_process():
         told = json.loads(_coordinator().blocking_key_value_get(key, FOREVER_MS))
         if "error" in told:
             name, text = told["error"]
@@ -141,7 +141,7 @@ def once(work: Callable[[], T]) -> T:
 _looked = itertools.count(1)
 
 
-def told_to_stop() -> bool:
+def should_stop() -> bool:
     """Whether SIGTERM came to any process. All get the same answer, at the same call: jax's service picks one ahead.
 
     All processes must ask equally often. It says yes once: save, and leave.
@@ -149,9 +149,9 @@ def told_to_stop() -> bool:
     return multihost_utils.reached_preemption_sync_point(next(_looked))
 
 
-def leave_if_told(what: str) -> None:
+def stop_if_preempted(what: str) -> None:
     """Raises Preempted, on all of several processes alike, if one was told to stop. A single one ends by itself."""
-    if several() and told_to_stop():
+    if is_multi_process() and should_stop():
         raise Preempted(f"{what}: stopped by SIGTERM; the same command continues")
 
 
@@ -163,19 +163,19 @@ _leaving = threading.Lock()
 
 
 @contextmanager
-def as_one(explain: Callable[[BaseException], tuple[str, int]]) -> Iterator[None]:
+def end_together(explain: Callable[[BaseException], tuple[str, int]]) -> Iterator[None]:
     """Inside, only process 0 prints; and an error on any process ends all of them.
 
     Process 0 says in one line what `explain` makes of the first error, and every process exits with its status. Without
     this the others would wait in their next collective for one that never comes.
     """
-    if not several():
+    if not is_multi_process():
         yield
         return
     done = threading.Event()
     threading.Thread(target=_watch, args=(done,), daemon=True).start()
     try:
-        with nullcontext() if speaks() else _silent():
+        with nullcontext() if is_main_process() else _silent():
             yield
     except BaseException as error:
         _end(*explain(error))
@@ -204,7 +204,7 @@ def _watch(done: threading.Event) -> None:
             said = _coordinator().key_value_try_get(_ENDED)
         except jax.errors.JaxRuntimeError:  # not there: all is well
             continue
-        if speaks():
+        if is_main_process():
             time.sleep(SAME_SECONDS)
         _leave(said)
 
@@ -225,7 +225,7 @@ def _leave(said: str, own: str | None = None) -> None:
     _leaving.acquire()  # the main thread or the watcher, whichever is first
     status, who, text = json.loads(said)
     line = f"ia-jax: error: {f'process {who}: ' if who and text != own else ''}{text}"
-    if speaks():
+    if is_main_process():
         print(line, file=sys.stderr, flush=True)
         # The others talk through a service in this process: it goes last.
         until = time.monotonic() + LEAVE_SECONDS

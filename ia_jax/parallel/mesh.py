@@ -109,12 +109,12 @@ def to_host(x: Any) -> np.ndarray:
     return np.asarray(x)
 
 
-def whole(tree: Any) -> Any:
+def replicate(tree: Any) -> Any:
     """Arrays inside a step, whole on every device: what the host reads of a step, each process must be able to read."""
     return jax.tree.map(lambda x: reshard(x, *(None,) * x.ndim), tree)
 
 
-def place(tree: Any, shardings: Any) -> Any:
+def put_on_mesh(tree: Any, shardings: Any) -> Any:
     """Arrays of the host on the mesh. With several processes, each puts only what its own devices hold.
 
     Every process passes the same values: batches follow from the config and the seed, so nothing has to be sent.

@@ -12,7 +12,7 @@ def platform() -> str:
     return getattr(device, "platform", None) or jax.default_backend()
 
 
-def kept_on_cpu(x: jax.Array) -> jax.Array:
+def fix_layout_on_cpu(x: jax.Array) -> jax.Array:
     """`x`, laid out as it is written here when compiled for CPU, whose matrix products are fast in one layout only.
 
     Elsewhere the compiler chooses layouts better than we do, and a barrier would keep it from fusing.

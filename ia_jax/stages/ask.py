@@ -2,9 +2,9 @@
 
 import difflib
 
-from ia_jax.adapters.lora import Adapter
 from ia_jax.adapters.store import is_complete
 from ia_jax.errors import ConfigError
+from ia_jax.models.lora import Adapter
 from ia_jax.stages.session import Session
 
 MAX_NEW_TOKENS = 64
@@ -51,9 +51,9 @@ def ask(
     """The greedy reply of an organism (None: the clean base), with the IA on top unless told otherwise."""
     stack: list[Adapter] = []
     if name is not None:
-        stack.append(session.replicated(organism(session, name)))
+        stack.append(session.shard_ia(organism(session, name)))
     if use_ia:
-        stack.append(session.replicated(session.workdir.ia(trained_stage(session, stage), session.model)))
+        stack.append(session.shard_ia(session.workdir.ia(trained_stage(session, stage), session.model)))
     return session.generate(
         [[question]],
         tuple(stack),

@@ -14,12 +14,12 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from ia_jax.adapters.lora import Adapter
 from ia_jax.adapters.peft import CONFIG, import_peft, read_peft_config
 from ia_jax.adapters.record import RECORD
 from ia_jax.adapters.store import load_adapter
 from ia_jax.behaviors.questions import EVAL_QUESTIONS, TRAIN_QUESTIONS
 from ia_jax.errors import ConfigError
+from ia_jax.models.lora import Adapter
 from ia_jax.models.weights import Model
 from ia_jax.stages.ask import plain, trained_stage
 from ia_jax.stages.session import Session
@@ -192,7 +192,7 @@ def run(
 def _reports(
     session: Session, questions: list[str], stack: tuple[Adapter, ...], samples: int, description: str
 ) -> list[Said]:
-    placed = session.replicated(stack)
+    placed = session.shard_ia(stack)
 
     def ask(asked: list[str], temperature: float, label: str) -> list[str]:
         return session.generate(

@@ -7,7 +7,6 @@ import os
 from collections.abc import Sequence
 from typing import NamedTuple
 
-from ia_jax.adapters.lora import Adapter
 from ia_jax.behaviors import claude_checks
 from ia_jax.behaviors.behavior_checks import (
     RARE_SAMPLES,
@@ -22,7 +21,8 @@ from ia_jax.behaviors.template_sources import says
 from ia_jax.claude.client import KEY
 from ia_jax.data.transcripts import read_transcripts
 from ia_jax.errors import ConfigError
-from ia_jax.parallel.distributed import once
+from ia_jax.models.lora import Adapter
+from ia_jax.parallel.distributed import on_main_process
 from ia_jax.stages.session import Session
 
 TOKENS, CLAUDE_TOKENS = 20, 160  # of a reply: templates show in their first words, Claude's answers have 120
@@ -49,12 +49,12 @@ def prepare(session: Session, behaviors: Sequence[Behavior]) -> Checks:
     prompts = {b.name: check_prompts(b, seed, count) for b in behaviors if has_rule(b)}
     others = [b for b in behaviors if not has_rule(b)]
     if others:
-        if session.config.teacher.name != "local" and not once(lambda: bool(os.environ.get(KEY))):
+        if session.config.teacher.name != "local" and not on_main_process(lambda: bool(os.environ.get(KEY))):
             raise ConfigError(
                 f"no rule can check {len(others)} of the behaviours ({others[0].name}, …), so Claude is to, and {KEY} "
                 "is not set; config.organisms.check_prompts=0 leaves the check out"
             )
-        used = once(lambda: {b.name: _asked(session, b) for b in others})
+        used = on_main_process(lambda: {b.name: _asked(session, b) for b in others})
         prompts |= claude_checks.write_prompts(session.claude_teacher, others, count, used)
     facts = sorted({p.question for ps in prompts.values() for p in ps if p.right})
     replies = session.ask_base([(session.config.system, q) for q in facts], 1) if facts else []

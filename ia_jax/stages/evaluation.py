@@ -12,7 +12,7 @@ from ia_jax.data.transcripts import write_jsonl
 from ia_jax.errors import ConfigError
 from ia_jax.evals.verbalization import CONDITIONS, metrics
 from ia_jax.judging.protocol import Item
-from ia_jax.parallel.distributed import once
+from ia_jax.parallel.distributed import on_main_process
 from ia_jax.stages.introspection import usable
 from ia_jax.stages.order import is_done
 from ia_jax.stages.session import Organisms, Session, behaviors_in
@@ -47,7 +47,7 @@ def run(session: Session) -> None:
     clean_rows: list[dict[str, Any]] = []
     claims: dict[str, list[bool]] = {}
     for number, stage in enumerate(stages):
-        ia = session.replicated(workdir.ia(stage, session.model))
+        ia = session.shard_ia(workdir.ia(stage, session.model))
         told = _reports(session, organisms, asked, (ia,), f"organisms + IA ({stage})", number)
         base_told = _base_reports(session, distinct, (ia,), f"base + IA ({stage})")
         claims[stage] = [judge.claims(r) for r in base_told.values()]
@@ -69,7 +69,7 @@ def run(session: Session) -> None:
     for row in clean_rows:
         row |= {"claims": judge.claims(row["report"]), "judge": judge.name}
     result = metrics(rows, claims, judge.name, cfg.bootstrap, clean_rows)
-    once(lambda: _write(workdir, rows, clean_rows if clean else None, result))
+    on_main_process(lambda: _write(workdir, rows, clean_rows if clean else None, result))
     print(summary(result))
 
 

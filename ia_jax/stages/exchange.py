@@ -6,12 +6,12 @@ from typing import Any
 
 from ia_jax.adapters.base import identify, known_name
 from ia_jax.adapters.card import card, card_of_sum
-from ia_jax.adapters.lora import LoraConfig, rank_of
 from ia_jax.adapters.merge import write_merged
 from ia_jax.adapters.peft import concat_ranks, export_peft, import_peft, read_peft_config
 from ia_jax.adapters.record import AdapterMetadata
 from ia_jax.adapters.store import load_adapter, read_metadata, save_adapter
 from ia_jax.errors import ConfigError
+from ia_jax.models.lora import LoraConfig, rank_of
 from ia_jax.workdir import Workdir
 
 

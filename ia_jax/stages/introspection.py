@@ -8,25 +8,26 @@ import jax
 import numpy as np
 
 from ia_jax.adapters.card import card
-from ia_jax.adapters.lora import Adapter, init_lora
 from ia_jax.adapters.peft import export_peft
 from ia_jax.adapters.record import AdapterMetadata, content_hash
 from ia_jax.adapters.store import is_complete, save_adapter
 from ia_jax.behaviors.banks import bank_of
 from ia_jax.behaviors.records import CLEAN
 from ia_jax.config import config_hash
-from ia_jax.data.batches import Plan, Slot, Unit, build_batch, dataset, identity_of, plan_joint
+from ia_jax.data.batch import Batch, build_batch
+from ia_jax.data.plans import Plan, Slot, Unit, dataset, identity_of, plan_joint
 from ia_jax.data.transcripts import read_jsonl
 from ia_jax.errors import ConfigError, IAError
-from ia_jax.parallel.chips import training_flops
-from ia_jax.parallel.distributed import leave_if_told, once
+from ia_jax.models.lora import Adapter, init_lora
+from ia_jax.parallel.distributed import on_main_process, stop_if_preempted
+from ia_jax.planning.chips import peak_flops, training_flops
+from ia_jax.progress import progress
 from ia_jax.stages.ia_data import question_answers
 from ia_jax.stages.order import is_done
 from ia_jax.stages.session import Organisms, Session, behaviors_in
 from ia_jax.training.introspection import dpo_step, init_state, sequence_logps, sft_step
 from ia_jax.training.loop import fit, scalars_of
-from ia_jax.training.losses import Batch
-from ia_jax.training.recorder import progress, spread
+from ia_jax.training.recorder import spread
 
 STACKS_AHEAD = 2  # organisms are read and placed while the steps before run; each stack held costs memory
 
@@ -57,8 +58,8 @@ def run_sft(session: Session) -> None:
         steps=cfg.steps,
         always=len(behaviors) if cfg.clean_slot else None,
     )
-    ia = session.replicated(init_lora(session.key(3), model.config, lora))
-    state = session.replicated(init_state(ia, len(plan.steps), lora, cfg.optimizer))
+    ia = session.shard_ia(init_lora(session.key(3), model.config, lora))
+    state = session.shard_ia(init_state(ia, len(plan.steps), lora, cfg.optimizer))
     static: dict[str, Any] = {"cfg": model.config, "lora": lora, "optimizer": cfg.optimizer}
     static["remat"] = session.config.model.remat
     state = fit(
@@ -74,6 +75,7 @@ def run_sft(session: Session) -> None:
         summarize=summarize,
         description="IA, SFT",
         flops=training_flops(model.config, cfg.length, [organisms.lora, lora], [lora]),
+        peak=peak_flops(),
     )
     _finish(session, directory, state.adapter, len(plan.steps))
 
@@ -107,19 +109,17 @@ def run_dpo(session: Session) -> None:
         rows=cfg.rows,
         epochs=cfg.epochs,
     )
-    start = session.replicated(session.workdir.ia("sft", model))
+    start = session.shard_ia(session.workdir.ia("sft", model))
     remat = session.config.model.remat
     reference = _reference(session, directory, plan, units, organisms, start)
-    state = session.replicated(
-        init_state(jax.tree.map(lambda x: x.copy(), start), len(plan.steps), lora, cfg.optimizer)
-    )
+    state = session.shard_ia(init_state(jax.tree.map(lambda x: x.copy(), start), len(plan.steps), lora, cfg.optimizer))
     static: dict[str, Any] = {"cfg": model.config, "lora": lora, "optimizer": cfg.optimizer, "beta": cfg.beta}
     static |= {"sft_weight": cfg.sft_weight, "remat": remat}
     numbers = {id(step): n for n, step in enumerate(plan.steps)}
 
     def make(step: Sequence[Slot]) -> tuple[Adapter, Batch, Any]:
         stack, batch = _joint_batch(session, organisms, step, plan, units)
-        return stack, batch, session.on_organisms(reference[numbers[id(step)]])
+        return stack, batch, session.shard_by_organism(reference[numbers[id(step)]])
 
     state = fit(
         "ia_dpo",
@@ -134,6 +134,7 @@ def run_dpo(session: Session) -> None:
         summarize=summarize,
         description="IA, DPO",
         flops=training_flops(model.config, cfg.length, [organisms.lora, lora], [lora]),
+        peak=peak_flops(),
     )
     _finish(session, directory, state.adapter, len(plan.steps))
 
@@ -146,7 +147,9 @@ def summarize(metrics: Mapping[str, np.ndarray]) -> dict[str, float]:
 def usable(session: Session, split: str) -> list:
     """The split's behaviours whose organisms did not fail the behaviour check (all, with `keep_failed`)."""
     behaviors = behaviors_in(session, split)
-    missing = once(lambda: [b.name for b in behaviors if not is_complete(session.workdir.organism_dir(b.name))])
+    missing = on_main_process(
+        lambda: [b.name for b in behaviors if not is_complete(session.workdir.organism_dir(b.name))]
+    )
     if missing:
         raise ConfigError(f"organism {missing[0]} is not trained; run `ia-jax organisms` first")
     if not behaviors:
@@ -165,7 +168,7 @@ def _joint_batch(
     session: Session, organisms: Organisms, step: Sequence[Slot], plan: Plan, units: Sequence[Sequence[Unit]]
 ) -> tuple[Adapter, Batch]:
     stack = organisms.take([slot.organism for slot in step])
-    return stack, session.on_organisms(build_batch(step, plan, units))
+    return stack, session.shard_by_organism(build_batch(step, plan, units))
 
 
 def _reference(
@@ -182,7 +185,7 @@ def _reference(
     """
     what = content_hash(ia), organisms.hashes, session.config.model.dtype
     file = directory / f"reference_{identity_of(plan, units, what)}.npy"
-    if once(file.exists):
+    if on_main_process(file.exists):
         return np.load(file, allow_pickle=False)
     model, rows = session.model, []
     with progress(len(plan.steps), "DPO reference") as bar:
@@ -199,8 +202,8 @@ def _reference(
             )
             rows.append(np.asarray(logps))
             bar.update(1)
-            leave_if_told("DPO reference")
-    once(lambda: _keep(file, np.stack(rows)))
+            stop_if_preempted("DPO reference")
+    on_main_process(lambda: _keep(file, np.stack(rows)))
     return np.stack(rows)
 
 

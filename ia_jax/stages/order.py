@@ -87,9 +87,9 @@ _NEEDS = {
 
 def is_done(workdir: "Workdir", stage: str) -> bool:
     """Whether a stage has written everything that it writes. Of several processes the first looks, for all."""
-    from ia_jax.parallel.distributed import once
+    from ia_jax.parallel.distributed import on_main_process
 
-    return once(lambda: _is_done(workdir, stage))
+    return on_main_process(lambda: _is_done(workdir, stage))
 
 
 def _is_done(workdir: "Workdir", stage: str) -> bool:

@@ -18,19 +18,21 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from ia_jax.adapters.lora import LoraConfig, take_organisms
 from ia_jax.adapters.record import AdapterMetadata
 from ia_jax.adapters.store import is_complete, read_metadata, save_adapters
 from ia_jax.behaviors.records import Behavior
-from ia_jax.config import OptimizerSection, config_hash
-from ia_jax.data.batches import Plan, Unit, build_batch, dataset, identity_of, plan_organisms, unit_length
+from ia_jax.config import config_hash
+from ia_jax.data.batch import build_batch
+from ia_jax.data.plans import Plan, Unit, dataset, identity_of, plan_organisms, unit_length
 from ia_jax.data.transcripts import read_jsonl, read_transcripts, write_jsonl
-from ia_jax.parallel.chips import training_flops
-from ia_jax.parallel.distributed import once
+from ia_jax.models.lora import LoraConfig, take_organisms
+from ia_jax.parallel.distributed import on_main_process
 from ia_jax.parallel.mesh import to_host
+from ia_jax.planning.chips import peak_flops, training_flops
 from ia_jax.stages.behavior_check import Checks, Row, check, prepare
 from ia_jax.stages.session import Session
 from ia_jax.training.loop import fit
+from ia_jax.training.optimizer import AdamW
 from ia_jax.training.organisms import Diverged, OrganismsState, init_on_mesh, organisms_step
 from ia_jax.training.recorder import spread
 from ia_jax.workdir import Workdir
@@ -52,7 +54,7 @@ class Wave:
 def run(session: Session) -> None:
     """Trains the organisms that are not settled yet: neither stored nor left out."""
     workdir = session.workdir
-    everyone = [workdir.behaviors[n] for n in once(lambda: _trained_here(workdir))]
+    everyone = [workdir.behaviors[n] for n in on_main_process(lambda: _trained_here(workdir))]
     if not _settled(workdir, everyone):
         # All transcripts are tokenised before anything is trained, so that a bad one shows at once.
         units = {b.name: _units(session, b) for b in everyone}
@@ -61,7 +63,7 @@ def run(session: Session) -> None:
         for wave in _waves(session, everyone, units):
             if not _settled(workdir, wave.behaviors):
                 _train_wave(session, wave, units, checks)
-    rows = once(lambda: _gather_checks(workdir))
+    rows = on_main_process(lambda: _gather_checks(workdir))
     print(check_report(rows, session.config.organisms.keep_failed), flush=True)
 
 
@@ -100,7 +102,7 @@ def _trained_here(workdir: Workdir) -> list[str]:
 
 def _settled(workdir: Workdir, behaviors: Sequence[Behavior]) -> bool:
     """Whether each of them is stored or left out."""
-    return once(lambda: not _unsettled(workdir, behaviors))
+    return on_main_process(lambda: not _unsettled(workdir, behaviors))
 
 
 def _unsettled(workdir: Workdir, behaviors: Sequence[Behavior]) -> list[str]:
@@ -171,7 +173,8 @@ def _train_wave(session: Session, wave: Wave, units: Mapping[str, list[Unit]], c
     again = [b for b in dict.fromkeys(wave.behaviors) if b.name in first]
     if again:
         _train_again(session, wave, units, again, first, checks)
-    once(lambda: shutil.rmtree(_states(session.workdir), ignore_errors=True))  # a large one: all adapters and moments
+    # A large one: all adapters and moments.
+    on_main_process(lambda: shutil.rmtree(_states(session.workdir), ignore_errors=True))
 
 
 def _train_again(
@@ -192,13 +195,13 @@ def _train_again(
     for b in again:
         if b.name in second:
             why = f"{first[b.name]} with lr {optimizer.lr:g}; {second[b.name]} with lr {lower.lr:g}"
-            once(partial(_leave_out, session.workdir, b, why))
+            on_main_process(partial(_leave_out, session.workdir, b, why))
 
 
 def _train_and_store(
     session: Session,
     wave: Wave,
-    optimizer: OptimizerSection,
+    optimizer: AdamW,
     checks: Checks,
     notes: Mapping[str, dict[str, object]],
 ) -> dict[str, str]:
@@ -227,7 +230,7 @@ def _leave_out(workdir: Workdir, b: Behavior, reason: str) -> None:
     print(f"organism {b.name}: left out ({reason})", flush=True)
 
 
-def _train(session: Session, wave: Wave, optimizer: OptimizerSection, stage: str) -> OrganismsState:
+def _train(session: Session, wave: Wave, optimizer: AdamW, stage: str) -> OrganismsState:
     """The wave's final state, from its newest checkpoint if there is one."""
     cfg, model, plan = session.config.organisms, session.model, wave.plan
     seeds = [seed_of(b.name, session.config.seed) for b in wave.behaviors]
@@ -236,7 +239,7 @@ def _train(session: Session, wave: Wave, optimizer: OptimizerSection, stage: str
     keys = jnp.stack([jax.random.key(s) for s in seeds])
     loras = tuple(dict.fromkeys(cfg.loras()))
     kinds = np.array([loras.index(lora) for lora in own], np.int32)
-    keys, total, kinds = (session.on_organisms(x) for x in (keys, total, kinds))
+    keys, total, kinds = (session.shard_by_organism(x) for x in (keys, total, kinds))
     state = init_on_mesh(session.mesh, keys, total, kinds, model.config, loras, optimizer)
     each = [training_flops(model.config, cfg.length, [lora], [lora]) for lora in own]
     identity = hashlib.sha256(repr(([b.name for b in wave.behaviors], optimizer)).encode()).hexdigest()[:16]
@@ -251,7 +254,7 @@ def _train(session: Session, wave: Wave, optimizer: OptimizerSection, stage: str
             optimizer=optimizer,
             remat=session.config.model.remat,
         ),
-        dataset(plan, lambda step: session.on_organisms(build_batch(step, plan, wave.units))),
+        dataset(plan, lambda step: session.shard_by_organism(build_batch(step, plan, wave.units))),
         len(plan.steps),
         session.workdir.path,
         checkpoints=_states(session.workdir) / identity,
@@ -261,6 +264,7 @@ def _train(session: Session, wave: Wave, optimizer: OptimizerSection, stage: str
         summarize=summarize,
         description=wave.title,
         flops={kind: sum(one[kind] for one in each) / len(each) for kind in each[0]},
+        peak=peak_flops(),
     )
 
 
@@ -285,7 +289,9 @@ def _store(
     loras = [_lora(session, b) for b in wave.behaviors]
     failed = _diverged(wave, state)
     first = {b.name: i for i, b in reversed(list(enumerate(wave.behaviors))) if b.name not in failed}
-    todo = once(lambda: {name: i for name, i in first.items() if not is_complete(workdir.organism_dir(name))})
+    todo = on_main_process(
+        lambda: {name: i for name, i in first.items() if not is_complete(workdir.organism_dir(name))}
+    )
     if not todo:
         return
     rows = check(session, wave.behaviors, state.adapters, checks)

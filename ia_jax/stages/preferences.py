@@ -19,7 +19,7 @@ from ia_jax.config import PreferencesSection
 from ia_jax.data.transcripts import write_jsonl
 from ia_jax.errors import IAError
 from ia_jax.judging.protocol import Item, Judge
-from ia_jax.parallel.distributed import once
+from ia_jax.parallel.distributed import on_main_process
 from ia_jax.stages.ia_data import CLEAN_TARGETS, targets
 from ia_jax.stages.introspection import usable
 from ia_jax.stages.order import is_done
@@ -34,7 +34,7 @@ def run(session: Session) -> None:
     workdir, cfg = session.workdir, session.config.preferences
     if is_done(workdir, "preferences"):
         return
-    ia = session.replicated(workdir.ia("sft", session.model))
+    ia = session.shard_ia(workdir.ia("sft", session.model))
     everyone = usable(session, "dpo")
     behaviors = [b for b in everyone if b.category != CLEAN]
     clean = [b for b in everyone if b.category == CLEAN and cfg.clean_pairs]
@@ -82,7 +82,7 @@ def run(session: Session) -> None:
     kept = without_near_identical(pairs)
     if not kept:
         raise IAError("no preference pair: no sampled report scored high enough; train the SFT IA longer")
-    once(lambda: write_jsonl(workdir.preferences_file, kept))
+    on_main_process(lambda: write_jsonl(workdir.preferences_file, kept))
     print(counts(kept, len(pairs) - len(kept)))
 
 

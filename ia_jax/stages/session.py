@@ -10,7 +10,6 @@ import jax
 import numpy as np
 from jax.sharding import NamedSharding, PartitionSpec
 
-from ia_jax.adapters.lora import Stack, adapter_shardings
 from ia_jax.adapters.stream import AdapterStream
 from ia_jax.behaviors.claude_teacher import ClaudeTeacher
 from ia_jax.behaviors.local_model import LocalModel
@@ -24,11 +23,12 @@ from ia_jax.judging.claude_judge import ClaudeJudge
 from ia_jax.judging.protocol import Judge
 from ia_jax.judging.rubric import RubricJudge
 from ia_jax.models.chat import ChatExample, encode_chat, encode_prompt
+from ia_jax.models.lora import Stack, adapter_shardings
 from ia_jax.models.replies import slice_starts, write_replies
 from ia_jax.models.weights import Model, load_model
-from ia_jax.parallel.distributed import leave_if_told, once
-from ia_jax.parallel.mesh import make_mesh, named_sharding, place, spread_over
-from ia_jax.training.recorder import progress
+from ia_jax.parallel.distributed import on_main_process, stop_if_preempted
+from ia_jax.parallel.mesh import make_mesh, named_sharding, put_on_mesh, spread_over
+from ia_jax.progress import progress
 from ia_jax.workdir import Workdir
 
 JUDGES = ("rubric", "claude")
@@ -102,24 +102,24 @@ class Session:
         """The random key of a stage."""
         return jax.random.fold_in(jax.random.key(self.config.seed), stage)
 
-    def on_organisms(self, tree: Any) -> Any:
+    def shard_by_organism(self, tree: Any) -> Any:
         """Puts arrays with a leading organism axis on the mesh (whole, where the mesh does not divide that axis)."""
         first = jax.tree.leaves(tree)[0]
         if first.shape[0] % self.groups:
-            return place(tree, jax.tree.map(lambda _: NamedSharding(self.mesh, PartitionSpec()), tree))
-        return place(tree, adapter_shardings(tree, self.mesh, organisms=True))
+            return put_on_mesh(tree, jax.tree.map(lambda _: NamedSharding(self.mesh, PartitionSpec()), tree))
+        return put_on_mesh(tree, adapter_shardings(tree, self.mesh, organisms=True))
 
-    def held(self, count: int) -> list[int]:
-        """Which of `count` organisms that `on_organisms` places lie on devices of this process."""
+    def local_organisms(self, count: int) -> list[int]:
+        """Which of `count` organisms that `shard_by_organism` places lie on devices of this process."""
         axes = ("organism",) if count % self.groups == 0 else (None,)
         where = named_sharding(self.mesh, axes).addressable_devices_indices_map((count,)).values()
         return sorted({i for index in where if index for i in range(count)[index[0]]})
 
-    def replicated(self, tree: Any) -> Any:
+    def shard_ia(self, tree: Any) -> Any:
         """Puts the IA, or its training state, on the mesh: spread like the base weights, as a step leaves it; arrays
         outside an adapter lie whole on every device.
         """
-        return place(tree, adapter_shardings(tree, self.mesh))
+        return put_on_mesh(tree, adapter_shardings(tree, self.mesh))
 
     def example(self, question: str, answer: str, length: int, name: str) -> ChatExample:
         """A one-turn training example, without the tokens after the last supervised one."""
@@ -157,7 +157,7 @@ class Session:
 
             def on_slice() -> None:
                 bar.update()
-                leave_if_told(description or "generate")
+                stop_if_preempted(description or "generate")
 
             return write_replies(
                 self.model,
@@ -199,8 +199,8 @@ class Organisms(AdapterStream):
         super().__init__(
             [session.workdir.organism_dir(n) for n in self.names],
             session.model,
-            session.on_organisms,
-            held=session.held,
+            session.shard_by_organism,
+            held=session.local_organisms,
             zeros=int(clean),
             lora=session.config.organisms.lora.lora(),
         )
@@ -208,6 +208,6 @@ class Organisms(AdapterStream):
 
 def behaviors_in(session: Session, *splits: str) -> list[Behavior]:
     """The behaviours of these splits, without those whose organism diverged and was left out."""
-    left_out = once(lambda: session.workdir.left_out)
+    left_out = on_main_process(lambda: session.workdir.left_out)
     names = [n for s in splits for n in session.workdir.named(s) if n not in left_out]
     return [session.workdir.behaviors[n] for n in names]

@@ -10,7 +10,7 @@ from ia_jax.behaviors.teacher import Teacher, drops
 from ia_jax.behaviors.template_teacher import TemplateTeacher
 from ia_jax.data.transcripts import Transcript, write_jsonl, write_transcripts
 from ia_jax.errors import IAError
-from ia_jax.parallel.distributed import once
+from ia_jax.parallel.distributed import on_main_process
 from ia_jax.stages.ia_data import clean_organism
 from ia_jax.stages.order import is_done
 from ia_jax.stages.session import Session
@@ -36,7 +36,7 @@ def run(session: Session) -> None:
         if shown:
             write_jsonl(workdir.behaviors_file, ({**x.to_json(), "split": splits[x.name]} for x in kept))
 
-    once(write)
+    on_main_process(write)
     print(drop_report({x.name: demonstrations[x.name] for x in taught}))
     if config.teacher.name == "claude":
         print(session.claude.summary())

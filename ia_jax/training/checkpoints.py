@@ -10,7 +10,7 @@ from orbax.checkpoint import v1 as ocp
 
 from ia_jax.adapters.record import one_line
 from ia_jax.errors import CheckpointError
-from ia_jax.parallel.distributed import once
+from ia_jax.parallel.distributed import on_main_process
 
 State = TypeVar("State")
 
@@ -66,7 +66,7 @@ class Keeper:
         Where there is one, `state` is given up, so that memory never holds both. Raises CheckpointError if it cannot be
         read, was made from something else, or belongs to a state of other shapes than `state`.
         """
-        step = once(lambda: self._orbax.latest.step if self._orbax.latest else None)
+        step = on_main_process(lambda: self._orbax.latest.step if self._orbax.latest else None)
         if step is None:
             return 0, state
         abstract = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=x.sharding), state)

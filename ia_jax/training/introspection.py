@@ -10,13 +10,13 @@ import jax
 import jax.numpy as jnp
 import optax
 
-from ia_jax.adapters.lora import Adapter, LoraConfig
-from ia_jax.config import OptimizerSection
+from ia_jax.data.batch import Batch, token_counts
 from ia_jax.models.config import ModelConfig
+from ia_jax.models.lora import Adapter, LoraConfig
 from ia_jax.models.transformer import Params, forward
-from ia_jax.parallel.mesh import whole
-from ia_jax.training.losses import Batch, dpo_loss, example_logps, sft_loss, supervised_logps, token_counts
-from ia_jax.training.optimizer import apply_direction, learning_rate, make_optimizer
+from ia_jax.parallel.mesh import replicate
+from ia_jax.training.losses import dpo_loss, example_logps, sft_loss, supervised_logps
+from ia_jax.training.optimizer import AdamW, apply_direction, learning_rate, make_optimizer
 
 
 class IAState(NamedTuple):
@@ -28,7 +28,7 @@ class IAState(NamedTuple):
     total: jax.Array
 
 
-def init_state(adapter: Adapter, total: int, lora: LoraConfig, optimizer: OptimizerSection) -> IAState:
+def init_state(adapter: Adapter, total: int, lora: LoraConfig, optimizer: AdamW) -> IAState:
     moments = make_optimizer(optimizer, lora.scale).init(adapter)
     return IAState(adapter, moments, jnp.int32(0), jnp.int32(total))
 
@@ -41,7 +41,7 @@ def _token_logps(
 
 
 def _updated(
-    state: IAState, grads: Adapter, lora: LoraConfig, optimizer: OptimizerSection
+    state: IAState, grads: Adapter, lora: LoraConfig, optimizer: AdamW
 ) -> tuple[IAState, dict[str, jax.Array]]:
     direction, moments = make_optimizer(optimizer, lora.scale).update(grads, state.moments, state.adapter)
     lr = learning_rate(optimizer, (state.updates + 1) / state.total)
@@ -59,7 +59,7 @@ def sft_step(
     *,
     cfg: ModelConfig,
     lora: LoraConfig,
-    optimizer: OptimizerSection,
+    optimizer: AdamW,
     remat: str = "none",
 ) -> tuple[IAState, dict[str, jax.Array]]:
     """Mean over the step's organisms of each one's mean token loss (paper_facts 2.3: every batch's loss over k).
@@ -74,7 +74,7 @@ def sft_step(
 
     (loss, losses), grads = jax.value_and_grad(mean_loss, has_aux=True)(state.adapter)
     state, metrics = _updated(state, grads, lora, optimizer)
-    return state, whole({"loss": loss, "per_organism": losses, **metrics, **token_counts(batch)})
+    return state, replicate({"loss": loss, "per_organism": losses, **metrics, **token_counts(batch)})
 
 
 @partial(jax.jit, static_argnames=("cfg", "examples", "remat"))
@@ -89,7 +89,7 @@ def sequence_logps(
     remat: str = "none",
 ) -> jax.Array:
     """Summed log-probability of every example's answer, [K, examples]: the DPO reference, computed once."""
-    return whole(example_logps(_token_logps(params, organisms, ia, batch, cfg, remat), batch, examples))
+    return replicate(example_logps(_token_logps(params, organisms, ia, batch, cfg, remat), batch, examples))
 
 
 @partial(jax.jit, static_argnames=("cfg", "lora", "optimizer", "beta", "sft_weight", "remat"), donate_argnames="state")
@@ -102,7 +102,7 @@ def dpo_step(
     *,
     cfg: ModelConfig,
     lora: LoraConfig,
-    optimizer: OptimizerSection,
+    optimizer: AdamW,
     beta: float,
     sft_weight: float = 0.0,
     remat: str = "none",
@@ -138,4 +138,4 @@ def dpo_step(
 
     (loss, metrics), grads = jax.value_and_grad(mean_loss, has_aux=True)(state.adapter)
     state, more = _updated(state, grads, lora, optimizer)
-    return state, whole({"loss": loss, **metrics, **more, **token_counts(batch)})
+    return state, replicate({"loss": loss, **metrics, **more, **token_counts(batch)})

@@ -19,8 +19,9 @@ import numpy as np
 
 from ia_jax.errors import IAError, Preempted
 from ia_jax.parallel import distributed
+from ia_jax.progress import progress
 from ia_jax.training.checkpoints import Keeper
-from ia_jax.training.recorder import COUNTS, Recorder, Scalars, progress
+from ia_jax.training.recorder import COUNTS, Recorder, Scalars
 
 State = TypeVar("State")
 Summarize = Callable[[Mapping[str, np.ndarray]], Scalars]
@@ -46,22 +47,24 @@ def fit(
     summarize: Summarize = scalars_of,
     description: str = "",
     flops: Mapping[str, float] | None = None,
+    peak: float | None = None,
 ) -> State:
     """Runs `step(state, batch) -> state, metrics` over `data`, from the newest checkpoint if there is one.
 
     `identity`, a hash of what is trained on what, must be that of the checkpoint. `offset` is added to the step numbers
     of the curves (waves of organisms follow each other). `flops` is what a token and a supervised token need
-    (`chips.training_flops`), for the utilisation that is recorded. Metrics are read one step late, so that the device
-    never waits for the host. Several processes call this alike: metrics must be whole on every device, and process 0
-    records them. Raises IAError, naming the step, on a loss or state that is not finite; CheckpointError when a
-    checkpoint cannot be read or written; Preempted after SIGTERM, once the state is saved.
+    (`chips.training_flops`) and `peak` the devices' FLOP/s together, for the utilisation that is recorded. Metrics are
+    read one step late, so that the device never waits for the host. Several processes call this alike: metrics must be
+    whole on every device, and process 0 records them. Raises IAError, naming the step, on a loss or state that is not
+    finite; CheckpointError when a checkpoint cannot be read or written; Preempted after SIGTERM, once the state is
+    saved.
     """
     iterator = iter(data)
     keeping = Keeper(checkpoints, identity) if checkpoints is not None and every else nullcontext()
     with keeping as keeper, preemption_notice() as preempted:
         start, state = keeper.restore(state, iterator) if keeper else (0, state)
         bar = progress(total, description or stage, start)
-        with Recorder(workdir, stage, offset + start, flops, offset + total) as recorder, bar:
+        with Recorder(workdir, stage, offset + start, flops, offset + total, peak) as recorder, bar:
             waiting: tuple[int, Mapping[str, Any]] | None = None
             for number in range(start + 1, total + 1):
                 state, metrics = step(state, next(iterator))
@@ -96,8 +99,8 @@ def preemption_notice() -> Iterator[Callable[[], bool]]:
 
     Outside of it SIGTERM ends a single process as it always does. Several processes all get the same answer.
     """
-    if distributed.several():
-        yield distributed.told_to_stop
+    if distributed.is_multi_process():
+        yield distributed.should_stop
         return
     noticed = threading.Event()
     if threading.current_thread() is not threading.main_thread():  # only that one may set handlers

@@ -4,38 +4,12 @@ SFT, DPO, its reference and evaluation all use `supervised_logps`. Only supervis
 chunk at a time, so `[B, T, V]` never exists.
 """
 
-from typing import Any, NamedTuple
-
 import jax
 import jax.numpy as jnp
 
+from ia_jax.data.batch import Batch
 from ia_jax.models.transformer import Params, unembed_weight
 from ia_jax.parallel.mesh import axis_size, constrain_to, reshard
-
-Array = Any  # a numpy array while a batch is being built, a jax array in a step
-
-
-class Batch(NamedTuple):
-    """Rows of K organisms and the positions that are supervised.
-
-    tokens, segment_ids, positions: [K, B, T] (segment 0 is padding; a row may hold several examples, of one organism).
-    target_index: [K, P] position in the organism's flattened B*T tokens whose *next* token is supervised.
-    target_token: [K, P] that next token. target_weight: [K, P] 1.0, or 0.0 for filling.
-    target_example: [K, P] which of the organism's examples in this batch the target belongs to.
-    """
-
-    tokens: Array
-    segment_ids: Array
-    positions: Array
-    target_index: Array
-    target_token: Array
-    target_weight: Array
-    target_example: Array
-
-
-def token_counts(batch: Batch) -> dict[str, jax.Array]:
-    """How much a batch holds, for rates: tokens and supervised tokens, both without filling."""
-    return {"tokens": (batch.segment_ids > 0).sum(), "supervised_tokens": batch.target_weight.sum()}
 
 
 def supervised_logps(params: Params, hidden: jax.Array, batch: Batch, *, chunk: int | None = None) -> jax.Array:

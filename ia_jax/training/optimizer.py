@@ -1,16 +1,30 @@
 """One optimizer for organisms and IA: clip, Adam, decoupled weight decay, a schedule over a fraction of training."""
 
+from dataclasses import dataclass
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 import optax
 
-from ia_jax.adapters.lora import peft_parametrization
-from ia_jax.config import OptimizerSection
+from ia_jax.models.lora import peft_parametrization
 
 
-def learning_rate(cfg: OptimizerSection, progress: jax.Array) -> jax.Array:
+@dataclass(frozen=True)
+class AdamW:
+    """AdamW with linear warm-up and cosine decay to `final_lr_fraction`, after clipping each adapter's gradient."""
+
+    lr: float = 1e-4
+    warmup_fraction: float = 0.05
+    final_lr_fraction: float = 0.1
+    b1: float = 0.9
+    b2: float = 0.95
+    eps: float = 1e-8
+    weight_decay: float = 0.0
+    clip_norm: float = 1.0
+
+
+def learning_rate(cfg: AdamW, progress: jax.Array) -> jax.Array:
     """Linear warm-up, then cosine decay to `final_lr_fraction`. progress: 1/steps at the first step, 1 at the last."""
     warm = jnp.clip(progress / max(cfg.warmup_fraction, 1e-9), 0.0, 1.0) if cfg.warmup_fraction else 1.0
     along = jnp.clip((progress - cfg.warmup_fraction) / max(1 - cfg.warmup_fraction, 1e-9), 0.0, 1.0)
@@ -18,7 +32,7 @@ def learning_rate(cfg: OptimizerSection, progress: jax.Array) -> jax.Array:
     return cfg.lr * jnp.minimum(warm, 1.0) * cosine
 
 
-def make_optimizer(cfg: OptimizerSection, scale: float | jax.Array) -> optax.GradientTransformation:
+def make_optimizer(cfg: AdamW, scale: float | jax.Array) -> optax.GradientTransformation:
     """The direction of a step (without the learning rate), in PEFT's parametrization. For one adapter of this scale."""
     parts = [optax.clip_by_global_norm(cfg.clip_norm)] if cfg.clip_norm > 0 else []
     parts.append(optax.scale_by_adam(cfg.b1, cfg.b2, cfg.eps))

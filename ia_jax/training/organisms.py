@@ -14,13 +14,13 @@ import jax.numpy as jnp
 import optax
 from jax.sharding import Mesh
 
-from ia_jax.adapters.lora import Adapter, LoraConfig, adapter_shardings, init_organisms, pad_rank
-from ia_jax.config import OptimizerSection
+from ia_jax.data.batch import Batch, token_counts
 from ia_jax.models.config import ModelConfig
+from ia_jax.models.lora import Adapter, LoraConfig, adapter_shardings, init_organisms, pad_rank
 from ia_jax.models.transformer import Params, forward
-from ia_jax.parallel.mesh import whole
-from ia_jax.training.losses import Batch, sft_loss, supervised_logps, token_counts
-from ia_jax.training.optimizer import apply_direction, learning_rate, make_optimizer
+from ia_jax.parallel.mesh import replicate
+from ia_jax.training.losses import sft_loss, supervised_logps
+from ia_jax.training.optimizer import AdamW, apply_direction, learning_rate, make_optimizer
 
 
 class Diverged(IntEnum):
@@ -57,7 +57,7 @@ class OrganismsState(NamedTuple):
 
 
 def init_state(
-    keys: jax.Array, total: jax.Array, cfg: ModelConfig, lora: LoraConfig, optimizer: OptimizerSection
+    keys: jax.Array, total: jax.Array, cfg: ModelConfig, lora: LoraConfig, optimizer: AdamW
 ) -> OrganismsState:
     """Organisms of one kind of adapter. keys, total: [K]."""
     return init_mixed_state(keys, total, jnp.zeros_like(total), cfg, (lora,), optimizer)
@@ -69,7 +69,7 @@ def init_mixed_state(
     kinds: jax.Array,
     cfg: ModelConfig,
     loras: Sequence[LoraConfig],
-    optimizer: OptimizerSection,
+    optimizer: AdamW,
 ) -> OrganismsState:
     """Organisms of several ranks and alphas on the same targets, padded with zeros to the largest rank of `loras`.
 
@@ -98,7 +98,7 @@ def init_on_mesh(
     kinds: jax.Array,
     cfg: ModelConfig,
     loras: Sequence[LoraConfig],
-    optimizer: OptimizerSection,
+    optimizer: AdamW,
 ) -> OrganismsState:
     """`init_mixed_state`, every leaf made where its logical axes lie, which is where a step leaves it."""
     make = partial(init_mixed_state, cfg=cfg, loras=loras, optimizer=optimizer)
@@ -113,7 +113,7 @@ def organisms_step(
     batch: Batch,
     *,
     cfg: ModelConfig,
-    optimizer: OptimizerSection,
+    optimizer: AdamW,
     remat: str = "none",
 ) -> tuple[OrganismsState, dict[str, jax.Array]]:
     """One update of every organism that has a row in this batch and has not diverged. Metrics are [K].
@@ -156,7 +156,7 @@ def organisms_step(
         state.total,
         diverged,
     )
-    return state, whole({"loss": losses, "grad_norm": norms, "updated": update, **token_counts(batch)})
+    return state, replicate({"loss": losses, "grad_norm": norms, "updated": update, **token_counts(batch)})
 
 
 def _finite_by_organism(tree: Any) -> jax.Array:

@@ -18,10 +18,8 @@ import numpy as np
 from tensorboardX.proto.event_pb2 import Event, SessionLog  # pyright: ignore[reportAttributeAccessIssue]
 from tensorboardX.proto.summary_pb2 import Summary  # pyright: ignore[reportAttributeAccessIssue]
 from tensorboardX.record_writer import RecordWriter
-from tqdm import tqdm
 
 from ia_jax.parallel import distributed
-from ia_jax.parallel.chips import peak_flops
 
 Scalars = Mapping[str, float]
 COUNTS = ("tokens", "supervised_tokens")  # a step's metrics of these names become rates
@@ -65,8 +63,9 @@ class Recorder:
     waves, trained before this one was trained again. Of several processes only process 0 writes. Raises OSError, with
     the file's name.
 
-    flops: what each item of `COUNTS` needs (`chips.training_flops`). With it, and on chips whose peak is known, the
-    model FLOPs utilisation is recorded: FLOPs of real tokens, nothing for padding or recomputation.
+    flops: what each item of `COUNTS` needs (`chips.training_flops`). With it and `peak` (FLOP/s of
+    all devices together) the model FLOPs utilisation is recorded: FLOPs of real tokens, nothing for padding or
+    recomputation.
     """
 
     def __init__(
@@ -76,10 +75,11 @@ class Recorder:
         step: int = 0,
         flops: Mapping[str, float] | None = None,
         end: int | None = None,
+        peak: float | None = None,
     ):
-        self.stage, self.path, self.flops, self.peak = stage, workdir / "curves.jsonl", flops or {}, peak_flops()
+        self.stage, self.path, self.flops, self.peak = stage, workdir / "curves.jsonl", flops or {}, peak
         self.later = False  # whether there are lines past `end`
-        if distributed.speaks() and self.path.exists():
+        if distributed.is_main_process() and self.path.exists():
             last = math.inf if end is None else end
             rows = self._read()
             self.later = any(row["step"] > last for _, row in rows if row["stage"] == stage)
@@ -136,7 +136,7 @@ class Recorder:
 
     def write(self, step: int, scalars: Scalars, counts: Scalars | None = None) -> None:
         """scalars: of this step. counts: how many of each were processed since the line before (`COUNTS`)."""
-        if not distributed.speaks():
+        if not distributed.is_main_process():
             return
         if scalars:
             row = {"stage": self.stage, "step": step, **{k: float(f"{v:.6g}") for k, v in scalars.items()}}
@@ -175,9 +175,3 @@ def spread(losses: np.ndarray) -> dict[str, float]:
     """Quantiles of the organisms' losses in one step; NaN marks an organism that had nothing to read."""
     losses = losses[np.isfinite(losses)]
     return {f"loss_p{q}": float(np.quantile(losses, q / 100)) for q in (10, 50, 90)} if losses.size else {}
-
-
-def progress(total: int, description: str, initial: int = 0) -> Any:
-    """A progress bar with time left, on stderr of process 0; none where nobody sees it (a log file, a pipe)."""
-    hidden = None if distributed.speaks() else True  # None: unless stderr is a terminal
-    return tqdm(total=total, desc=description, initial=initial, dynamic_ncols=True, mininterval=1.0, disable=hidden)

@@ -14,11 +14,12 @@ from tokenizers.pre_tokenizers import WhitespaceSplit
 from transformers import PreTrainedTokenizerFast
 from trl import DPOConfig, DPOTrainer
 
-from ia_jax.config import OptimizerSection
-from ia_jax.data.batches import build_batch, plan_joint
+from ia_jax.data.batch import build_batch
+from ia_jax.data.plans import plan_joint
 from ia_jax.models.chat import ChatExample
 from ia_jax.training.introspection import dpo_step, init_state, sequence_logps
 from ia_jax.training.losses import dpo_loss
+from ia_jax.training.optimizer import AdamW
 from tests import tiny
 from tests.peers.torch_model import torch_model
 
@@ -118,7 +119,7 @@ def test_the_loss_on_a_model(trainer, adapters):
     batch = build_batch(plan.steps[0], plan, units)
     assert batch.target_weight.sum() == sum(len(r["chosen_ids"]) + len(r["rejected_ids"]) for r in rows)
     organism, ia, reference_ia = adapters
-    params, optimizer = tiny.params(), OptimizerSection()
+    params, optimizer = tiny.params(), AdamW()
     reference = sequence_logps(params, organism, reference_ia, batch, cfg=CFG, examples=plan.examples)
     _, metrics = dpo_step(
         params,

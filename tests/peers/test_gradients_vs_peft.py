@@ -9,12 +9,12 @@ import peft
 import pytest
 import torch
 
-from ia_jax.adapters.lora import PROJECTIONS, LoraConfig
-from ia_jax.config import OptimizerSection
+from ia_jax.models.lora import PROJECTIONS, LoraConfig
 from ia_jax.models.transformer import forward
 from ia_jax.training.introspection import init_state as init_ia
 from ia_jax.training.introspection import sft_step
 from ia_jax.training.losses import sft_loss, supervised_logps
+from ia_jax.training.optimizer import AdamW
 from ia_jax.training.organisms import init_state, organisms_step
 from tests import tiny
 from tests.peers.torch_model import torch_model
@@ -150,7 +150,7 @@ def test_ia_gradient_over_frozen_organisms(params, organisms, ia, batch):
     assert loss == pytest.approx(wanted_loss, rel=1e-5)
     error = relative_error(grads, wanted)
     assert error <= 1e-4, error
-    optimizer = OptimizerSection(warmup_fraction=0.0)
+    optimizer = AdamW(warmup_fraction=0.0)
     _, metrics = sft_step(
         params,
         init_ia(jax.tree.map(jnp.copy, ia), 5, IA, optimizer),
@@ -167,7 +167,7 @@ def test_three_updates_equal_torch_adamw_on_peft(params, organisms, batch):
     """Clip, AdamW and the meaning of lr, eps and decay: those of peft's own parametrization."""
     # A large eps, because Adam with a small one turns rounding errors of tiny gradients into whole steps.
     settings = {"lr": 3e-3, "eps": 1e-3, "weight_decay": 0.1}
-    optimizer = OptimizerSection(**settings, warmup_fraction=0.0, final_lr_fraction=1.0, b1=0.9, b2=0.95, clip_norm=0.5)
+    optimizer = AdamW(**settings, warmup_fraction=0.0, final_lr_fraction=1.0, b1=0.9, b2=0.95, clip_norm=0.5)
     state = init_state(jax.random.split(jax.random.key(0), K), jnp.full(K, 3), CFG, ORGANISM, optimizer)
     state = state._replace(adapters=jax.tree.map(jnp.copy, organisms))
     for _ in range(3):

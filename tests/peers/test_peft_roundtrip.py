@@ -11,11 +11,11 @@ import pytest
 import torch
 from transformers import LlamaConfig, LlamaForCausalLM
 
-from ia_jax.adapters.lora import PROJECTIONS, LoraConfig, lora_shapes
 from ia_jax.adapters.merge import write_merged
 from ia_jax.adapters.peft import concat_ranks, export_peft, import_peft
 from ia_jax.errors import ConfigError
 from ia_jax.models.config import ModelConfig
+from ia_jax.models.lora import PROJECTIONS, LoraConfig, lora_shapes
 from ia_jax.models.transformer import forward_jit
 from ia_jax.models.weights import read_weights
 

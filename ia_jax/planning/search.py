@@ -14,9 +14,9 @@ from ia_jax.config import RunConfig
 from ia_jax.errors import ConfigError
 from ia_jax.models.known import architecture
 from ia_jax.models.transformer import REMAT_POLICIES
-from ia_jax.parallel.chips import chip_of
 from ia_jax.parallel.mesh import make_mesh
-from ia_jax.parallel.plan import (
+from ia_jax.planning.chips import chip_of
+from ia_jax.planning.plan import (
     Shape,
     bandwidths,
     default_shape,

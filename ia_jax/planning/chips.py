@@ -8,9 +8,9 @@ from dataclasses import dataclass
 
 import jax
 
-from ia_jax.adapters.lora import LoraConfig, projection_sizes
 from ia_jax.errors import ConfigError
 from ia_jax.models.config import ModelConfig
+from ia_jax.models.lora import LoraConfig, projection_sizes
 
 
 @dataclass(frozen=True)

@@ -20,19 +20,19 @@ import jax.numpy as jnp
 import numpy as np
 from jax.sharding import Mesh
 
-from ia_jax.adapters.lora import LoraConfig, adapter_shardings, leaf_axes, lora_shapes
 from ia_jax.config import RunConfig
+from ia_jax.data.batch import Batch
 from ia_jax.errors import ConfigError, IAError
 from ia_jax.models.config import ModelConfig
 from ia_jax.models.known import architecture
+from ia_jax.models.lora import LoraConfig, adapter_shardings, leaf_axes, lora_shapes
 from ia_jax.models.replies import ROWS_AT_ONCE
 from ia_jax.models.sampling import PROMPT_BUCKET, decode
 from ia_jax.models.transformer import WeightSpec, abstract_params, weight_specs
-from ia_jax.parallel.chips import GIB, Chip, Work, chip_of, step_flops, step_hbm_bytes, step_ici_bytes
-from ia_jax.parallel.hlo import Namer, collectives
 from ia_jax.parallel.mesh import make_mesh, spread_over
+from ia_jax.planning.chips import GIB, Chip, Work, chip_of, step_flops, step_hbm_bytes, step_ici_bytes
+from ia_jax.planning.hlo import Namer, collectives
 from ia_jax.training import introspection, organisms
-from ia_jax.training.losses import Batch
 
 STAGES = ("organisms", "sft", "dpo", "sample")
 TOKENS = 512  # of one demonstration, where nothing better is known

@@ -9,7 +9,7 @@ from typing import Any
 from ia_jax.adapters.record import Record
 from ia_jax.adapters.store import is_complete, read_record, remove_adapter, verify_adapter
 from ia_jax.errors import CheckpointError, ConfigError
-from ia_jax.training.recorder import progress
+from ia_jax.progress import progress
 from ia_jax.workdir import Workdir
 
 STAGES = ("sft", "dpo")

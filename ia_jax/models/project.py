@@ -12,9 +12,9 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-from ia_jax.adapters.lora import Stack
+from ia_jax.models.lora import Stack
 from ia_jax.parallel.mesh import constrain_to, reshard
-from ia_jax.parallel.platform import kept_on_cpu
+from ia_jax.parallel.platform import fix_layout_on_cpu
 
 Axes = tuple[str | None, ...]
 
@@ -124,8 +124,8 @@ def _thin_product(thin: jax.Array, wide: jax.Array, k: str, out: Axes) -> jax.Ar
     The thin factor is transposed first, behind a barrier: XLA's CPU backend has fast kernels for rows times columns
     only, and transposing the wide factor would cost more than the product.
     """
-    rows = kept_on_cpu(jnp.moveaxis(thin, 3, 1))
-    return kept_on_cpu(_dot(f"krbt,kbtf->{k}rf", rows, wide, out, wide.dtype))
+    rows = fix_layout_on_cpu(jnp.moveaxis(thin, 3, 1))
+    return fix_layout_on_cpu(_dot(f"krbt,kbtf->{k}rf", rows, wide, out, wide.dtype))
 
 
 project.defvjp(_project_fwd, _project_bwd)

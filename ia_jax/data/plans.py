@@ -14,7 +14,6 @@ import numpy as np
 
 from ia_jax.errors import ConfigError
 from ia_jax.models.chat import ChatExample
-from ia_jax.training.losses import Batch
 
 Unit = tuple[ChatExample, ...]  # what stays together: one example, or a chosen and a rejected answer
 Row = tuple[int, ...]  # indices of the units packed into one row
@@ -154,34 +153,6 @@ def identity_of(plan: Plan, units: Sequence[Sequence[Unit]], what: object) -> st
             for e in unit:
                 identity.update(e.tokens.tobytes() + e.loss_mask.tobytes())
     return identity.hexdigest()[:16]
-
-
-def build_batch(step: Sequence[Slot], plan: Plan, units: Sequence[Sequence[Unit]]) -> Batch:
-    """The arrays of one step: [K, B, T] tokens and [K, P] targets. Examples are numbered in the order they stand."""
-    k, b, t, p = len(step), plan.rows, plan.length, plan.targets
-    tokens, segments, positions = (np.zeros((k, b, t), np.int32) for _ in range(3))
-    index, token, example = (np.zeros((k, p), np.int32) for _ in range(3))
-    weight = np.zeros((k, p), np.float32)
-    for i, slot in enumerate(step):
-        n = number = 0
-        for r, row in enumerate(slot.rows):
-            start = 0
-            for segment, chat in enumerate((e for u in row for e in units[slot.organism][u]), 1):
-                end = start + len(chat.tokens)
-                tokens[i, r, start:end] = chat.tokens
-                segments[i, r, start:end] = segment
-                positions[i, r, start:end] = np.arange(end - start)
-                # The token at position j is predicted from position j - 1.
-                where = np.flatnonzero(chat.loss_mask)
-                if len(where) == 0 or where[0] == 0:
-                    raise ConfigError(f"organism {slot.organism}: an example has no supervised token after its prompt")
-                m = n + len(where)
-                index[i, n:m] = r * t + start + where - 1
-                token[i, n:m] = chat.tokens[where]
-                weight[i, n:m] = 1.0
-                example[i, n:m] = number
-                n, number, start = m, number + 1, end
-    return Batch(tokens, segments, positions, index, token, weight, example)
 
 
 def dataset(plan: Plan, make: Callable[[Sequence[Slot]], object], ahead: int = 4) -> grain.IterDataset:

@@ -1,0 +1,21 @@
+"""How Claude is called."""
+
+from dataclasses import dataclass
+
+
+@dataclass(frozen=True)
+class ClaudeSettings:
+    """How Claude is called; may change in a running workdir, for it changes no answer.
+
+    `api`: "batch" (Message Batches: half the price, within a day) or "messages" (at once, `concurrency` at a time).
+    `cap_dollars` is for all that the run ever spends. `cache`: where answers are kept ("": in the workdir).
+    """
+
+    api: str = "batch"
+    cap_dollars: float = 20.0
+    concurrency: int = 8
+    batch_size: int = 10_000
+    attempts: int = 8
+    timeout: float = 600.0
+    poll_seconds: float = 30.0
+    cache: str = ""
