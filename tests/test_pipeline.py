@@ -18,6 +18,7 @@ from ia_jax.data.transcripts import read_jsonl
 from ia_jax.models.lora import LoraConfig
 from ia_jax.models.weights import load_model
 from ia_jax.stages.ask import plain
+from ia_jax.stages.order import STAGES
 from tests import tiny
 
 ROOT = Path(__file__).parent.parent
@@ -74,7 +75,7 @@ def test_dpo_starts_from_the_sft_adapter(finished):
 def test_what_a_run_prints(finished):
     lines = (finished.parent / "stdout.txt").read_text().splitlines()
     steps = [line for line in lines if line.startswith("[")]
-    assert [s.split(":")[0] for s in steps] == [f"[{i}/7] {s.name}" for i, s in enumerate(cli.STAGES, 1)]
+    assert [s.split(":")[0] for s in steps] == [f"[{i}/7] {s.name}" for i, s in enumerate(STAGES, 1)]
     assert all(": done in " in s for s in steps)
     assert lines[-2].startswith("held-out organisms report their behaviour in ")
     assert lines[-1] == f"report: {finished / 'report.html'}"
