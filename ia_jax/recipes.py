@@ -13,14 +13,12 @@ from ml_collections import ConfigDict, config_flags
 from ia_jax.behaviors.banks import BANKS, bank_of
 from ia_jax.behaviors.catalogue import load_catalogue
 from ia_jax.behaviors.splits import SPREADS, split_behaviors
-from ia_jax.behaviors.teacher import TeacherSettings
-from ia_jax.claude.client import APIS
-from ia_jax.config import RunConfig, parse_config
+from ia_jax.behaviors.teacher import TEACHERS, TeacherSettings
+from ia_jax.claude.settings import APIS
+from ia_jax.config import JUDGES, RunConfig, parse_config
 from ia_jax.errors import ConfigError, IAError
 from ia_jax.models.transformer import REMAT_POLICIES
 from ia_jax.models.weights import DTYPES
-from ia_jax.stages.session import JUDGES
-from ia_jax.stages.transcripts import TEACHERS
 
 
 def load_config(file: str, overrides: Sequence[str] = ()) -> RunConfig:
