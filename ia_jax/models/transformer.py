@@ -284,7 +284,7 @@ def forward(
     elif remat == "full":
         layer = jax.checkpoint(layer)
     x = embed(params, tokens)
-    last, each = jax.lax.scan(layer, x, (params["layers"], to_scan(stack, dtype)), unroll=unroll)
+    last, each = jax.lax.scan(layer, x, (params["layers"], to_scan(stack)), unroll=unroll)
     out = rms_norm(last, params["final_norm"], cfg.rms_norm_eps)
     if not every_layer:
         return out
