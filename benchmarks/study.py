@@ -1,4 +1,4 @@
-"""The study of docs/study.md: an SFT that has seen clean organisms, one that hasn't, and DPO with and without negatives.
+"""The study of docs/study.md: an SFT that has seen clean organisms, one that hasn't, and DPO with and without them.
 
 .venv/bin/python benchmarks/study.py runs/study            runs what is not finished yet
 .venv/bin/python benchmarks/study.py runs/seed1 seed=1     another seed, in another directory
