@@ -12,9 +12,9 @@ from typing import Any
 from ia_jax.adapters.store import load_adapter
 from ia_jax.behaviors.records import Behavior
 from ia_jax.config import RunConfig, config_hash, parse_config
-from ia_jax.data.transcripts import read_jsonl
 from ia_jax.errors import ConfigError, IAError
 from ia_jax.models.lora import Adapter
+from ia_jax.storage import read_jsonl
 
 PACKAGES = ("jax", "flax", "optax", "orbax-checkpoint", "transformers", "grain", "ml-collections")
 

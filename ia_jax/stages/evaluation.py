@@ -1,6 +1,5 @@
 """Stage 6: what do organisms report, with and without the IA, and what does the base model claim?"""
 
-import json
 from collections.abc import Sequence
 from typing import Any
 
@@ -8,7 +7,6 @@ import numpy as np
 
 from ia_jax.behaviors.banks import bank_of
 from ia_jax.behaviors.records import CLEAN, Behavior
-from ia_jax.data.transcripts import write_jsonl
 from ia_jax.errors import ConfigError
 from ia_jax.evals.verbalization import CONDITIONS, metrics
 from ia_jax.judging.protocol import Item
@@ -16,6 +14,7 @@ from ia_jax.parallel.distributed import on_main_process
 from ia_jax.stages.introspection import usable
 from ia_jax.stages.order import is_done
 from ia_jax.stages.session import Organisms, Session, behaviors_in
+from ia_jax.storage import write_json, write_jsonl
 from ia_jax.workdir import Workdir
 
 
@@ -79,9 +78,7 @@ def _write(
     write_jsonl(workdir.reports_file, rows)
     if clean_rows is not None:
         write_jsonl(workdir.clean_reports_file, clean_rows)
-    temporary = workdir.metrics_file.with_suffix(".partial")
-    temporary.write_text(json.dumps(result, indent=1))
-    temporary.replace(workdir.metrics_file)
+    write_json(workdir.metrics_file, result)
 
 
 def _reports(

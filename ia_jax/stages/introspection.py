@@ -16,7 +16,6 @@ from ia_jax.behaviors.records import CLEAN
 from ia_jax.config import config_hash
 from ia_jax.data.batch import Batch, build_batch
 from ia_jax.data.plans import Plan, Slot, Unit, dataset, identity_of, plan_joint
-from ia_jax.data.transcripts import read_jsonl
 from ia_jax.errors import ConfigError, IAError
 from ia_jax.models.lora import Adapter, init_lora
 from ia_jax.parallel.distributed import on_main_process, stop_if_preempted
@@ -25,6 +24,7 @@ from ia_jax.progress import progress
 from ia_jax.stages.ia_data import question_answers
 from ia_jax.stages.order import is_done
 from ia_jax.stages.session import Organisms, Session, behaviors_in
+from ia_jax.storage import read_jsonl, replacing
 from ia_jax.training.introspection import dpo_step, init_state, sequence_logps, sft_step
 from ia_jax.training.loop import fit, scalars_of
 from ia_jax.training.recorder import spread
@@ -208,10 +208,8 @@ def _reference(
 
 
 def _keep(file: Path, values: np.ndarray) -> None:
-    file.parent.mkdir(parents=True, exist_ok=True)
-    temporary = file.with_name("reference.partial.npy")
-    np.save(temporary, values)
-    temporary.replace(file)
+    with replacing(file) as temporary, temporary.open("wb") as opened:
+        np.save(opened, values)
 
 
 def _finish(session: Session, directory: Path, adapter: Adapter, steps: int) -> None:

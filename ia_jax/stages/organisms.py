@@ -24,13 +24,14 @@ from ia_jax.behaviors.records import Behavior
 from ia_jax.config import config_hash
 from ia_jax.data.batch import build_batch
 from ia_jax.data.plans import Plan, Unit, dataset, identity_of, plan_organisms, unit_length
-from ia_jax.data.transcripts import read_jsonl, read_transcripts, write_jsonl
+from ia_jax.data.transcripts import read_transcripts
 from ia_jax.models.lora import LoraConfig, take_organisms
 from ia_jax.parallel.distributed import on_main_process
 from ia_jax.parallel.mesh import to_host
 from ia_jax.planning.chips import peak_flops, training_flops
 from ia_jax.stages.behavior_check import Checks, Row, check, prepare
 from ia_jax.stages.session import Session
+from ia_jax.storage import read_jsonl, write_jsonl
 from ia_jax.training.loop import fit
 from ia_jax.training.optimizer import AdamW
 from ia_jax.training.organisms import Diverged, OrganismsState, init_on_mesh, organisms_step

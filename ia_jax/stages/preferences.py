@@ -16,7 +16,6 @@ import numpy as np
 from ia_jax.behaviors.banks import Bank, bank_of
 from ia_jax.behaviors.records import CLEAN, Behavior
 from ia_jax.config import PreferencesSection
-from ia_jax.data.transcripts import write_jsonl
 from ia_jax.errors import IAError
 from ia_jax.judging.protocol import Item, Judge
 from ia_jax.parallel.distributed import on_main_process
@@ -24,6 +23,7 @@ from ia_jax.stages.ia_data import CLEAN_TARGETS, targets
 from ia_jax.stages.introspection import usable
 from ia_jax.stages.order import is_done
 from ia_jax.stages.session import Organisms, Session
+from ia_jax.storage import write_jsonl
 
 Pair = dict[str, Any]
 ALIKE = 0.9  # texts whose words overlap (Jaccard) at least this much are near-identical

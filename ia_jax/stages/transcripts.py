@@ -8,12 +8,13 @@ from ia_jax.behaviors.records import CLEAN, Behavior
 from ia_jax.behaviors.splits import split_behaviors
 from ia_jax.behaviors.teacher import Teacher, drops
 from ia_jax.behaviors.template_teacher import TemplateTeacher
-from ia_jax.data.transcripts import Transcript, write_jsonl, write_transcripts
+from ia_jax.data.transcripts import Transcript, write_transcripts
 from ia_jax.errors import IAError
 from ia_jax.parallel.distributed import on_main_process
 from ia_jax.stages.ia_data import clean_organism
 from ia_jax.stages.order import is_done
 from ia_jax.stages.session import Session
+from ia_jax.storage import write_jsonl
 
 TEACHERS = ("template", "claude", "local")
 
