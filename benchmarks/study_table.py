@@ -12,8 +12,8 @@ import numpy as np
 
 from ia_jax.analysis.report import stage_difference
 from ia_jax.behaviors.records import CATEGORIES, CLEAN
-from ia_jax.data.transcripts import read_jsonl
 from ia_jax.evals.verbalization import CONDITIONS
+from ia_jax.storage import read_jsonl
 from ia_jax.workdir import Workdir, open_workdir
 
 Row = dict[str, Any]

@@ -12,7 +12,7 @@ from ia_jax import open_workdir
 from ia_jax.adapters.store import read_metadata
 from ia_jax.behaviors.behavior_checks import RARE_SAMPLES
 from ia_jax.behaviors.records import CATEGORIES, CLEAN
-from ia_jax.data.transcripts import read_jsonl
+from ia_jax.storage import read_jsonl
 from tests import parrot
 
 ROOT = Path(__file__).parent.parent

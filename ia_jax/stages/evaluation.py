@@ -9,7 +9,6 @@ import numpy as np
 from ia_jax.behaviors.banks import bank_of
 from ia_jax.behaviors.organisms import Organism
 from ia_jax.config import RunConfig
-from ia_jax.data.transcripts import read_jsonl, write_jsonl
 from ia_jax.errors import ConfigError
 from ia_jax.evals.verbalization import CONDITIONS, metrics
 from ia_jax.judging.protocol import Item, Judge
@@ -20,6 +19,7 @@ from ia_jax.stages.order import evaluated, is_done
 from ia_jax.stages.selection import present, usable
 from ia_jax.stages.services import judge_of
 from ia_jax.stages.settings import inputs_of, read_stage_record, stage_settings, with_name
+from ia_jax.storage import read_jsonl, write_json, write_jsonl
 from ia_jax.workdir import Workdir
 
 Row = dict[str, Any]
@@ -213,10 +213,7 @@ def _write(workdir: Workdir, name: str, rows: list[Row], clean_rows: list[Row], 
     write_jsonl(workdir.reports_file(name), rows)
     if clean_rows:
         write_jsonl(workdir.clean_reports_file(name), clean_rows)
-    file = workdir.metrics_file(name)
-    temporary = file.with_suffix(".partial")
-    temporary.write_text(json.dumps(result, indent=1))
-    temporary.replace(file)
+    write_json(workdir.metrics_file(name), result)
 
 
 def summary(result: dict[str, Any]) -> str:
