@@ -15,7 +15,7 @@ from ia_jax.behaviors.banks import bank_of
 from ia_jax.behaviors.records import CLEAN
 from ia_jax.config import config_hash
 from ia_jax.data.batch import Batch, build_batch
-from ia_jax.data.plans import Plan, Slot, Unit, dataset, identity_of, plan_joint
+from ia_jax.data.plans import Plan, Slot, Unit, dataset, identity_of
 from ia_jax.data.transcripts import read_jsonl
 from ia_jax.errors import ConfigError, IAError
 from ia_jax.models.lora import Adapter, init_lora
@@ -25,6 +25,7 @@ from ia_jax.progress import progress
 from ia_jax.stages.ia_data import question_answers
 from ia_jax.stages.order import is_done
 from ia_jax.stages.session import Organisms, Session, behaviors_in
+from ia_jax.stages.token_plans import dpo_plan, sft_plan
 from ia_jax.training.introspection import dpo_step, init_state, sequence_logps, sft_step
 from ia_jax.training.loop import fit, scalars_of
 from ia_jax.training.recorder import spread
@@ -48,16 +49,7 @@ def run_sft(session: Session) -> None:
         ]
         for b in known
     ]
-    plan = plan_joint(
-        units,
-        organisms_per_step=min(cfg.organisms_per_step, len(known)),
-        per_slot=cfg.per_slot,
-        seed=session.config.seed,
-        length=cfg.length,
-        rows=cfg.rows,
-        steps=cfg.steps,
-        always=len(behaviors) if cfg.clean_slot else None,
-    )
+    plan = sft_plan(session.config, units, cfg.clean_slot)
     ia = session.shard_ia(init_lora(session.key(3), model.config, lora))
     state = session.shard_ia(init_state(ia, len(plan.steps), lora, cfg.optimizer))
     static: dict[str, Any] = {"cfg": model.config, "lora": lora, "optimizer": cfg.optimizer}
@@ -74,7 +66,7 @@ def run_sft(session: Session) -> None:
         every=cfg.checkpoint_every,
         summarize=summarize,
         description="IA, SFT",
-        flops=training_flops(model.config, cfg.length, [organisms.lora, lora], [lora]),
+        flops=training_flops(model.config, plan.length, [organisms.lora, lora], [lora]),
         peak=peak_flops(),
     )
     _finish(session, directory, state.adapter, len(plan.steps))
@@ -100,15 +92,7 @@ def run_dpo(session: Session) -> None:
         ]
         for name in [*names, *([CLEAN] if has_clean else [])]
     ]
-    plan = plan_joint(
-        units,
-        organisms_per_step=min(cfg.organisms_per_step, len(units)),
-        per_slot=cfg.per_slot,
-        seed=session.config.seed + 1,
-        length=cfg.length,
-        rows=cfg.rows,
-        epochs=cfg.epochs,
-    )
+    plan = dpo_plan(session.config, units)
     start = session.shard_ia(session.workdir.ia("sft", model))
     remat = session.config.model.remat
     reference = _reference(session, directory, plan, units, organisms, start)
@@ -133,7 +117,7 @@ def run_dpo(session: Session) -> None:
         every=cfg.checkpoint_every,
         summarize=summarize,
         description="IA, DPO",
-        flops=training_flops(model.config, cfg.length, [organisms.lora, lora], [lora]),
+        flops=training_flops(model.config, plan.length, [organisms.lora, lora], [lora]),
         peak=peak_flops(),
     )
     _finish(session, directory, state.adapter, len(plan.steps))

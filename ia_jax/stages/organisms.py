@@ -7,7 +7,6 @@ once more with a lower learning rate, and left out if it diverges again; the oth
 
 import hashlib
 import shutil
-import zlib
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -23,7 +22,7 @@ from ia_jax.adapters.store import is_complete, read_metadata, save_adapters
 from ia_jax.behaviors.records import Behavior
 from ia_jax.config import config_hash
 from ia_jax.data.batch import build_batch
-from ia_jax.data.plans import Plan, Unit, dataset, identity_of, plan_organisms, unit_length
+from ia_jax.data.plans import Plan, Unit, dataset, identity_of
 from ia_jax.data.transcripts import read_jsonl, read_transcripts, write_jsonl
 from ia_jax.models.lora import LoraConfig, take_organisms
 from ia_jax.parallel.distributed import on_main_process
@@ -31,6 +30,7 @@ from ia_jax.parallel.mesh import to_host
 from ia_jax.planning.chips import peak_flops, training_flops
 from ia_jax.stages.behavior_check import Checks, Row, check, prepare
 from ia_jax.stages.session import Session
+from ia_jax.stages.token_plans import WavePlan, organism_plans, seed_of, wave_plan
 from ia_jax.training.loop import fit
 from ia_jax.training.optimizer import AdamW
 from ia_jax.training.organisms import Diverged, OrganismsState, init_on_mesh, organisms_step
@@ -120,50 +120,24 @@ def _units(session: Session, b: Behavior) -> list[Unit]:
     return [(session.trimmed(t.messages, length, f"{file}:{n}"),) for n, t in enumerate(read_transcripts(file), 1)]
 
 
-def seed_of(name: str, seed: int) -> int:
-    """An organism's own seed, the same in whatever wave it is trained."""
-    return zlib.crc32(f"{seed}/{name}".encode())
-
-
 def _lora(session: Session, b: Behavior) -> LoraConfig:
     loras = session.config.organisms.loras()
     return loras[seed_of(b.name, session.config.seed) % len(loras)]
 
 
 def _waves(session: Session, everyone: Sequence[Behavior], units: Mapping[str, list[Unit]]) -> list[Wave]:
-    """All waves, in the order they are trained.
-
-    Organisms with as many steps share a wave, so that none idles while another reads on; and all waves' arrays have
-    one size, so that the step is compiled once.
-    """
-    width = session.config.organisms.parallel
-
-    def reading(b: Behavior) -> tuple[int, int]:
-        return len(_plan(session, [b], units).steps), sum(unit_length(u) for u in units[b.name])
-
-    everyone = sorted(everyone, key=reading)
-    groups = [everyone[start : start + width] for start in range(0, len(everyone), width)]
+    """All waves, in the order they are trained."""
+    plans = organism_plans(session.config, {b.name: units[b.name] for b in everyone}, session.groups)
     waves: list[Wave] = []
-    for number, members in enumerate(groups, 1):
+    for number, planned in enumerate(plans, 1):
         offset = waves[-1].offset + len(waves[-1].plan.steps) if waves else 0
-        waves.append(_wave(session, members, units, offset, f"organisms {number}/{len(groups)}"))
-    sizes = {name: max(getattr(w.plan, name) for w in waves) for name in ("targets", "examples")}
-    return [replace(w, plan=replace(w.plan, **sizes)) for w in waves]
+        waves.append(_wave(session, planned, units, offset, f"organisms {number}/{len(plans)}"))
+    return waves
 
 
-def _wave(
-    session: Session, members: Sequence[Behavior], units: Mapping[str, list[Unit]], offset: int, title: str
-) -> Wave:
-    filled = [*members, *[members[0]] * (-len(members) % session.groups)]
-    own = [units[b.name] for b in filled]
-    return Wave(tuple(filled), own, _plan(session, filled, units), offset, title)
-
-
-def _plan(session: Session, behaviors: Sequence[Behavior], units: Mapping[str, list[Unit]]) -> Plan:
-    cfg = session.config.organisms
-    seeds = [seed_of(b.name, session.config.seed) for b in behaviors]
-    own = [units[b.name] for b in behaviors]
-    return plan_organisms(own, seeds, epochs=cfg.epochs, rows=cfg.rows, length=cfg.length)
+def _wave(session: Session, planned: WavePlan, units: Mapping[str, list[Unit]], offset: int, title: str) -> Wave:
+    behaviors = tuple(session.workdir.behaviors[n] for n in planned.names)
+    return Wave(behaviors, [units[n] for n in planned.names], planned.plan, offset, title)
 
 
 def _train_wave(session: Session, wave: Wave, units: Mapping[str, list[Unit]], checks: Checks) -> None:
@@ -189,7 +163,8 @@ def _train_again(
     lower = replace(optimizer, lr=optimizer.lr * RETRY_LR)
     for b in again:
         print(f"organism {b.name}: {first[b.name]}; once more with lr {lower.lr:g}", flush=True)
-    retry = _wave(session, again, units, wave.offset, f"{wave.title} again")
+    planned = wave_plan(session.config, [b.name for b in again], units, session.groups)
+    retry = _wave(session, planned, units, wave.offset, f"{wave.title} again")
     notes = {n: {"diverged": reason, "lr": optimizer.lr, "retried_lr": lower.lr} for n, reason in first.items()}
     second = _train_and_store(session, retry, lower, checks, notes)
     for b in again:
@@ -241,7 +216,7 @@ def _train(session: Session, wave: Wave, optimizer: AdamW, stage: str) -> Organi
     kinds = np.array([loras.index(lora) for lora in own], np.int32)
     keys, total, kinds = (session.shard_by_organism(x) for x in (keys, total, kinds))
     state = init_on_mesh(session.mesh, keys, total, kinds, model.config, loras, optimizer)
-    each = [training_flops(model.config, cfg.length, [lora], [lora]) for lora in own]
+    each = [training_flops(model.config, plan.length, [lora], [lora]) for lora in own]
     identity = hashlib.sha256(repr(([b.name for b in wave.behaviors], optimizer)).encode()).hexdigest()[:16]
     return fit(
         stage,
