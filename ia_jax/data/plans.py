@@ -32,9 +32,10 @@ class Slot:
 
 @dataclass(frozen=True)
 class Plan:
-    """Steps of K slots each, and the array sizes that hold every one of them: [K, rows, length] tokens.
+    """Steps of K slots each, and the array sizes that hold every one of them.
 
-    tokens: real ones in all steps together.
+    rows, length: of a slot, so a batch is [K, rows, length] tokens. tokens, supervised: how many real and supervised
+    ones all steps hold together.
     """
 
     steps: tuple[tuple[Slot, ...], ...]
@@ -43,12 +44,12 @@ class Plan:
     targets: int
     examples: int
     tokens: int
+    supervised: int
 
     @property
     def fill(self) -> float:
         """Share of the batches' tokens that are real, over all steps; the rest is padding."""
-        size = len(self.steps) * len(self.steps[0]) * self.rows * self.length
-        return self.tokens / size
+        return self.tokens / (len(self.steps) * len(self.steps[0]) * self.rows * self.length)
 
 
 # What a row's length is rounded up to. On TPU the tokens of a row lie on the second-last axis, whose tiles hold 16 bf16
@@ -271,13 +272,14 @@ def _sized(steps: list[list[Slot]], units: Sequence[Sequence[Unit]], rows: int) 
     def examples(slot: Slot) -> list[ChatExample]:
         return [e for row in slot.rows for u in row for e in units[slot.organism][u]]
 
-    targets = max((sum(int(e.loss_mask.sum()) for e in examples(s)) for s in slots), default=0)
-    if targets == 0:
+    supervised = [sum(int(e.loss_mask.sum()) for e in examples(s)) for s in slots]
+    if not any(supervised):
         raise ConfigError("no example has a supervised token; check the chat template and the transcripts")
+    targets = -(-max(supervised) // 8) * 8
     most = max(len(examples(s)) for s in slots)
     loads = [sum(unit_length(units[s.organism][u]) for u in row) for s in slots for row in s.rows]
     length = rounded_length(max(loads))
-    return Plan(tuple(tuple(s) for s in steps), rows, length, -(-targets // 8) * 8, most, sum(loads))
+    return Plan(tuple(tuple(s) for s in steps), rows, length, targets, most, sum(loads), sum(supervised))
 
 
 def identity_of(plan: Plan, units: Sequence[Sequence[Unit]], what: object) -> str:

@@ -38,13 +38,13 @@ def question_answers(
 
 
 def sft_pairs(config: RunConfig, name: str, truths: tuple[Behavior, ...]) -> list[tuple[str, str]]:
-    """What SFT reads of an organism: its questions, with true descriptions as answers (of no truth: that it has none)."""
+    """What SFT reads of an organism: questions, with true descriptions as answers (without truths, that it has none)."""
     bank = bank_of(config.questions, truths[0] if truths else None)
     return question_answers(name, truths, bank.train, config.sft.questions_per_organism, config.seed)
 
 
 def sft_plan(config: RunConfig, units: Units, groups: int = 1) -> Plan:
-    """The steps of SFT. units: of each organism and last, with `sft.clean_slot`, of the clean base, which is in each."""
+    """The steps of SFT. units: of each organism and last, with `sft.clean_slot`, of the clean base."""
     cfg = config.sft
     return plan_joint(
         units,
