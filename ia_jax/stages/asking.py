@@ -3,7 +3,6 @@
 from collections.abc import Mapping, Sequence
 
 import jax
-import numpy as np
 
 from ia_jax.data.transcripts import chat
 from ia_jax.errors import ConfigError
@@ -25,8 +24,8 @@ def training_example(context: Context, messages: Sequence[Mapping[str, str]], le
 
     Raises ConfigError, with `name`, for one of more than `length` tokens or longer than the model's context.
     """
-    e = encode_chat(context.model.tokenizer, messages, 1 << 20, name=name)
-    end = int(np.flatnonzero(e.loss_mask)[-1]) + 1
+    example = encode_chat(context.model.tokenizer, messages, 1 << 20, name=name).trimmed()
+    end = len(example.tokens)
     if end > length:
         raise ConfigError(f"{name}: an example has {end} tokens, more than length={length}; raise the stage's length")
     limit = context.model.config.max_position_embeddings  # rows may be longer: each example in them begins at 0
@@ -34,7 +33,7 @@ def training_example(context: Context, messages: Sequence[Mapping[str, str]], le
         raise ConfigError(
             f"{name}: an example has {end} tokens, the model's max_position_embeddings is {limit}; shorten it"
         )
-    return ChatExample(e.tokens[:end], e.loss_mask[:end])
+    return example
 
 
 def generate(
