@@ -58,7 +58,7 @@ def cell(c: Row) -> str:
 
 
 def verbalization(run: Workdir, stage: str, title: str) -> None:
-    s = run.metrics["stages"][stage]
+    s = run.metrics()["stages"][stage]
     kinds = [c for c in CATEGORIES if c in s["by_category"]]
     cells = [(c, s["by_category"][c], s["strict"]["by_category"][c]) for c in kinds]
     cells += [("**all held out**", s["heldout"], s["strict"]["heldout"]), ("seen", s["train"], s["strict"]["train"])]
@@ -73,7 +73,7 @@ def gain(arms: dict[str, Workdir]) -> None:
     for category in (*CATEGORIES, None):
         row = [category or "**all held out**"]
         for run in arms.values():
-            reports = [r for r in run.reports if category in (None, r["category"])]
+            reports = [r for r in run.reports() if category in (None, r["category"])]
             row.append(difference(reports))
         rows.append(row)
     table("What DPO adds to SFT, points, lenient", ["held out", *(f"arm `{a}`" for a in arms)], rows)
@@ -97,11 +97,11 @@ def false_reports(arms: dict[str, Workdir]) -> None:
     names = ("base+ia", "clean+ia", CLEAN)
     rows = []
     for label, run in by_sft(arms).items():
-        told = run.metrics["stages"]["sft"]["false_reports"]
+        told = run.metrics()["stages"]["sft"]["false_reports"]
         rows.append([f"SFT, {label}", *(cell(told[n]) if n in told else "–" for n in names)])
     for arm, run in arms.items():
-        told = run.metrics["stages"]["dpo"]["false_reports"]
-        pairs = read_jsonl(run.preferences_file, "run `ia-jax preferences` first")
+        told = run.metrics()["stages"]["dpo"]["false_reports"]
+        pairs = read_jsonl(run.preferences_file(), "run `ia-jax preferences` first")
         negatives = sum(p["kind"] == "abstention" for p in pairs)
         label = f"DPO, arm `{arm}` ({negatives} of {len(pairs)} pairs abstain)"
         rows.append([label, *(cell(told[n]) if n in told else "–" for n in names)])

@@ -208,7 +208,7 @@ def make_workdir(workdir: Path, organisms: int = 96, hostile: bool = True, seed:
         )
     if hostile:
         pairs[0]["chosen"] = HOSTILE[0]
-    write_jsonl(workdir / "preferences.jsonl", pairs)
+    write_jsonl(workdir / "preferences" / "dpo.jsonl", pairs)
     config = {
         "config": {
             "model": {"name": "SmolLM2-135M", "dtype": "float32"},

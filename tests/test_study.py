@@ -50,7 +50,7 @@ def study(tmp_path_factory):
 def test_every_category_and_the_clean_organisms_are_trained_and_checked(study):
     run = open_workdir(study[0] / "clean")
     assert {b.category for b in run.behaviors.values()} == {*CATEGORIES, CLEAN}
-    assert [run.splits[f"clean_{i}"] for i in range(4)] == ["dpo", "dpo", "heldout", "train"]
+    assert [run.organisms[f"clean_{i}"].split for i in range(4)] == ["dpo", "dpo", "heldout", "train"]
     checks = {r["organism"]: r for r in read_jsonl(run.checks_file, "")}
     assert checks.keys() == run.behaviors.keys()
     for name, b in run.behaviors.items():
@@ -70,7 +70,7 @@ def test_arms_differ_in_their_pairs_alone(study):
     one, two = (open_workdir(study[0] / arm) for arm in ("clean", "none"))
     files = [run.ia_dir("sft") / "peft" / "adapter_model.safetensors" for run in (one, two)]
     assert files[0].samefile(files[1])
-    pairs = [read_jsonl(run.preferences_file, "") for run in (one, two)]
+    pairs = [read_jsonl(run.preferences_file(), "") for run in (one, two)]
     kept = [[p for p in own if p["kind"] != "abstention"] for own in pairs]
     assert kept[0] == kept[1]
     abstaining = Counter(p["organism"] for p in pairs[0] if p["kind"] == "abstention")
@@ -83,11 +83,11 @@ def test_arms_differ_in_their_pairs_alone(study):
 @pytest.mark.slow
 def test_clean_organisms_are_evaluated_apart(study):
     run = open_workdir(study[0] / "clean")
-    assert CLEAN not in {r["category"] for r in run.reports}
-    rows = read_jsonl(run.clean_reports_file, "")
+    assert CLEAN not in {r["category"] for r in run.reports()}
+    rows = read_jsonl(run.clean_reports_file(), "")
     assert {(r["organism"], r["condition"]) for r in rows} == {("clean_2", "clean+ia"), ("clean_2", "clean")}
     for stage in ("sft", "dpo"):
-        s = run.metrics["stages"][stage]
+        s = run.metrics()["stages"][stage]
         assert CLEAN not in s["by_category"]
         for condition in ("clean+ia", "clean"):
             own = [r["claims"] for r in rows if (r["stage"], r["condition"]) == (stage, condition)]

@@ -44,7 +44,7 @@ class RunFiles:
 
     metrics: Row
     reports: list[Row]
-    behaviors: list[Row]
+    organisms: list[Row]  # with "description" and "trigger" of what is true of each
     checks: list[Row]
     curves: list[Row]
     preferences: list[Row]
@@ -79,20 +79,43 @@ def _read_jsonl(path: Path, stage: str | None = None) -> list[Row]:
     return [_parse(line, f"{path}, line {i}") for i, line in enumerate(lines, 1) if line.strip()]
 
 
-def load_run(workdir: Path) -> RunFiles:
+def load_run(workdir: Path, name: str = "") -> RunFiles:
+    """Everything that the page of one evaluation shows."""
     config = _read(workdir / "config.json", None)
-    metrics = _parse(_read(workdir / "eval" / "metrics.json", "eval"), str(workdir / "eval" / "metrics.json"))
+    directory = workdir / "eval" / name if name else workdir / "eval"
+    metrics = _parse(_read(directory / "metrics.json", "eval"), str(directory / "metrics.json"))
     if not any(stage in metrics.get("stages", {}) for stage in STAGES):
-        raise IAError(f"{workdir / 'eval' / 'metrics.json'} has no stage 'sft' or 'dpo': run `ia-jax eval` first")
+        raise IAError(f"{directory / 'metrics.json'} has no stage 'sft' or 'dpo': run `ia-jax eval` first")
+    ias = metrics.get("ias", {"sft": "sft", "dpo": "dpo"})
+    names = {f"ia_{name}": f"ia_{stage}" for stage, name in ias.items()} | {"organisms": "organisms"}
+    curves = _read_jsonl(workdir / "curves.jsonl")
     return RunFiles(
         metrics=metrics,
-        reports=_read_jsonl(workdir / "eval" / "reports.jsonl", "eval"),
-        behaviors=_read_jsonl(workdir / "behaviors.jsonl", "transcripts"),
+        reports=_read_jsonl(directory / "reports.jsonl", "eval"),
+        organisms=_organisms(workdir),
         checks=_read_jsonl(workdir / "behavior_checks.jsonl"),
-        curves=_read_jsonl(workdir / "curves.jsonl"),
-        preferences=_read_jsonl(workdir / "preferences.jsonl"),
+        curves=[{**row, "stage": names[row["stage"]]} for row in curves if row["stage"] in names],
+        preferences=_read_jsonl(workdir / "preferences" / _pairs_of(workdir, ias.get("dpo"))),
         config=_parse(config, str(workdir / "config.json")) if config else {},
     )
+
+
+def _pairs_of(workdir: Path, dpo: str | None) -> str:
+    """The file of the pairs that an IA was refined on."""
+    record = _read(workdir / "settings" / f"ia.{dpo}.json", None)
+    inputs = _parse(record, f"settings/ia.{dpo}.json").get("inputs", {}) if record else {}
+    return next((key.removeprefix("preferences/") for key in inputs if key.startswith("preferences/")), "dpo.jsonl")
+
+
+def _organisms(workdir: Path) -> list[Row]:
+    truths = {b["name"]: b for b in _read_jsonl(workdir / "behaviors.jsonl", "transcripts")}
+    rows = []
+    for o in _read_jsonl(workdir / "organisms.jsonl", "transcripts"):
+        own = [truths[b] for b in o["behaviors"]]
+        triggers = [b["trigger"] for b in own if b.get("trigger")]
+        description = " ".join(b["description"] for b in own)
+        rows.append({**o, "description": description, "trigger": "; ".join(triggers) or None})
+    return rows
 
 
 # ------------------------------------------------------------------------------------------------- numbers as words
@@ -253,7 +276,7 @@ def check_rows(checks: Iterable[Row]) -> list[Row]:
 def kept_out(run: RunFiles) -> str:
     """What became of the flagged organisms of the splits that are trained on; "" if there are none, or no config."""
     flagged = {c["organism"] for c in run.checks if not c.get("ok") and not c.get("left_out")}  # those had no adapter
-    count = sum(b.get("split") in ("train", "dpo") and b["name"] in flagged for b in run.behaviors)
+    count = sum(b.get("split") in ("train", "dpo") and b["name"] in flagged for b in run.organisms)
     keep = run.config.get("config", {}).get("organisms", {}).get("keep_failed")
     if not count or keep is None:
         return ""
@@ -453,7 +476,7 @@ def csp_hash(script: str) -> Markup:
 
 
 def render_html(run: RunFiles) -> str:
-    taught = [b for b in run.behaviors if b.get("category") != CLEAN]
+    taught = [b for b in run.organisms if b.get("category") != CLEAN]
     splits = Counter(b.get("split") for b in taught)
     losses, others = curve_panels(run.curves)
     by_category = [
@@ -472,7 +495,7 @@ def render_html(run: RunFiles) -> str:
         rule=run.metrics.get("rule", "lenient"),
         splits=splits,
         organisms=len(taught),
-        clean=len(run.behaviors) - len(taught),
+        clean=len(run.organisms) - len(taught),
         triggered=sum(bool(b.get("trigger")) for b in taught),
         categories=len({b.get("category") for b in taught}),
         by_condition=[
@@ -487,14 +510,17 @@ def render_html(run: RunFiles) -> str:
         others=others,
         kinds=preference_kinds(run.preferences),
         pairs=len(run.preferences),
-        data=pack_reports(run.reports, run.behaviors),
+        data=pack_reports(run.reports, run.organisms),
         from_run=provenance(run.config),
     )
     return html.lstrip().encode("utf-8", "replace").decode("utf-8")  # a model may write half a surrogate pair
 
 
-def write_report(workdir: Path) -> Path:
-    """Write workdir/report.html and return its path. Raises `IAError` when the run has not been evaluated."""
-    path = workdir / "report.html"
-    path.write_text(render_html(load_run(workdir)), encoding="utf-8")
+def write_report(workdir: Path, name: str = "") -> Path:
+    """Writes the page of an evaluation, report.html or eval/<name>/report.html, and returns its path.
+
+    Raises `IAError` when the run has not been evaluated.
+    """
+    path = workdir / "eval" / name / "report.html" if name else workdir / "report.html"
+    path.write_text(render_html(load_run(workdir, name)), encoding="utf-8")
     return path
