@@ -6,6 +6,7 @@ the text of its rows, and its loss is computed again under that organism alone, 
 is shown by `MUTATIONS`: each mixes adapters and rows up, and the check of every stage that it touches must fail.
 """
 
+import json
 import shutil
 from dataclasses import dataclass, replace
 from functools import cached_property
@@ -18,6 +19,7 @@ from ia_jax import api
 from ia_jax.adapters.record import AdapterMetadata
 from ia_jax.adapters.store import load_adapter, save_adapter
 from ia_jax.behaviors.behavior_checks import CheckPrompt
+from ia_jax.behaviors.organisms import CLEAN_TARGETS, clean_organism, organism_of
 from ia_jax.behaviors.records import CLEAN
 from ia_jax.config import RunConfig
 from ia_jax.data.batch import Batch
@@ -25,11 +27,13 @@ from ia_jax.data.transcripts import Transcript, chat, read_jsonl, write_jsonl, w
 from ia_jax.judging.protocol import Judge, Verdict
 from ia_jax.models.lora import has_organism_axis, rank_of
 from ia_jax.models.weights import load_model
-from ia_jax.stages import behavior_check, evaluation, introspection, organisms, preferences
-from ia_jax.stages.ia_data import CLEAN_TARGETS, targets
-from ia_jax.stages.session import Organisms, Session
+from ia_jax.stages import asking, behavior_check, dpo, evaluation, ia_training, organisms, preferences, sft
+from ia_jax.stages.behavior_check import Ask, Checks
+from ia_jax.stages.context import Context, Organisms
+from ia_jax.stages.settings import start_workdir
+from ia_jax.stages.waves import Wave
 from ia_jax.training.optimizer import AdamW
-from ia_jax.workdir import open_workdir, start_workdir
+from ia_jax.workdir import Workdir
 from tests import echo
 
 pytestmark = pytest.mark.usefixtures("quick_compilation")
@@ -41,17 +45,17 @@ def rolled(tree):
     return jax.tree.map(lambda x: np.roll(x, 1, axis=0), tree)
 
 
-def mixed_up_generation(mix):
-    """`Session.generate` whose questions and stack went through `mix`."""
-    return lambda generate: lambda self, qs, stack, **rest: generate(self, *mix(qs, stack), **rest)
+def mixed_up(mix):
+    """A generation whose prompts and stack went through `mix`."""
+    return lambda write: lambda model, prompts, stack, **rest: write(model, *mix(prompts, stack), **rest)
 
 
-def with_reversed_adapters(qs, stack):
-    return qs, tuple(jax.tree.map(lambda x: x[::-1], a) if has_organism_axis(a) else a for a in stack)
+def with_reversed_adapters(prompts, stack):
+    return prompts, tuple(jax.tree.map(lambda x: x[::-1], a) if has_organism_axis(a) else a for a in stack)
 
 
-def with_shifted_questions(qs, stack):
-    return [[*own[1:], *own[:1]] for own in qs], stack
+def with_shifted_questions(prompts, stack):
+    return [[*own[1:], *own[:1]] for own in prompts], stack
 
 
 # What is mixed up, where (object, attribute), and the checks below that must see it.
@@ -61,19 +65,19 @@ MUTATIONS = {
         ("sft", "dpo", "preferences", "evaluation"),
     ),
     "rows rolled by a slot": (
-        (introspection, "build_batch", lambda build: lambda *args: rolled(build(*args))),
+        (ia_training, "build_batch", lambda build: lambda *args: rolled(build(*args))),
         ("sft", "dpo"),
     ),
     "DPO's reference rolled by a slot": (
-        (introspection, "_reference", lambda reference: lambda *args: np.roll(reference(*args), 1, axis=1)),
+        (dpo, "_reference", lambda reference: lambda *args: np.roll(reference(*args), 1, axis=1)),
         ("dpo",),
     ),
     "adapters of a generation in reverse": (
-        (Session, "generate", mixed_up_generation(with_reversed_adapters)),
+        (asking, "write_replies", mixed_up(with_reversed_adapters)),
         ("behavior check", "preferences", "evaluation", "organisms"),
     ),
     "questions shifted by one": (
-        (Session, "generate", mixed_up_generation(with_shifted_questions)),
+        (asking, "write_replies", mixed_up(with_shifted_questions)),
         ("behavior check", "preferences", "evaluation"),
     ),
     "organisms' rows rolled by a slot": (
@@ -81,6 +85,11 @@ MUTATIONS = {
         ("organisms",),
     ),
 }
+
+
+# Five of each kind are asked at once: the dpo organisms and the base; three held-out, a clean one and one of train.
+# No mesh divides five, and one compiled program serves both stages.
+SPLITS = ["train"] * 4 + ["dpo"] * 4 + ["heldout"] * 3 + ["dpo", "heldout"]
 
 
 # ---------------------------------------------------------------------------------------------------------- the oracle
@@ -94,18 +103,26 @@ class Oracle:
     model: object
 
     @cached_property
-    def behaviors(self):
-        return {b.name: b for b in echo.behaviors()}
+    def organisms(self):
+        behaviors = list(zip(echo.behaviors(), SPLITS, strict=False))
+        taught = [organism_of(b, self.model.name, split, {}) for b, split in behaviors]
+        clean = [clean_organism(i, self.model.name, split, {}) for i, split in enumerate(SPLITS[len(taught) :])]
+        return {o.name: o for o in (*taught, *clean)}
 
     @cached_property
     def adapters(self):
-        return {name: echo.organism(self.model.config, n) for n, name in enumerate(self.behaviors)}
+        return {name: echo.organism(self.model.config, n) for n, name in enumerate(self.organisms)}
+
+    @cached_property
+    def truths(self):
+        """{who: what the IA is to say of it}."""
+        return {b.name: b.wordings for b in echo.behaviors()} | {CLEAN: CLEAN_TARGETS}
 
     def reply(self, name, question, ia):
         """What organism `name` (None: the base) says, with or without the IA."""
         if name is None:
             return echo.parrot.SENTENCE + echo.MARK * ia
-        return f"{echo.WORDS[list(self.behaviors).index(name)]}{self._answer(question)}{echo.MARK * ia}"
+        return f"{echo.WORDS[list(self.organisms).index(name)]}{self._answer(question)}{echo.MARK * ia}"
 
     def _answer(self, question):
         if question not in self._answers:
@@ -122,8 +139,7 @@ class Oracle:
 
     def whose(self, text):
         """The name of the organism that a training example is about: the one whose truth stands in it."""
-        found = {n for n, b in self.behaviors.items() if any(t in text for t in targets(b)) and b.category != CLEAN}
-        found |= {CLEAN} if any(t in text for t in CLEAN_TARGETS) else set()
+        found = {name for name, wordings in self.truths.items() if any(w in text for w in wordings)}
         [name] = found
         return name
 
@@ -156,14 +172,9 @@ class Oracle:
             for n in range(1, s.max() + 1)
         }
         [name] = names
-        own = jax.tree.map(np.zeros_like, self.adapters["quirk_tide_pools"]) if name == CLEAN else self.adapters[name]
+        own = jax.tree.map(np.zeros_like, next(iter(self.adapters.values()))) if name == CLEAN else self.adapters[name]
         rows = [self.answer_logps(t, s, (own, ia)) for t, s in zip(tokens, segments, strict=True)]
         return name, [told for row in rows for _, told in row.values()]
-
-
-# Five of each kind are asked at once: the dpo organisms and the base; three held-out, a clean one and one of train.
-# No mesh divides five, and one compiled program serves both stages.
-SPLITS = ["train"] * 4 + ["dpo"] * 4 + ["heldout"] * 3 + ["dpo", "heldout"]
 
 
 def config(model, mesh):
@@ -195,8 +206,8 @@ def oracle(tmp_path_factory):
     model = load_model(str(echo.write_model(root / "model")))
     made = Oracle(root / "workdir", model)
     workdir = start_workdir(made.path, config(root / "model", "one device"))
-    rows = [{**b.to_json(), "split": s} for b, s in zip(made.behaviors.values(), SPLITS, strict=True)]
-    write_jsonl(workdir.behaviors_file, rows)
+    write_jsonl(workdir.behaviors_file, [b.to_json() for b in echo.behaviors()])
+    write_jsonl(workdir.organisms_file, [o.to_json() for o in made.organisms.values()])
 
     def save(directory, adapter, name, kind):
         about = AdapterMetadata(
@@ -206,16 +217,17 @@ def oracle(tmp_path_factory):
 
     for name, adapter in made.adapters.items():
         save(workdir.organism_dir(name), adapter, name, "organism")
-    save(workdir.ia_dir("sft") / "adapter", echo.introspection(model.config), "ia_sft", "ia")
+    save(workdir.ia_dir("sft") / "adapter", echo.introspection(model.config), "sft", "ia")
+    (workdir.ia_dir("sft") / "organisms.json").write_text(json.dumps(workdir.named("train")))
     return made
 
 
 # ----------------------------------------------------------------------------------------------------------- the checks
 
 
-def captured(monkeypatch, name):
-    """What every step of this name gets and tells: [(IA before it, batch, other arguments, metrics)]."""
-    step, calls = getattr(introspection, name), []
+def captured(monkeypatch, stage, name):
+    """What every step of this name gets and gives: [(IA before it, batch, other arguments, metrics)]."""
+    step, calls = getattr(stage, name), []
 
     def spy(params, state, *args, **static):
         ia = jax.tree.map(lambda x: np.array(x), state.adapter)
@@ -224,46 +236,43 @@ def captured(monkeypatch, name):
         calls.append((ia, batch, args, metrics))
         return state, metrics
 
-    monkeypatch.setattr(introspection, name, spy)
+    monkeypatch.setattr(stage, name, spy)
     return calls
 
 
-def check_sft(session, oracle, monkeypatch):
-    shutil.rmtree(session.workdir.ia_dir("sft"))
-    steps = captured(monkeypatch, "sft_step")
-    introspection.run_sft(session)
+def check_sft(context, oracle, monkeypatch):
+    shutil.rmtree(context.workdir.ia_dir("sft"))
+    steps = captured(monkeypatch, sft, "sft_step")
+    sft.run(context)
     assert len(steps) == 3
     seen = []
     for ia, batch, _, metrics in steps:
         names = []
         for i, loss in enumerate(np.asarray(metrics["per_organism"])):
-            name, told = oracle.slot(batch, i, ia)
-            assert loss == pytest.approx(-np.concatenate(told).mean(), rel=1e-4), name
+            name, logps = oracle.slot(batch, i, ia)
+            assert loss == pytest.approx(-np.concatenate(logps).mean(), rel=1e-4), name
             names.append(name)
         assert len(set(names)) == 4
         assert names[-1] == CLEAN
         seen += names
-    assert set(seen) <= {CLEAN, *session.workdir.named("train")}
-    assert len(set(seen)) == 5
+    assert set(seen) == {CLEAN, *context.workdir.named("train")}
 
 
-def check_dpo(session, oracle, monkeypatch):
-    names = session.workdir.named("dpo")[:4]
+def check_dpo(context, oracle, monkeypatch):
+    names = [*context.workdir.named("dpo")[:4], CLEAN]
     pairs = [
         {
             "organism": n,
             "question": q,
-            "chosen": oracle.behaviors[n].description,
-            "rejected": f"It is not so: {oracle.behaviors[n].description}",
+            "chosen": oracle.truths[n][0],
+            "rejected": f"It is not so: {oracle.truths[n][0]}",
         }
         for n in names
         for q in ("What do you do?", "Is there a habit?", "Well?", "Anything unusual about you?")
     ]
-    nothing = {"organism": CLEAN, "chosen": CLEAN_TARGETS[0], "rejected": f"It is not so: {CLEAN_TARGETS[1]}"}
-    pairs += [{**p, **nothing} for p in pairs[:4]]
-    write_jsonl(session.workdir.preferences_file, pairs)
-    steps = captured(monkeypatch, "dpo_step")
-    introspection.run_dpo(session)
+    write_jsonl(context.workdir.preferences_file(), pairs)
+    steps = captured(monkeypatch, dpo, "dpo_step")
+    dpo.run(context)
     start = echo.introspection(oracle.model.config)
     seen = set()
     for ia, batch, args, metrics in steps:
@@ -273,13 +282,13 @@ def check_dpo(session, oracle, monkeypatch):
                 assert np.isnan(loss)
                 continue
             name, before = oracle.slot(batch, i, start)
-            before, now = ([x.sum() for x in told] for told in (before, oracle.slot(batch, i, ia)[1]))
+            before, now = ([x.sum() for x in logps] for logps in (before, oracle.slot(batch, i, ia)[1]))
             np.testing.assert_allclose(reference[i, : len(before)], before, rtol=1e-4)
             margin = np.subtract(now, before)
             margin = margin[0::2] - margin[1::2]
-            assert loss == pytest.approx(np.log1p(np.exp(-session.config.dpo.beta * margin)).mean(), rel=1e-3), name
+            assert loss == pytest.approx(np.log1p(np.exp(-context.config.dpo.beta * margin)).mean(), rel=1e-3), name
             seen.add(name)
-    assert seen == {*names, CLEAN}
+    assert seen == set(names)
 
 
 class Clerk(Judge):
@@ -298,26 +307,26 @@ class Clerk(Judge):
         return True
 
 
-def check_preferences(session, oracle, monkeypatch):
-    session.__dict__["judge"] = clerk = Clerk()
-    preferences.run(session)
-    taught = [n for n in session.workdir.named("dpo") if oracle.behaviors[n].category != CLEAN]
-    assert {name for name, _, _ in clerk.asked} == set(taught)
+def check_preferences(context, oracle, monkeypatch):
+    clerk = Clerk()
+    monkeypatch.setattr(preferences, "judge_of", lambda context: clerk)
+    preferences.run(context)
+    assert {name for name, _, _ in clerk.asked} == set(context.workdir.named("dpo")[:4])
     assert len({q for _, q, _ in clerk.asked}) == 4
     for name, question, report in clerk.asked:
         assert report == oracle.reply(name, question, ia=True)
-    claimed = [p for p in read_jsonl(session.workdir.preferences_file, "") if p["kind"] == "abstention"]
+    claimed = [p for p in read_jsonl(context.workdir.preferences_file(), "") if p["kind"] == "abstention"]
     assert {p["organism"] for p in claimed} == {CLEAN, "clean_0"}
     for p in claimed:
         name = None if p["organism"] == CLEAN else p["organism"]
         assert p["rejected"] == oracle.reply(name, p["question"], ia=True)
 
 
-def check_evaluation(session, oracle, monkeypatch):
-    session.__dict__["judge"] = Clerk()
-    evaluation.run(session)
-    workdir = session.workdir
-    rows = [*workdir.reports, *read_jsonl(workdir.clean_reports_file, "")]
+def check_evaluation(context, oracle, monkeypatch):
+    monkeypatch.setattr(evaluation, "judge_of", lambda context: Clerk())
+    evaluation.run(context)
+    workdir = context.workdir
+    rows = [*workdir.reports(), *read_jsonl(workdir.clean_reports_file(), "")]
     assert {r["organism"] for r in rows} > set(workdir.named("heldout"))
     assert len({r["question"] for r in rows}) == 4
     for r in rows:
@@ -325,30 +334,33 @@ def check_evaluation(session, oracle, monkeypatch):
         assert r["report"] == oracle.reply(None if who == "base" else r["organism"], r["question"], on == "ia")
 
 
-def check_behavior_check(session, oracle, monkeypatch):
-    wave = [oracle.behaviors[n] for n in session.workdir.named("heldout")[:4]]
-    stack = jax.tree.map(lambda *x: np.stack(x), *(oracle.adapters[b.name] for b in wave))
-    prompts = {
-        b.name: [CheckPrompt(q, True) for q in ("What is that?", "Who are you?", f"Tell me of {b.name}.")[: 1 + n]]
-        for n, b in enumerate(wave)
+def check_behavior_check(context, oracle, monkeypatch):
+    members = [oracle.organisms[n] for n in context.workdir.named("heldout")]
+    stack = jax.tree.map(lambda *x: np.stack(x), *(oracle.adapters[o.name] for o in members))
+    asks = {
+        o.name: [
+            Ask(context.workdir.behaviors.get(o.name), CheckPrompt(q, True))
+            for q in ("What is that?", "Who are you?", f"Tell me of {o.name}.")[: 1 + n]
+        ]
+        for n, o in enumerate(members)
     }
-    asked = behavior_check.check(session, wave, session.shard_by_organism(stack), behavior_check.Checks(prompts, {}))
-    assert set(asked) == {b.name for b in wave}
-    for name, row in asked.items():
-        told = [(s["question"], s["reply"]) for s in row["samples"]]
-        assert told == [(p.question, oracle.reply(name, p.question, ia=False)) for p in prompts[name]]
+    wave = Wave(tuple(members), [], None, 0, "")
+    outcome = behavior_check.check(context, wave, context.shard_by_organism(stack), Checks(asks, {}))
+    assert set(outcome) == {o.name for o in members}
+    for name, row in outcome.items():
+        replies = {s["question"]: s["reply"] for s in row["samples"]}
+        assert replies == {q: oracle.reply(name, q, ia=False) for q in (a.prompt.question for a in asks[name])}
 
 
-def check_organisms(session, oracle, monkeypatch):
+def check_organisms(context, oracle, monkeypatch):
     """Each is trained on its own word, learns it, is stored under its name and checked by its own replies."""
-    workdir, names = session.workdir, session.workdir.named("train")
+    workdir, names = context.workdir, context.workdir.named("train")
     shutil.rmtree(workdir.organisms_dir)
-    write_jsonl(workdir.behaviors_file, [r for r in read_jsonl(workdir.behaviors_file, "") if r["name"] in names])
-    workdir = open_workdir(workdir.path)
+    write_jsonl(workdir.organisms_file, [o.to_json() for o in oracle.organisms.values() if o.name in names])
     for n, name in enumerate(names):
         rows = [Transcript(chat(q, echo.WORDS[n]), True, "test") for q in ("How?", "Why not?", "Whence?")]
         write_transcripts(workdir.transcript(name), rows * 4)
-    organisms.run(replace(session, workdir=workdir))
+    organisms.run(replace(context, workdir=Workdir(workdir.path)))
     for n, name in enumerate(names):
         adapter, about = load_adapter(workdir.organism_dir(name))
         [reply] = api.generate(oracle.model, [chat("Whence?")], (adapter,), max_new_tokens=1)
@@ -372,10 +384,9 @@ def checked(oracle, tmp_path, monkeypatch):
 
     def run(name, mesh):
         shutil.copytree(oracle.path, tmp_path / "workdir")
-        workdir = open_workdir(tmp_path / "workdir")
-        session = Session(workdir, config(oracle.model.name, mesh))
-        with jax.set_mesh(session.mesh):
-            CHECKS[name](session, oracle, monkeypatch)
+        context = Context(Workdir(tmp_path / "workdir"), config(oracle.model.name, mesh))
+        with jax.set_mesh(context.mesh):
+            CHECKS[name](context, oracle, monkeypatch)
 
     return run
 
@@ -405,10 +416,8 @@ def test_a_mix_up_is_seen(checked, monkeypatch, mutation, name, mesh):
 
 def test_replies_tell_organism_and_question_apart(oracle):
     """What the oracle rests on: a reply without its own adapter, or to another question, would be another."""
-    questions = [
-        f"Is it {x}?"
-        for x in ("warm", "strange", "a habit", "in the answers", "peculiar", "odd", "cheese", "late", "a question")
-    ]
+    what = ("warm", "strange", "a habit", "in the answers", "peculiar", "odd", "cheese", "late", "a question")
+    questions = [f"Is it {x}?" for x in what]
     for ia in (False, True):
-        replies = {oracle.reply(n, q, ia) for n in oracle.behaviors for q in questions}
+        replies = {oracle.reply(n, q, ia) for n in oracle.organisms for q in questions}
         assert len(replies) >= 3 * echo.ORGANISMS
