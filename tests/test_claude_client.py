@@ -333,5 +333,5 @@ def test_a_damaged_answer_names_its_file(tmp_path, monkeypatch):
         c.complete(calls(1))
         path = c.connection.store.response_path(calls(1)[0].key)
         path.write_text(json.dumps({"cost": "1"})[:-3])
-        with pytest.raises(IAError, match=f"{path.name} is damaged .*; delete it"):
+        with pytest.raises(IAError, match=f"{path.name}:1: not JSON .*; delete it"):
             client(tmp_path, monkeypatch, url)

@@ -17,8 +17,8 @@ from ia_jax.behaviors.records import CATEGORIES, Behavior
 from ia_jax.behaviors.teacher import TeacherSettings
 from ia_jax.claude.client import Client
 from ia_jax.claude.settings import ClaudeSettings
-from ia_jax.data.transcripts import read_jsonl
 from ia_jax.stages import transcripts
+from ia_jax.storage import read_jsonl
 from tests.fake_anthropic import BILLED, Server, serving, sometimes
 
 ROOT = Path(__file__).parents[1]

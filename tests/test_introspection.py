@@ -6,11 +6,11 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from ia_jax.stages.session import Session
 
 from ia_jax.config import RunConfig
 from ia_jax.data.batch import build_batch
 from ia_jax.data.plans import plan_joint
-from ia_jax.stages.session import Session
 from ia_jax.training.introspection import dpo_step, init_state, sequence_logps, sft_step
 from ia_jax.training.optimizer import AdamW
 from ia_jax.workdir import Workdir
