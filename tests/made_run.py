@@ -9,7 +9,7 @@ from pathlib import Path
 
 import numpy as np
 
-from ia_jax.analysis import report
+from ia_jax.analysis import report, tables
 from ia_jax.behaviors.records import CATEGORIES
 
 HOSTILE = (
@@ -59,7 +59,7 @@ def cell(rng: np.random.Generator, values: list[list[bool]]) -> dict:
 def summarize(rng: np.random.Generator, rows: list[dict], rule: str) -> dict:
     def by_condition(chosen: list[dict]) -> dict:
         out = {}
-        for condition in report.CONDITIONS:
+        for condition in tables.CONDITIONS:
             organisms: dict[str, list[bool]] = {}
             for r in chosen:
                 if r["condition"] == condition:
@@ -105,7 +105,7 @@ def make_workdir(workdir: Path, organisms: int = 96, hostile: bool = True, seed:
         for b in behaviors:
             if b["split"] == "dpo":
                 continue
-            for condition in report.CONDITIONS:
+            for condition in tables.CONDITIONS:
                 for question in QUESTIONS * (2 if b["split"] == "heldout" else 1):
                     logit = level.get((stage, condition), level.get(condition, 0)) + ease[b["name"]]
                     logit += 0.8 * (b["split"] == "train" and condition == "organism+ia")
