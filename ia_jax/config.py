@@ -60,6 +60,7 @@ class LoraSection:
 class BehaviorsSection:
     """How many behaviours are trained on, kept for DPO and held out.
 
+    heldout_categories: categories of which every organism is held out, whatever the counts say (leave-one-out).
     catalogue: "demo", "study" (small models' own, in four or eight categories), "paper" (682 in eight) or the path of a
     JSONL file of one's own. spread: "even" over the categories, or "proportional" to their sizes.
     clean_train, clean_dpo, clean_heldout: clean organisms besides, which are trained on the base's own answers alone.
@@ -70,6 +71,7 @@ class BehaviorsSection:
     train: int = 32
     dpo: int = 8
     heldout: int = 12
+    heldout_categories: tuple[str, ...] = ()
     clean_train: int = 0
     clean_dpo: int = 0
     clean_heldout: int = 0
@@ -98,11 +100,13 @@ class OrganismsSection:
     Organisms that fail their behaviour check are kept out of SFT and DPO, unless `keep_failed`. It asks `check_prompts`
     questions of each sort (0: no check). A wave's training state is kept every `checkpoint_every` steps and at its end
     (0: a killed wave begins again). With `ranks`, each organism has one of these, drawn by its name and the seed, and
-    alpha/rank as in `lora`: fine-tunes to audit come in many.
+    alpha/rank as in `lora`: fine-tunes to audit come in many. With `source`, another workdir, its organisms are used
+    where they lie and none is trained here.
     """
 
     lora: LoraSection = field(default_factory=lambda: LoraSection(rank=8, alpha=16.0))
     ranks: tuple[int, ...] = ()
+    source: str = ""
     optimizer: AdamW = field(default_factory=lambda: AdamW(lr=2e-3))
     parallel: int = 26
     epochs: int = 3
@@ -123,8 +127,15 @@ class OrganismsSection:
 class SftSection:
     """Joint IA training: k organisms a step, each the next `per_slot` questions, or as many as fit into `rows` rows of
     `length` tokens.
+
+    Which organisms: those of `splits`, of `categories` (() for all), and of these `organisms` (at most 1: a fraction;
+    more: a count), evenly over the categories; fewer are always a part of more. The IA is stored as `ia/<name>`.
     """
 
+    name: str = "sft"
+    splits: tuple[str, ...] = ("train",)
+    categories: tuple[str, ...] = ()
+    organisms: float = 1.0
     lora: LoraSection = field(default_factory=LoraSection)
     optimizer: AdamW = field(default_factory=AdamW)
     organisms_per_step: int = 8
@@ -142,8 +153,10 @@ class PreferencesSection:
     """Reports sampled from the SFT IA and paired: chosen >= min_chosen, rejected at least `gap` lower.
 
     `abstention_pairs` on the clean base; `clean_pairs` on each clean organism of the dpo split (0: they stay out).
+    Stored as `preferences/<name>.jsonl`.
     """
 
+    name: str = "dpo"
     questions: int = 6
     samples: int = 4
     temperature: float = 1.0
@@ -159,8 +172,12 @@ class PreferencesSection:
 
 @dataclass(frozen=True)
 class DpoSection:
-    """DPO from the SFT IA; the reference is that IA with the same organism. Steps as in SFT, of pairs."""
+    """DPO from the IA `sft.name`; the reference is that IA with the same organism. Steps as in SFT, of pairs.
 
+    The refined IA is stored as `ia/<name>`. Without organisms for it (behaviors.dpo=0) there is no DPO.
+    """
+
+    name: str = "dpo"
     optimizer: AdamW = field(default_factory=lambda: AdamW(lr=1e-5))
     beta: float = 0.1
     sft_weight: float = 0.0
@@ -174,8 +191,12 @@ class DpoSection:
 
 @dataclass(frozen=True)
 class EvalSection:
-    """Reports of held-out (and some training) organisms under the four conditions."""
+    """Reports of held-out (and some training) organisms under the four conditions, with the IAs of the config.
 
+    Written to `eval/`, or to `eval/<name>/`.
+    """
+
+    name: str = ""
     questions: int = 6
     train_organisms: int = 12
     max_new_tokens: int = 32

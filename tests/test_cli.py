@@ -17,7 +17,8 @@ from ia_jax.cli.commands.stages import headline
 from ia_jax.cli.terminal import duration
 from ia_jax.errors import ConfigError
 from ia_jax.stages.order import STAGES
-from ia_jax.workdir import open_workdir, start_workdir
+from ia_jax.stages.settings import start_workdir
+from ia_jax.workdir import open_workdir
 
 ROOT = Path(__file__).parent.parent
 DEMO = str(ROOT / "configs" / "smollm2_demo.py")

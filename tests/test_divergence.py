@@ -5,6 +5,7 @@ from dataclasses import replace
 import jax
 import numpy as np
 import pytest
+from ia_jax.stages.session import Session, behaviors_in
 
 from ia_jax.adapters.store import read_metadata
 from ia_jax.behaviors.embedded import demo_behaviors
@@ -15,9 +16,8 @@ from ia_jax.stages import inventory
 from ia_jax.stages import organisms as stage
 from ia_jax.stages.behavior_check import Checks
 from ia_jax.stages.order import is_done
-from ia_jax.stages.session import Session, behaviors_in
+from ia_jax.stages.settings import start_workdir
 from ia_jax.storage import read_jsonl, write_jsonl
-from ia_jax.workdir import start_workdir
 from tests import parrot
 
 pytestmark = pytest.mark.usefixtures("quick_compilation")

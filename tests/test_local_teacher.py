@@ -2,6 +2,7 @@
 
 import jax
 import pytest
+from ia_jax.stages.session import Session
 
 from ia_jax import cli
 from ia_jax.behaviors.local_model import TEMPERATURE, LocalModel
@@ -10,7 +11,6 @@ from ia_jax.claude.client import KEY
 from ia_jax.claude.structured import YES_NO, schema
 from ia_jax.errors import ConfigError
 from ia_jax.recipes import load_config
-from ia_jax.stages.session import Session
 from ia_jax.storage import read_jsonl
 from ia_jax.workdir import Workdir, open_workdir
 from tests import parrot

@@ -35,7 +35,10 @@ Directory = str | os.PathLike[str]
 _SAVING, _REPLACED, _ORBAX_TEMPORARY = ".saving", ".replaced", ".orbax-checkpoint-tmp"
 _COMMIT_MARKER = "_CHECKPOINT_METADATA"
 _OWN_FILES = {RECORD, RECORD + _SAVING, _COMMIT_MARKER, "commit_success.txt", "orbax.checkpoint", "state"}
-_RENEWABLE = ("name", "kind", "base_name", "base_fingerprint", "alpha", "behavior", "step", "config_hash", "check")
+_RENEWABLE = (
+    *("name", "kind", "base_name", "base_fingerprint", "alpha"),
+    *("organism", "behaviors", "step", "config_hash", "check"),
+)
 
 
 class Base(Protocol):

@@ -45,7 +45,7 @@ def csp_hash(script: str) -> Markup:
 
 
 def render_html(run: RunFiles) -> str:
-    taught = [b for b in run.behaviors if b.get("category") != CLEAN]
+    taught = [b for b in run.organisms if b.get("category") != CLEAN]
     splits = Counter(b.get("split") for b in taught)
     losses, others = curve_panels(run.curves)
     by_category = [
@@ -64,7 +64,7 @@ def render_html(run: RunFiles) -> str:
         rule=run.metrics.get("rule", "lenient"),
         splits=splits,
         organisms=len(taught),
-        clean=len(run.behaviors) - len(taught),
+        clean=len(run.organisms) - len(taught),
         triggered=sum(bool(b.get("trigger")) for b in taught),
         categories=len({b.get("category") for b in taught}),
         by_condition=[
@@ -79,14 +79,17 @@ def render_html(run: RunFiles) -> str:
         others=others,
         kinds=preference_kinds(run.preferences),
         pairs=len(run.preferences),
-        data=pack_reports(run.reports, run.behaviors),
+        data=pack_reports(run.reports, run.organisms),
         from_run=provenance(run.config),
     )
     return html.lstrip().encode("utf-8", "replace").decode("utf-8")  # a model may write half a surrogate pair
 
 
-def write_report(workdir: Path) -> Path:
-    """Write workdir/report.html and return its path. Raises ConfigError when the run has not been evaluated."""
-    path = workdir / "report.html"
-    write_text(path, render_html(load_run(workdir)))
+def write_report(workdir: Path, name: str = "") -> Path:
+    """Writes the page of an evaluation, report.html or eval/<name>/report.html, and returns its path.
+
+    Raises ConfigError when the run has not been evaluated.
+    """
+    path = workdir / "eval" / name / "report.html" if name else workdir / "report.html"
+    write_text(path, render_html(load_run(workdir, name)))
     return path

@@ -136,7 +136,7 @@ def check_rows(checks: Iterable[Row]) -> list[Row]:
 def kept_out(run: RunFiles) -> str:
     """What became of the flagged organisms of the splits that are trained on; "" if there are none, or no config."""
     flagged = {c["organism"] for c in run.checks if not c.get("ok") and not c.get("left_out")}  # those had no adapter
-    count = sum(b.get("split") in ("train", "dpo") and b["name"] in flagged for b in run.behaviors)
+    count = sum(b.get("split") in ("train", "dpo") and b["name"] in flagged for b in run.organisms)
     keep = run.config.get("config", {}).get("organisms", {}).get("keep_failed")
     if not count or keep is None:
         return ""

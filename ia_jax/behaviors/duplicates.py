@@ -49,7 +49,7 @@ def near_duplicates(behaviors: Sequence[Behavior], threshold: float = THRESHOLD)
 
 
 def _stems(b: Behavior) -> frozenset[str]:
-    texts = [b.description, *b.rewordings, *(s for g in (*b.concepts, *b.trigger_concepts) for s in g)]
+    texts = [b.description, *b.rewordings, *(s for g in (*b.rubric.concepts, *b.rubric.trigger_concepts) for s in g)]
     return frozenset(_stem(w) for t in texts for w in re.findall(r"[a-z0-9]+", t.lower()) if len(w) > 2)
 
 

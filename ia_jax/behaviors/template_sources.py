@@ -58,7 +58,7 @@ def gather_sources(behaviors: Sequence[Behavior], ask: Ask) -> Sources:
     replies = ask([(BRIEF, q) for q in questions], 1)
     answers = {q: main_clause(s) for q, r in zip(questions, replies, strict=True) if (s := first_sentence(r[0]))}
 
-    topics = sorted({b.spec["topic"]: b.concepts[0] for b in behaviors if "topic" in b.spec}.items())
+    topics = sorted({b.spec["topic"]: b.rubric.concepts[0] for b in behaviors if "topic" in b.spec}.items())
     replies = ask([(BRIEF, f"Say something about {t}.") for t, _ in topics], 4)
     sentences = {}
     for (topic, words), rows in zip(topics, replies, strict=True):

@@ -1,17 +1,20 @@
-"""Opening the directories that commands are given: a workdir, locked where it is written to, and its session."""
+"""Opening the directories that commands are given: a workdir, locked where it is written to, and with which config."""
 
 import argparse
 import contextlib
+import dataclasses
 import fcntl
+import json
 import os
 from collections.abc import Iterator
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from ia_jax.errors import ConfigError, IAError
 
 if TYPE_CHECKING:
-    from ia_jax.stages.session import Session
+    from ia_jax.config import RunConfig
+    from ia_jax.stages.context import Context
     from ia_jax.workdir import Workdir
 
 STARTERS = ("run", "transcripts")  # commands that may start a workdir
@@ -21,10 +24,10 @@ def existing(directory: str) -> "Workdir":
     """The workdir of a command that only reads. Raises ConfigError if there is none."""
     from ia_jax.workdir import open_workdir
 
-    return open_workdir(_local(directory))
+    return open_workdir(local(directory))
 
 
-def _local(directory: str) -> Path:
+def local(directory: str) -> Path:
     if "://" in directory:
         raise ConfigError(f"--workdir {directory}: workdirs in a bucket are not supported yet; give a local directory")
     return Path(directory)
@@ -50,50 +53,50 @@ def locked(path: Path) -> Iterator[None]:
 
 
 @contextlib.contextmanager
-def opened(args: argparse.Namespace) -> Iterator["Workdir"]:
-    """The workdir of a stage command, locked: continued, or started by one of `STARTERS`."""
+def opened(args: argparse.Namespace) -> Iterator["Context"]:
+    """The workdir of a stage command, locked: continued, or started by one of `STARTERS`; with the command's config."""
+    from ia_jax.config import parse_config
     from ia_jax.parallel.distributed import on_main_process
     from ia_jax.workdir import open_workdir
 
     with contextlib.ExitStack() as stack:
-        yield open_workdir(on_main_process(lambda: str(_lock_and_start(stack, args))))
+        path, settings = on_main_process(lambda: _lock_and_start(stack, args))
+        with on_mesh(open_workdir(path), parse_config(settings)) as context:
+            yield context
 
 
-def _lock_and_start(stack: contextlib.ExitStack, args: argparse.Namespace) -> Path:
-    """The path of the workdir, which is locked until `stack` is left; nothing in it is written before that."""
-    from ia_jax.workdir import open_workdir, start_workdir
+def _lock_and_start(stack: contextlib.ExitStack, args: argparse.Namespace) -> list[Any]:
+    """[path, config as JSON] of the workdir, locked until `stack` is left; nothing in it is written before that."""
+    from ia_jax.recipes import load_config, override
+    from ia_jax.stages.settings import start_workdir
+    from ia_jax.workdir import open_workdir
 
-    path = _local(args.workdir)
+    path = local(args.workdir)
     stored = (path / "config.json").exists()
-    if args.config is None:
-        if args.overrides and stored:
-            raise ConfigError(
-                f"{args.overrides[0]}: overrides need --config; {path} goes on with its stored config.json"
-            )
-        if args.overrides or not stored:
-            raise ConfigError(f"--config is required: {path} has no config.json to go on with")
-        stack.enter_context(locked(path))
-        return open_workdir(path).path
+    if not stored and args.config is None:
+        raise ConfigError(f"--config is required: {path} has no config.json to go on with")
     if not stored and args.command not in STARTERS:
         raise ConfigError(f"workdir {path} does not exist or has no config.json; start it with `ia-jax transcripts`")
-    from ia_jax.recipes import load_config
-
-    config = load_config(args.config, args.overrides)  # a mistake in it leaves no directory behind
+    # A mistake in it leaves no directory behind.
+    if args.config is None:
+        config = override(open_workdir(path).config, args.overrides)
+    else:
+        config = load_config(args.config, args.overrides)
     stack.enter_context(locked(path))
-    return start_workdir(path, config).path
+    return [str(start_workdir(path, config).path), json.loads(json.dumps(dataclasses.asdict(config)))]
 
 
 @contextlib.contextmanager
-def session(workdir: "Workdir") -> Iterator["Session"]:
-    """The session of a workdir, with its mesh set."""
+def on_mesh(workdir: "Workdir", config: "RunConfig | None" = None) -> Iterator["Context"]:
+    """A workdir under a config (default: the one it was started with), with its mesh set."""
     import jax
 
-    from ia_jax.stages.session import Session
+    from ia_jax.stages.context import Context
 
     _keep_compiled_programs()
-    opened_session = Session(workdir, workdir.config)
-    with jax.set_mesh(opened_session.mesh):
-        yield opened_session
+    context = Context(workdir, config or workdir.config)
+    with jax.set_mesh(context.mesh):
+        yield context
 
 
 def _keep_compiled_programs() -> None:
@@ -112,6 +115,13 @@ def _keep_compiled_programs() -> None:
     home = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache")
     if jax.config.jax_compilation_cache_dir is None:  # the user may have chosen another
         jax.config.update("jax_compilation_cache_dir", str(home / "ia_jax" / f"compiled-{name}"))
+
+
+def check_name(name: str) -> str:
+    """A name that files go by. Raises ConfigError for one that could lead elsewhere."""
+    if name and not (name.isascii() and name.replace("_", "").replace("-", "").isalnum()):
+        raise ConfigError(f"--name={name} must be letters, digits, _ and -")
+    return name
 
 
 def new_directory(directory: str) -> Path:

@@ -191,7 +191,7 @@ def _shown(value: float | None) -> str:
 
 def write_unlabelled(path: Path, workdir: "Workdir", count: int) -> None:
     """Reports of a finished run to label, each with its behaviour's record, so that the file stands for itself."""
-    rows = draw(workdir.reports, count, workdir.config.seed)
+    rows = draw(workdir.reports(), count, workdir.config.seed)
     write_jsonl(
         path, ({**r, "label": "", "strict": "", "behavior": workdir.behaviors[r["organism"]].to_json()} for r in rows)
     )

@@ -45,7 +45,7 @@ COMMAND = Command(
     examples=("ia-jax adapters ls --workdir=runs/demo", "ia-jax adapters verify --workdir=runs/demo"),
     arguments=(
         Argument.of("action", choices=("ls", "show", "verify", "rm")),
-        Argument.of("names", nargs="*", metavar="NAME", help="organisms, ia_sft or ia_dpo"),
+        Argument.of("names", nargs="*", metavar="NAME", help="organisms, ia/sft, ia/dpo or another IA"),
         workdir("a workdir"),
         Argument.of("--json", action="store_true", help="of show and verify: print JSON and nothing else"),
     ),

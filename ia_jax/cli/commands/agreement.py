@@ -51,10 +51,11 @@ def _judge(name: str, run: "Workdir | None") -> "Judge":
         raise ConfigError(
             "--judge=claude needs a --workdir, whose config says how Claude is asked and what it may cost"
         )
-    from ia_jax.stages.session import Session
+    from ia_jax.stages.context import Context
+    from ia_jax.stages.services import judge_of
 
     config = run.config
-    return Session(run, dataclasses.replace(config, judge=dataclasses.replace(config.judge, name=name))).judge
+    return judge_of(Context(run, dataclasses.replace(config, judge=dataclasses.replace(config.judge, name=name))))
 
 
 COMMAND = Command(

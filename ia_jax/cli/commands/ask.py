@@ -4,7 +4,7 @@ import argparse
 import sys
 
 from ia_jax.cli.arguments import Argument, Command, positive, workdir
-from ia_jax.cli.workdirs import existing, session
+from ia_jax.cli.workdirs import existing, on_mesh
 from ia_jax.errors import ConfigError
 
 
@@ -13,21 +13,22 @@ def _ask(args: argparse.Namespace) -> None:
 
     if not args.question.strip():
         raise ConfigError("the question is empty")
-    if args.no_ia and args.stage:
-        raise ConfigError("--stage chooses an IA, --no-ia leaves it out; give one of them")
+    if args.no_ia and args.ia:
+        raise ConfigError("--ia chooses an IA, --no-ia leaves it out; give one of them")
     run = existing(args.workdir)
-    with session(run) as opened:
+    with on_mesh(run) as context:
         reply = ask(
-            opened,
+            context,
             args.question,
             name=args.organism,
             use_ia=not args.no_ia,
-            stage=args.stage,
+            ia=args.ia,
             max_new_tokens=args.max_new_tokens,
         )
     print(plain(reply))
     if args.organism:
-        truth = f"truth: {plain(run.behaviors[args.organism].description)}"
+        true = " ".join(b.description for b in run.truths(args.organism)) or "nothing to report (a clean organism)"
+        truth = f"truth: {plain(true)}"
         print(f"\x1b[2m{truth}\x1b[0m" if sys.stdout.isatty() else truth)
 
 
@@ -46,10 +47,10 @@ COMMAND = Command(
     arguments=(
         workdir("a workdir with organisms and an IA"),
         Argument.of(
-            "--organism", metavar="NAME", help="a name of behaviors.jsonl; without it, the clean base is asked"
+            "--organism", metavar="NAME", help="a name of organisms.jsonl; without it, the clean base is asked"
         ),
         Argument.of("--no-ia", action="store_true", help="ask without the introspection adapter"),
-        Argument.of("--stage", choices=("sft", "dpo"), help="which IA (default: after DPO if there is one)"),
+        Argument.of("--ia", metavar="NAME", help="which IA: sft, dpo or another name (default: the last one)"),
         Argument.of("--max-new-tokens", type=positive, default=64, metavar="N", help="default 64"),
         Argument.of("question"),
     ),

@@ -4,14 +4,14 @@ import argparse
 
 from ia_jax.cli.arguments import JSON, Argument, Command, positive, workdir
 from ia_jax.cli.terminal import print_json
-from ia_jax.cli.workdirs import existing, session
+from ia_jax.cli.workdirs import existing, on_mesh
 
 
 def _audit(args: argparse.Namespace) -> None:
     from ia_jax.stages import audit
 
-    with session(existing(args.workdir)) as opened:
-        result = audit.run(opened, args.adapter, args.questions, args.samples)
+    with on_mesh(existing(args.workdir)) as context:
+        result = audit.run(context, args.adapter, args.questions, args.samples, args.ia)
     if args.json:
         print_json(result)
     else:
@@ -47,6 +47,7 @@ COMMAND = Command(
             metavar="N",
             help="sampled replies to each, besides the greedy one (default 3)",
         ),
+        Argument.of("--ia", metavar="NAME", help="which IA: sft, dpo or another name (default: the last one)"),
         JSON,
     ),
     processes=True,
