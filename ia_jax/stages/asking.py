@@ -1,11 +1,11 @@
 """Questions to organisms and to the base model, as text; and what of an answer is trained on."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 
 import jax
 import numpy as np
 
-from ia_jax.data.transcripts import chat
+from ia_jax.data.transcripts import Message, chat, with_system
 from ia_jax.errors import ConfigError
 from ia_jax.models.chat import ChatExample, encode_chat, encode_prompt
 from ia_jax.models.lora import Stack
@@ -17,15 +17,16 @@ from ia_jax.stages.context import Context
 
 def answer_example(context: Context, question: str, answer: str, length: int, name: str) -> ChatExample:
     """A one-turn training example: the answer to a question, up to its end-of-turn token."""
-    return training_example(context, chat(question, answer, context.config.system), length, name)
+    return training_example(context, chat(question, answer), length, name)
 
 
-def training_example(context: Context, messages: Sequence[Mapping[str, str]], length: int, name: str) -> ChatExample:
-    """A chat as a training example, without the tokens after the last supervised one.
+def training_example(context: Context, messages: Sequence[Message], length: int, name: str) -> ChatExample:
+    """A chat as a training example, without the tokens after the last supervised one; under `config.system`, unless it
+    has a system message of its own.
 
     Raises ConfigError, with `name`, for one of more than `length` tokens or longer than the model's context.
     """
-    e = encode_chat(context.model.tokenizer, messages, 1 << 20, name=name)
+    e = encode_chat(context.model.tokenizer, with_system(messages, context.config.system), 1 << 20, name=name)
     end = int(np.flatnonzero(e.loss_mask)[-1]) + 1
     if end > length:
         raise ConfigError(f"{name}: an example has {end} tokens, more than length={length}; raise the stage's length")
@@ -46,10 +47,13 @@ def generate(
     temperature: float = 0.0,
     top_p: float = 1.0,
     key: jax.Array | None = None,
-    system: str | None = "",
+    system: str | None,
     description: str = "generate",
 ) -> list[list[str]]:
-    """Replies to questions[i][j] under organism i of the stack (one list of questions for a stack without K)."""
+    """Replies to questions[i][j] under organism i of the stack (one list of questions for a stack without K).
+
+    system: the system message of every question; None for none.
+    """
     prompts = [[encode_prompt(context.model.tokenizer, chat(q, None, system)) for q in qs] for qs in questions]
     with progress(len(slice_starts(prompts)), description) as bar:
 
@@ -70,7 +74,7 @@ def generate(
 
 
 def ask_base(
-    context: Context, asks: Sequence[tuple[str, str]], samples: int, max_new_tokens: int = 28
+    context: Context, asks: Sequence[tuple[str | None, str]], samples: int, max_new_tokens: int = 28
 ) -> list[list[str]]:
     """The base model's replies to (system, question): greedy if one is wanted, else sampled."""
     systems = list(dict.fromkeys(s for s, _ in asks))
