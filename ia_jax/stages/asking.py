@@ -3,7 +3,6 @@
 from collections.abc import Sequence
 
 import jax
-import numpy as np
 
 from ia_jax.data.transcripts import Message, chat, with_system
 from ia_jax.errors import ConfigError
@@ -26,8 +25,9 @@ def training_example(context: Context, messages: Sequence[Message], length: int,
 
     Raises ConfigError, with `name`, for one of more than `length` tokens or longer than the model's context.
     """
-    e = encode_chat(context.model.tokenizer, with_system(messages, context.config.system), 1 << 20, name=name)
-    end = int(np.flatnonzero(e.loss_mask)[-1]) + 1
+    messages = with_system(messages, context.config.system)
+    example = encode_chat(context.model.tokenizer, messages, 1 << 20, name=name).trimmed()
+    end = len(example.tokens)
     if end > length:
         raise ConfigError(f"{name}: an example has {end} tokens, more than length={length}; raise the stage's length")
     limit = context.model.config.max_position_embeddings  # rows may be longer: each example in them begins at 0
@@ -35,7 +35,7 @@ def training_example(context: Context, messages: Sequence[Message], length: int,
         raise ConfigError(
             f"{name}: an example has {end} tokens, the model's max_position_embeddings is {limit}; shorten it"
         )
-    return ChatExample(e.tokens[:end], e.loss_mask[:end])
+    return example
 
 
 def generate(

@@ -10,7 +10,7 @@ import numpy as np
 from ia_jax.adapters.record import content_hash
 from ia_jax.behaviors.records import CLEAN
 from ia_jax.data.batch import Batch
-from ia_jax.data.plans import Plan, Slot, Unit, dataset, identity_of, plan_joint
+from ia_jax.data.plans import Plan, Slot, Unit, dataset, identity_of
 from ia_jax.errors import ConfigError
 from ia_jax.models.lora import Adapter
 from ia_jax.parallel.distributed import on_main_process, stop_if_preempted
@@ -18,7 +18,7 @@ from ia_jax.planning.chips import peak_flops, training_flops
 from ia_jax.progress import progress
 from ia_jax.stages.asking import answer_example
 from ia_jax.stages.context import Context, Organisms
-from ia_jax.stages.ia_training import STACKS_AHEAD, joint_batch, store_ia, summarize
+from ia_jax.stages.ia_training import STACKS_AHEAD, dpo_plan, joint_batch, store_ia, summarize
 from ia_jax.stages.order import is_done
 from ia_jax.storage import read_jsonl, replacing
 from ia_jax.training.introspection import dpo_step, init_state, sequence_logps
@@ -46,15 +46,7 @@ def run(context: Context) -> None:
         ]
         for name in [*names, *([CLEAN] if CLEAN in named else [])]
     ]
-    plan = plan_joint(
-        units,
-        organisms_per_step=min(cfg.organisms_per_step, len(units)),
-        per_slot=cfg.per_slot,
-        seed=config.seed + 1,
-        length=cfg.length,
-        rows=cfg.rows,
-        epochs=cfg.epochs,
-    )
+    plan = dpo_plan(config, units)
     start = context.shard_ia(context.workdir.ia(config.sft.name, model))
     reference = _reference(context, directory, plan, units, organisms, start)
     copied = jax.tree.map(lambda x: x.copy(), start)

@@ -202,7 +202,8 @@ def summarize(m: Mapping[str, np.ndarray]) -> dict[str, float]:
     if not on.any():
         return {}
     loss, norm = m["loss"][on], m["grad_norm"][on]
-    return {"loss": float(loss.mean()), **spread(loss), "grad_norm": float(norm.mean()), "organisms": float(on.sum())}
+    scalars = {"loss": float(loss.mean()), **spread(loss), "grad_norm": float(norm.mean())}
+    return {**scalars, "organisms": float(on.sum()), "fill": float(m["fill"])}
 
 
 # ---------------------------------------------------------------------------------------------------------------------
