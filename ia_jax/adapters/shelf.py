@@ -62,9 +62,7 @@ class Shelf:
                 self._cache.move_to_end(i)
                 return self._cache[i]
             checked = i in self._checked
-        # The record is read again rather than kept: memory would grow with the number of adapters.
-        stored = read_adapter(self.directories[i], None if checked else read_record(self.directories[i]))
-        adapter = self._filled_up(stored)
+        adapter = self._filled_up(read_adapter(self.directories[i], check=not checked))
         with self._lock:
             self._checked.add(i)
             self._cache[i] = adapter

@@ -70,9 +70,7 @@ class AdapterStream:
             if i in self._cache:
                 self._cache.move_to_end(i)
                 return self._cache[i]
-            # The record is read again rather than kept: memory would grow with the number of adapters.
-            record = None if i in self._checked else read_record(self.directories[i])
-            adapter = read_adapter(self.directories[i], record)
+            adapter = read_adapter(self.directories[i], check=i not in self._checked)
             self._checked.add(i)
             self._cache[i] = adapter
             while len(self._cache) > 1 and sum(map(_bytes, self._cache.values())) > self.cache_bytes:

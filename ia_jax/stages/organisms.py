@@ -19,13 +19,13 @@ import jax.numpy as jnp
 import numpy as np
 
 from ia_jax.adapters.record import AdapterMetadata
-from ia_jax.adapters.store import is_complete, read_metadata, save_adapters
+from ia_jax.adapters.store import is_complete, read_metadata, save_organisms
 from ia_jax.behaviors.records import Behavior
 from ia_jax.config import config_hash
 from ia_jax.data.batch import build_batch
 from ia_jax.data.plans import Plan, Unit, dataset, identity_of, plan_organisms, unit_length
 from ia_jax.data.transcripts import read_jsonl, read_transcripts, write_jsonl
-from ia_jax.models.lora import LoraConfig, take_organisms
+from ia_jax.models.lora import LoraConfig
 from ia_jax.parallel.distributed import on_main_process
 from ia_jax.parallel.mesh import to_host
 from ia_jax.planning.chips import peak_flops, training_flops
@@ -297,10 +297,10 @@ def _store(
     rows = check(session, wave.behaviors, state.adapters, checks)
     rows = {n: {**row, **({"retry": notes[n]} if n in notes else {})} for n, row in rows.items()}
     steps = to_host(state.updates)
-    save_adapters(
+    items = [
         (
+            i,
             workdir.organism_dir(name),
-            take_organisms(state.adapters, i),
             AdapterMetadata(
                 name=name,
                 kind="organism",
@@ -316,7 +316,8 @@ def _store(
             ),
         )
         for name, i in sorted(todo.items(), key=lambda x: x[1])
-    )
+    ]
+    save_organisms(state.adapters, items)
     for name, i in sorted(todo.items(), key=lambda x: x[1]):
         print(_line(name, int(steps[i]), rows.get(name)), flush=True)
 
