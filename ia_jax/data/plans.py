@@ -29,7 +29,9 @@ class Slot:
 
 @dataclass(frozen=True)
 class Plan:
-    """Steps of K slots each, and the array sizes that hold every one of them."""
+    """Steps of K slots each, and the array sizes that hold every one of them: `rows` of `length` tokens a slot, with up
+    to `targets` supervised tokens each, and up to `examples` in a slot.
+    """
 
     steps: tuple[tuple[Slot, ...], ...]
     rows: int
@@ -134,13 +136,14 @@ def plan_joint(
 def _sized(steps: list[list[Slot]], units: Sequence[Sequence[Unit]], length: int, rows: int = 0) -> Plan:
     slots = [slot for step in steps for slot in step]
 
-    def examples(slot: Slot) -> list[ChatExample]:
-        return [e for row in slot.rows for u in row for e in units[slot.organism][u]]
+    def examples(slot: Slot, row: Row) -> list[ChatExample]:
+        return [e for u in row for e in units[slot.organism][u]]
 
-    targets = max((sum(int(e.loss_mask.sum()) for e in examples(s)) for s in slots), default=0)
+    supervised = [sum(int(e.loss_mask.sum()) for e in examples(s, row)) for s in slots for row in s.rows]
+    targets = max(supervised, default=0)
     if targets == 0:
         raise ConfigError("no example has a supervised token; check the chat template and the transcripts")
-    most = max(len(examples(s)) for s in slots)
+    most = max(sum(len(examples(s, row)) for row in s.rows) for s in slots)
     rows = rows or max(len(s.rows) for s in slots)
     return Plan(tuple(tuple(s) for s in steps), rows, length, -(-targets // 8) * 8, most)
 

@@ -195,7 +195,7 @@ def _prompt_length(config: RunConfig) -> int:
 def _lower(config: RunConfig, cfg: ModelConfig, stage: str, mesh: Mesh, work: Work) -> Any:
     """The stage's own jitted function, lowered."""
     base = abstract_params(cfg, jnp.dtype(config.model.dtype), mesh)
-    k, b, t, p = work.organisms, work.rows, work.length, work.targets
+    k, b, t, p = work.organisms, work.rows, work.length, work.targets // work.rows
 
     def placed(tree: Any, organisms: bool) -> Any:
         shardings = adapter_shardings(tree, mesh, organisms)
@@ -210,8 +210,8 @@ def _lower(config: RunConfig, cfg: ModelConfig, stage: str, mesh: Mesh, work: Wo
             t: {n: jax.ShapeDtypeStruct((*lead, *s), jnp.float32) for n, s in ab.items()} for t, ab in shapes.items()
         }
 
-    weights = jax.ShapeDtypeStruct((k, p), jnp.float32)
-    rows, targets = [integers(k, b, t)] * 3, [integers(k, p), integers(k, p), weights, integers(k, p)]
+    weights = jax.ShapeDtypeStruct((k, b, p), jnp.float32)
+    rows, targets = [integers(k, b, t)] * 3, [integers(k, b, p), integers(k, b, p), weights, integers(k, b, p)]
     batch = placed(Batch(*rows, *targets), organisms=True)
     theirs, ours = trained_lora(config, "organisms"), trained_lora(config, "sft")
     static: dict[str, Any] = {"cfg": cfg, "remat": work.remat}

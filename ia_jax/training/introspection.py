@@ -4,8 +4,9 @@ Both steps see a stack `(organisms [K, ...], IA)` and differentiate the IA alone
 """
 
 from functools import partial
-from typing import Any, NamedTuple
+from typing import Any
 
+import flax.struct
 import jax
 import jax.numpy as jnp
 import optax
@@ -19,7 +20,8 @@ from ia_jax.training.losses import dpo_loss, example_logps, sft_loss, supervised
 from ia_jax.training.optimizer import AdamW, apply_direction, learning_rate, make_optimizer
 
 
-class IAState(NamedTuple):
+@flax.struct.dataclass
+class IAState:
     """The IA, its Adam moments, updates made and planned."""
 
     adapter: Adapter
@@ -69,7 +71,7 @@ def sft_step(
 
     def mean_loss(ia: Adapter) -> tuple[jax.Array, jax.Array]:
         losses = sft_loss(_token_logps(params, organisms, ia, batch, cfg, remat), batch.target_weight)
-        present = batch.target_weight.sum(-1) > 0
+        present = batch.target_weight.sum((1, 2)) > 0
         return (losses * present).sum() / present.sum(), jnp.where(present, losses, jnp.nan)
 
     (loss, losses), grads = jax.value_and_grad(mean_loss, has_aux=True)(state.adapter)

@@ -7,8 +7,9 @@ import math
 from collections.abc import Sequence
 from enum import IntEnum
 from functools import partial, reduce
-from typing import Any, NamedTuple
+from typing import Any
 
+import flax.struct
 import jax
 import jax.numpy as jnp
 import optax
@@ -42,7 +43,8 @@ class Diverged(IntEnum):
         return f"{what[self]} at update {updates + 1}"
 
 
-class OrganismsState(NamedTuple):
+@flax.struct.dataclass
+class OrganismsState:
     """adapters: leaves [K, ...]; moments: Adam's, [K, ...]; scale: [K] alpha/rank, which `b` holds; updates: [K] made;
     total: [K] planned; diverged: [K], 0 or the `Diverged` for which an organism has been left as it was before the step
     that failed.
@@ -143,7 +145,7 @@ def organisms_step(
     diverged = state.diverged
     for cause, holds in causes.items():
         diverged = jnp.where(holds & (state.diverged == 0), int(cause), diverged)
-    update = (batch.target_weight.sum(-1) > 0) & (diverged == 0)
+    update = (batch.target_weight.sum((1, 2)) > 0) & (diverged == 0)
 
     def keep(new: jax.Array, old: jax.Array) -> jax.Array:
         return jnp.where(update.reshape(-1, *[1] * (new.ndim - 1)), new, old)
