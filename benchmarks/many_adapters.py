@@ -31,6 +31,7 @@ from ia_jax.data.batch import build_batch
 from ia_jax.data.plans import dataset, plan_joint
 from ia_jax.models.chat import ChatExample
 from ia_jax.models.lora import PROJECTIONS, LoraConfig, init_lora, lora_shapes
+from ia_jax.parallel.mesh import make_mesh
 from ia_jax.stages import inventory
 from ia_jax.training.optimizer import AdamW
 from ia_jax.workdir import Workdir, start_workdir
@@ -141,7 +142,8 @@ def main() -> None:
     run = start_workdir(args.directory, RunConfig())
     result: dict[str, float] = {"count": args.count}
     if args.only_stream:
-        result |= stream(run, args.count, args.epochs)
+        with jax.set_mesh(make_mesh()):
+            result |= stream(run, args.count, args.epochs)
     else:
         parts = {
             "save_s": lambda: save(run, args.count),

@@ -11,7 +11,6 @@ from jax.sharding import NamedSharding, PartitionSpec
 
 from ia_jax.errors import ConfigError
 from ia_jax.models.lora import LoraConfig, init_lora, pad_rank, strip_rank, take_organisms
-from ia_jax.models.transformer import forward_jit
 from ia_jax.parallel.mesh import make_mesh
 from ia_jax.training.optimizer import AdamW
 from ia_jax.training.organisms import Diverged, init_mixed_state, init_state, organisms_step
@@ -83,7 +82,7 @@ def test_one_update_is_the_plain_recipe(params, batches):
 
     def loss(peft):
         adapter = {t: {"a": ab["a"], "b": LORA.scale * ab["b"]} for t, ab in peft.items()}
-        hidden = forward_jit(params, batch.tokens, batch.segment_ids, batch.positions, (adapter,), cfg=tiny.TINY)
+        hidden = tiny.forward(params, batch.tokens, batch.segment_ids, batch.positions, (adapter,), cfg=tiny.TINY)
         [logps] = jax.nn.log_softmax(hidden @ params["embed"].T)[0]  # of its one row
         on = batch.target_weight[0, 0] > 0
         return -logps[batch.target_index[0, 0][on], batch.target_token[0, 0][on]].mean()

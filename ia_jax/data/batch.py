@@ -6,9 +6,11 @@ from typing import Any
 import flax.struct
 import jax
 import numpy as np
+from jax.sharding import Mesh
 
 from ia_jax.data.plans import Plan, Slot, Unit
 from ia_jax.errors import ConfigError
+from ia_jax.parallel.mesh import TRAINING, Rules
 
 Array = Any  # a numpy array while a batch is being built, a jax array in a step
 
@@ -58,6 +60,11 @@ def build_batch(step: Sequence[Slot], plan: Plan, units: Sequence[Sequence[Unit]
                 example[i, r, n:m] = number
                 n, number, start = m, number + 1, end
     return Batch(tokens, segments, positions, index, token, weight, example)
+
+
+def batch_shardings(batch: Batch, mesh: Mesh, rules: Rules = TRAINING) -> Any:
+    """A NamedSharding for every array of a batch: by organism and, within each, by row."""
+    return jax.tree.map(lambda _: rules.sharding(mesh, "organism", "rows", None), batch)
 
 
 def token_counts(batch: Batch) -> dict[str, jax.Array]:

@@ -15,7 +15,7 @@ from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 from ia_jax.errors import ConfigError
 from ia_jax.models.config import ModelConfig
-from ia_jax.parallel.mesh import named_sharding, reshard
+from ia_jax.parallel.mesh import TRAINING, Rules
 
 Adapter = dict[str, dict[str, jax.Array]]
 Stack = tuple[Adapter, ...]
@@ -61,19 +61,13 @@ def lora_shapes(cfg: ModelConfig, lora: LoraConfig) -> dict[str, dict[str, tuple
 
 
 def leaf_axes(projection: str, factor: str) -> tuple[str | None, ...]:
-    """Logical axes of one leaf without organism axis (see `parallel.mesh.RULES`)."""
+    """Logical axes of one leaf without organism axis (fields of `parallel.mesh.Rules`)."""
     if factor == "a":
         return ("layers", _IN_AXIS.get(projection, "embed"), "rank")
     return ("layers", "rank", _OUT_AXIS.get(projection, "embed"))
 
 
-def lora_axes(lora: LoraConfig, organisms: bool = False) -> dict[str, dict[str, tuple[str | None, ...]]]:
-    """Logical axes of all leaves, with a leading organism axis if asked."""
-    lead = ("organism",) if organisms else ()
-    return {t: {n: (*lead, *leaf_axes(t, n)) for n in ("a", "b")} for t in lora.targets}
-
-
-def adapter_shardings(tree: Any, mesh: Mesh, organisms: bool = False) -> Any:
+def adapter_shardings(tree: Any, mesh: Mesh, organisms: bool = False, rules: Rules = TRAINING) -> Any:
     """A NamedSharding for every leaf of an adapter, or of a training state with adapters and moments shaped alike.
 
     With `organisms` the leading axis of every leaf is spread; without, an organism axis lies whole. Leaves outside an
@@ -85,7 +79,7 @@ def adapter_shardings(tree: Any, mesh: Mesh, organisms: bool = False) -> Any:
         inside = len(keys) > 1 and keys[-2] in PROJECTIONS
         axes = leaf_axes(keys[-2], keys[-1]) if inside else ()
         lead = ("organism",) if organisms else (None,) * (x.ndim - 3) if inside else ()
-        return named_sharding(mesh, (*lead, *axes))
+        return rules.sharding(mesh, *lead, *axes)
 
     return jax.tree_util.tree_map_with_path(leaf, tree)
 
@@ -167,7 +161,7 @@ def has_organism_axis(adapter: Adapter) -> bool:
     return next(iter(adapter.values()))["a"].ndim == 4
 
 
-def to_scan(stack: Stack, dtype: Any = None) -> Stack:
+def to_scan(stack: Stack, rules: Rules = TRAINING, dtype: Any = None) -> Stack:
     """The stack ready for `lax.scan`: layer axis first ([K, L, ...] -> [L, K, ...]), on its logical axes.
 
     `dtype` casts it: for generation, which reads it at every token. A stack that is trained stays as it is held, and so
@@ -178,7 +172,7 @@ def to_scan(stack: Stack, dtype: Any = None) -> Stack:
         axes = leaf_axes(projection, factor)
         if x.ndim == 4:
             x, axes = jnp.swapaxes(x, 0, 1), (axes[0], "organism", *axes[1:])
-        return reshard(x if dtype is None else x.astype(dtype), *axes)
+        return rules.reshard(x if dtype is None else x.astype(dtype), *axes)
 
     return tuple({t: {n: leaf(t, n, x) for n, x in ab.items()} for t, ab in adapter.items()} for adapter in stack)
 

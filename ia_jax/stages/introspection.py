@@ -61,7 +61,7 @@ def run_sft(session: Session) -> None:
     ia = session.shard_ia(init_lora(session.key(3), model.config, lora))
     state = session.shard_ia(init_state(ia, len(plan.steps), lora, cfg.optimizer))
     static: dict[str, Any] = {"cfg": model.config, "lora": lora, "optimizer": cfg.optimizer}
-    static["remat"] = session.config.model.remat
+    static |= {"remat": session.config.model.remat, "accumulate": cfg.accumulate}
     state = fit(
         "ia_sft",
         state,
@@ -114,7 +114,7 @@ def run_dpo(session: Session) -> None:
     reference = _reference(session, directory, plan, units, organisms, start)
     state = session.shard_ia(init_state(jax.tree.map(lambda x: x.copy(), start), len(plan.steps), lora, cfg.optimizer))
     static: dict[str, Any] = {"cfg": model.config, "lora": lora, "optimizer": cfg.optimizer, "beta": cfg.beta}
-    static |= {"sft_weight": cfg.sft_weight, "remat": remat}
+    static |= {"sft_weight": cfg.sft_weight, "remat": remat, "accumulate": cfg.accumulate}
     numbers = {id(step): n for n, step in enumerate(plan.steps)}
 
     def make(step: Sequence[Slot]) -> tuple[Adapter, Batch, Any]:
@@ -168,7 +168,7 @@ def _joint_batch(
     session: Session, organisms: Organisms, step: Sequence[Slot], plan: Plan, units: Sequence[Sequence[Unit]]
 ) -> tuple[Adapter, Batch]:
     stack = organisms.take([slot.organism for slot in step])
-    return stack, session.shard_by_organism(build_batch(step, plan, units))
+    return stack, session.shard_batch(build_batch(step, plan, units))
 
 
 def _reference(
@@ -199,6 +199,7 @@ def _reference(
                 cfg=model.config,
                 examples=plan.examples,
                 remat=session.config.model.remat,
+                accumulate=session.config.dpo.accumulate,
             )
             rows.append(np.asarray(logps))
             bar.update(1)

@@ -17,6 +17,7 @@ from ia_jax.behaviors.records import Behavior
 from ia_jax.claude.calls import Reply
 from ia_jax.claude.client import Client
 from ia_jax.config import RunConfig
+from ia_jax.data.batch import Batch, batch_shardings
 from ia_jax.data.transcripts import chat
 from ia_jax.errors import ConfigError
 from ia_jax.judging.claude_judge import ClaudeJudge
@@ -27,7 +28,7 @@ from ia_jax.models.lora import Stack, adapter_shardings
 from ia_jax.models.replies import slice_starts, write_replies
 from ia_jax.models.weights import Model, load_model
 from ia_jax.parallel.distributed import on_main_process, stop_if_preempted
-from ia_jax.parallel.mesh import make_mesh, named_sharding, put_on_mesh, spread_over
+from ia_jax.parallel.mesh import TRAINING, make_mesh, put_on_mesh
 from ia_jax.progress import progress
 from ia_jax.workdir import Workdir
 
@@ -44,12 +45,12 @@ class Session:
     @cached_property
     def mesh(self) -> jax.sharding.Mesh:
         m = self.config.mesh
-        return make_mesh(m.fsdp, m.tp, m.dcn)
+        return make_mesh(m.fsdp, m.tp, m.dcn, m.rows)
 
     @property
     def groups(self) -> int:
         """Groups of devices, each of which has organisms of its own."""
-        return spread_over(self.mesh, "organism")
+        return TRAINING.size("organism", self.mesh)
 
     @cached_property
     def model(self) -> Model:
@@ -109,10 +110,14 @@ class Session:
             return put_on_mesh(tree, jax.tree.map(lambda _: NamedSharding(self.mesh, PartitionSpec()), tree))
         return put_on_mesh(tree, adapter_shardings(tree, self.mesh, organisms=True))
 
+    def shard_batch(self, batch: Batch) -> Batch:
+        """Puts a batch on the mesh: by organism and, within each, by row."""
+        return put_on_mesh(batch, batch_shardings(batch, self.mesh))
+
     def local_organisms(self, count: int) -> list[int]:
         """Which of `count` organisms that `shard_by_organism` places lie on devices of this process."""
         axes = ("organism",) if count % self.groups == 0 else (None,)
-        where = named_sharding(self.mesh, axes).addressable_devices_indices_map((count,)).values()
+        where = TRAINING.sharding(self.mesh, *axes).addressable_devices_indices_map((count,)).values()
         return sorted({i for index in where if index for i in range(count)[index[0]]})
 
     def shard_ia(self, tree: Any) -> Any:
