@@ -83,7 +83,7 @@ def test_what_a_run_prints(finished):
 
 def test_running_again_does_nothing(finished, capsys, monkeypatch):
     """Neither with the config nor without it; the base model is not even loaded."""
-    monkeypatch.setattr("ia_jax.stages.session.load_model", None)
+    monkeypatch.setattr("ia_jax.stages.context.load_model", None)
     before = times(finished)
     config = finished.parent / "config.py"
     for more in ([f"--config={config}"], []):
@@ -233,7 +233,7 @@ def test_ask(finished, capsys):
     assert out[-1] == f"truth: {run.behaviors[name].description}"
     assert cli.main(["ask", f"--workdir={finished}", "--no-ia", short, question]) == 0
     assert capsys.readouterr().out == "I like it very much.\n"
-    assert cli.main(["ask", f"--workdir={finished}", "--stage=sft", short, question]) == 0
+    assert cli.main(["ask", f"--workdir={finished}", "--ia=sft", short, question]) == 0
     assert "truth" not in capsys.readouterr().out
 
 
@@ -280,7 +280,7 @@ def test_a_killed_run_continues_bit_for_bit(finished, tmp_path, capsys):
     assert len(list((copy / "organisms_state").iterdir())) <= 1  # of the first wave nothing is left
     before = times(copy / "organisms")
 
-    killed(copy, "introspection", "sft_step", 6)
+    killed(copy, "sft", "sft_step", 6)
     assert not is_complete(run.ia_dir("sft") / "adapter")
     after = times(copy / "organisms")
     assert {n: t for n, t in after.items() if n in before} == before
@@ -288,7 +288,7 @@ def test_a_killed_run_continues_bit_for_bit(finished, tmp_path, capsys):
     # What it was trained on has changed: that is said, and nothing lost.
     behaviors = (copy / "behaviors.jsonl").read_text()
     (copy / "behaviors.jsonl").write_text(behaviors.replace('"description": "', '"description": "Now '))
-    assert cli.main(["sft", f"--workdir={copy}"]) == 1
+    assert cli.main(["sft", f"--workdir={copy}"]) == 2
     assert "was made from other organisms" in capsys.readouterr().err
     (copy / "behaviors.jsonl").write_text(behaviors)
     assert cli.main(["sft", f"--workdir={copy}"]) == 0

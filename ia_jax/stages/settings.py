@@ -174,7 +174,9 @@ def differences(workdir: Workdir, config: RunConfig, stage: str) -> str | None:
             return f"config.{key} was {old!r} and is now {new!r}"
     for key, value in inputs_of(workdir, config, stage).items():
         if record["inputs"].get(key) != value:
-            return f"it was made from another {key} than there is now"
+            return "it was made from " + (
+                "other organisms than there are now" if key == "organisms" else f"another {key} than there is now"
+            )
     return None
 
 
