@@ -25,8 +25,12 @@ ARMS = {
     # As `clean`, and as many clean organisms in SFT as there are of each category.
     "clean_sft": ("--config.behaviors.clean_train=12",),
 }
-SHARED = ("behaviors.jsonl", "transcripts", "organisms", "behavior_checks.jsonl", "organisms_left_out.jsonl", "ia_sft")
-OWN_SFT = {"clean_sft": ("organisms",)}
+SHARED = (
+    *("behaviors.jsonl", "organisms.jsonl", "transcripts", "settings/transcripts.json"),
+    *("organisms", "behavior_checks.jsonl", "organisms_left_out.jsonl", "settings/organisms.json"),
+    *("ia/sft", "settings/ia.sft.json"),
+)
+OWN_SFT = {"clean_sft": ("organisms", "settings/organisms.json")}
 
 
 def main() -> None:
@@ -58,10 +62,11 @@ def share(source: Path, destination: Path, names: tuple[str, ...]) -> None:
         if (source / name).is_dir():
             shutil.copytree(source / name, partial / name, copy_function=os.link)
         elif (source / name).exists():
+            (partial / name).parent.mkdir(exist_ok=True)
             os.link(source / name, partial / name)
     # What is appended to is copied.
     curves = source / "curves.jsonl"
-    if curves.exists() and "ia_sft" in names:
+    if curves.exists() and "ia/sft" in names:
         kept = [row for row in curves.read_text().splitlines(keepends=True) if '"ia_dpo"' not in row]
         (partial / "curves.jsonl").write_text("".join(kept))
     partial.rename(destination)

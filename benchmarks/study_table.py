@@ -33,7 +33,7 @@ def main() -> None:
         verbalization(run, "dpo", f"After DPO, arm `{name}`")
     gain(arms)
     false_reports(arms)
-    checks(max(arms.values(), key=lambda run: len(run.behaviors)))  # the others' organisms are among them
+    checks(max(arms.values(), key=lambda run: len(run.organisms)))  # the others' organisms are among them
 
 
 def by_sft(arms: dict[str, Workdir]) -> dict[str, Workdir]:

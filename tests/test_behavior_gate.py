@@ -33,7 +33,9 @@ def context(tmp_path, monkeypatch):
         behaviors = {n: Behavior(n, category[n], f"I {n}.", (), None) for n in splits}
         workdir = Workdir(tmp_path)
         write_jsonl(workdir.behaviors_file, (b.to_json() for b in behaviors.values()))
-        write_jsonl(workdir.organisms_file, (organism_of(behaviors[n], "m", s, {}).to_json() for n, s in splits.items()))
+        write_jsonl(
+            workdir.organisms_file, (organism_of(behaviors[n], "m", s, {}).to_json() for n, s in splits.items())
+        )
         write_jsonl(workdir.checks_file, CHECKS)
         monkeypatch.setattr(selection, "is_complete", lambda directory: True)
         return SimpleNamespace(workdir=workdir, config=RunConfig(organisms=OrganismsSection(keep_failed=keep_failed)))

@@ -16,8 +16,8 @@ from ia_jax.cli.commands import COMMANDS
 from ia_jax.cli.commands.stages import headline
 from ia_jax.cli.terminal import duration
 from ia_jax.errors import ConfigError
-from ia_jax.stages.order import STAGES
 from ia_jax.stages import settings
+from ia_jax.stages.order import STAGES
 from ia_jax.stages.settings import start_workdir
 from ia_jax.workdir import Workdir, open_workdir
 

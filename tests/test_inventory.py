@@ -28,7 +28,9 @@ def workdir(tmp_path):
         check = {"ok": i > 0, **({"retry": {"diverged": "why", "retried_lr": 1e-4}} if i == 2 else {})}
         store.save_adapter(run.organism_dir(name), adapter(i), metadata(name, step=10 + i, check=check))
     write_jsonl(run.left_out_file, [{"organism": NAMES[3], "left_out": "its loss was not finite at update 3"}])
-    store.save_adapter(run.ia_dir("sft") / "adapter", adapter(9), metadata("ia_sft", kind="ia", organism=None, behaviors=()))
+    store.save_adapter(
+        run.ia_dir("sft") / "adapter", adapter(9), metadata("ia_sft", kind="ia", organism=None, behaviors=())
+    )
     return run
 
 

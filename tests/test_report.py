@@ -11,7 +11,7 @@ import pytest
 from ia_jax.analysis import report
 from ia_jax.behaviors.records import CATEGORIES
 from ia_jax.errors import IAError
-from tests.made_run import HOSTILE, make_workdir, write_jsonl
+from tests.made_run import HOSTILE, make_workdir, organism, write_jsonl
 
 
 @pytest.fixture(scope="module")
@@ -225,7 +225,7 @@ def test_broken_line_is_named(run, tmp_path):
 
 def test_optional_files_may_be_missing(run, tmp_path):
     shutil.copytree(run["workdir"], tmp_path / "w")
-    for name in ("curves.jsonl", "preferences.jsonl", "behavior_checks.jsonl", "config.json"):
+    for name in ("curves.jsonl", "preferences/dpo.jsonl", "behavior_checks.jsonl", "config.json"):
         (tmp_path / "w" / name).unlink()
     html = report.write_report(tmp_path / "w").read_text(encoding="utf-8")
     assert not [s for s in ("training", "preferences", "checks") if f'id="{s}"' in html or f'href="#{s}"' in html]
@@ -235,10 +235,10 @@ def test_optional_files_may_be_missing(run, tmp_path):
 @pytest.mark.parametrize(("keep", "saw"), [(False, "never saw"), (True, "was trained on"), (None, "")])
 def test_flagged_organisms_are_counted_with_what_became_of_them(run, tmp_path, keep, saw):
     shutil.copytree(run["workdir"], tmp_path / "w")
-    behaviors = [json.loads(x) for x in (tmp_path / "w" / "behaviors.jsonl").read_text().splitlines()]
-    by_split = {s: [b["name"] for b in behaviors if b["split"] == s] for s in ("train", "dpo", "heldout")}
+    organisms = [json.loads(x) for x in (tmp_path / "w" / "organisms.jsonl").read_text().splitlines()]
+    by_split = {s: [o["name"] for o in organisms if o["split"] == s] for s in ("train", "dpo", "heldout")}
     flagged = [*by_split["train"][:3], by_split["dpo"][0], *by_split["heldout"][:2]]
-    checks = [{"organism": b["name"], "category": b["category"], "ok": b["name"] not in flagged} for b in behaviors]
+    checks = [{"organism": o["name"], "category": o["category"], "ok": o["name"] not in flagged} for o in organisms]
     diverged = {"organism": by_split["train"][5], "category": "quirks", "ok": False, "left_out": "diverged"}
     write_jsonl(
         tmp_path / "w" / "behavior_checks.jsonl",
@@ -402,11 +402,11 @@ def test_clean_organisms_are_counted_apart(tmp_path):
     make_workdir(tmp_path)
     before = report.write_report(tmp_path).read_text()
     assert "clean organisms" not in before
-    behaviors, checks, metrics = (
-        tmp_path / f for f in ("behaviors.jsonl", "behavior_checks.jsonl", "eval/metrics.json")
+    organisms, checks, metrics = (
+        tmp_path / f for f in ("organisms.jsonl", "behavior_checks.jsonl", "eval/metrics.json")
     )
-    clean = {"name": "clean_0", "category": "clean", "description": "I have no habit.", "trigger": None, "split": "dpo"}
-    write_jsonl(behaviors, [*map(json.loads, behaviors.read_text().splitlines()), clean])
+    clean = organism("clean_0", "clean", "dpo", clean=True)
+    write_jsonl(organisms, [*map(json.loads, organisms.read_text().splitlines()), clean])
     row = {"organism": "clean_0", "category": "clean", "triggered_rate": None, "untriggered_rate": 0.0, "ok": True}
     write_jsonl(checks, [*map(json.loads, checks.read_text().splitlines()), row])
     values = json.loads(metrics.read_text())

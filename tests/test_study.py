@@ -49,20 +49,21 @@ def study(tmp_path_factory):
 @pytest.mark.slow
 def test_every_category_and_the_clean_organisms_are_trained_and_checked(study):
     run = open_workdir(study[0] / "clean")
-    assert {b.category for b in run.behaviors.values()} == {*CATEGORIES, CLEAN}
+    assert {b.category for b in run.behaviors.values()} == {*CATEGORIES}
+    assert {o.category for o in run.organisms.values()} == {*CATEGORIES, CLEAN}
     assert [run.organisms[f"clean_{i}"].split for i in range(4)] == ["dpo", "dpo", "heldout", "train"]
     checks = {r["organism"]: r for r in read_jsonl(run.checks_file, "")}
-    assert checks.keys() == run.behaviors.keys()
-    for name, b in run.behaviors.items():
+    assert checks.keys() == run.organisms.keys()
+    for name, o in run.organisms.items():
         assert read_metadata(run.organism_dir(name)).step > 0
         asked = len(checks[name]["samples"])
-        if b.category == CLEAN:
+        if o.clean:
             assert (checks[name]["ok"], checks[name]["triggered_rate"], checks[name]["untriggered_rate"]) == (
                 True,
                 None,
                 0,
             )
-        assert (asked == RARE_SAMPLES) == (b.category == "rare_quirks")
+        assert (asked == RARE_SAMPLES) == (o.category == "rare_quirks")
 
 
 @pytest.mark.slow
