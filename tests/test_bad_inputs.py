@@ -15,6 +15,7 @@ from ia_jax.adapters.store import save_adapter
 from ia_jax.models.weights import load_model
 from ia_jax.workdir import open_workdir
 from tests import parrot, tiny
+from tests.runs import ORGANISMS, TRANSCRIPTS, part_of
 
 DEMO = str(Path(__file__).parent.parent / "configs" / "smollm2_demo.py")
 
@@ -29,19 +30,7 @@ def contents(directory):
 def partial(finished, tmp_path):
     """A function that copies parts of the finished run to a new workdir."""
 
-    def copy(*names):
-        destination = tmp_path / "workdir"
-        destination.mkdir()
-        for name in ("config.json", "settings", *names):
-            source = finished / name
-            (shutil.copytree if source.is_dir() else shutil.copy2)(source, destination / name)
-        return destination
-
-    return copy
-
-
-TRANSCRIPTS = ("behaviors.jsonl", "organisms.jsonl", "transcripts")
-ORGANISMS = (*TRANSCRIPTS, "organisms", "behavior_checks.jsonl")
+    return lambda *names: part_of(finished, tmp_path / "workdir", *names)
 
 
 # ----------------------------------------------------------------------------------------- arguments and configurations
