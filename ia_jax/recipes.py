@@ -9,17 +9,16 @@ from pathlib import Path
 from typing import Any
 
 from absl import flags
-from ml_collections import ConfigDict, config_flags
+from ml_collections import ConfigDict, config_dict, config_flags
 
 from ia_jax.behaviors.banks import BANKS, bank_of
 from ia_jax.behaviors.catalogue import is_name, load_catalogue
 from ia_jax.behaviors.records import CATEGORIES, CLEAN
 from ia_jax.behaviors.splits import SPREADS, split_behaviors
 from ia_jax.behaviors.teacher import TEACHERS, TeacherSettings
-from ia_jax.claude.client import APIS
-from ia_jax.config import RunConfig, parse_config
+from ia_jax.claude.settings import APIS
+from ia_jax.config import JUDGES, RunConfig, parse_config
 from ia_jax.errors import ConfigError, IAError
-from ia_jax.judging.protocol import JUDGES
 from ia_jax.models.transformer import REMAT_POLICIES
 from ia_jax.models.weights import DTYPES
 
@@ -89,6 +88,8 @@ def _check_override(override: str, config: ConfigDict) -> None:
         if not hasattr(node, "keys") or part not in node:
             known = ", ".join(node.keys()) if hasattr(node, "keys") else "nothing below it"
             raise ConfigError(f"{where}.{part} is not a known setting; {where} has: {known}")
+        if node[part] is None:  # what may be None is a text; flags need to know
+            node[part] = config_dict.placeholder(str)
         where, node = f"{where}.{part}", node[part]
     if hasattr(node, "keys"):
         raise ConfigError(f"{where} is a group of settings; override one of: {', '.join(node.keys())}")
@@ -100,7 +101,7 @@ _MAY_BE_ZERO = {
     *("seed", "warmup_fraction", "final_lr_fraction", "weight_decay", "sft_weight", "temperature", "lr", "steps"),
     *("checkpoint_every", "abstention_pairs", "sampled_per_organism", "truth_per_organism", "gap", "train_organisms"),
     *("b1", "b2", "plain_share", "poll_seconds", "clean_train", "clean_dpo", "clean_heldout", "clean_pairs"),
-    *("check_prompts", "dpo"),
+    *("check_prompts", "dpo", "bank_gib"),
 }
 
 

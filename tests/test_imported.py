@@ -7,10 +7,10 @@ import pytest
 from ia_jax import cli
 from ia_jax.adapters.peft import export_peft
 from ia_jax.adapters.store import is_complete, read_metadata, verify_adapter
-from ia_jax.data.transcripts import read_jsonl
 from ia_jax.models.lora import LoraConfig
 from ia_jax.models.weights import load_model
 from ia_jax.stages.ask import plain
+from ia_jax.storage import read_jsonl
 from ia_jax.workdir import open_workdir
 from tests import tiny
 from tests.runs import ORGANISMS, part_of

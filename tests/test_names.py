@@ -8,8 +8,8 @@ import pytest
 from ia_jax import cli
 from ia_jax.adapters.store import is_complete, read_metadata
 from ia_jax.analysis.report import load_run
-from ia_jax.data.transcripts import read_jsonl
 from ia_jax.stages import dpo, sft
+from ia_jax.storage import read_jsonl
 from ia_jax.workdir import open_workdir
 from tests.fake_anthropic import Server, serving
 from tests.runs import ORGANISMS, STEPS, new_since, part_of, times

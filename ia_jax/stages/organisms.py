@@ -18,12 +18,11 @@ import jax.numpy as jnp
 import numpy as np
 
 from ia_jax.adapters.record import AdapterMetadata
-from ia_jax.adapters.store import is_complete, read_metadata, save_adapters
+from ia_jax.adapters.store import is_complete, read_metadata, save_organisms
 from ia_jax.behaviors.organisms import Organism
 from ia_jax.data.batch import build_batch
 from ia_jax.data.plans import Unit, dataset, identity_of
-from ia_jax.data.transcripts import read_jsonl, read_transcripts, write_jsonl
-from ia_jax.models.lora import take_organisms
+from ia_jax.data.transcripts import read_transcripts
 from ia_jax.parallel.distributed import on_main_process
 from ia_jax.parallel.mesh import to_host
 from ia_jax.planning.chips import peak_flops, training_flops
@@ -32,6 +31,7 @@ from ia_jax.stages.behavior_check import Checks, Row, check, prepare
 from ia_jax.stages.context import Context
 from ia_jax.stages.settings import stage_hash
 from ia_jax.stages.waves import Wave, lora_of, plan_waves, seed_of, wave_of
+from ia_jax.storage import read_jsonl, write_jsonl
 from ia_jax.training.loop import fit
 from ia_jax.training.optimizer import AdamW
 from ia_jax.training.organisms import Diverged, OrganismsState, init_on_mesh, organisms_step
@@ -201,7 +201,8 @@ def summarize(m: Mapping[str, np.ndarray]) -> dict[str, float]:
     if not on.any():
         return {}
     loss, norm = m["loss"][on], m["grad_norm"][on]
-    return {"loss": float(loss.mean()), **spread(loss), "grad_norm": float(norm.mean()), "organisms": float(on.sum())}
+    scalars = {"loss": float(loss.mean()), **spread(loss), "grad_norm": float(norm.mean())}
+    return {**scalars, "organisms": float(on.sum()), "fill": float(m["fill"])}
 
 
 # ---------------------------------------------------------------------------------------------------------------------
@@ -230,10 +231,8 @@ def _store(
     rows = check(context, wave, state.adapters, checks)
     rows = {n: {**row, **({"retry": notes[n]} if n in notes else {})} for n, row in rows.items()}
     steps = to_host(state.updates)
-    save_adapters(
-        (workdir.organism_dir(name), take_organisms(state.adapters, i), _metadata(context, name, int(steps[i]), rows))
-        for name, i in todo.items()
-    )
+    items = [(i, workdir.organism_dir(name), _metadata(context, name, int(steps[i]), rows)) for name, i in todo.items()]
+    save_organisms(state.adapters, items)
     for name, i in todo.items():
         print(_line(name, int(steps[i]), rows.get(name)), flush=True)
 

@@ -1,20 +1,19 @@
 """Stage 3: the introspection adapter, by SFT jointly over many organisms."""
 
-import json
 from typing import Any
 
-from ia_jax.behaviors.banks import bank_of
 from ia_jax.behaviors.organisms import Organism
 from ia_jax.behaviors.records import CLEAN
-from ia_jax.data.plans import Unit, dataset, identity_of, plan_joint
+from ia_jax.data.plans import Unit, dataset, identity_of
 from ia_jax.models.lora import init_lora
 from ia_jax.parallel.distributed import on_main_process
 from ia_jax.planning.chips import peak_flops, training_flops
 from ia_jax.stages.asking import answer_example
-from ia_jax.stages.context import Context, Organisms
-from ia_jax.stages.ia_training import STACKS_AHEAD, joint_batch, question_answers, store_ia, summarize
+from ia_jax.stages.context import Context, open_organisms
+from ia_jax.stages.ia_training import STACKS_AHEAD, joint_batch, sft_pairs, sft_plan, store_ia, summarize
 from ia_jax.stages.order import is_done
 from ia_jax.stages.selection import selected_for_sft, usable
+from ia_jax.storage import write_json
 from ia_jax.training.introspection import init_state, sft_step
 from ia_jax.training.loop import fit
 
@@ -26,18 +25,9 @@ def run(context: Context) -> None:
     config, cfg, model = context.config, context.config.sft, context.model
     directory, lora = context.workdir.ia_dir(cfg.name), cfg.lora.lora()
     chosen = selected_for_sft(usable(context, *cfg.splits), cfg, config.seed)
-    organisms = Organisms(context, [o.name for o in chosen], clean=cfg.clean_slot)
+    organisms = open_organisms(context, chosen, clean=int(cfg.clean_slot))
     units = [_units(context, o) for o in (*chosen, *([None] if cfg.clean_slot else []))]
-    plan = plan_joint(
-        units,
-        organisms_per_step=min(cfg.organisms_per_step, len(units)),
-        per_slot=cfg.per_slot,
-        seed=config.seed,
-        length=cfg.length,
-        rows=cfg.rows,
-        steps=cfg.steps,
-        always=len(chosen) if cfg.clean_slot else None,
-    )
+    plan = sft_plan(config, units, context.groups)
     on_main_process(lambda: _note_organisms(context, chosen))
     ia = context.shard_ia(init_lora(context.key(3), model.config, lora))
     state = context.shard_ia(init_state(ia, len(plan.steps), lora, cfg.optimizer))
@@ -63,17 +53,11 @@ def run(context: Context) -> None:
 
 def _units(context: Context, organism: Organism | None) -> list[Unit]:
     """An organism's questions with its true descriptions as answers; of the clean base (None), that it has none."""
-    cfg, seed, name = context.config.sft, context.config.seed, organism.name if organism else CLEAN
-    truths = context.workdir.truths(name) if organism else ()
-    bank = bank_of(context.config.questions, truths[0] if truths else None)
-    pairs = question_answers(name, truths, bank.train, cfg.questions_per_organism, seed)
-    return [(answer_example(context, q, a, cfg.length, name),) for q, a in pairs]
+    name = organism.name if organism else CLEAN
+    pairs = sft_pairs(context.config, name, context.workdir.truths(name) if organism else ())
+    return [(answer_example(context, q, a, context.config.sft.length, name),) for q, a in pairs]
 
 
 def _note_organisms(context: Context, chosen: list[Organism]) -> None:
     """Which organisms this IA saw: an evaluation tells them from those that it didn't."""
-    directory = context.workdir.ia_dir(context.config.sft.name)
-    directory.mkdir(parents=True, exist_ok=True)
-    temporary = directory / "organisms.partial"
-    temporary.write_text(json.dumps([o.name for o in chosen]) + "\n")
-    temporary.replace(directory / "organisms.json")
+    write_json(context.workdir.ia_dir(context.config.sft.name) / "organisms.json", [o.name for o in chosen])
