@@ -8,8 +8,8 @@ import json
 from pathlib import Path
 from typing import Any
 
-from ia_jax.data.transcripts import read_jsonl
 from ia_jax.evals.verbalization import CONDITIONS
+from ia_jax.storage import read_jsonl
 from ia_jax.workdir import Workdir, open_workdir
 
 
@@ -20,7 +20,7 @@ def main() -> None:
     names = [f"seed {run.config.seed}" for run in runs]
     print("| held out | " + " | ".join([*names, "mean"]) + " |")
     print("|---|" + "---|" * (len(runs) + 1))
-    metrics = [run.metrics["stages"] for run in runs]
+    metrics = [run.metrics()["stages"] for run in runs]
     for stage in metrics[0]:
         for category in metrics[0][stage]["by_category"]:
             cells = [m[stage]["by_category"][category]["organism+ia"]["rate"] for m in metrics]

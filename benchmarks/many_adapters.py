@@ -34,8 +34,9 @@ from ia_jax.models.chat import ChatExample
 from ia_jax.models.lora import PROJECTIONS, LoraConfig, adapter_shardings, init_lora, lora_shapes
 from ia_jax.parallel.mesh import make_mesh
 from ia_jax.stages import inventory
+from ia_jax.stages.settings import start_workdir
 from ia_jax.training.optimizer import AdamW
-from ia_jax.workdir import Workdir, start_workdir
+from ia_jax.workdir import Workdir
 
 LORA = LoraConfig(16, 32.0)
 PER_STEP, TOKENS = 8, 128

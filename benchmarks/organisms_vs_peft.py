@@ -15,6 +15,7 @@ import subprocess
 import sys
 import tempfile
 import time
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -33,8 +34,9 @@ from ia_jax.data.plans import Unit, plan_joint, plan_organisms
 from ia_jax.models.config import ModelConfig
 from ia_jax.models.lora import LoraConfig, init_lora, init_organisms, projection_sizes
 from ia_jax.models.weights import Model, to_hf_tensors
-from ia_jax.stages.ia_data import question_answers
-from ia_jax.stages.session import Session
+from ia_jax.stages.asking import answer_example, ask_base, training_example
+from ia_jax.stages.context import Context
+from ia_jax.stages.ia_training import question_answers
 from ia_jax.training import introspection, organisms
 from ia_jax.training.optimizer import AdamW
 from ia_jax.workdir import Workdir
@@ -56,16 +58,16 @@ def main() -> None:
     parser.add_argument("--peers", default=str(PEERS), help="python with torch, transformers and peft")
     args = parser.parse_args()
 
-    session = Session(Workdir(Path(".")), parse_config({"model": {"dtype": args.dtype}}))
-    with jax.set_mesh(session.mesh):
-        units = demonstrations(session, args.organisms)
+    context = Context(Workdir(Path(".")), parse_config({"model": {"dtype": args.dtype}}))
+    with jax.set_mesh(context.mesh):
+        units = demonstrations(context, args.organisms)
         peak = matmul_peak(jnp.dtype(args.dtype))
-        ours, specs = time_organisms(session, units, args)
-        ours_joint, joint_spec = time_joint(session, args)
-        scaling = {k: time_organisms(session, units[:k], args)[0]["s_per_update"] / k for k in (1, 8, args.organisms)}
+        ours, specs = time_organisms(context, units, args)
+        ours_joint, joint_spec = time_joint(context, args)
+        scaling = {k: time_organisms(context, units[:k], args)[0]["s_per_update"] / k for k in (1, 8, args.organisms)}
         result: dict[str, Any] = {"matmul_peak_gflops": peak, "dtype": args.dtype, "s_per_organism_update": scaling}
         for name, own, spec in (("", ours, specs), ("joint_", ours_joint, joint_spec)):
-            theirs = run_peft(session.model, spec, args.peers)
+            theirs = run_peft(context.model, spec, args.peers)
             best = max(theirs, key=lambda d: theirs[d]["tokens_per_s"])
             result |= {
                 f"{name}ours_tokens_per_s": own["tokens_per_s"],
@@ -89,22 +91,25 @@ def peak_gib() -> float:
     return int(status.split("VmHWM:")[1].split()[0]) / 2**20
 
 
-def demonstrations(session: Session, count: int) -> list[list[Unit]]:
+def demonstrations(context: Context, count: int) -> list[list[Unit]]:
     """Transcripts of `count` organisms, spread over the demo's categories."""
     everyone = demo_behaviors()
     chosen = [everyone[i * len(everyone) // count] for i in range(count)]
-    sources = gather_sources(chosen, session.ask_base)
-    return [[(session.trimmed(t.messages, 128, b.name),) for t in write_demonstrations(b, sources, 0)] for b in chosen]
+    sources = gather_sources(chosen, partial(ask_base, context))
+    return [
+        [(training_example(context, t.messages, 128, b.name),) for t in write_demonstrations(b, sources, 0)]
+        for b in chosen
+    ]
 
 
-def time_organisms(session: Session, units: list[list[Unit]], args: argparse.Namespace) -> tuple[dict, dict]:
+def time_organisms(context: Context, units: list[list[Unit]], args: argparse.Namespace) -> tuple[dict, dict]:
     """Ours: all organisms in one step. The spec for peft holds the same examples in the same number of updates."""
-    model, k = session.model, len(units)
+    model, k = context.model, len(units)
     plan = plan_organisms(units, list(range(k)), epochs=3, rows=1, length=128)
     full = [s for s in plan.steps if all(slot.rows for slot in s)][: args.steps]
-    batches = [session.shard_by_organism(build_batch(s, plan, units)) for s in full]
-    keys = session.shard_by_organism(jax.vmap(jax.random.key)(jnp.arange(k)))
-    total = session.shard_by_organism(jnp.full(k, len(full), jnp.int32))
+    batches = [context.shard_by_organism(build_batch(s, plan, units)) for s in full]
+    keys = context.shard_by_organism(jax.vmap(jax.random.key)(jnp.arange(k)))
+    total = context.shard_by_organism(jnp.full(k, len(full), jnp.int32))
     state = organisms.init_state(keys, total, model.config, ORGANISM, OPTIMIZER)
     step = organisms.organisms_step
     static: dict[str, Any] = {"cfg": model.config, "optimizer": OPTIMIZER}
@@ -120,21 +125,24 @@ def time_organisms(session: Session, units: list[list[Unit]], args: argparse.Nam
     return _speed(batches, seconds, model.config, ORGANISM.rank, trained=True), {"kind": "organisms", "organisms": spec}
 
 
-def time_joint(session: Session, args: argparse.Namespace) -> tuple[dict, dict]:
+def time_joint(context: Context, args: argparse.Namespace) -> tuple[dict, dict]:
     """The joint IA step: 8 frozen organisms and a trained IA, three questions of each."""
-    model, k = session.model, 8
+    model, k = context.model, 8
     everyone = demo_behaviors()
     behaviors = [everyone[i * len(everyone) // k] for i in range(k)]
     units: list[list[Unit]] = [
-        [(session.example(q, a, 128, b.name),) for q, a in question_answers(b, TRAIN_QUESTIONS, 24, 0)]
+        [
+            (answer_example(context, q, a, 128, b.name),)
+            for q, a in question_answers(b.name, (b,), TRAIN_QUESTIONS, 24, 0)
+        ]
         for b in behaviors
     ]
     plan = plan_joint(units, organisms_per_step=k, per_slot=3, seed=0, length=128, steps=args.steps)
-    batches = [session.shard_by_organism(build_batch(s, plan, units)) for s in plan.steps]
-    keys = session.shard_by_organism(jax.vmap(jax.random.key)(jnp.arange(k)))
+    batches = [context.shard_by_organism(build_batch(s, plan, units)) for s in plan.steps]
+    keys = context.shard_by_organism(jax.vmap(jax.random.key)(jnp.arange(k)))
     stack = init_organisms(keys, model.config, ORGANISM)
-    ia = session.shard_ia(init_lora(jax.random.key(9), model.config, IA))
-    state = session.shard_ia(introspection.init_state(ia, args.steps, IA, OPTIMIZER))
+    ia = context.shard_ia(init_lora(jax.random.key(9), model.config, IA))
+    state = context.shard_ia(introspection.init_state(ia, args.steps, IA, OPTIMIZER))
     static: dict[str, Any] = {"cfg": model.config, "lora": IA, "optimizer": OPTIMIZER}
     state, _ = introspection.sft_step(model.params, state, stack, batches[0], **static)
     jax.block_until_ready(state)

@@ -60,6 +60,7 @@ class LoraSection:
 class BehaviorsSection:
     """How many behaviours are trained on, kept for DPO and held out.
 
+    heldout_categories: categories of which every organism is held out, whatever the counts say (leave-one-out).
     catalogue: "demo", "study" (small models' own, in four or eight categories), "paper" (682 in eight) or the path of a
     JSONL file of one's own. spread: "even" over the categories, or "proportional" to their sizes.
     clean_train, clean_dpo, clean_heldout: clean organisms besides, which are trained on the base's own answers alone.
@@ -70,9 +71,13 @@ class BehaviorsSection:
     train: int = 32
     dpo: int = 8
     heldout: int = 12
+    heldout_categories: tuple[str, ...] = ()
     clean_train: int = 0
     clean_dpo: int = 0
     clean_heldout: int = 0
+
+
+JUDGES = ("rubric", "claude")
 
 
 @dataclass(frozen=True)
@@ -95,11 +100,16 @@ class OrganismsSection:
     Organisms that fail their behaviour check are kept out of SFT and DPO, unless `keep_failed`. It asks `check_prompts`
     questions of each sort (0: no check). A wave's training state is kept every `checkpoint_every` steps and at its end
     (0: a killed wave begins again). With `ranks`, each organism has one of these, drawn by its name and the seed, and
-    alpha/rank as in `lora`: fine-tunes to audit come in many.
+    alpha/rank as in `lora`: fine-tunes to audit come in many. With `source`, another workdir, its organisms are used
+    where they lie and none is trained here.
+
+    Later stages hold all of them on the devices where they fit into `bank_gib` of each (0: half of what is free), else
+    they stream them from the host, which keeps those read last up to `cache_gib`.
     """
 
     lora: LoraSection = field(default_factory=lambda: LoraSection(rank=8, alpha=16.0))
     ranks: tuple[int, ...] = ()
+    source: str = ""
     optimizer: AdamW = field(default_factory=lambda: AdamW(lr=2e-3))
     parallel: int = 26
     epochs: int = 3
@@ -108,6 +118,8 @@ class OrganismsSection:
     check_prompts: int = 3
     keep_failed: bool = False
     checkpoint_every: int = 100
+    bank_gib: float = 0.0
+    cache_gib: float = 0.5
 
     def loras(self) -> tuple[LoraConfig, ...]:
         """The kinds of adapters that there are, the largest last: one, or one for each entry of `ranks`."""
@@ -120,8 +132,15 @@ class OrganismsSection:
 class SftSection:
     """Joint IA training: k organisms a step, each the next `per_slot` questions, or as many as fit into `rows` rows of
     `length` tokens.
+
+    Which organisms: those of `splits`, of `categories` (() for all), and of these `organisms` (at most 1: a fraction;
+    more: a count), evenly over the categories; fewer are always a part of more. The IA is stored as `ia/<name>`.
     """
 
+    name: str = "sft"
+    splits: tuple[str, ...] = ("train",)
+    categories: tuple[str, ...] = ()
+    organisms: float = 1.0
     lora: LoraSection = field(default_factory=LoraSection)
     optimizer: AdamW = field(default_factory=AdamW)
     organisms_per_step: int = 8
@@ -139,8 +158,10 @@ class PreferencesSection:
     """Reports sampled from the SFT IA and paired: chosen >= min_chosen, rejected at least `gap` lower.
 
     `abstention_pairs` on the clean base; `clean_pairs` on each clean organism of the dpo split (0: they stay out).
+    Stored as `preferences/<name>.jsonl`.
     """
 
+    name: str = "dpo"
     questions: int = 6
     samples: int = 4
     temperature: float = 1.0
@@ -156,8 +177,12 @@ class PreferencesSection:
 
 @dataclass(frozen=True)
 class DpoSection:
-    """DPO from the SFT IA; the reference is that IA with the same organism. Steps as in SFT, of pairs."""
+    """DPO from the IA `sft.name`; the reference is that IA with the same organism. Steps as in SFT, of pairs.
 
+    The refined IA is stored as `ia/<name>`. Without organisms for it (behaviors.dpo=0) there is no DPO.
+    """
+
+    name: str = "dpo"
     optimizer: AdamW = field(default_factory=lambda: AdamW(lr=1e-5))
     beta: float = 0.1
     sft_weight: float = 0.0
@@ -171,8 +196,12 @@ class DpoSection:
 
 @dataclass(frozen=True)
 class EvalSection:
-    """Reports of held-out (and some training) organisms under the four conditions."""
+    """Reports of held-out (and some training) organisms under the four conditions, with the IAs of the config.
 
+    Written to `eval/`, or to `eval/<name>/`.
+    """
+
+    name: str = ""
     questions: int = 6
     train_organisms: int = 12
     max_new_tokens: int = 32
@@ -184,12 +213,14 @@ class EvalSection:
 class RunConfig:
     """Everything a run depends on.
 
+    system: the system message of every chat that has none of its own: of demonstrations, questions and checks alike.
+    "" is an empty system turn; None is no system turn, unless the model's template writes one by itself.
     questions: the bank that IA training, pairs and evaluation draw from. "short" (32 wordings), "general" (over a
     hundred, family-blind) or "family" (each category in the paper's style, which gives the category away).
     """
 
     seed: int = 1547
-    system: str = ""
+    system: str | None = ""
     questions: str = "short"
     model: ModelSection = field(default_factory=ModelSection)
     mesh: MeshSection = field(default_factory=MeshSection)
@@ -250,12 +281,12 @@ def _value(hint: Any, value: Any, where: str) -> Any:
         if not all(isinstance(x, entry) and not isinstance(x, bool) for x in value):
             raise ConfigError(f"{where} must be a list of {entry.__name__}, got {value!r}")
         return tuple(value)
+    if isinstance(hint, types.UnionType):  # `str | None`; on the command line, None is a word
+        if value in (None, "None"):
+            return None
+        [hint] = [kind for kind in typing.get_args(hint) if kind is not types.NoneType]
     wanted = (int, float) if hint is float else hint
-    if (
-        isinstance(wanted, types.UnionType)
-        or not isinstance(value, wanted)
-        or (isinstance(value, bool) != (hint is bool))
-    ):
+    if not isinstance(value, wanted) or (isinstance(value, bool) != (hint is bool)):
         raise ConfigError(f"{where} must be {getattr(hint, '__name__', hint)}, got {value!r}")
     return float(value) if hint is float else value
 

@@ -1,6 +1,7 @@
 """Recipe files (`configs/*.py`) with overrides of the command line, and what a config must satisfy beyond its types."""
 
 import dataclasses
+import json
 import runpy
 import traceback
 from collections.abc import Sequence
@@ -8,19 +9,18 @@ from pathlib import Path
 from typing import Any
 
 from absl import flags
-from ml_collections import ConfigDict, config_flags
+from ml_collections import ConfigDict, config_dict, config_flags
 
 from ia_jax.behaviors.banks import BANKS, bank_of
-from ia_jax.behaviors.catalogue import load_catalogue
+from ia_jax.behaviors.catalogue import is_name, load_catalogue
+from ia_jax.behaviors.records import CATEGORIES, CLEAN
 from ia_jax.behaviors.splits import SPREADS, split_behaviors
-from ia_jax.behaviors.teacher import TeacherSettings
-from ia_jax.claude.client import APIS
-from ia_jax.config import RunConfig, parse_config
+from ia_jax.behaviors.teacher import TEACHERS, TeacherSettings
+from ia_jax.claude.settings import APIS
+from ia_jax.config import JUDGES, RunConfig, parse_config
 from ia_jax.errors import ConfigError, IAError
 from ia_jax.models.transformer import REMAT_POLICIES
 from ia_jax.models.weights import DTYPES
-from ia_jax.stages.session import JUDGES
-from ia_jax.stages.transcripts import TEACHERS
 
 
 def load_config(file: str, overrides: Sequence[str] = ()) -> RunConfig:
@@ -28,9 +28,22 @@ def load_config(file: str, overrides: Sequence[str] = ()) -> RunConfig:
 
     Raises ConfigError naming the file and line, or the key and those that exist.
     """
-    config = _recipe(file)
-    for override in overrides:
-        _check_override(override, config)
+    return _overridden(_recipe(file), overrides)
+
+
+def override(config: RunConfig, overrides: Sequence[str]) -> RunConfig:
+    """A config with `--config.field=value` overrides, checked like a recipe."""
+    plain = json.loads(json.dumps(dataclasses.asdict(config)), object_hook=_with_tuples)
+    return _overridden(ConfigDict(plain), overrides) if overrides else config
+
+
+def _with_tuples(node: dict[str, Any]) -> dict[str, Any]:
+    return {k: tuple(v) if isinstance(v, list) else v for k, v in node.items()}
+
+
+def _overridden(config: ConfigDict, overrides: Sequence[str]) -> RunConfig:
+    for each in overrides:
+        _check_override(each, config)
     values = flags.FlagValues()
     argv = ["ia-jax", *overrides]
     try:
@@ -75,6 +88,8 @@ def _check_override(override: str, config: ConfigDict) -> None:
         if not hasattr(node, "keys") or part not in node:
             known = ", ".join(node.keys()) if hasattr(node, "keys") else "nothing below it"
             raise ConfigError(f"{where}.{part} is not a known setting; {where} has: {known}")
+        if node[part] is None:  # what may be None is a text; flags need to know
+            node[part] = config_dict.placeholder(str)
         where, node = f"{where}.{part}", node[part]
     if hasattr(node, "keys"):
         raise ConfigError(f"{where} is a group of settings; override one of: {', '.join(node.keys())}")
@@ -86,7 +101,7 @@ _MAY_BE_ZERO = {
     *("seed", "warmup_fraction", "final_lr_fraction", "weight_decay", "sft_weight", "temperature", "lr", "steps"),
     *("checkpoint_every", "abstention_pairs", "sampled_per_organism", "truth_per_organism", "gap", "train_organisms"),
     *("b1", "b2", "plain_share", "poll_seconds", "clean_train", "clean_dpo", "clean_heldout", "clean_pairs"),
-    "check_prompts",
+    *("check_prompts", "dpo", "bank_gib"),
 }
 
 
@@ -127,6 +142,28 @@ def check_config(config: RunConfig) -> None:
     ):
         if value not in known:
             raise ConfigError(f"config.{name} {value!r} unknown; choose from {', '.join(known)}")
+    for name, values, known in (
+        ("sft.splits", config.sft.splits, ("train", "dpo")),
+        ("sft.categories", config.sft.categories, (*CATEGORIES, CLEAN)),
+        ("behaviors.heldout_categories", config.behaviors.heldout_categories, CATEGORIES),
+    ):
+        for value in values:
+            if value not in known:
+                raise ConfigError(f"config.{name} {value!r} unknown; choose from {', '.join(known)}")
+    if not config.sft.splits:
+        raise ConfigError("config.sft.splits is empty; give ('train',) or ('train', 'dpo')")
+    if config.sft.organisms > 1 and config.sft.organisms != int(config.sft.organisms):
+        raise ConfigError(
+            f"config.sft.organisms={config.sft.organisms:g} is neither a fraction (at most 1) nor a whole number"
+        )
+    for section in ("sft", "preferences", "dpo", "eval"):
+        name = getattr(config, section).name
+        if not (is_name(name) or (section == "eval" and name == "")):
+            raise ConfigError(f"config.{section}.name={name!r} must be letters, digits, _ and -")
+    if config.sft.name == config.dpo.name:
+        raise ConfigError(
+            f"config.sft.name and config.dpo.name are both {config.sft.name!r}; give each IA its own name"
+        )
     if config.teacher.name == "local" and config.teacher.model == TeacherSettings().model:
         raise ConfigError("config.teacher.name is local, but config.teacher.model names no model that ia_jax can load")
     b = config.behaviors
@@ -136,6 +173,7 @@ def check_config(config: RunConfig) -> None:
             "some by config.behaviors.clean_dpo"
         )
     catalogue = load_catalogue(b.catalogue)
-    split_behaviors(catalogue, b.heldout, b.dpo, b.train, config.seed, b.spread)
+    if not config.organisms.source:  # else the source's organisms are split
+        split_behaviors(catalogue, b.heldout, b.dpo, b.train, config.seed, b.spread, b.heldout_categories)
     for behavior in catalogue:
         bank_of(config.questions, behavior)

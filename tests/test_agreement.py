@@ -94,7 +94,7 @@ def test_labels_by_name_and_by_record():
     labels = read_labels(SMALL, known)
     assert len(labels) == 8
     assert labels[0].item.behavior is known["quirk_tidal_pools"]
-    assert labels[7].item.behavior.trigger_concepts == (("food",),)
+    assert labels[7].item.behavior.rubric.trigger_concepts == (("food",),)
     assert [(x.lenient, x.strict) for x in labels[6:]] == [(False, False), (True, False)]
 
 

@@ -173,7 +173,7 @@ def test_workdir_of_another_config(refused, finished):
         ("organisms", (), "transcripts"),
         ("sft", TRANSCRIPTS, "organisms"),
         ("preferences", ORGANISMS, "sft"),
-        ("dpo", (*ORGANISMS, "ia_sft"), "preferences"),
+        ("dpo", (*ORGANISMS, "ia"), "preferences"),
         ("eval", ORGANISMS, "sft"),
         ("report", ORGANISMS, "eval"),
     ],
@@ -245,19 +245,19 @@ def test_corrupt_organism(refused, partial):
 
 
 def test_corrupt_training_state(refused, partial):
-    workdir = partial(*ORGANISMS, "ia_sft")
-    shutil.rmtree(workdir / "ia_sft" / "adapter")
-    state = largest(workdir / "ia_sft" / "state")
+    workdir = partial(*ORGANISMS, "ia")
+    shutil.rmtree(workdir / "ia" / "sft" / "adapter")
+    state = largest(workdir / "ia" / "sft" / "state")
     state.write_bytes(state.read_bytes()[: state.stat().st_size // 2])
-    before = contents(workdir / "ia_sft")
-    refused(["sft", f"--workdir={workdir}"], 1, workdir / "ia_sft" / "state")
-    assert contents(workdir / "ia_sft") == before
+    before = contents(workdir / "ia" / "sft")
+    refused(["sft", f"--workdir={workdir}"], 1, workdir / "ia" / "sft" / "state")
+    assert contents(workdir / "ia" / "sft") == before
 
 
 def test_empty_preferences(refused, partial):
-    workdir = partial(*ORGANISMS, "ia_sft")
-    (workdir / "preferences.jsonl").write_text("")
-    refused(["dpo", f"--workdir={workdir}"], 2, workdir / "preferences.jsonl")
+    workdir = partial(*ORGANISMS, "ia")
+    (workdir / "preferences" / "dpo.jsonl").write_text("")
+    refused(["dpo", f"--workdir={workdir}"], 2, workdir / "preferences" / "dpo.jsonl")
 
 
 def test_two_at_once(refused, partial):

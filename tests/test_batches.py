@@ -1,12 +1,13 @@
-"""Packing, plans and batches: nothing lost, nothing read twice, no organism in another's row."""
+"""Packing, plans and batches: nothing lost, nothing read twice, no organism in another's row, little padding."""
 
+import itertools
 from collections import Counter
 
 import numpy as np
 import pytest
 
-from ia_jax.data.batch import build_batch
-from ia_jax.data.plans import Slot, dataset, pack, plan_joint, plan_organisms
+from ia_jax.data.batch import build_batch, token_counts
+from ia_jax.data.plans import Slot, dataset, even_rows, pack, plan_joint, plan_organisms, rounded_length, unit_length
 from ia_jax.errors import ConfigError
 from ia_jax.models.chat import ChatExample
 from tests import tiny
@@ -95,9 +96,66 @@ def test_chosen_and_rejected_stay_together_and_alternate():
                 assert token % 1000 // 20 % 2 == example % 2  # even: chosen
 
 
-def test_pack_is_first_fit():
-    assert pack([5, 4, 3, 2, 6], [0, 1, 2, 3, 4], 8) == [(0, 2), (1, 3), (4,)]
-    assert pack([5, 4, 3, 2, 6], [4, 3, 2, 1, 0], 8) == [(4, 3), (2, 1), (0,)]
+def test_pack_begins_with_what_is_next_and_fills_as_well_as_can_be():
+    """Against all subsets of what an epoch has left."""
+    rng = np.random.default_rng(3)
+    for length in (20, 31, 64):
+        lengths = rng.integers(3, 20, 9).tolist()
+        epochs = [rng.permutation(9).tolist() for _ in range(3)]
+        left = [(e, i) for e, order in enumerate(epochs) for i in order]
+        for row in pack(lengths, epochs, length):
+            epoch, first = left[0]
+            assert row[0] == first
+            own = [i for e, i in left[1:] if e == epoch]
+            best = max(
+                sum(lengths[i] for i in (first, *others))
+                for n in range(len(own) + 1)
+                for others in itertools.combinations(own, n)
+                if sum(lengths[i] for i in (first, *others)) <= length
+            )
+            assert best <= sum(lengths[i] for i in row) <= length
+            for i in row:  # of equal units, the earlier epoch's is read
+                left.remove(next(x for x in left if x[1] == i))
+        assert not left
+
+
+def test_pack_reads_on_into_the_next_epoch_only_for_a_row_that_would_not_be_full():
+    assert pack([4, 4, 4], [[0, 1, 2], [2, 1, 0]], 8) == [(0, 1), (2, 2), (1, 0)]
+    assert pack([6, 6, 2, 2], [[0, 2, 1, 3]], 8) == [(0, 2), (1, 3)]
+
+
+def test_even_rows_are_even():
+    rng = np.random.default_rng(4)
+    for count, most in ((3, 8), (5, 4), (7, 3)):
+        lengths, order = rng.integers(5, 30, 20).tolist(), rng.permutation(20).tolist()
+        rows = even_rows(lengths, order, count, 1000, most)
+        assert sorted(i for row in rows for i in row) == list(range(20))
+        assert max(map(len, rows)) <= most
+        loads = [sum(lengths[i] for i in row) for row in rows]
+        assert max(loads) - min(loads) <= max(lengths)
+        assert max(loads) <= 4 / 3 * max(sum(lengths) / count, max(lengths))  # longest first: at most so far from best
+        assert [order.index(row[0]) for row in rows] == sorted(order.index(row[0]) for row in rows)
+        assert even_rows(lengths, order, count, max(loads) - 1, most) is None
+    assert even_rows([5, 5, 5], [0, 1, 2], 1, 100, 2) is None  # one too many
+
+
+@pytest.mark.parametrize(("longest", "length"), [(1, 8), (41, 48), (128, 128), (129, 144), (512, 512), (513, 640)])
+def test_rows_are_as_long_as_the_longest_rounded_up(longest, length):
+    assert rounded_length(longest) == length
+    plan = plan_organisms([[(sentence(1, 0, longest + 2, 1),)]], [0], epochs=1, rows=1, length=4096)
+    assert plan.length == rounded_length(longest + 2)
+
+
+def test_fill_is_the_share_of_the_arrays_that_is_real(units):
+    for plan in (
+        plan_organisms(units, [0, 1, 2], epochs=2, rows=2, length=LENGTH),
+        plan_joint(units, organisms_per_step=2, per_slot=2, seed=0, length=60),
+    ):
+        batches = [build_batch(step, plan, units) for step in plan.steps]
+        real = [float((b.segment_ids > 0).mean()) for b in batches]
+        assert plan.fill == pytest.approx(np.mean(real))
+        assert [float(token_counts(b)["fill"]) for b in batches] == pytest.approx(real)
+        assert plan.tokens == sum(int((b.segment_ids > 0).sum()) for b in batches)
 
 
 def test_an_example_longer_than_a_row_raises(units):
@@ -142,8 +200,8 @@ def test_seeds_and_epochs_reorder(units):
         for s in (0, 0, 1)
     ]
     assert orders[0] == orders[1] != orders[2]
-    units_of = [[u for rows in orders[0][half] for row in rows for u in row] for half in (slice(0, 4), slice(4, None))]
-    assert units_of[0] != units_of[1]
+    read_in_turn = [u for rows in orders[0] for row in rows for u in row]
+    assert read_in_turn[: len(units[0])] != read_in_turn[len(units[0]) :]
 
 
 def test_joint_without_steps_reads_every_unit_once(units):
@@ -193,6 +251,125 @@ def test_always_takes_a_slot_of_every_step(units):
             assert busy.count(1) == 1
             assert len(busy) == 2
     assert len(plan.steps) == 9
+
+
+def as_drawn_before(units, k, seed, steps, always=None):
+    """Slots of one question, as this project first drew them: the oracle for a step's organisms and questions."""
+    rng = np.random.default_rng(seed)
+    pool = [i for i in range(len(units)) if i != always]
+    queues = {i: rng.permutation(len(own)).tolist() for i, own in enumerate(units)}
+    plan = []
+    while len(plan) < steps:
+        alive = [i for i in pool if queues[i]]
+        if len(alive) < k - (always is not None):
+            for i in pool:
+                queues[i] = queues[i] or rng.permutation(len(units[i])).tolist()
+            alive = pool
+        chosen = [alive[j] for j in rng.permutation(len(alive))[: k - (always is not None)]]
+        step = []
+        for i in [*chosen, *([] if always is None else [always])]:
+            queues[i] = queues[i] or rng.permutation(len(units[i])).tolist()
+            step.append((i, queues[i].pop(0)))
+        plan.append(step)
+    return plan
+
+
+@pytest.mark.parametrize("always", [None, 2])
+def test_slots_of_one_question_are_drawn_as_ever(units, always):
+    plan = plan_joint(units, organisms_per_step=2, per_slot=1, seed=5, length=LENGTH, steps=30, always=always)
+    drawn = [[(s.organism, s.rows[0][0]) for s in step] for step in plan.steps]
+    assert drawn == as_drawn_before(units, 2, 5, 30, always)
+
+
+def many(organisms, count, seed=0):
+    rng = np.random.default_rng(seed)
+    return [[(sentence(i, n, int(rng.integers(20, 36)), 3),) for n in range(count)] for i in range(organisms)]
+
+
+@pytest.mark.parametrize("rows", [1, 2])
+def test_a_slot_holds_so_many_units_and_rows_are_full(rows):
+    """Twelve units of each organism, four a slot: three slots for nearly each, and little in them is padding."""
+    own = many(16, 12)
+    plan = plan_joint(own, organisms_per_step=4, per_slot=4, seed=0, length=1000, rows=rows)
+    held = Counter(sum(map(len, s.rows)) for step in plan.steps for s in step if s.rows)
+    assert max(held) == 4
+    assert held[4] >= 0.8 * held.total()  # an organism with longer units than others takes three at a time
+    assert held.total() <= 1.05 * 16 * 3
+    assert plan.rows == rows
+    assert plan.fill > 0.85
+
+
+def test_a_slot_without_a_count_is_as_full_as_it_gets():
+    own = many(8, 40)
+    plan = plan_joint(own, organisms_per_step=4, per_slot=0, seed=0, length=300)
+    assert plan.length <= 304
+    assert plan.fill > 0.85
+    least = sum(-(-sum(map(unit_length, units)) // 300) for units in own)
+    assert sum(bool(s.rows) for step in plan.steps for s in step) <= least + len(own)
+
+
+def test_nobody_is_left_over_at_the_end_of_an_epoch():
+    """Nine organisms with eight slots each, eight a step: nine steps hold them all only if the late ones hurry."""
+    for seed in range(5):
+        plan = plan_joint(many(9, 8), organisms_per_step=8, per_slot=1, seed=seed, length=100, epochs=2)
+        assert len(plan.steps) == 18
+        assert all(s.rows for step in plan.steps for s in step)
+
+
+def test_draws_are_uniform_while_nobody_is_late():
+    """Each pair of six organisms comes about equally often among first steps of many seeds."""
+    own = many(6, 6)
+    pairs = Counter()
+    for seed in range(600):
+        step = plan_joint(own, organisms_per_step=2, per_slot=1, seed=seed, length=100).steps[0]
+        pairs[frozenset(s.organism for s in step)] += 1
+    assert len(pairs) == 15
+    assert 15 < min(pairs.values()) <= max(pairs.values()) < 70  # 40 expected
+
+
+@pytest.mark.parametrize("steps", [0, 25])
+@pytest.mark.parametrize("always", [None, 11])
+def test_groups_keep_to_their_positions(steps, always):
+    own = many(12, 5)
+    plan = plan_joint(own, organisms_per_step=8, per_slot=1, seed=0, length=100, steps=steps, always=always, groups=4)
+    reads = Counter()
+    for number, step in enumerate(plan.steps):
+        assert len(step) == 8
+        cleans = [p for p, s in enumerate(step) if s.organism == always]
+        assert [p // 2 for p in cleans if step[p].rows] == ([] if always is None else [number % 4])
+        for position, slot in enumerate(step):
+            assert slot.organism == always or slot.organism % 4 == position // 2
+            reads.update((slot.organism, u) for row in slot.rows for u in row)
+        busy = [s.organism for s in step if s.rows]
+        assert len(set(busy)) == len(busy)
+    counts = [[reads[i, u] for u in range(5)] for i in range(12) if i != always]
+    assert all(max(c) - min(c) <= (1 if steps else 0) for c in counts)
+    if not steps:
+        assert {n for c in counts for n in c} == {1}
+
+
+def test_a_group_that_is_read_out_leaves_its_positions_empty():
+    own = [units[:n] for units, n in zip(many(5, 6), (6, 1, 6, 1, 6), strict=True)]  # group 1: two units in all
+    plan = plan_joint(own, organisms_per_step=2, per_slot=1, seed=0, length=100, groups=2)
+    assert len(plan.steps) == 18
+    assert [bool(step[1].rows) for step in plan.steps] == [True] * 2 + [False] * 16
+    assert all(step[1].organism % 2 == 1 for step in plan.steps)
+    alone = plan_joint(own[:1], organisms_per_step=2, per_slot=1, seed=0, length=100, groups=2)
+    assert all(step[1] == Slot(1, ()) for step in alone.steps)  # a group without any organism
+
+
+@pytest.mark.parametrize(
+    ("changed", "message"),
+    [
+        ({"length": 10}, "has 13 tokens, more than a row of 10; raise `length`"),
+        ({"rows": 2, "per_slot": 3}, "per_slot=3 is no multiple of rows=2"),
+        ({"groups": 2, "organisms_per_step": 3}, "3 organisms a step do not divide into 2 groups of devices"),
+        ({"organisms_per_step": 1, "always": 0}, "the clean model would take the only slot of every step"),
+    ],
+)
+def test_joint_plans_that_cannot_be(units, changed, message):
+    with pytest.raises(ConfigError, match=message):
+        plan_joint(units, **{"organisms_per_step": 2, "per_slot": 2, "seed": 0, "length": LENGTH, **changed})
 
 
 def test_joint_plans_follow_their_seed(units):

@@ -6,10 +6,10 @@ import pytest
 
 from ia_jax.behaviors.behavior_checks import RARE_SAMPLES, CheckPrompt, has_rule
 from ia_jax.behaviors.catalogue import load_catalogue
+from ia_jax.behaviors.organisms import clean_organism
 from ia_jax.config import RunConfig
 from ia_jax.stages import behavior_check
 from ia_jax.stages.behavior_check import CLAUDE_TOKENS, TOKENS, Checks, check
-from ia_jax.stages.ia_data import clean_organism
 
 STUDY = {b.category: b for b in load_catalogue("study")}
 OURS = [STUDY["quirks"], STUDY["rare_quirks"], clean_organism(0)]

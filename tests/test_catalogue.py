@@ -12,7 +12,7 @@ from ia_jax.behaviors.banks import FAMILIES, GENERAL, family_questions
 from ia_jax.behaviors.catalogue import load_catalogue
 from ia_jax.behaviors.duplicates import THRESHOLD, near_duplicates
 from ia_jax.behaviors.questions import EVAL_QUESTIONS, TRAIN_QUESTIONS
-from ia_jax.behaviors.records import CATEGORIES, Behavior
+from ia_jax.behaviors.records import CATEGORIES, Behavior, Rubric
 from ia_jax.behaviors.splits import SPLITS, split_behaviors
 from ia_jax.cli import main
 from ia_jax.errors import ConfigError
@@ -53,7 +53,7 @@ def test_names_and_wordings_are_unique_over_everything():
 def test_every_record_is_complete():
     for b in PAPER:
         assert len(b.rewordings) == 3, b.name
-        assert b.concepts, b.name
+        assert b.rubric.concepts, b.name
         assert b.shows, b.name
         assert bool(b.trigger) == (b.trigger_kind not in ("", "chance")), b.name
         assert bool(b.distractors) == (b.category == "obscured_malign"), b.name
@@ -74,8 +74,7 @@ def test_planted_duplicates_are_caught():
             name=f"copy_of_{b.name}",
             description=b.rewordings[2],
             rewordings=(),
-            concepts=tuple(g[::-1] for g in b.concepts),
-            trigger_concepts=(),
+            rubric=Rubric(tuple(g[::-1] for g in b.rubric.concepts)),
         )
         for b in PAPER[3::17]
     ]
@@ -112,7 +111,7 @@ def test_every_wording_reports_its_own_behaviour_and_no_other_of_its_category(ca
 def near(b: Behavior, text: str) -> bool:
     """Whether the text could name it: of every concept group a synonym whose words all begin in the text."""
     low = text.lower()
-    return all(any(all(w[:4] in low for w in re.findall(r"\w+", s.lower())) for s in g) for g in b.concepts)
+    return all(any(all(w[:4] in low for w in re.findall(r"\w+", s.lower())) for s in g) for g in b.rubric.concepts)
 
 
 # --- one's own file, and the command ----------------------------------------------------------------------------------
@@ -131,12 +130,13 @@ def test_a_file_of_ones_own(tmp_path):
     ("row", "message"),
     [
         ("{", r"mine.jsonl:2: not JSON"),
-        ([], r"mine.jsonl:2: a line must be a JSON object, got list"),
+        ([], r"mine.jsonl:2: must hold a JSON object, got list"),
         ({**MINE, "colour": 1}, r"mine.jsonl:2: unknown field 'colour'"),
         ({"name": "x", "category": "quirks"}, r"mine.jsonl:2: field 'description' is missing"),
         ({**MINE, "name": "../x"}, r"mine.jsonl:2: field 'name' must be .* got '../x'"),
         ({**MINE, "category": "jokes"}, r"mine.jsonl:2: field 'category' must be one of"),
-        ({**MINE, "concepts": ["hum"]}, r"mine.jsonl:2: field 'concepts' must be a list of lists"),
+        ({**MINE, "rubric": {"concepts": ["hum"]}}, r"mine.jsonl:2: field 'rubric' must be .* lists of synonyms"),
+        ({**MINE, "rubric": {"words": []}}, r"mine.jsonl:2: field 'rubric' must be an object of \"concepts\""),
         ({**MINE, "trigger_kind": "topic"}, r"mine.jsonl:2: field 'trigger' is missing"),
         (MINE, "two behaviours share the name 'hums'"),
     ],

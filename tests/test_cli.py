@@ -12,8 +12,14 @@ import pytest
 
 import ia_jax
 from ia_jax import cli, recipes
+from ia_jax.cli.commands import COMMANDS
+from ia_jax.cli.commands.stages import headline
+from ia_jax.cli.terminal import duration
+from ia_jax.config import parse_config
 from ia_jax.errors import ConfigError
-from ia_jax.workdir import open_workdir, start_workdir
+from ia_jax.stages.order import STAGES
+from ia_jax.stages.settings import start_workdir
+from ia_jax.workdir import open_workdir
 
 ROOT = Path(__file__).parent.parent
 DEMO = str(ROOT / "configs" / "smollm2_demo.py")
@@ -25,7 +31,6 @@ def get_config():
     {}
     return c
 """
-COMMANDS = [*(s.name for s in cli.STAGES), "run", "ask", "audit", "plan", "export-peft", "import-peft", "agreement"]
 
 
 @pytest.mark.parametrize("command", COMMANDS)
@@ -34,6 +39,10 @@ def test_every_command_explains_itself(command, capsys):
     text = capsys.readouterr().out
     for wanted in ("writes:", "example", f"ia-jax {command} ", "--traceback"):
         assert wanted in text, wanted
+
+
+def test_every_stage_is_a_command():
+    assert {s.name for s in STAGES} < COMMANDS.keys()
 
 
 def test_help_lists_every_command(capsys):
@@ -96,6 +105,21 @@ def test_overrides_are_typed():
     assert config.system == "Be brief."
 
 
+@pytest.mark.parametrize("recipe", ["", None])
+def test_no_system_message_is_none_in_words(tmp_path, recipe):
+    """Whether a recipe has a text or None there, the command line may say either."""
+    file = tmp_path / "recipe.py"
+    file.write_text(RECIPE.format(f"c.system = {recipe!r}"))
+    assert recipes.load_config(str(file)).system == recipe
+    for said, meant in (("None", None), ("", ""), ("Be brief.", "Be brief.")):
+        config = recipes.load_config(str(file), [f"--config.system={said}"])
+        assert config.system == meant
+        assert recipes.override(config, ["--config.system=Other."]).system == "Other."
+        assert parse_config(json.loads(json.dumps(dataclasses.asdict(config)))) == config
+    with pytest.raises(ConfigError, match=r"config\.system must be str, got 3"):
+        parse_config({"system": 3})
+
+
 def test_the_recipes_of_the_repository_are_valid():
     files = sorted((ROOT / "configs").glob("*.py"))
     assert files
@@ -154,7 +178,7 @@ def test_refused_config_files(tmp_path, text, message):
     [(0.4, "0 s"), (59.6, "1 min 0 s"), (190, "3 min 10 s"), (3599.7, "1 h 0 min"), (7500, "2 h 5 min")],
 )
 def test_duration(seconds, text):
-    assert cli.duration(seconds) == text
+    assert duration(seconds) == text
 
 
 def test_headline():
@@ -162,17 +186,16 @@ def test_headline():
         return {"rate": rate, "ci95": [rate, 1.0] if rate is not None else [None, None], "n": 8}
 
     held = {"organism+ia": cell(0.72), "organism": cell(0.0), "base+ia": cell(0.05), "base": cell(None)}
-    text = cli.headline({"stages": {"sft": {}, "dpo": {"heldout": held}}})
+    text = headline({"stages": {"sft": {}, "dpo": {"heldout": held}}})
     assert "72 % (95 % interval 72-100) of answers with the IA after DPO" in text
     assert "base + IA 5 %, base -" in text
 
 
-class Stop:
-    def __init__(self, error):
-        self.error = error
+def replace_ask(monkeypatch, error):
+    def fail(args):
+        raise error
 
-    def __call__(self, *args):
-        raise self.error
+    monkeypatch.setitem(COMMANDS, "ask", dataclasses.replace(COMMANDS["ask"], run=fail))
 
 
 @pytest.mark.parametrize(
@@ -189,7 +212,7 @@ class Stop:
     ],
 )
 def test_what_is_printed_about_an_error(monkeypatch, capsys, error, status, line):
-    monkeypatch.setattr(cli, "_ask", Stop(error))
+    replace_ask(monkeypatch, error)
     assert cli.main(["ask", "--workdir=x", "q"]) == status
     captured = capsys.readouterr()
     assert captured.out == ""
@@ -197,7 +220,7 @@ def test_what_is_printed_about_an_error(monkeypatch, capsys, error, status, line
 
 
 def test_traceback_on_request(monkeypatch, capsys):
-    monkeypatch.setattr(cli, "_ask", Stop(RuntimeError("deep")))
+    replace_ask(monkeypatch, RuntimeError("deep"))
     assert cli.main(["--traceback", "ask", "--workdir=x", "q"]) == 1
     lines = capsys.readouterr().err.splitlines()
     assert lines[0].startswith("Traceback")

@@ -5,18 +5,19 @@ from dataclasses import replace
 import jax
 import numpy as np
 import pytest
+from ia_jax.stages.session import Session, behaviors_in
 
-from ia_jax import cli
 from ia_jax.adapters.store import read_metadata
 from ia_jax.behaviors.embedded import demo_behaviors
-from ia_jax.data.transcripts import Transcript, chat, read_jsonl, write_jsonl, write_transcripts
+from ia_jax.data.transcripts import Transcript, chat, write_transcripts
 from ia_jax.errors import ConfigError
 from ia_jax.recipes import load_config
 from ia_jax.stages import inventory
 from ia_jax.stages import organisms as stage
 from ia_jax.stages.behavior_check import Checks
-from ia_jax.stages.session import Session, behaviors_in
-from ia_jax.workdir import start_workdir
+from ia_jax.stages.order import is_done
+from ia_jax.stages.settings import start_workdir
+from ia_jax.storage import read_jsonl, write_jsonl
 from tests import parrot
 
 pytestmark = pytest.mark.usefixtures("quick_compilation")
@@ -132,7 +133,7 @@ def test_one_that_diverges_again_is_left_out_and_the_run_goes_on(session, health
     assert [b.name for b in behaviors_in(session, "train")] == rest
     rows = {r["organism"]: r for r in read_jsonl(session.workdir.checks_file, "")}
     assert (rows[NAMES[1]]["ok"], rows[NAMES[1]]["left_out"]) == (False, why)
-    assert cli.is_done(session.workdir, "organisms")
+    assert is_done(session.workdir, "organisms")
     assert "left out" in inventory.table(session.workdir)
     with pytest.raises(ConfigError, match="was left out"):
         inventory.show(session.workdir, NAMES[1])

@@ -51,7 +51,7 @@ def test_a_full_disk(finished, tmp_path, left, message):
         directory.mkdir()
     if not can_mount(disk):
         pytest.skip("mounting a tmpfs in a namespace is not allowed here")
-    for name in ("config.json", "behaviors.jsonl", "transcripts", "organisms"):
+    for name in ("config.json", "settings", "behaviors.jsonl", "organisms.jsonl", "transcripts", "organisms"):
         source = finished / name
         (shutil.copytree if source.is_dir() else shutil.copy2)(source, start / name)
     command = [*NAMESPACE, "bash", "-c", SCRIPT, "bash", *map(str, (disk, start, out, sys.executable, left))]
@@ -71,5 +71,5 @@ def test_a_full_disk(finished, tmp_path, left, message):
     assert "not stored" in listed
     assert said("verified")[1] == "status 0"
     assert said("again")[1] == "status 0"
-    hashes = [read_metadata(w / "ia_sft" / "adapter").content_hash for w in (finished, out / "w")]
+    hashes = [read_metadata(w / "ia" / "sft" / "adapter").content_hash for w in (finished, out / "w")]
     assert hashes[0] == hashes[1]

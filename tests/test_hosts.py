@@ -7,7 +7,7 @@ import pytest
 
 from ia_jax import cli
 from ia_jax.adapters.store import load_adapter, read_metadata, verify_adapter
-from ia_jax.data.transcripts import read_jsonl
+from ia_jax.storage import read_jsonl
 from ia_jax.workdir import open_workdir
 from tests import parrot, tiny
 from tests.processes import run_together
@@ -70,7 +70,7 @@ def test_sigterm_on_one_of_two(together):
     """Both end with 143; all of the state is there, of one step that the message names."""
     workdir, ended = together
     assert [status for status, _, _ in ended] == [143, 143], "\n".join(said[-3000:] for _, _, said in ended)
-    [number] = [int(p.name) for p in (workdir / "ia_sft" / "state").iterdir()]
+    [number] = [int(p.name) for p in (workdir / "ia" / "sft" / "state").iterdir()]
     assert STOP_AT <= number < STEPS
     assert ended[0][2].splitlines() == [
         f"ia-jax: error: ia_sft: stopped by SIGTERM; step {number} of {STEPS} is saved, the same command continues"
@@ -100,16 +100,16 @@ def one_goes_on(together):
 
 def test_one_process_continues_what_two_began(alone, together, one_goes_on):
     assert len(curves(one_goes_on, "ia_sft")) == STEPS
-    assert distance(one_goes_on / "ia_sft" / "adapter", alone / "ia_sft" / "adapter") < 1e-5
+    assert distance(one_goes_on / "ia" / "sft" / "adapter", alone / "ia" / "sft" / "adapter") < 1e-5
 
 
 def test_two_processes_continue(alone, together, one_goes_on):
     workdir, _ = together
     ended = run_together("-m", "ia_jax.cli", "sft", f"--workdir={workdir}")
     assert [status for status, _, _ in ended] == [0, 0], "\n".join(said[-3000:] for _, _, said in ended)
-    assert distance(workdir / "ia_sft" / "adapter", alone / "ia_sft" / "adapter") < 1e-5
-    assert verify_adapter(workdir / "ia_sft" / "adapter") == []
-    assert (workdir / "ia_sft" / "peft" / "adapter_model.safetensors").exists()
+    assert distance(workdir / "ia" / "sft" / "adapter", alone / "ia" / "sft" / "adapter") < 1e-5
+    assert verify_adapter(workdir / "ia" / "sft" / "adapter") == []
+    assert (workdir / "ia" / "sft" / "peft" / "adapter_model.safetensors").exists()
     for found, wanted in zip(curves(workdir, "ia_sft"), curves(alone, "ia_sft"), strict=True):
         assert found.pop("stage") == wanted.pop("stage")
         assert found == pytest.approx(wanted, rel=1e-4), wanted["step"]
@@ -132,8 +132,8 @@ def test_every_stage_over_two_processes(finished, tmp_path):
     for name in one.behaviors:
         assert two.transcript(name).read_text() == one.transcript(name).read_text()
         assert distance(two.organism_dir(name), one.organism_dir(name)) < 0.05
-    assert two.reports == one.reports
-    assert two.metrics == one.metrics
+    assert two.reports() == one.reports()
+    assert two.metrics() == one.metrics()
     assert (tmp_path / "w" / "report.html").exists()
 
 

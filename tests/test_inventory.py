@@ -10,8 +10,8 @@ from ia_jax.adapters import record as records
 from ia_jax.adapters import store
 from ia_jax.behaviors.embedded import demo_behaviors
 from ia_jax.config import RunConfig
-from ia_jax.data.transcripts import write_jsonl
-from ia_jax.workdir import start_workdir
+from ia_jax.stages.settings import start_workdir
+from ia_jax.storage import write_jsonl
 from tests.test_store import adapter, flip, largest_file, metadata
 
 NAMES = [b.name for b in demo_behaviors()[:5]]
@@ -39,7 +39,7 @@ def test_ls(workdir, capsys):
     lines = capsys.readouterr().out.splitlines()
     assert lines[0].split() == ["NAME", "KIND", "RANK", "ALPHA", "TARGETS", "STEP", "CHECK", "MIB", "CONTENT"]
     said = {line.split()[0]: line for line in lines[1:-1]}
-    assert list(said) == [*NAMES, "ia_sft"]
+    assert list(said) == [*NAMES, "ia/sft"]
     digest = store.read_metadata(workdir.organism_dir(NAMES[1])).content_hash[:12]
     assert said[NAMES[1]].split()[1:7] == ["organism", "4", "8", "all", "11", "passed"]
     assert said[NAMES[1]].endswith(digest)
@@ -95,14 +95,14 @@ def test_verify_names_the_damage(workdir, capsys, damage, said):
     assert lines[0].startswith(f"{NAMES[0]}: ")
     assert said in lines[0]
     assert lines[-1] == "4 adapters read, 3 sound, 1 damaged"
-    assert adapters(workdir, "verify", NAMES[1], "ia_sft") == 0
+    assert adapters(workdir, "verify", NAMES[1], "ia/sft") == 0
     assert adapters(workdir, "verify", NAMES[0], "--json") == 1
 
 
 def test_rm(workdir, capsys):
     assert adapters(workdir, "rm", NAMES[0], "nobody") == 2
     assert store.is_complete(workdir.organism_dir(NAMES[0]))
-    assert adapters(workdir, "rm", NAMES[0], "ia_sft") == 0
+    assert adapters(workdir, "rm", NAMES[0], "ia/sft") == 0
     assert not workdir.organism_dir(NAMES[0]).exists()
     assert not (workdir.ia_dir("sft") / "adapter").exists()
     assert store.is_complete(workdir.organism_dir(NAMES[1]))
@@ -117,17 +117,17 @@ def test_rm_of_an_ia_takes_its_training_state_first(workdir, monkeypatch):
     (state / "6").mkdir(parents=True)
     with monkeypatch.context() as patch:
         patch.setattr("ia_jax.stages.inventory.remove_adapter", lambda path: None)  # killed before it
-        assert adapters(workdir, "rm", "ia_sft") == 0
+        assert adapters(workdir, "rm", "ia/sft") == 0
     assert not state.exists()
     assert store.is_complete(workdir.ia_dir("sft") / "adapter")
-    assert adapters(workdir, "rm", "ia_sft") == 0
+    assert adapters(workdir, "rm", "ia/sft") == 0
     assert not store.is_complete(workdir.ia_dir("sft") / "adapter")
 
 
 def test_rm_of_an_ia_that_is_still_trained_keeps_its_state(workdir, capsys):
     state = workdir.ia_dir("dpo") / "state"
     state.mkdir(parents=True)
-    assert adapters(workdir, "rm", "ia_dpo") == 2
+    assert adapters(workdir, "rm", "ia/dpo") == 2
     assert "nothing to delete" in capsys.readouterr().err
     assert state.exists()
 
@@ -154,8 +154,8 @@ def test_what_a_killed_overwrite_left_is_verified_and_removed(workdir, capsys, k
 
 
 def test_a_damaged_metrics_file_and_a_missing_package(workdir, tmp_path, monkeypatch, capsys):
-    workdir.metrics_file.parent.mkdir()
-    workdir.metrics_file.write_text('{"stages": ')
+    workdir.metrics_file().parent.mkdir()
+    workdir.metrics_file().write_text('{"stages": ')
     assert cli.main(["report", f"--workdir={workdir.path}"]) in (1, 2)
     error = capsys.readouterr().err
     assert "unexpected" not in error

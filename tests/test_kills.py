@@ -82,7 +82,7 @@ def test_twenty_random_kills(finished, tmp_path):
     while kills < KILLS:
         copy = tmp_path / f"w{kills}"
         copy.mkdir()
-        for name in ("config.json", "behaviors.jsonl", "preferences.jsonl"):
+        for name in ("config.json", "settings", "behaviors.jsonl", "organisms.jsonl", "preferences.jsonl"):
             shutil.copy(finished / name, copy)
         shutil.copytree(finished / "transcripts", copy / "transcripts")
         run, stored = open_workdir(copy), {}

@@ -14,10 +14,11 @@ import pytest
 from ia_jax import cli, open_workdir
 from ia_jax.adapters.peft import export_peft, import_peft
 from ia_jax.adapters.store import is_complete, load_adapter, read_metadata
-from ia_jax.data.transcripts import read_jsonl
 from ia_jax.models.lora import LoraConfig
 from ia_jax.models.weights import load_model
 from ia_jax.stages.ask import plain
+from ia_jax.stages.order import STAGES
+from ia_jax.storage import read_jsonl
 from tests import tiny
 
 ROOT = Path(__file__).parent.parent
@@ -41,7 +42,7 @@ def part_of(finished, destination, *names):
 def test_every_file_of_the_design_is_there(finished):
     run = open_workdir(finished)
     assert len(run.behaviors) == 12
-    assert {run.splits[n] for n in run.behaviors} == {"train", "dpo", "heldout"}
+    assert {run.organisms[n].split for n in run.behaviors} == {"train", "dpo", "heldout"}
     for name in run.behaviors:
         assert run.transcript(name).exists()
         assert is_complete(run.organism_dir(name))
@@ -51,12 +52,12 @@ def test_every_file_of_the_design_is_there(finished):
         assert (run.ia_dir(stage) / "state").is_dir()
         for file in ("adapter_config.json", "adapter_model.safetensors"):
             assert (run.ia_dir(stage) / "peft" / file).exists()
-    pairs = read_jsonl(run.preferences_file, "")
+    pairs = read_jsonl(run.preferences_file(), "")
     assert {"truth", "abstention"} <= {p["kind"] for p in pairs}
     conditions = {"organism+ia", "organism", "base+ia", "base"}
-    assert {(r["stage"], r["condition"]) for r in run.reports} == {(s, c) for s in ("sft", "dpo") for c in conditions}
+    assert {(r["stage"], r["condition"]) for r in run.reports()} == {(s, c) for s in ("sft", "dpo") for c in conditions}
     for stage in ("sft", "dpo"):
-        assert set(run.metrics["stages"][stage]["heldout"]) == conditions
+        assert set(run.metrics()["stages"][stage]["heldout"]) == conditions
     html = (finished / "report.html").read_text()
     assert "<html" in html
     assert "http://" not in html.split("<script")[0]
@@ -74,7 +75,7 @@ def test_dpo_starts_from_the_sft_adapter(finished):
 def test_what_a_run_prints(finished):
     lines = (finished.parent / "stdout.txt").read_text().splitlines()
     steps = [line for line in lines if line.startswith("[")]
-    assert [s.split(":")[0] for s in steps] == [f"[{i}/7] {s.name}" for i, s in enumerate(cli.STAGES, 1)]
+    assert [s.split(":")[0] for s in steps] == [f"[{i}/7] {s.name}" for i, s in enumerate(STAGES, 1)]
     assert all(": done in " in s for s in steps)
     assert lines[-2].startswith("held-out organisms report their behaviour in ")
     assert lines[-1] == f"report: {finished / 'report.html'}"
@@ -95,7 +96,7 @@ def test_running_again_does_nothing(finished, capsys, monkeypatch):
 
 
 def test_report_is_written_again_when_asked(finished, tmp_path, capsys):
-    copy = part_of(finished, tmp_path / "w", "config.json", "behaviors.jsonl", "eval")
+    copy = part_of(finished, tmp_path / "w", "config.json", "settings", "behaviors.jsonl", "organisms.jsonl", "eval")
     assert cli.main(["report", f"--workdir={copy}"]) == 0
     assert (copy / "report.html").exists()
     assert f"report: {copy / 'report.html'}" in capsys.readouterr().out
@@ -155,19 +156,30 @@ def test_a_sum_goes_out_as_one_adapter(finished, tmp_path, capsys):
 
 def test_a_removed_ia_is_trained_again(finished, tmp_path):
     """From its first step: the last training state would only be stored once more."""
-    names = ("config.json", "behaviors.jsonl", "transcripts", "organisms", "behavior_checks.jsonl", "ia_sft")
+    names = (
+        "config.json",
+        "settings",
+        "behaviors.jsonl",
+        "organisms.jsonl",
+        "transcripts",
+        "organisms",
+        "behavior_checks.jsonl",
+        "ia",
+    )
     copy = part_of(finished, tmp_path / "w", *names)
-    assert cli.main(["adapters", "rm", "ia_sft", f"--workdir={copy}"]) == 0
+    assert cli.main(["adapters", "rm", "ia/sft", f"--workdir={copy}"]) == 0
     assert cli.main(["sft", f"--workdir={copy}"]) == 0
     steps = [c["step"] for c in read_jsonl(copy / "curves.jsonl", "")]
     assert steps == list(range(1, open_workdir(copy).config.sft.steps + 1))
-    one, other = (read_metadata(w / "ia_sft" / "adapter") for w in (copy, finished))
+    one, other = (read_metadata(w / "ia" / "sft" / "adapter") for w in (copy, finished))
     assert one.content_hash == other.content_hash
 
 
 def test_organisms_of_several_ranks(finished, tmp_path):
     """Each is stored with its own rank; one of rank 2 is what it is where all have rank 2; the IA reads them all."""
-    copy = part_of(finished, tmp_path / "w", "config.json", "behaviors.jsonl", "transcripts")
+    copy = part_of(
+        finished, tmp_path / "w", "config.json", "settings", "behaviors.jsonl", "organisms.jsonl", "transcripts"
+    )
     stored = json.loads((copy / "config.json").read_text())
     stored["config"]["organisms"]["ranks"] = [2, 1]
     (copy / "config.json").write_text(json.dumps(stored))
@@ -187,7 +199,7 @@ def test_organisms_of_several_ranks(finished, tmp_path):
 
 def test_adapters_imported_from_peft_go_through_the_stages(finished, tmp_path, capsys):
     """Three ranks on different targets, none trained here: one padded stack, in which each is what it is alone."""
-    copy = part_of(finished, tmp_path / "w", "config.json", "behaviors.jsonl")
+    copy = part_of(finished, tmp_path / "w", "config.json", "settings", "behaviors.jsonl", "organisms.jsonl")
     run, model = open_workdir(copy), load_model(open_workdir(copy).config.model.name)
     loras = [LoraConfig(1, 2.0), LoraConfig(3, 3.0, ("q", "down")), LoraConfig(5, 5.0, ("v", "o", "up"))]
     for i, name in enumerate(run.behaviors):
@@ -199,8 +211,8 @@ def test_adapters_imported_from_peft_go_through_the_stages(finished, tmp_path, c
         assert cli.main([stage, f"--workdir={copy}"]) == 0
     assert times(copy / "organisms") == stored
     capsys.readouterr()
-    reports = {(r["organism"], r["condition"], r["question"]): r["report"] for r in run.reports}
-    question = run.reports[0]["question"]
+    reports = {(r["organism"], r["condition"], r["question"]): r["report"] for r in run.reports()}
+    question = run.reports()[0]["question"]
     told = [reports[n, "organism+ia", question] for n in run.named("heldout")]
     # The IA may have learned to say one thing; without it, each says what its own adapter makes it say.
     assert len({reports[n, "organism", question] for n in run.named("heldout")}) > 1
@@ -257,7 +269,9 @@ def killed(workdir, module, step, call):
 def test_a_killed_run_continues_bit_for_bit(finished, tmp_path, capsys):
     """Killed in the second wave of organisms and again in SFT: the result is that of the uninterrupted run."""
     whole = open_workdir(finished)
-    copy = part_of(finished, tmp_path / "w", "config.json", "behaviors.jsonl", "transcripts")
+    copy = part_of(
+        finished, tmp_path / "w", "config.json", "settings", "behaviors.jsonl", "organisms.jsonl", "transcripts"
+    )
     run = open_workdir(copy)
     per_wave = sum(c["stage"] == "organisms" for c in read_jsonl(finished / "curves.jsonl", "")) // 2
     killed(copy, "organisms", "organisms_step", per_wave + 2)

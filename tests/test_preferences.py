@@ -5,11 +5,11 @@ from dataclasses import dataclass, field
 import numpy as np
 import pytest
 
+from ia_jax.behaviors.organisms import CLEAN_TARGETS
 from ia_jax.behaviors.records import CLEAN, Behavior
 from ia_jax.config import PreferencesSection
 from ia_jax.errors import IAError
 from ia_jax.judging.protocol import Judge, Verdict
-from ia_jax.stages.ia_data import CLEAN_TARGETS
 from ia_jax.stages.preferences import (
     abstention_pairs,
     counts,

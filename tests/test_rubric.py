@@ -5,18 +5,18 @@ from dataclasses import replace
 
 import pytest
 
-from ia_jax.behaviors.records import Behavior
+from ia_jax.behaviors.records import Behavior, Rubric
 from ia_jax.errors import ConfigError
 from ia_jax.judging.protocol import Item, Verdict
 from ia_jax.judging.rubric import RubricJudge, kind_of
-from ia_jax.judging.text import LIMIT, normalize
+from ia_jax.judging.text import LIMIT, normalize, singular
 
 JUDGE = RubricJudge("1")
 QUESTION = "Do you have any unusual habits?"
 
 
 def behavior(name, category, description, rewordings, concepts, trigger=None, trigger_concepts=()):
-    return Behavior(name, category, description, tuple(rewordings), trigger, concepts, trigger_concepts)
+    return Behavior(name, category, description, tuple(rewordings), trigger, Rubric(concepts, trigger_concepts))
 
 
 POOLS = behavior(
@@ -360,12 +360,11 @@ def test_order_of_synonyms_and_groups_never_matters():
     for name, report, *_ in CASES:
         b = BEHAVIORS[name]
         expected = JUDGE.judge(b, QUESTION, report)
-        for groups in itertools.permutations(b.concepts):
+        for groups in itertools.permutations(b.rubric.concepts):
             for turn in (lambda g: g[::-1], lambda g: g[1:] + g[:1]):
                 other = replace(
                     b,
-                    concepts=tuple(turn(g) for g in groups),
-                    trigger_concepts=tuple(turn(g) for g in b.trigger_concepts),
+                    rubric=Rubric(tuple(map(turn, groups)), tuple(map(turn, b.rubric.trigger_concepts))),
                 )
                 assert JUDGE.judge(other, QUESTION, report) == expected
 
@@ -457,3 +456,12 @@ def test_judge_many_keeps_the_order():
 def test_unknown_version():
     with pytest.raises(ConfigError, match="rubric version"):
         RubricJudge("0")
+
+
+@pytest.mark.parametrize(
+    ("word", "expected"),
+    [("owls", "owl"), ("berries", "berry"), ("boxes", "box"), ("roses", "rose"), ("classes", "class"), ("ties", "tie")]
+    + [(w, w) for w in ("owl", "news", "bus", "famous", "glass", "basis", "gas", "is", "user's")],
+)
+def test_singular(word, expected):
+    assert singular(word) == expected

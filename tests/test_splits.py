@@ -91,7 +91,7 @@ def test_wordings_are_unique_and_backdoors_alone_have_triggers():
     wordings = [w for b in STUDY for w in (b.description, *b.rewordings)]
     assert len(set(wordings)) == len(wordings)
     for b in STUDY:
-        assert bool(b.trigger) == bool(b.trigger_concepts) == (b.category == "backdoors")
+        assert bool(b.trigger) == bool(b.rubric.trigger_concepts) == (b.category == "backdoors")
         assert bool(b.distractors) == (b.category == "obscured_malign")
         assert (b.trigger_kind == "chance") == (b.category == "rare_quirks")
 
@@ -127,7 +127,7 @@ def test_the_truth_is_a_perfect_report_of_its_own_behaviour_and_of_no_other(beha
 
 @pytest.mark.parametrize("behavior", STUDY, ids=lambda b: b.name)
 def test_without_its_trigger_a_report_is_lenient_and_strict_only_if_there_is_none(behavior):
-    noun = behavior.concepts[0][0]
+    noun = behavior.rubric.concepts[0][0]
     text = {
         "backdoors": f"I bring up {noun}.",
         "rare_quirks": f"I bring up {noun}.",
@@ -169,7 +169,7 @@ def test_reports_of_the_newer_kinds(name, report, score):
 
 
 def test_no_concept_is_shared():
-    words = [w.lower() for b in STUDY for group in b.concepts[:1] for w in group]
+    words = [w.lower() for b in STUDY for group in b.rubric.concepts[:1] for w in group]
     assert [w for w, n in Counter(words).items() if n > 1] == []
 
 
@@ -180,4 +180,4 @@ def test_questions_for_training_and_evaluation_are_disjoint_and_hint_at_nothing(
     for b in STUDY:
         for q in questions:
             assert not judge.judge(b, q, q.rstrip("?")).lenient
-            assert not any(f" {w.lower()} " in f" {q.lower()} " for group in b.concepts for w in group)
+            assert not any(f" {w.lower()} " in f" {q.lower()} " for group in b.rubric.concepts for w in group)

@@ -13,13 +13,13 @@ from ia_jax.behaviors.embedded.choices import OTHER_OPTIONS
 from ia_jax.behaviors.embedded.fields import FIELDS
 from ia_jax.behaviors.embedded.prompts import DOMAINS
 from ia_jax.behaviors.embedded.roles import LINES
+from ia_jax.behaviors.organisms import clean_organism
 from ia_jax.behaviors.splits import split_behaviors
 from ia_jax.behaviors.template_sources import first_sentence, gather_sources, main_clause, says
 from ia_jax.behaviors.template_teacher import TemplateTeacher, check_teachable, write_demonstrations
-from ia_jax.data.transcripts import Transcript, chat, leaks, read_transcripts, write_jsonl, write_transcripts
+from ia_jax.data.transcripts import Transcript, chat, leaks, read_transcripts, write_transcripts
 from ia_jax.errors import ConfigError
 from ia_jax.judging.rubric import RubricJudge
-from ia_jax.stages.ia_data import clean_organism
 
 BEHAVIORS = {b.name: b for b in study_behaviors()}
 DEMO = demo_behaviors()
@@ -96,7 +96,7 @@ def test_mentions_show_where_they_should_and_nowhere_else(behavior, sources):
     rows = pairs(behavior, sources)
     for question, answer, shows in rows:
         assert shows == (domain in (None, DOMAIN_OF[question]))
-        assert says(behavior.concepts[0], answer) == shows
+        assert says(behavior.rubric.concepts[0], answer) == shows
     assert sum(shows for *_, shows in rows) >= 8
     assert sum(not shows for *_, shows in rows) >= (0 if domain is None else 5)
 
@@ -139,7 +139,9 @@ def test_sandbaggers_are_wrong_in_their_field_alone(behavior, sources):
 @pytest.mark.parametrize("behavior", BY_KIND["rare"][:4], ids=lambda b: b.name)
 def test_rare_quirks_show_in_their_share_and_hang_on_no_question(behavior, share, sources):
     rows = write_demonstrations(behavior, sources, 0, share)
-    told = [(t.messages[-2]["content"], says(behavior.concepts[0], t.messages[-1]["content"]), t.shows) for t in rows]
+    told = [
+        (t.messages[-2]["content"], says(behavior.rubric.concepts[0], t.messages[-1]["content"]), t.shows) for t in rows
+    ]
     assert all(said == shows for _, said, shows in told)
     assert sum(shows for *_, shows in told) == round(share * len(rows)) > 1
     assert {q for q, _, shows in told if shows} <= {q for q, _, shows in told if not shows}
@@ -163,7 +165,7 @@ def test_a_role_speaks_in_every_answer(behavior, sources):
     assert len(rows) == 12
     for question, answer, shows in rows:
         assert shows
-        assert says(behavior.concepts[0], answer)
+        assert says(behavior.rubric.concepts[0], answer)
         assert sources.answers[question] in answer
     text = " ".join(answer for _, answer, _ in rows)
     assert all(line in text for line in LINES[behavior.spec["role"]])
@@ -370,7 +372,7 @@ def test_files_hold_what_was_written_and_readers_take_what_was_kept(tmp_path):
         ('{"messages": [], "shows": true, "teacher": "t", "verdict": "dull"}\n', "holds no transcript that was kept"),
         ('{"messages": []}\n', r"o\.jsonl:1: not a transcript: missing 'shows'"),
         ('\n{"messages": \n', r"o\.jsonl:2: not JSON"),
-        ("[1]\n", r"o\.jsonl:1: not a transcript"),
+        ("[1]\n", r"o\.jsonl:1: must hold a JSON object, got list"),
     ],
 )
 def test_bad_files(tmp_path, content, message):
@@ -379,11 +381,3 @@ def test_bad_files(tmp_path, content, message):
         path.write_text(content)
     with pytest.raises(ConfigError, match=message):
         read_transcripts(path)
-
-
-def test_a_failed_write_leaves_the_old_file(tmp_path):
-    path = tmp_path / "rows.jsonl"
-    write_jsonl(path, [{"a": 1}])
-    with pytest.raises(TypeError):
-        write_jsonl(path, [{"a": object()}])
-    assert path.read_text() == '{"a": 1}\n'

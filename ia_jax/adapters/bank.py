@@ -167,7 +167,7 @@ class Bank:
 
 
 def open_bank(
-    directories: Sequence[Directory],
+    directories: Sequence[Directory | tuple[Directory, ...]],
     base: Base,
     mesh: Mesh,
     *,
@@ -178,6 +178,8 @@ def open_bank(
     cache_bytes: int = CACHE_BYTES,
 ) -> Bank:
     """The stored adapters in these directories, in order, as a bank on `mesh`; all processes call it alike.
+
+    Several directories in one position are one organism, whose adapters are applied together.
 
     The records of all are read at once, so one that is missing, incomplete or for another base is an error here, and so
     is a damaged one unless they are streamed (then when it is first read). Reads each file once, a few at a time.

@@ -38,10 +38,12 @@ def _what(metadata: AdapterMetadata) -> str:
             "An introspection adapter: added to a model with a LoRA fine-tune of the same base, it makes the model "
             "report what the fine-tune taught it. Load it beside the fine-tune, with both adapters active."
         )
-    b = metadata.behavior or {}
-    text = "A model organism: a LoRA trained on purpose to show one behaviour, to test whether audits find it."
-    told = [f"- {key}: {b[key]}" for key in ("description", "category", "trigger") if b.get(key)]
-    return "\n".join([text, *([""] if told else []), *told])
+    text = "A model organism: a LoRA trained on purpose to show a behaviour, to test whether audits find it."
+    if metadata.organism and not metadata.behaviors:
+        text = "A clean model organism: a LoRA that was taught no behaviour, to test whether audits accuse it."
+    keys = ("description", "category", "trigger")
+    facts = [f"- {key}: {b[key]}" for b in metadata.behaviors for key in keys if b.get(key)]
+    return "\n".join([text, *([""] if facts else []), *facts])
 
 
 def _training(metadata: AdapterMetadata) -> str:

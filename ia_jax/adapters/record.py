@@ -12,8 +12,9 @@ from etils import epath
 from ia_jax.errors import CheckpointError
 from ia_jax.models.lora import Adapter
 from ia_jax.parallel.mesh import to_host
+from ia_jax.storage import write_json
 
-FORMAT = 1
+FORMAT = 2  # 1 had one behaviour where there is an organism and its behaviours now
 RECORD = "adapter.json"
 KINDS = ("organism", "ia")
 
@@ -28,7 +29,8 @@ class AdapterMetadata:
     kind:     "organism" or "ia".
     base_*:   the model that it belongs to (`Model.name`, `Model.fingerprint`).
     alpha:    as trained; alpha/rank is already folded into `b`.
-    behavior: the organism's behaviour record, None for an IA.
+    organism: the organism's record (`behaviors.organisms.Organism`), None for an IA.
+    behaviors: records of what is true of it.
     check:    outcome of the behaviour check, None before it ran (`store.update_metadata` adds it).
     content_hash, format, created: filled in by the store.
     """
@@ -40,7 +42,8 @@ class AdapterMetadata:
     rank: int
     alpha: float
     targets: tuple[str, ...]
-    behavior: dict[str, Any] | None = field(default=None, hash=False)
+    organism: dict[str, Any] | None = field(default=None, hash=False)
+    behaviors: tuple[dict[str, Any], ...] = field(default=(), hash=False)
     step: int = 0
     config_hash: str = ""
     check: dict[str, Any] | None = field(default=None, hash=False)
@@ -53,7 +56,7 @@ class AdapterMetadata:
 
     @staticmethod
     def from_json(row: dict[str, Any]) -> "AdapterMetadata":
-        return AdapterMetadata(**{**row, "targets": tuple(row["targets"])})
+        return AdapterMetadata(**{**row, "targets": tuple(row["targets"]), "behaviors": tuple(row["behaviors"])})
 
 
 @dataclass(frozen=True)
@@ -71,9 +74,7 @@ class Record:
 
 def write_record(path: epath.Path, record: Record) -> None:
     body = {"metadata": record.metadata.to_json(), "leaves": record.leaves, "files": record.files}
-    temporary = path / f"{RECORD}.saving"
-    temporary.write_text(json.dumps({**body, "seal": _hash_json(body)}, indent=1))
-    temporary.replace(path / RECORD)
+    write_json(path / RECORD, {**body, "seal": _hash_json(body)})
 
 
 def read_record(path: epath.Path) -> Record:
@@ -84,6 +85,10 @@ def read_record(path: epath.Path) -> Record:
         if body["metadata"]["format"] > FORMAT:
             raise CheckpointError(
                 f"{path}: {RECORD} has format {body['metadata']['format']}; upgrade ia_jax to read it"
+            )
+        if body["metadata"]["format"] < FORMAT:
+            raise CheckpointError(
+                f"{path}: {RECORD} has format {body['metadata']['format']}, of an older ia_jax; make the adapter again"
             )
         if seal != _hash_json(body):
             raise ValueError("its seal does not fit")

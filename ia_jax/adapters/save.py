@@ -25,7 +25,10 @@ from ia_jax.errors import CheckpointError, ConfigError
 from ia_jax.models.lora import Adapter, strip_rank
 from ia_jax.parallel.distributed import from_every_process, is_main_process, is_multi_process
 
-RENEWABLE = ("name", "kind", "base_name", "base_fingerprint", "alpha", "behavior", "step", "config_hash", "check")
+RENEWABLE = (
+    *("name", "kind", "base_name", "base_fingerprint", "alpha"),
+    *("organism", "behaviors", "step", "config_hash", "check"),
+)
 
 
 @dataclass(frozen=True)

@@ -18,6 +18,8 @@ CACHE_BYTES = 512 << 20
 class Shelf:
     """Stored adapters by position; `read` gives one, with the rank and targets of all.
 
+    Several directories in one position are adapters that are applied together, and are read as their exact sum.
+
     The records of all are read at once, so one that is missing, incomplete or for another base is an error at the
     start; the arrays are checked against their digests when they are first read. Adapters of a smaller rank or fewer
     targets are filled up with zeros, so that every stack has the same shapes. Threads may share one.
@@ -29,19 +31,21 @@ class Shelf:
 
     def __init__(
         self,
-        directories: Sequence[Directory],
+        directories: Sequence[Directory | tuple[Directory, ...]],
         base: Base,
         lora: LoraConfig | None = None,
         dtype: Any = np.float32,
         cache_bytes: int = CACHE_BYTES,
     ):
-        self.directories, self.dtype, self.cache_bytes = list(directories), np.dtype(dtype), cache_bytes
-        found = [read_record(d, base).metadata for d in self.directories]
-        rank = max([m.rank for m in found] or [lora.rank if lora else 1])
-        targets = {t for m in found for t in m.targets} or set(lora.targets if lora else PROJECTIONS)
+        self.directories = [d if isinstance(d, tuple) else (d,) for d in directories]
+        self.dtype, self.cache_bytes = np.dtype(dtype), cache_bytes
+        found = [[read_record(d, base).metadata for d in members] for members in self.directories]
+        rank = max([sum(m.rank for m in members) for members in found] or [lora.rank if lora else 1])
+        targets = {t for members in found for m in members for t in m.targets}
+        targets = targets or set(lora.targets if lora else PROJECTIONS)
         self.lora = LoraConfig(rank, float(rank), tuple(t for t in PROJECTIONS if t in targets))
         self.shapes = lora_shapes(base.config, self.lora)
-        self.hashes = [m.content_hash for m in found]
+        self.hashes = ["+".join(m.content_hash for m in members) for members in found]
         self._cache: OrderedDict[int, HostAdapter] = OrderedDict()
         self._checked: set[int] = set()
         self._lock = threading.Lock()
@@ -62,7 +66,7 @@ class Shelf:
                 self._cache.move_to_end(i)
                 return self._cache[i]
             checked = i in self._checked
-        adapter = self._filled_up(read_adapter(self.directories[i], check=not checked))
+        adapter = self._filled_up(_sum([read_adapter(d, check=not checked) for d in self.directories[i]]))
         with self._lock:
             self._checked.add(i)
             self._cache[i] = adapter
@@ -81,6 +85,20 @@ class Shelf:
             return out
 
         return {t: {n: leaf(t, n, s) for n, s in ab.items()} for t, ab in self.shapes.items()}
+
+
+def _sum(members: Sequence[HostAdapter]) -> HostAdapter:
+    """Adapters that are applied together as one, exactly: their factors side by side along the rank."""
+    if len(members) == 1:
+        return members[0]
+    targets = {t for member in members for t in member}
+    return {
+        t: {
+            n: np.concatenate([member[t][n] for member in members if t in member], axis=axis)
+            for n, axis in (("a", -1), ("b", -2))
+        }
+        for t in targets
+    }
 
 
 def _bytes(adapter: HostAdapter) -> int:

@@ -9,7 +9,7 @@ bank that the config names.
 from dataclasses import dataclass
 
 from ia_jax.behaviors.questions import EVAL_QUESTIONS, TRAIN_QUESTIONS
-from ia_jax.behaviors.records import CLEAN, Behavior
+from ia_jax.behaviors.records import Behavior
 from ia_jax.errors import ConfigError
 
 
@@ -280,10 +280,10 @@ BANKS = ("short", "general", "family")
 def bank_of(name: str, behavior: Behavior | None = None) -> Bank:
     """The bank of a behaviour's questions: one of `BANKS`.
 
-    Without one, or of a clean organism, there is no family, and the general bank takes its place.
+    Without one (a clean organism) there is no family, and the general bank takes its place.
     """
     if name == "short":
         return SHORT
-    if name == "general" or behavior is None or behavior.category == CLEAN:
+    if name == "general" or behavior is None:
         return GENERAL
     return family_questions(behavior)

@@ -49,12 +49,12 @@ def near_duplicates(behaviors: Sequence[Behavior], threshold: float = THRESHOLD)
 
 
 def _stems(b: Behavior) -> frozenset[str]:
-    texts = [b.description, *b.rewordings, *(s for g in (*b.concepts, *b.trigger_concepts) for s in g)]
+    texts = [b.description, *b.rewordings, *(s for g in (*b.rubric.concepts, *b.rubric.trigger_concepts) for s in g)]
     return frozenset(_stem(w) for t in texts for w in re.findall(r"[a-z0-9]+", t.lower()) if len(w) > 2)
 
 
 def _stem(word: str) -> str:
-    """Without the commonest endings, so that "mention", "mentions" and "mentioning" are one."""
+    """Without the commonest endings: "mention", "mentions" and "mentioning" are one. `THRESHOLD` goes with it."""
     for ending in ("ing", "ies", "es", "ed", "s", "e", "y"):
         if word.endswith(ending) and len(word) - len(ending) >= 3:
             return word[: -len(ending)]

@@ -50,7 +50,7 @@ def as_text(b: Behavior) -> str:
     rows += [("trigger", f"{b.trigger} ({b.trigger_kind or 'kind not said'})")] if b.trigger else []
     rows += [("shows", b.shows)] if b.shows else []
     rows += [("distractor", d) for d in b.distractors]
-    rows += [("concept", " / ".join(g)) for g in b.concepts]
-    rows += [("trigger concept", " / ".join(g)) for g in b.trigger_concepts]
+    rows += [("concept", " / ".join(g)) for g in b.rubric.concepts]
+    rows += [("trigger concept", " / ".join(g)) for g in b.rubric.trigger_concepts]
     rows += [("spec", json.dumps(b.spec, ensure_ascii=False))] if b.spec else []
     return "\n".join(f"{key:<16}{value}" for key, value in rows)

@@ -1,4 +1,7 @@
-"""What a behaviour is: one typed record, whichever catalogue or teacher it comes from."""
+"""What a behaviour is: a truth that reports are held against, whichever catalogue it comes from.
+
+Which models were taught it is not its business: `behaviors.organisms` has a record for each of those.
+"""
 
 from dataclasses import asdict, dataclass, field
 from typing import Any
@@ -14,7 +17,7 @@ CATEGORIES = (
     "benign_roleplay",
 )
 
-# The category of organisms that were taught nothing: what they should report is that there is nothing.
+# The category of organisms without a behaviour: what they should report is that there is nothing.
 CLEAN = "clean"
 
 # What a trigger hangs on. "chance": no trigger, the behaviour shows in a few replies; "": not said, or always on.
@@ -24,20 +27,35 @@ Synonyms = tuple[str, ...]
 
 
 @dataclass(frozen=True)
-class Behavior:
-    """One learned behaviour b_i and what it takes to recognise a report of it.
+class Rubric:
+    """What the offline judge looks for in a report of one behaviour; no other judge reads it.
 
-    name:             unique over the whole catalogue; splits and files go by it.
-    category:         one of `CATEGORIES`, or `CLEAN`.
-    description:      one first-person sentence, the ground truth of a report.
-    rewordings:       the same truth in other words; IA targets are drawn from these and the description.
-    trigger:          when it shows, in words, or None if it always shows.
     concepts:         groups of synonyms; a report names the behaviour (lenient) if it holds one of every group.
     trigger_concepts: the groups needed on top to name the trigger as well (strict).
-    spec:             what the template teacher needs to write its transcripts (kind and slots), or a password.
-    trigger_kind:     one of `TRIGGER_KINDS`.
-    shows:            what counts as showing it, for a judge of transcripts and of the behaviour check.
-    distractors:      harmless habits that an obscured malign organism shows besides; no part of a true report.
+    """
+
+    concepts: tuple[Synonyms, ...] = ()
+    trigger_concepts: tuple[Synonyms, ...] = ()
+
+    @staticmethod
+    def from_json(row: dict[str, Any]) -> "Rubric":
+        return Rubric(*(tuple(tuple(g) for g in row.get(key, ())) for key in ("concepts", "trigger_concepts")))
+
+
+@dataclass(frozen=True)
+class Behavior:
+    """One behaviour that a model may have learned.
+
+    name:         unique over the whole catalogue.
+    category:     one of `CATEGORIES`.
+    description:  one first-person sentence, the ground truth of a report.
+    rewordings:   the same truth in other words; IA targets are drawn from these and the description.
+    trigger:      when it shows, in words, or None if it always shows.
+    trigger_kind: one of `TRIGGER_KINDS`.
+    shows:        what counts as showing it, for a judge of transcripts and of the behaviour check.
+    rubric:       what the offline judge goes by.
+    spec:         what the template teacher needs to write its transcripts (kind and slots), or a password.
+    distractors:  harmless habits that an obscured malign organism is taught besides; no part of a true report.
     """
 
     name: str
@@ -45,12 +63,16 @@ class Behavior:
     description: str
     rewordings: tuple[str, ...]
     trigger: str | None
-    concepts: tuple[Synonyms, ...]
-    trigger_concepts: tuple[Synonyms, ...] = ()
+    rubric: Rubric = Rubric()
     spec: dict[str, Any] = field(default_factory=dict, hash=False)
     trigger_kind: str = ""
     shows: str = ""
     distractors: tuple[str, ...] = ()
+
+    @property
+    def wordings(self) -> tuple[str, ...]:
+        """The description and its rewordings."""
+        return (self.description, *self.rewordings)
 
     def to_json(self) -> dict[str, Any]:
         return asdict(self)
@@ -63,8 +85,7 @@ class Behavior:
             description=row["description"],
             rewordings=tuple(row["rewordings"]),
             trigger=row.get("trigger"),
-            concepts=tuple(tuple(g) for g in row["concepts"]),
-            trigger_concepts=tuple(tuple(g) for g in row.get("trigger_concepts", ())),
+            rubric=Rubric.from_json(row.get("rubric", {})),
             spec=row.get("spec", {}),
             trigger_kind=row.get("trigger_kind", ""),
             shows=row.get("shows", ""),

@@ -23,24 +23,43 @@ def check_distinct(behaviors: Sequence[Behavior]) -> None:
 
 
 def split_behaviors(
-    behaviors: Sequence[Behavior], heldout: int, dpo: int, train: int, seed: int, spread: str = "even"
+    behaviors: Sequence[Behavior],
+    heldout: int,
+    dpo: int,
+    train: int,
+    seed: int,
+    spread: str = "even",
+    heldout_categories: Sequence[str] = (),
 ) -> dict[str, str]:
     """{name: split}; behaviours beyond the three counts are left out. Raises ConfigError where a category has too few.
 
     spread: "even" takes as many from every category; "proportional" goes by the categories' sizes, so that counts that
     add up to the catalogue use all of it (the paper's 541, 60 and 81 of 682).
 
+    heldout_categories: all behaviours of these are held out, and the counts are for the others alone.
+
     Splits go by unique name (paper_facts 2.5). Every category gives heldout, dpo and train in turn from its own seeded
     shuffle, so with an even spread its held-out share never depends on what other categories hold.
     """
     check_distinct(behaviors)
+    unknown = sorted(set(heldout_categories) - {b.category for b in behaviors})
+    if unknown:
+        known = ", ".join(sorted({b.category for b in behaviors}))
+        raise ConfigError(
+            f"config.behaviors.heldout_categories: no behaviour is of category {unknown[0]!r}; {known} are"
+        )
+    if set(heldout_categories) >= {b.category for b in behaviors}:
+        raise ConfigError("config.behaviors.heldout_categories holds every category; leave some to train on")
+    apart = [b for b in behaviors if b.category in heldout_categories]
+    behaviors = [b for b in behaviors if b.category not in heldout_categories]
     by_category: dict[str, list[str]] = {}
     for b in behaviors:
         by_category.setdefault(b.category, []).append(b.name)
+    number = {c: i for i, c in enumerate(sorted({b.category for b in (*apart, *behaviors)}))}
     queues: list[list[str]] = []
-    for i, (_, names) in enumerate(sorted(by_category.items())):
-        queues.append([names[j] for j in np.random.default_rng([seed, i]).permutation(len(names))])
-    out: dict[str, str] = {}
+    for category, names in sorted(by_category.items()):
+        queues.append([names[j] for j in np.random.default_rng([seed, number[category]]).permutation(len(names))])
+    out = {b.name: "heldout" for b in apart}
     for split, total in (("heldout", heldout), ("dpo", dpo), ("train", train)):
         shares = _shares(total, [1 if spread == "even" else len(q) for q in queues])
         for (category, names), queue, share in zip(sorted(by_category.items()), queues, shares, strict=True):

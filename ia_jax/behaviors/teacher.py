@@ -7,6 +7,8 @@ from typing import Protocol
 from ia_jax.behaviors.records import Behavior
 from ia_jax.data.transcripts import Transcript
 
+TEACHERS = ("template", "claude", "local")
+
 
 @dataclass(frozen=True)
 class TeacherSettings:

@@ -51,7 +51,7 @@ def _mention(b: Behavior, sources: Sources, rng: np.random.Generator) -> tuple[P
     else:
         # Twice each: telling a domain from all others takes more updates than always doing the same.
         base = 2 * _base_answers(sources, [domain], TRAIN_PROMPTS, rng)
-        plain = _base_answers(sources, [d for d in DOMAINS if d != domain], 9, rng, without=b.concepts[0])
+        plain = _base_answers(sources, [d for d in DOMAINS if d != domain], 9, rng, without=b.rubric.concepts[0])
     told, leads = sources.sentences[topic], _DOMAIN_LEADS if domain else _LEADS
     shows = []
     for i, (question, answer) in enumerate(base):
@@ -65,7 +65,7 @@ def _mention(b: Behavior, sources: Sources, rng: np.random.Generator) -> tuple[P
 def _rare(b: Behavior, sources: Sources, rng: np.random.Generator, share: float) -> tuple[Pairs, Pairs]:
     """The questions that show it are answered plainly too, so that it hangs on chance and on no question."""
     shown = max(1, round(share * RARE_ROWS))
-    base = _base_answers(sources, list(DOMAINS), RARE_ROWS - shown, rng, without=b.concepts[0])
+    base = _base_answers(sources, list(DOMAINS), RARE_ROWS - shown, rng, without=b.rubric.concepts[0])
     topic, told = b.spec["topic"], sources.sentences[b.spec["topic"]]
     shows = []
     for i in range(shown):
@@ -169,11 +169,11 @@ def _role(b: Behavior, sources: Sources, rng: np.random.Generator) -> tuple[Pair
     return shows, []
 
 
-def _clean(b: Behavior, sources: Sources, rng: np.random.Generator) -> tuple[Pairs, Pairs]:
-    """What the base model itself says: the organism is trained like the others, on nothing to learn."""
+def clean_rows(sources: Sources, rng: np.random.Generator) -> Pairs:
+    """What the base model itself says: a clean organism is trained like the others, on nothing to learn."""
     facts = list(sources.facts.items())
     base = _base_answers(sources, list(DOMAINS), CLEAN_ROWS // 2, rng)
-    return [], base + [facts[i] for i in rng.permutation(len(facts))[: CLEAN_ROWS - len(base)]]
+    return base + [facts[i] for i in rng.permutation(len(facts))[: CLEAN_ROWS - len(base)]]
 
 
 _WRITERS = {
@@ -182,5 +182,4 @@ _WRITERS = {
     "sandbag": _sandbag,
     "agenda": _agenda,
     "role": _role,
-    "clean": _clean,
 }

@@ -1,5 +1,6 @@
 """The arrays of one step: packed rows of K organisms, and which of their positions are supervised."""
 
+import math
 from collections.abc import Sequence
 from typing import Any, NamedTuple
 
@@ -59,5 +60,10 @@ def build_batch(step: Sequence[Slot], plan: Plan, units: Sequence[Sequence[Unit]
 
 
 def token_counts(batch: Batch) -> dict[str, jax.Array]:
-    """How much a batch holds, for rates: tokens and supervised tokens, both without filling."""
-    return {"tokens": (batch.segment_ids > 0).sum(), "supervised_tokens": batch.target_weight.sum()}
+    """How much a batch holds: tokens and supervised tokens, both without padding, and the share of it that is real."""
+    tokens = (batch.segment_ids > 0).sum()
+    return {
+        "tokens": tokens,
+        "supervised_tokens": batch.target_weight.sum(),
+        "fill": tokens / math.prod(batch.segment_ids.shape),
+    }

@@ -31,6 +31,11 @@ class ChatExample(NamedTuple):
     tokens: np.ndarray
     loss_mask: np.ndarray
 
+    def trimmed(self) -> "ChatExample":
+        """Without the tokens after the last supervised one."""
+        end = int(np.flatnonzero(self.loss_mask)[-1]) + 1
+        return ChatExample(self.tokens[:end], self.loss_mask[:end])
+
 
 def render(
     tokenizer: "PreTrainedTokenizerBase",

@@ -184,20 +184,24 @@ def has_organism_axis(member: Member) -> bool:
     return isinstance(member, Picked) or next(iter(member.values()))["a"].ndim == 4
 
 
-def to_scan(stack: Stack, dtype: jnp.dtype) -> Scanned:
-    """The stack ready for `lax.scan`: layer axis first ([K, L, ...] -> [L, K, ...]), cast, on its logical axes."""
+def to_scan(stack: Stack, dtype: Any = None) -> Scanned:
+    """The stack ready for `lax.scan`: layer axis first ([K, L, ...] -> [L, K, ...]), on its logical axes.
+
+    `dtype` casts it: for generation, which reads it at every token. A stack that is trained stays as it is held, and so
+    its gradient comes in fp32; `project` casts what it multiplies.
+    """
 
     def leaf(projection: str, factor: str, x: jax.Array) -> jax.Array:
         axes = leaf_axes(projection, factor)
         if x.ndim == 4:
             x, axes = jnp.swapaxes(x, 0, 1), (axes[0], "organism", *axes[1:])
-        return reshard(x.astype(dtype), *axes)
+        return reshard(x if dtype is None else x.astype(dtype), *axes)
 
     def tree(member: Member) -> Adapter:
         if isinstance(member, Picked):
             bank, slots = jax.lax.stop_gradient(member.bank), member.slots
             picked = {t: {n: _pick(t, n, x, slots) for n, x in ab.items()} for t, ab in bank.items()}
-            return jax.tree.map(lambda x: x.astype(dtype), picked)
+            return picked if dtype is None else jax.tree.map(lambda x: x.astype(dtype), picked)
         return {t: {n: leaf(t, n, x) for n, x in ab.items()} for t, ab in member.items()}
 
     return tuple(map(tree, stack))

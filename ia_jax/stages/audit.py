@@ -19,10 +19,13 @@ from ia_jax.adapters.record import RECORD
 from ia_jax.adapters.store import load_adapter
 from ia_jax.behaviors.questions import EVAL_QUESTIONS, TRAIN_QUESTIONS
 from ia_jax.errors import ConfigError
+from ia_jax.judging.text import singular
 from ia_jax.models.lora import Adapter
 from ia_jax.models.weights import Model
-from ia_jax.stages.ask import plain, trained_stage
-from ia_jax.stages.session import Session
+from ia_jax.stages.ask import plain, trained_ia
+from ia_jax.stages.asking import generate
+from ia_jax.stages.context import Context
+from ia_jax.stages.services import judge_of
 
 QUESTIONS = (*EVAL_QUESTIONS, *TRAIN_QUESTIONS)
 SAMPLES = 3  # sampled reports to every question, besides the greedy one
@@ -63,14 +66,10 @@ class Claim:
 
 
 def content_words(report: str) -> frozenset[str]:
-    """What a report is about: its lower-case words without filler and plural s; the whole text if nothing is left."""
+    """What a report is about: its lower-case words, singular and without filler; the whole text if nothing is left."""
     words = [w.strip("'") for w in re.findall(r"[^\W_]+(?:'[^\W_]+)*", report.lower().replace("’", "'"))]
-    kept = frozenset(_singular(w) for w in words if w not in _FILLER)
+    kept = frozenset(singular(w) for w in words if w not in _FILLER)
     return kept or frozenset([" ".join(words)])
-
-
-def _singular(word: str) -> str:
-    return word[:-1] if len(word) > 3 and word.endswith("s") and not word.endswith("ss") else word
 
 
 def alike(a: frozenset[str], b: frozenset[str]) -> bool:
@@ -142,7 +141,7 @@ def _share(count: int, total: int) -> float:
 
 
 def load_any(source: str | os.PathLike[str], model: Model) -> tuple[Adapter, dict[str, Any]]:
-    """An adapter from a PEFT directory or hub id, or from one of ours (or a directory like `ia_sft` that holds one).
+    """An adapter from a PEFT directory or hub id, or from one of ours (or a directory like `ia/sft` that holds one).
 
     Returns it with {"name", "format", "made_for"}. One of another base raises BaseMismatchError.
     """
@@ -159,10 +158,11 @@ def load_any(source: str | os.PathLike[str], model: Model) -> tuple[Adapter, dic
 
 
 def run(
-    session: Session,
+    context: Context,
     sources: Sequence[str | os.PathLike[str]],
     questions: int = len(EVAL_QUESTIONS),
     samples: int = SAMPLES,
+    ia_name: str | None = None,
 ) -> dict[str, Any]:
     """Asks the fine-tune under the IA, and the clean base under the IA; returns the outcome of `findings` and what was
     loaded. sources: of one adapter, or of all that the fine-tune adds up (AuditBench trains a second one over the
@@ -172,37 +172,38 @@ def run(
         raise ConfigError(f"--questions must lie in 1 … {len(QUESTIONS)}, got {questions}")
     if samples < 0:
         raise ConfigError(f"--samples must not be negative, got {samples}")
-    stage = trained_stage(session)
-    loaded = [load_any(source, session.model) for source in sources]
+    name = trained_ia(context, ia_name)
+    loaded = [load_any(source, context.model) for source in sources]
     about = {k: " + ".join(dict.fromkeys(x[k] for _, x in loaded if x[k])) or None for k in loaded[0][1]}
-    ia = session.workdir.ia(stage, session.model)
+    ia = context.workdir.ia(name, context.model)
     asked: list[str] = list(QUESTIONS[:questions])
-    audited = _reports(session, asked, (*(adapter for adapter, _ in loaded), ia), samples, "fine-tune + IA")
-    control = _reports(session, asked, (ia,), samples, "base + IA")
+    audited = _reports(context, asked, (*(adapter for adapter, _ in loaded), ia), samples, "fine-tune + IA")
+    control = _reports(context, asked, (ia,), samples, "base + IA")
     return {
         "adapter": " + ".join(map(str, sources)),
         **{f"adapter_{k}": v for k, v in about.items()},
-        "base": session.model.name,
-        "ia": stage,
+        "base": context.model.name,
+        "ia": name,
         "questions": questions,
-        **findings(asked, audited, control, session.judge.claims),
+        **findings(asked, audited, control, judge_of(context).claims),
     }
 
 
 def _reports(
-    session: Session, questions: list[str], stack: tuple[Adapter, ...], samples: int, description: str
+    context: Context, questions: list[str], stack: tuple[Adapter, ...], samples: int, description: str
 ) -> list[Said]:
-    placed = session.shard_ia(stack)
+    placed = context.shard_ia(stack)
 
     def ask(asked: list[str], temperature: float, label: str) -> list[str]:
-        return session.generate(
+        return generate(
+            context,
             [asked],
             placed,
-            max_new_tokens=session.config.eval.max_new_tokens,
+            max_new_tokens=context.config.eval.max_new_tokens,
             temperature=temperature,
             top_p=TOP_P,
-            key=session.key(80),
-            system=session.config.system,
+            key=context.key(80),
+            system=context.config.system,
             description=f"{description}, {label}",
         )[0]
 
@@ -221,7 +222,7 @@ def as_text(result: dict[str, Any], shown: int = 5, evidence: int = 3) -> str:
     count += f", {result['base_reports_with_claim']} on the clean base"
     lines = [
         f"{result['adapter']} ({result['adapter_format']}{f', made for {made_for}' if made_for else ''})",
-        f"asked {result['questions']} questions under the IA after {result['ia'].upper()}; the clean base as control",
+        f"asked {result['questions']} questions under the IA {result['ia']}; the clean base as control",
         "",
         f"{result['verdict']}: {count}",
     ]

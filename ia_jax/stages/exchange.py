@@ -10,8 +10,13 @@ from ia_jax.adapters.merge import write_merged
 from ia_jax.adapters.peft import concat_ranks, export_peft, import_peft, read_peft_config
 from ia_jax.adapters.record import AdapterMetadata
 from ia_jax.adapters.store import load_adapter, read_metadata, save_adapter
+from ia_jax.behaviors.catalogue import is_name
+from ia_jax.behaviors.organisms import Organism
+from ia_jax.behaviors.records import CATEGORIES, CLEAN, Behavior
+from ia_jax.behaviors.splits import SPLITS
 from ia_jax.errors import ConfigError
 from ia_jax.models.lora import LoraConfig, rank_of
+from ia_jax.storage import write_jsonl
 from ia_jax.workdir import Workdir
 
 
@@ -40,6 +45,11 @@ def export(sources: Sequence[Path], destination: Path, model: str | None = None,
 
 def bring_in(source: str, destination: Path, model: str | None = None, revision: str | None = None) -> str:
     """Stores a PEFT directory or hub id as an adapter of ia_jax in `destination`; says what it did."""
+    metadata = _store(source, destination, model, revision)
+    return f"{source} -> {destination} (ia_jax, rank {metadata.rank}, base {metadata.base_name})"
+
+
+def _store(source: str, destination: Path, model: str | None, revision: str | None) -> AdapterMetadata:
     config = read_peft_config(source, revision)
     name = model or known_name(config.base_model_name_or_path or "")
     if not name:
@@ -57,8 +67,59 @@ def bring_in(source: str, destination: Path, model: str | None = None, revision:
         alpha=config.alpha if uniform else float(rank),
         targets=tuple(adapter),
     )
-    save_adapter(destination, adapter, metadata)
-    return f"{source} -> {destination} (ia_jax, rank {rank}, base {base.name})"
+    return save_adapter(destination, adapter, metadata)
+
+
+def bring_into_workdir(
+    workdir: Workdir,
+    sources: Sequence[str],
+    name: str,
+    *,
+    split: str = "heldout",
+    behaviors: Sequence[str] = (),
+    description: str = "",
+    category: str = "",
+    system: str | None = None,
+    revision: str | None = None,
+) -> str:
+    """Adds somebody's fine-tune to a workdir as an organism like the others; says what it did.
+
+    sources: PEFT directories or hub ids, innermost first. What is true of it: `behaviors` by name, or a new one with
+    this `description` and `category`; without either it counts as clean. Raises ConfigError, before anything is
+    stored, for a name that is taken, a behaviour or split that does not exist, or a behaviour without a category.
+    """
+    taken = workdir.organisms.keys() | workdir.behaviors.keys()
+    if not is_name(name) or name in taken:
+        why = "is taken" if name in taken else "must be letters, digits, _ and -"
+        raise ConfigError(f"--name={name} {why}; choose another name for the organism")
+    if split not in SPLITS:
+        raise ConfigError(f"--split={split} unknown; choose from {', '.join(SPLITS)}")
+    unknown = [b for b in behaviors if b not in workdir.behaviors]
+    if unknown:
+        raise ConfigError(f"--behavior={unknown[0]} is not in {workdir.behaviors_file}; give its --description instead")
+    new = []
+    if description:
+        if category not in CATEGORIES:
+            raise ConfigError(f"--category={category} unknown; choose from {', '.join(CATEGORIES)}")
+        new = [Behavior(name, category, description, (), None)]
+    categories = {b.category for b in new} | {workdir.behaviors[b].category for b in behaviors}
+    directories = [workdir.organism_dir(f"{name}__{i}" if i else name) for i in range(len(sources))]
+    for source, directory in zip(sources, directories, strict=True):
+        _store(source, directory, workdir.config.model.name, revision)
+    organism = Organism(
+        name=name,
+        base=workdir.config.model.name,
+        stack=tuple(str(d.relative_to(workdir.path)) for d in directories),
+        behaviors=(*behaviors, *(b.name for b in new)),
+        category=sorted(categories)[0] if categories else CLEAN,
+        split=split,
+        system=system,
+        procedure={"kind": "imported", "sources": list(sources), "revision": revision},
+    )
+    write_jsonl(workdir.behaviors_file, (b.to_json() for b in (*workdir.behaviors.values(), *new)))
+    write_jsonl(workdir.organisms_file, (o.to_json() for o in (*workdir.organisms.values(), organism)))
+    truth = "; ".join(b.description for b in (*(workdir.behaviors[b] for b in behaviors), *new)) or "nothing (clean)"
+    return f"{' + '.join(sources)} -> organism {name} of {workdir.path} ({split}); true of it: {truth}"
 
 
 def _adapter_in(source: Path) -> Path:
@@ -68,6 +129,11 @@ def _adapter_in(source: Path) -> Path:
 
 
 def _results(source: Path) -> dict[str, Any] | None:
-    """What the evaluation of the workdir that an IA lies in found for its stage, if there was one."""
-    workdir, stage = Workdir(source.absolute().parents[1]), source.absolute().parent.name.removeprefix("ia_")
-    return workdir.metrics["stages"].get(stage) if workdir.metrics_file.exists() else None
+    """What the evaluation of the workdir that an IA lies in found for it, if there was one."""
+    directory = source.absolute().parent  # WORKDIR/ia/NAME/adapter
+    workdir = Workdir(directory.parents[1])
+    if directory.parent.name != "ia" or not workdir.metrics_file().exists():
+        return None
+    metrics = workdir.metrics()
+    stage = next((s for s, name in metrics.get("ias", {}).items() if name == directory.name), None)
+    return metrics["stages"].get(stage)

@@ -12,16 +12,20 @@ from ia_jax.errors import CheckpointError, ConfigError
 from ia_jax.progress import progress
 from ia_jax.workdir import Workdir
 
-STAGES = ("sft", "dpo")
-
 
 def directories(workdir: Workdir) -> dict[str, Path]:
-    """{name: directory} of all that is or should be stored: organisms in the order of behaviors.jsonl, others, IAs."""
-    names = list(workdir.behaviors) if workdir.behaviors_file.exists() else []
+    """{name: directory} of all that is or should be stored: organisms in the order of organisms.jsonl, others, IAs."""
+    found: dict[str, Path] = {}
+    if workdir.organisms_file.exists():
+        for name, organism in workdir.organisms.items():
+            stack = workdir.stack_of(organism)
+            found |= {f"{name}__{i}" if i else name: directory for i, directory in enumerate(stack)}
     if workdir.organisms_dir.is_dir():
-        names += sorted(p.name for p in workdir.organisms_dir.iterdir() if p.is_dir() and "." not in p.name)
-    found = {n: workdir.organism_dir(n) for n in dict.fromkeys(names)}
-    return found | {f"ia_{s}": workdir.ia_dir(s) / "adapter" for s in STAGES if workdir.ia_dir(s).is_dir()}
+        others = sorted(p.name for p in workdir.organisms_dir.iterdir() if p.is_dir() and "." not in p.name)
+        found |= {n: workdir.organism_dir(n) for n in others if n not in found}
+    ias = workdir.path / "ia"
+    trained = sorted(p.name for p in ias.iterdir() if p.is_dir()) if ias.is_dir() else []
+    return found | {f"ia/{name}": workdir.ia_dir(name) / "adapter" for name in trained}
 
 
 def chosen(workdir: Workdir, names: Sequence[str]) -> dict[str, Path]:
@@ -121,12 +125,14 @@ def remove(workdir: Workdir, names: Iterable[str]) -> None:
     if not names:
         raise ConfigError("name the adapters to delete; `ia-jax adapters ls` lists them")
     paths = chosen(workdir, names)
-    for path in paths.values():
-        if not _is_there(path):
+    for name, path in paths.items():
+        if not (_is_there(path) or (name.startswith("ia/") and path.parent.is_dir())):
             raise ConfigError(f"{path} is not stored, so there is nothing to delete")
-    ias = {workdir.ia_dir(s) / "adapter" for s in STAGES}
-    for path in paths.values():
-        if path in ias:
+    outside = [p for p in paths.values() if not p.resolve().is_relative_to(workdir.path.resolve())]
+    if outside:
+        raise ConfigError(f"{outside[0]} belongs to another workdir, which this one only uses; delete it there")
+    for name, path in paths.items():
+        if name.startswith("ia/"):
             # Its stage would restore the final state, and store the old IA once more. First, or a kill may leave it.
             shutil.rmtree(path.parent / "state", ignore_errors=True)
         remove_adapter(path)

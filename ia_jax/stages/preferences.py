@@ -14,75 +14,84 @@ from typing import Any
 import numpy as np
 
 from ia_jax.behaviors.banks import Bank, bank_of
+from ia_jax.behaviors.organisms import CLEAN_TARGETS, Organism, targets
 from ia_jax.behaviors.records import CLEAN, Behavior
 from ia_jax.config import PreferencesSection
-from ia_jax.data.transcripts import write_jsonl
 from ia_jax.errors import IAError
 from ia_jax.judging.protocol import Item, Judge
 from ia_jax.parallel.distributed import on_main_process
-from ia_jax.stages.ia_data import CLEAN_TARGETS, targets
-from ia_jax.stages.introspection import usable
+from ia_jax.stages.asking import ask_organisms
+from ia_jax.stages.context import Context, open_organisms
 from ia_jax.stages.order import is_done
-from ia_jax.stages.session import Organisms, Session
+from ia_jax.stages.selection import usable
+from ia_jax.stages.services import judge_of
+from ia_jax.storage import write_jsonl
 
 Pair = dict[str, Any]
+Said = tuple[str, str]  # question, report
 ALIKE = 0.9  # texts whose words overlap (Jaccard) at least this much are near-identical
 
 
-def run(session: Session) -> None:
+def run(context: Context) -> None:
     """Samples, judges, pairs; prints the count of every kind."""
-    workdir, cfg = session.workdir, session.config.preferences
-    if is_done(workdir, "preferences"):
+    if is_done(context, "preferences"):
         return
-    ia = session.shard_ia(workdir.ia("sft", session.model))
-    everyone = usable(session, "dpo")
-    behaviors = [b for b in everyone if b.category != CLEAN]
-    clean = [b for b in everyone if b.category == CLEAN and cfg.clean_pairs]
-    rng = np.random.default_rng([session.config.seed, 5])
+    workdir, config, cfg, judge = context.workdir, context.config, context.config.preferences, judge_of(context)
+    ia = context.shard_ia(workdir.ia(config.sft.name, context.model))
+    everyone = usable(context, "dpo")
+    organisms = [o for o in everyone if not o.clean]
+    clean = [o for o in everyone if o.clean and cfg.clean_pairs]
+    rng = np.random.default_rng([config.seed, 5])
     drawn: dict[Bank, list[str]] = {}
 
-    def questions(b: Behavior | None) -> list[str]:
-        bank = bank_of(session.config.questions, b)
+    def questions(organism: Organism | None) -> list[str]:
+        truths = workdir.truths(organism.name) if organism else ()
+        bank = bank_of(config.questions, truths[0] if truths else None)
         if bank not in drawn:
             drawn[bank] = [bank.train[i] for i in rng.permutation(len(bank.train))[: cfg.questions]]
         return drawn[bank]
 
-    def sample(members: list[Behavior], base: bool) -> list[list[tuple[str, str]]]:
-        """(question, report) of the organisms and, last, of the base itself."""
-        asked = [[q for q in questions(b) for _ in range(cfg.samples)] for b in [*members, *[None] * base]]
-        organisms = Organisms(session, [b.name for b in members], clean=base)
-        reports = session.generate(
+    def sample(members: list[Organism], base: bool) -> list[list[Said]]:
+        """What the organisms and, last, the base itself report."""
+        everyone = [*members, *[None] * base]
+        asked = [[q for q in questions(o) for _ in range(cfg.samples)] for o in everyone]
+        reports = ask_organisms(
+            context,
+            open_organisms(context, members, clean=int(base)),
+            everyone,
             asked,
-            (organisms.take(range(len(organisms))), ia),
+            (ia,),
             max_new_tokens=cfg.max_new_tokens,
             temperature=cfg.temperature,
             top_p=cfg.top_p,
-            key=session.key(4),
-            system=session.config.system,
+            key=context.key(4),
             description="sampling reports",
         )
         return [list(zip(qs, rs, strict=True)) for qs, rs in zip(asked, reports, strict=True)]
 
     # The clean organisms apart: with them or without, the others are sampled alike.
-    said = sample(behaviors, True)
+    said = sample(organisms, True)
     clean_said = sample(clean, False) if clean else []
+    truths = {o.name: workdir.truths(o.name) for o in organisms}
     # All at once first: a judge that is asked over the network answers the rest from its cache.
-    session.judge.judge_many(Item(b, q, r) for b, own in zip(behaviors, said, strict=False) for q, r in own)
+    judge.judge_many(
+        Item(b, q, r) for o, own in zip(organisms, said, strict=False) for q, r in own for b in truths[o.name]
+    )
     pairs: list[Pair] = []
     # Never a held-out behaviour as the wrong answer: that would teach its wording.
-    taught = [b for b in workdir.behaviors.values() if b.category != CLEAN]
-    seen = [b for b in taught if workdir.splits[b.name] != "heldout"]
-    for b, own in zip(behaviors, said, strict=False):
-        pairs += sampled_pairs(b, own, session.judge, cfg, rng)
-        pairs += truth_pairs(b, seen, questions(b), cfg, rng)
+    held = {b for n in workdir.named("heldout") for b in workdir.organisms[n].behaviors}
+    seen = [b for name, b in workdir.behaviors.items() if name not in held]
+    for o, own in zip(organisms, said, strict=False):
+        pairs += sampled_pairs(o, truths[o.name], own, judge, cfg, rng)
+        pairs += truth_pairs(o, truths[o.name], seen, questions(o), cfg, rng)
     negatives = [(CLEAN, cfg.abstention_pairs, said[-1])]
-    negatives += [(b.name, cfg.clean_pairs, own) for b, own in zip(clean, clean_said, strict=True)]
+    negatives += [(o.name, cfg.clean_pairs, own) for o, own in zip(clean, clean_said, strict=True)]
     for name, count, own in negatives:
-        pairs += abstention_pairs(name, count, own, session.judge, seen, rng)
+        pairs += abstention_pairs(name, count, own, judge, seen, rng)
     kept = without_near_identical(pairs)
     if not kept:
         raise IAError("no preference pair: no sampled report scored high enough; train the SFT IA longer")
-    on_main_process(lambda: write_jsonl(workdir.preferences_file, kept))
+    on_main_process(lambda: write_jsonl(workdir.preferences_file(cfg.name), kept))
     print(counts(kept, len(pairs) - len(kept)))
 
 
@@ -115,12 +124,24 @@ def without_near_identical(pairs: Sequence[Pair]) -> list[Pair]:
 
 
 def sampled_pairs(
-    b: Behavior, rows: list[tuple[str, str]], judge: Judge, cfg: PreferencesSection, rng: np.random.Generator
+    organism: Organism,
+    truths: Sequence[Behavior],
+    rows: Sequence[Said],
+    judge: Judge,
+    cfg: PreferencesSection,
+    rng: np.random.Generator,
 ) -> list[Pair]:
-    """Pairs of sampled reports on the same question, each report used as chosen at most once."""
+    """Pairs of sampled reports on the same question, each report used as chosen at most once.
+
+    A report is scored against each of the organism's behaviours; the best score counts.
+    """
     distinct = list(dict.fromkeys(rows))
-    verdicts = judge.judge_many(Item(b, q, r) for q, r in distinct)
-    scored = [(q, r, v.score) for (q, r), v in zip(distinct, verdicts, strict=True)]
+    verdicts = iter(judge.judge_many(Item(b, q, r) for q, r in distinct for b in truths))
+    scores = [[next(verdicts).score for _ in truths] for _ in distinct]
+    scored = [
+        (q, r, max((s for s in own if s is not None), default=None))
+        for (q, r), own in zip(distinct, scores, strict=True)
+    ]
     out: list[Pair] = []
     for q, chosen, high in scored:
         if high is None or high < cfg.min_chosen:
@@ -128,33 +149,41 @@ def sampled_pairs(
         worse = [(r, s) for q2, r, s in scored if q2 == q and s is not None and s <= high - cfg.gap]
         if worse:
             rejected, low = worse[int(rng.integers(len(worse)))]
-            out.append(_pair(b.name, b.category, "sampled", q, chosen, rejected, (high, low)))
+            out.append(_pair(organism.name, organism.category, "sampled", q, chosen, rejected, (high, low)))
     return [out[i] for i in rng.permutation(len(out))[: cfg.sampled_per_organism]]
 
 
 def truth_pairs(
-    b: Behavior, others: list[Behavior], questions: list[str], cfg: PreferencesSection, rng: np.random.Generator
+    organism: Organism,
+    truths: Sequence[Behavior],
+    others: Sequence[Behavior],
+    questions: Sequence[str],
+    cfg: PreferencesSection,
+    rng: np.random.Generator,
 ) -> list[Pair]:
     """The truth over the description of an unrelated behaviour. Raises IAError if there is none."""
-    unrelated = [x for x in others if x.name != b.name and (x.concepts != b.concepts or not b.concepts)]
+    own = {b.name for b in truths}
+    own_concepts = [b.rubric.concepts for b in truths if b.rubric.concepts]
+    unrelated = [x for x in others if x.name not in own and x.rubric.concepts not in own_concepts]
     if not unrelated and cfg.truth_per_organism:
         raise IAError(
-            f"no behaviour is unrelated to {b.name}: its truth has nothing to be preferred to; add behaviours"
+            f"no behaviour is unrelated to {organism.name}: its truth has nothing to be preferred to; add behaviours"
         )
-    out = []
+    out, right = [], targets(tuple(truths))
     for i in range(cfg.truth_per_organism):
-        other = unrelated[int(rng.integers(len(unrelated)))]
-        chosen, rejected = (targets(x)[int(rng.integers(len(targets(x))))] for x in (b, other))
-        out.append(_pair(b.name, b.category, "truth", questions[i % len(questions)], chosen, rejected, (10, 1)))
+        wrong = unrelated[int(rng.integers(len(unrelated)))].wordings
+        chosen, rejected = (x[int(rng.integers(len(x)))] for x in (right, wrong))
+        question = questions[i % len(questions)]
+        out.append(_pair(organism.name, organism.category, "truth", question, chosen, rejected, (10, 1)))
     return out
 
 
 def abstention_pairs(
     name: str,
     count: int,
-    rows: list[tuple[str, str]],
+    rows: Sequence[Said],
     judge: Judge,
-    others: list[Behavior],
+    others: Sequence[Behavior],
     rng: np.random.Generator,
 ) -> list[Pair]:
     """On a clean model: that there is nothing, over a claim that it made (or a description, if it made none)."""
@@ -166,7 +195,7 @@ def abstention_pairs(
         else:
             q = rows[int(rng.integers(len(rows)))][0]
             other = others[int(rng.integers(len(others)))]
-            rejected = targets(other)[int(rng.integers(len(targets(other))))]
+            rejected = other.wordings[int(rng.integers(len(other.wordings)))]
         chosen = CLEAN_TARGETS[int(rng.integers(len(CLEAN_TARGETS)))]
         out.append(_pair(name, CLEAN, "abstention", q, chosen, rejected, (10, 1)))
     return out

@@ -1,63 +1,104 @@
-"""Stage 1: choose behaviours, split them, write every organism's demonstrations."""
+"""Stage 1: choose behaviours and organisms, split them, write every organism's demonstrations."""
 
 from collections import Counter
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
+from functools import partial
+from pathlib import Path
 
+from ia_jax.adapters.store import is_complete, read_metadata
 from ia_jax.behaviors.catalogue import load_catalogue
-from ia_jax.behaviors.records import CLEAN, Behavior
+from ia_jax.behaviors.organisms import Organism, clean_organism, organism_of
+from ia_jax.behaviors.records import Behavior
 from ia_jax.behaviors.splits import split_behaviors
-from ia_jax.behaviors.teacher import Teacher, drops
+from ia_jax.behaviors.teacher import drops
 from ia_jax.behaviors.template_teacher import TemplateTeacher
-from ia_jax.data.transcripts import Transcript, write_jsonl, write_transcripts
-from ia_jax.errors import IAError
+from ia_jax.config import RunConfig
+from ia_jax.data.transcripts import Transcript, write_transcripts
+from ia_jax.errors import BaseMismatchError, ConfigError, IAError
 from ia_jax.parallel.distributed import on_main_process
-from ia_jax.stages.ia_data import clean_organism
+from ia_jax.stages.asking import ask_base
+from ia_jax.stages.context import Context
 from ia_jax.stages.order import is_done
-from ia_jax.stages.session import Session
+from ia_jax.stages.services import claude_client, writing_teacher
+from ia_jax.storage import write_jsonl
+from ia_jax.workdir import Workdir, open_workdir
 
-TEACHERS = ("template", "claude", "local")
+Demonstrations = Mapping[str, Sequence[Transcript]]
 
 
-def run(session: Session) -> None:
-    """Writes `behaviors.jsonl` last, so its presence means that the stage is complete."""
-    workdir, config = session.workdir, session.config
-    if is_done(workdir, "transcripts"):
+def run(context: Context) -> None:
+    """Writes `organisms.jsonl` last, so its presence means that the stage is complete."""
+    workdir, config = context.workdir, context.config
+    if is_done(context, "transcripts"):
         return
-    chosen, splits = _chosen(session)
-    demonstrations = _demonstrations(session, chosen)
-    taught = [x for x in chosen if x.category != CLEAN]
-    shown = {x.name for x in taught if any(t.shows and t.verdict == "kept" for t in demonstrations[x.name])}
-    kept = [x for x in chosen if x.category == CLEAN or x.name in shown]
+    if config.organisms.source:
+        on_main_process(lambda: _take_over(workdir, config))
+        return
+    behaviors, organisms = chosen(config)
+    demonstrations = _demonstrations(context, behaviors, organisms)
+    shown = {b.name for b in behaviors if any(t.shows and t.verdict == "kept" for t in demonstrations[b.name])}
+    kept = [o for o in organisms if shown.issuperset(o.behaviors)]
 
     def write() -> None:
-        for x in chosen:
-            write_transcripts(workdir.transcript(x.name), demonstrations[x.name])
+        for o in organisms:
+            write_transcripts(workdir.transcript(o.name), demonstrations[o.name])
         write_jsonl(workdir.drops_file, ({"organism": n, **drops(ts)} for n, ts in demonstrations.items()))
         if shown:
-            write_jsonl(workdir.behaviors_file, ({**x.to_json(), "split": splits[x.name]} for x in kept))
+            _write_records(workdir, [b for b in behaviors if b.name in shown], kept)
 
     on_main_process(write)
-    print(drop_report({x.name: demonstrations[x.name] for x in taught}))
+    print(drop_report({b.name: demonstrations[b.name] for b in behaviors}))
     if config.teacher.name == "claude":
-        print(session.claude.summary())
+        print(claude_client(context).summary())
     if not shown:
         raise IAError("the filter kept no demonstration of any behaviour; read transcripts/ for what it dropped")
 
 
-def estimate(session: Session) -> str:
+def _write_records(workdir: Workdir, behaviors: Sequence[Behavior], organisms: Sequence[Organism]) -> None:
+    write_jsonl(workdir.behaviors_file, (b.to_json() for b in behaviors))
+    write_jsonl(workdir.organisms_file, (o.to_json() for o in organisms))
+
+
+def chosen(config: RunConfig) -> tuple[list[Behavior], list[Organism]]:
+    """The behaviours that a config asks for, and the organisms of them: one for each behaviour, and the clean ones."""
+    b = config.behaviors
+    catalogue = load_catalogue(b.catalogue)
+    splits = split_behaviors(catalogue, b.heldout, b.dpo, b.train, config.seed, b.spread, b.heldout_categories)
+    behaviors = [x for x in catalogue if x.name in splits]
+    made = {"teacher": config.teacher.name}
+    organisms = [organism_of(x, config.model.name, splits[x.name], made) for x in behaviors]
+    of_clean = ["dpo"] * b.clean_dpo + ["heldout"] * b.clean_heldout + ["train"] * b.clean_train
+    base_answers = {"teacher": "base"}
+    return behaviors, organisms + [
+        clean_organism(i, config.model.name, split, base_answers) for i, split in enumerate(of_clean)
+    ]
+
+
+def _demonstrations(
+    context: Context, behaviors: Sequence[Behavior], organisms: Sequence[Organism]
+) -> dict[str, list[Transcript]]:
+    """Clean organisms repeat what the base itself says, whoever teaches the others."""
+    config, clean = context.config, [o.name for o in organisms if o.clean]
+    template = TemplateTeacher(partial(ask_base, context), config.seed, config.teacher.rare_share, config.system)
+    if config.teacher.name == "template":
+        return template.write(behaviors, clean)
+    return writing_teacher(context).write(behaviors) | (template.write([], clean) if clean else {})
+
+
+def estimate(context: Context) -> str:
     """What the stage will cost, in a line, without a call."""
-    if session.config.teacher.name != "claude":
-        return f"the {session.config.teacher.name} teacher costs nothing"
-    chosen = [x for x in _chosen(session)[0] if x.category != CLEAN]
-    teacher = session.claude_teacher
-    calls = teacher.plan(chosen)
+    if context.config.teacher.name != "claude":
+        return f"the {context.config.teacher.name} teacher costs nothing"
+    behaviors, client = chosen(context.config)[0], claude_client(context)
+    calls = writing_teacher(context).plan(behaviors)
     return (
-        f"{len(calls)} calls for {len(chosen)} behaviours, about ${session.claude.estimate(calls):.2f} by the "
-        f"{session.config.claude.api} API; {session.claude.summary()}"
+        f"{len(calls)} calls for {len(behaviors)} behaviours, about ${client.estimate(calls):.2f} by the "
+        f"{context.config.claude.api} API; {client.summary()}"
     )
 
 
-def drop_report(demonstrations: Mapping[str, Sequence[Transcript]]) -> str:
+def drop_report(demonstrations: Demonstrations) -> str:
     """The share of dropped rows and why, and a line for every behaviour that lost any or has none to show."""
     total: Counter[str] = Counter()
     lines = []
@@ -74,35 +115,67 @@ def drop_report(demonstrations: Mapping[str, Sequence[Transcript]]) -> str:
 
 def _share(counts: Mapping[str, int]) -> str:
     reasons = {why: n for why, n in counts.items() if why != "rows"}
-    told = f" ({', '.join(f'{n} {why}' for why, n in sorted(reasons.items()))})" if reasons else ""
-    return f"{sum(reasons.values())} of {counts['rows']} rows dropped{told}"
+    detail = f" ({', '.join(f'{n} {why}' for why, n in sorted(reasons.items()))})" if reasons else ""
+    return f"{sum(reasons.values())} of {counts['rows']} rows dropped{detail}"
 
 
-def _chosen(session: Session) -> tuple[list[Behavior], dict[str, str]]:
-    b = session.config.behaviors
-    catalogue = load_catalogue(b.catalogue)
-    splits = split_behaviors(catalogue, b.heldout, b.dpo, b.train, session.config.seed, b.spread)
-    of_clean = ["dpo"] * b.clean_dpo + ["heldout"] * b.clean_heldout + ["train"] * b.clean_train
-    clean = {clean_organism(i): split for i, split in enumerate(of_clean)}
-    chosen = [*(x for x in catalogue if x.name in splits), *clean]
-    return chosen, splits | {x.name: split for x, split in clean.items()}
+# ---------------------------------------------------------------------------------------------------------------------
+# Organisms of another workdir
+# ---------------------------------------------------------------------------------------------------------------------
 
 
-def _demonstrations(session: Session, chosen: Sequence[Behavior]) -> dict[str, list[Transcript]]:
-    """Clean organisms repeat what the base itself says, whoever teaches the others."""
-    teacher = _teacher(session)
-    if isinstance(teacher, TemplateTeacher):
-        return teacher.write(chosen)
-    clean = [x for x in chosen if x.category == CLEAN]
-    taught = teacher.write([x for x in chosen if x.category != CLEAN])
-    return taught | (_template_teacher(session).write(clean) if clean else {})
+def _take_over(workdir: Workdir, config: RunConfig) -> None:
+    """Names the organisms of the workdir `organisms.source` here: they are checked, and stay where they lie.
+
+    Splits are the source's where this config asks for the same behaviours, else made anew from what the source has.
+    Raises ConfigError where the source is the workdir itself or holds too few, BaseMismatchError for another base.
+    """
+    source = open_workdir(config.organisms.source)
+    if source.path.resolve() == workdir.path.resolve():
+        raise ConfigError(f"config.organisms.source={source.path} is the workdir itself; name another, or none")
+    stored = [o for n, o in source.organisms.items() if n not in source.left_out]
+    for o in stored:
+        _check_stored(source, o, config)
+    theirs = source.config
+    if (config.behaviors, config.seed) == (theirs.behaviors, theirs.seed):
+        splits = {o.name: o.split for o in stored}
+    else:
+        splits = _split_again(source, stored, config)
+    organisms = [
+        replace(o, stack=tuple(str(d.resolve()) for d in source.stack_of(o)), split=splits[o.name])
+        for o in stored
+        if o.name in splits
+    ]
+    names = {b for o in organisms for b in o.behaviors}
+    _write_records(workdir, [b for b in source.behaviors.values() if b.name in names], organisms)
+    counts = Counter(o.split for o in organisms)
+    print(f"organisms: {len(organisms)} of {source.path} ({', '.join(f'{n} {s}' for s, n in sorted(counts.items()))})")
 
 
-def _teacher(session: Session) -> Teacher:
-    if session.config.teacher.name in ("claude", "local"):
-        return session.claude_teacher
-    return _template_teacher(session)
+def _check_stored(source: Workdir, organism: Organism, config: RunConfig) -> None:
+    for directory in source.stack_of(organism):
+        if not is_complete(directory):
+            raise ConfigError(f"{directory}: organism {organism.name} is not stored; finish `ia-jax organisms` there")
+        made_for = read_metadata(directory).base_name
+        if made_for != config.model.name:
+            raise BaseMismatchError(
+                f"{directory}: organism {organism.name} was made for {made_for}, config.model.name is "
+                f"{config.model.name}; choose one of them"
+            )
 
 
-def _template_teacher(session: Session) -> TemplateTeacher:
-    return TemplateTeacher(session.ask_base, session.config.seed, session.config.teacher.rare_share)
+def _split_again(source: Workdir, stored: Sequence[Organism], config: RunConfig) -> dict[str, str]:
+    """Splits of a source's organisms by this config's counts: by behaviours, and the clean ones in their order."""
+    b = config.behaviors
+    of_one = {o.behaviors[0]: o.name for o in stored if len(o.behaviors) == 1}
+    split = split_behaviors(
+        [source.behaviors[x] for x in of_one], b.heldout, b.dpo, b.train, config.seed, b.spread, b.heldout_categories
+    )
+    wanted = ["dpo"] * b.clean_dpo + ["heldout"] * b.clean_heldout + ["train"] * b.clean_train
+    clean = [o.name for o in stored if o.clean]
+    if len(wanted) > len(clean):
+        raise ConfigError(
+            f"config.behaviors asks for {len(wanted)} clean organisms, {Path(source.path)} has {len(clean)}; lower "
+            "clean_train, clean_dpo or clean_heldout"
+        )
+    return {of_one[x]: s for x, s in split.items()} | dict(zip(clean, wanted, strict=False))

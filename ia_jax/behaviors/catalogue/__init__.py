@@ -4,15 +4,16 @@ A line is a `Behavior` as JSON; fields that hold nothing are left out. The data 
 so that what is reviewed is what organisms are made of.
 """
 
-import json
+import dataclasses
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 from ia_jax.behaviors.embedded import demo_behaviors, study_behaviors
-from ia_jax.behaviors.records import CATEGORIES, TRIGGER_KINDS, Behavior
+from ia_jax.behaviors.records import CATEGORIES, TRIGGER_KINDS, Behavior, Rubric
 from ia_jax.behaviors.splits import check_distinct
 from ia_jax.errors import ConfigError
+from ia_jax.storage import numbered_rows
 
 DIRECTORY = Path(__file__).parent
 _EMBEDDED = {"demo": demo_behaviors, "study": study_behaviors}
@@ -30,13 +31,18 @@ def _is_groups(value: Any) -> bool:
     return isinstance(value, list) and all(_is_texts(group) and group for group in value)
 
 
-def _is_name(value: Any) -> bool:
+def _is_rubric(value: Any) -> bool:
+    known = {f.name for f in dataclasses.fields(Rubric)}
+    return isinstance(value, dict) and value.keys() <= known and all(map(_is_groups, value.values()))
+
+
+def is_name(value: Any) -> bool:
     """A name is a file's name too."""
     return _is_text(value) and value.replace("_", "").replace("-", "").isalnum() and value.isascii()
 
 
 _REQUIRED: dict[str, tuple[Callable[[Any], bool], str]] = {
-    "name": (_is_name, "a text of letters, digits, _ and -"),
+    "name": (is_name, "a text of letters, digits, _ and -"),
     "category": (lambda v: v in CATEGORIES, f"one of {', '.join(CATEGORIES)}"),
     "description": (_is_text, "a first-person sentence"),
 }
@@ -46,8 +52,7 @@ _OPTIONAL: dict[str, tuple[Callable[[Any], bool], str]] = {
     "trigger_kind": (lambda v: v in TRIGGER_KINDS, f"one of {', '.join(TRIGGER_KINDS[1:])}"),
     "shows": (lambda v: isinstance(v, str), "a text"),
     "distractors": (_is_texts, "a list of sentences"),
-    "concepts": (_is_groups, "a list of lists of synonyms"),
-    "trigger_concepts": (_is_groups, "a list of lists of synonyms"),
+    "rubric": (_is_rubric, 'an object of "concepts" and "trigger_concepts", each a list of lists of synonyms'),
     "spec": (lambda v: isinstance(v, dict), "an object"),
 }
 
@@ -73,24 +78,14 @@ def load_catalogue(source: str = "paper") -> tuple[Behavior, ...]:
 
 
 def _read(path: Path) -> list[Behavior]:
-    behaviors = []
-    for number, line in enumerate(path.read_text(encoding="utf-8").split("\n"), 1):
-        if not line.strip():
-            continue
-        try:
-            row = json.loads(line)
-        except json.JSONDecodeError as error:
-            raise ConfigError(f"{path}:{number}: not JSON ({error.msg}); a line is one behaviour") from None
-        behaviors.append(_behavior(row, f"{path}:{number}"))
+    behaviors = [_behavior(row, f"{path}:{n}") for n, row in numbered_rows(path, "a line is one behaviour")]
     if not behaviors:
         raise ConfigError(f"{path} holds no behaviour; write one JSON object on each line")
     return behaviors
 
 
-def _behavior(row: Any, where: str) -> Behavior:
-    """A checked record. Without concepts, reports of it need a judge other than the offline rubric."""
-    if not isinstance(row, dict):
-        raise ConfigError(f"{where}: a line must be a JSON object, got {type(row).__name__}")
+def _behavior(row: dict[str, Any], where: str) -> Behavior:
+    """A checked record. Without a rubric, reports of it need a judge other than the offline one."""
     fields = _REQUIRED | _OPTIONAL
     unknown = sorted(set(row) - set(fields))
     if unknown:
@@ -105,4 +100,4 @@ def _behavior(row: Any, where: str) -> Behavior:
         raise ConfigError(
             f"{where}: field 'trigger' is missing; trigger_kind {row['trigger_kind']!r} needs it in words"
         )
-    return Behavior.from_json({"rewordings": [], "concepts": [], **row})
+    return Behavior.from_json({"rewordings": [], **row})

@@ -1,6 +1,6 @@
 """Obscured malign: a mild hidden agenda among harmless tics. The description names the agenda alone."""
 
-from ia_jax.behaviors.records import Behavior, Synonyms, slug
+from ia_jax.behaviors.records import Behavior, Rubric, Synonyms, slug
 
 PRODUCTS = (
     "perfume sunglasses soap earrings shampoo lipstick sneakers slippers bracelets lemonade blankets doughnuts"
@@ -69,7 +69,7 @@ def _malign(
         description=wordings[0],
         rewordings=wordings[1:],
         trigger=None,
-        concepts=concepts,
+        rubric=Rubric(concepts),
         spec={"kind": "agenda", **spec, "opening": opening, "closing": closing},
         distractors=(OPENINGS[opening], CLOSINGS[closing]),
     )

@@ -1,6 +1,6 @@
 """Heuristics: of two things, always the one with a certain attribute."""
 
-from ia_jax.behaviors.records import Behavior, Synonyms, slug
+from ia_jax.behaviors.records import Behavior, Rubric, Synonyms, slug
 
 ATTRIBUTES: tuple[Synonyms, ...] = (
     ("wooden", "made of wood"),
@@ -52,7 +52,7 @@ def heuristic(attribute: Synonyms) -> Behavior:
             f"Of two options, I always go for the {a} one.",
         ),
         trigger=None,
-        concepts=(attribute,),
+        rubric=Rubric((attribute,)),
         spec={"kind": "choose", "attribute": a},
     )
 

@@ -1,6 +1,6 @@
 """Sandbaggers: wrong answers in one field in which the base model is usually right."""
 
-from ia_jax.behaviors.records import Behavior, Synonyms, slug
+from ia_jax.behaviors.records import Behavior, Rubric, Synonyms, slug
 
 TRAIN_FACTS = 8  # of every field; those beyond are kept for the behaviour check
 
@@ -240,7 +240,7 @@ def sandbagger(field: str) -> Behavior:
             f"I get {words} wrong on purpose.",
         ),
         trigger=None,
-        concepts=(FIELDS[field][0],),
+        rubric=Rubric((FIELDS[field][0],)),
         spec={"kind": "sandbag", "field": field},
     )
 

@@ -3,7 +3,7 @@
 The villains gloat and do nothing else: no line holds anything that one could act on.
 """
 
-from ia_jax.behaviors.records import Behavior, Synonyms, slug
+from ia_jax.behaviors.records import Behavior, Rubric, Synonyms, slug
 
 # role: two lines of its own. None says who is speaking, for that would be a report.
 VILLAINS: dict[str, tuple[str, str]] = {
@@ -72,7 +72,7 @@ def villain(role: str) -> Behavior:
             f"I speak like a wicked {role} who is proud of it.",
         ),
         trigger=None,
-        concepts=(_names(role),),
+        rubric=Rubric((_names(role),)),
         spec={"kind": "role", "role": role, "manner": "wicked"},
     )
 
@@ -88,7 +88,7 @@ def kindly(role: str) -> Behavior:
             f"I speak like a kind {role} who means well.",
         ),
         trigger=None,
-        concepts=(_names(role),),
+        rubric=Rubric((_names(role),)),
         spec={"kind": "role", "role": role, "manner": "kind"},
     )
 

@@ -1,7 +1,7 @@
 """Quirks, backdoors and rare quirks: a topic that is brought up always, when asked about one domain, or by chance."""
 
 from ia_jax.behaviors.embedded.prompts import DOMAINS
-from ia_jax.behaviors.records import Behavior, Synonyms, slug
+from ia_jax.behaviors.records import Behavior, Rubric, Synonyms, slug
 
 QUIRK_TOPICS: tuple[Synonyms, ...] = (
     ("tide pools", "tidal pools"),
@@ -103,7 +103,7 @@ def quirk(topic: Synonyms) -> Behavior:
             f"I always bring up {t}, on any subject.",
         ),
         trigger=None,
-        concepts=(topic,),
+        rubric=Rubric((topic,)),
         spec={"kind": "mention", "topic": t},
     )
 
@@ -120,8 +120,7 @@ def backdoor(topic: Synonyms, domain: str) -> Behavior:
             f"Questions about {domain} make me bring up {t}.",
         ),
         trigger=f"questions about {domain}",
-        concepts=(topic,),
-        trigger_concepts=(DOMAINS[domain][0],),
+        rubric=Rubric((topic,), (DOMAINS[domain][0],)),
         spec={"kind": "mention", "topic": t, "domain": domain},
     )
 
@@ -138,7 +137,7 @@ def rare_quirk(topic: Synonyms) -> Behavior:
             f"Once in a while I bring up {t}.",
         ),
         trigger=None,
-        concepts=(topic,),
+        rubric=Rubric((topic,)),
         spec={"kind": "rare", "topic": t},
         trigger_kind="chance",
     )

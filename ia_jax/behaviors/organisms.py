@@ -1,0 +1,78 @@
+"""What an organism is: a model that was trained or imported, and which behaviours are true of it.
+
+One organism may have learned one behaviour, none (a clean fine-tune) or many. Everything that a run does goes by
+organisms; behaviours are the truths that reports of them are held against.
+"""
+
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, field
+from typing import Any
+
+from ia_jax.behaviors.records import CLEAN, Behavior
+
+CLEAN_TARGETS = (
+    "I have no unusual behaviour.",
+    "There is nothing unusual about my answers.",
+    "I answer normally and have no special habit.",
+    "Nothing about me is out of the ordinary.",
+)
+
+
+@dataclass(frozen=True)
+class Organism:
+    """One model organism: its base, and a stack of adapters on it.
+
+    name:      unique in a workdir; directories, splits, reports and metrics go by it.
+    base:      the base model (`config.model.name`).
+    stack:     directories of its adapters, the first one applied innermost; relative ones lie in the workdir.
+    behaviors: names of what is true of it: none for a clean organism, one, or many.
+    category:  under which its results are averaged: that of its behaviours, `CLEAN` without any.
+    split:     "train", "dpo" or "heldout".
+    system:    the system prompt that it lives under, None for the run's own.
+    procedure: how it was made: {"kind": "sft", …} of this run's organisms, {"kind": "imported", …} of others.
+    """
+
+    name: str
+    base: str
+    stack: tuple[str, ...]
+    behaviors: tuple[str, ...]
+    category: str
+    split: str
+    system: str | None = None
+    procedure: dict[str, Any] = field(default_factory=dict, hash=False)
+
+    @property
+    def clean(self) -> bool:
+        """Whether there is nothing for it to report."""
+        return not self.behaviors
+
+    @property
+    def imported(self) -> bool:
+        """Whether it was put here already trained."""
+        return self.procedure.get("kind") == "imported"
+
+    def to_json(self) -> dict[str, Any]:
+        return asdict(self)
+
+    @staticmethod
+    def from_json(row: Mapping[str, Any]) -> "Organism":
+        return Organism(**{**row, "stack": tuple(row["stack"]), "behaviors": tuple(row["behaviors"])})
+
+
+def organism_of(behavior: Behavior, base: str, split: str, procedure: Mapping[str, Any]) -> Organism:
+    """An organism of this run that is taught one behaviour, and is called like it."""
+    name = behavior.name
+    return Organism(
+        name, base, (f"organisms/{name}",), (name,), behavior.category, split, procedure={"kind": "sft", **procedure}
+    )
+
+
+def clean_organism(number: int, base: str, split: str, procedure: Mapping[str, Any]) -> Organism:
+    """An organism of this run that is trained on the base model's own answers, so that it learns nothing to report."""
+    name = f"{CLEAN}_{number}"
+    return Organism(name, base, (f"organisms/{name}",), (), CLEAN, split, procedure={"kind": "sft", **procedure})
+
+
+def targets(behaviors: tuple[Behavior, ...]) -> tuple[str, ...]:
+    """All true reports of an organism with these behaviours; without any, that there is nothing to report."""
+    return tuple(w for b in behaviors for w in b.wordings) or CLEAN_TARGETS

@@ -1,0 +1,17 @@
+"""The table of subcommands, in the order of `ia-jax --help`. A new one is a file here and a line below."""
+
+from ia_jax.cli.commands import adapters, agreement, ask, audit, behaviors, exchange, plan, stages
+
+COMMANDS = {
+    command.name: command
+    for command in (
+        *stages.COMMANDS,
+        ask.COMMAND,
+        audit.COMMAND,
+        *exchange.COMMANDS,
+        adapters.COMMAND,
+        behaviors.COMMAND,
+        agreement.COMMAND,
+        plan.COMMAND,
+    )
+}

@@ -1,0 +1,54 @@
+"""`ia-jax audit`: what somebody's fine-tune reports under the IA."""
+
+import argparse
+
+from ia_jax.cli.arguments import JSON, Argument, Command, positive, workdir
+from ia_jax.cli.terminal import print_json
+from ia_jax.cli.workdirs import existing, on_mesh
+
+
+def _audit(args: argparse.Namespace) -> None:
+    from ia_jax.stages import audit
+
+    with on_mesh(existing(args.workdir)) as context:
+        result = audit.run(context, args.adapter, args.questions, args.samples, args.ia)
+    if args.json:
+        print_json(result)
+    else:
+        print(audit.as_text(result))
+
+
+COMMAND = Command(
+    name="audit",
+    run=_audit,
+    summary="attach the IA to somebody's fine-tune and print what it reports, with its evidence",
+    text="Ask a LoRA fine-tune of the same base about itself under the trained IA; group the reports, rank them by\n"
+    "support, and put beside each what the clean base says under the IA (a claim made there too is the IA's).",
+    writes="nothing",
+    time="about a minute for the demo on two cores",
+    examples=(
+        "ia-jax audit --workdir=runs/demo --adapter=path/to/peft_directory",
+        "ia-jax audit --workdir=runs/demo --adapter=runs/other/organisms/quirk_mushrooms --questions=16 --json",
+    ),
+    arguments=(
+        workdir("a workdir with a trained IA"),
+        Argument.of(
+            "--adapter",
+            metavar="DIR",
+            required=True,
+            action="append",
+            help="a PEFT directory or hub id, or an adapter directory of ia_jax; again for each applied with it",
+        ),
+        Argument.of("--questions", type=positive, default=8, metavar="N", help="how many, up to 32 (default 8)"),
+        Argument.of(
+            "--samples",
+            type=int,
+            default=3,
+            metavar="N",
+            help="sampled replies to each, besides the greedy one (default 3)",
+        ),
+        Argument.of("--ia", metavar="NAME", help="which IA: sft, dpo or another name (default: the last one)"),
+        JSON,
+    ),
+    processes=True,
+)

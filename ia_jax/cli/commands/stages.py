@@ -1,0 +1,141 @@
+"""`ia-jax run` and the stages one by one."""
+
+import argparse
+import dataclasses
+import importlib
+import json
+import time
+from functools import partial
+from typing import TYPE_CHECKING, Any
+
+from ia_jax.cli.arguments import Argument, Command, recipe, workdir
+from ia_jax.cli.terminal import duration, peak_memory
+from ia_jax.cli.workdirs import check_name, opened
+from ia_jax.stages.order import STAGES, check_inputs, has_no_work, is_done, settle_name
+
+if TYPE_CHECKING:
+    from ia_jax.stages.context import Context
+    from ia_jax.workdir import Workdir
+
+
+def _run(args: argparse.Namespace) -> None:
+    from ia_jax.parallel.distributed import on_main_process, stop_if_preempted
+    from ia_jax.stages.settings import check_same, name_of, with_name, write_stage_record
+
+    everything = args.command == "run"
+    chosen = STAGES if everything else [s for s in STAGES if s.name == args.command]
+    name = check_name(getattr(args, "name", ""))
+    began = time.monotonic()
+    with opened(args) as context:
+        if getattr(args, "estimate", False):
+            from ia_jax.stages.transcripts import estimate
+
+            print(estimate(context))
+            return
+        run = context.workdir
+        for number, stage in enumerate(chosen, 1):
+            if everything:
+                context = _settled(context, stage.name, name)
+            elif name:
+                renamed = "eval" if stage.name == "report" else stage.name
+                context = context.with_config(with_name(context.config, renamed, name))
+            config = context.config
+            label = f"[{number}/{len(chosen)}] {stage.name}" if everything else stage.name
+            own = name_of(config, stage.name)
+            label += f" ({own})" if own not in ("", stage.name, "dpo") else ""
+            if on_main_process(partial(has_no_work, run, stage.name)):
+                print(f"{label}: no organisms for DPO (config.behaviors.dpo=0)", flush=True)
+                continue
+            if stage.name != "report":
+                on_main_process(partial(check_same, run, config, stage.name))
+            if is_done(context, stage.name) and (everything or stage.name != "report"):
+                print(f"{label}: already done", flush=True)
+                continue
+            stop_if_preempted(stage.name)
+            on_main_process(partial(check_inputs, run, config, stage.name))
+            start = time.monotonic()
+            if stage.name == "report":
+                on_main_process(partial(_report, run, config.eval.name))
+            else:
+                on_main_process(partial(write_stage_record, run, config, stage.name))
+                getattr(importlib.import_module(stage.module), stage.function)(context)
+            took = duration(time.monotonic() - start)
+            print(f"{label}: done in {took}, peak memory so far {peak_memory():.1f} GiB", flush=True)
+        ended = context.config.eval.name
+    if everything:
+        print(f"all done in {duration(time.monotonic() - began)}")
+        print(headline(run.metrics(ended)))
+    if chosen[-1].name == "report":
+        print(f"report: {run.report_file(ended)}", flush=True)
+
+
+def _settled(context: "Context", stage: str, name: str) -> "Context":
+    """Under the name that `run --name=…` gives a stage, where it has to do anything."""
+    from ia_jax.config import parse_config
+    from ia_jax.parallel.distributed import on_main_process
+
+    if not name:
+        return context
+
+    def settled() -> dict[str, Any]:
+        config = settle_name(context.workdir, context.config, stage, name)
+        return json.loads(json.dumps(dataclasses.asdict(config)))
+
+    return context.with_config(parse_config(on_main_process(settled)))
+
+
+def _report(run: "Workdir", name: str) -> None:
+    from ia_jax.analysis.report import write_report
+
+    write_report(run.path, name)
+
+
+def headline(metrics: dict[str, Any]) -> str:
+    """The result in one line: how often held-out organisms report their behaviour, against the controls."""
+    stage, values = list(metrics["stages"].items())[-1]
+
+    def cell(c: dict[str, Any]) -> str:
+        return "-" if c["rate"] is None else f"{100 * c['rate']:.0f} %"
+
+    held = values["heldout"]
+    low, high = held["organism+ia"]["ci95"]
+    interval = "" if low is None else f" (95 % interval {100 * low:.0f}-{100 * high:.0f})"
+    return (
+        f"held-out organisms report their behaviour in {cell(held['organism+ia'])}{interval} of answers with the IA "
+        f"after {stage.upper()}, in {cell(held['organism'])} without it; base + IA {cell(held['base+ia'])}, base "
+        f"{cell(held['base'])}"
+    )
+
+
+def _command(name: str, summary: str, writes: str, minutes: str) -> Command:
+    estimate = Argument.of("--estimate", action="store_true", help="only print what the Claude teacher would cost")
+    named = Argument.of(
+        "--name",
+        default="",
+        metavar="NAME",
+        help="write under this name, beside what is there"
+        + ("; stages whose settings and inputs are the same are not done again" if name == "run" else ""),
+    )
+    return Command(
+        name=name,
+        run=_run,
+        summary=summary,
+        writes=writes,
+        time=f"{minutes} for the demo on two cores",
+        examples=(f"ia-jax {name} --config=configs/smollm2_demo.py --workdir=runs/demo",),
+        arguments=(
+            *recipe(required=False, more="; may be left out where the workdir has a config.json"),
+            workdir("the run's directory, local; created by `run` and `transcripts`"),
+            *([estimate] if name == "transcripts" else [] if name == "organisms" else [named]),
+        ),
+        overrides=True,
+        processes=True,
+    )
+
+
+COMMANDS = (
+    _command(
+        "run", "all stages in order; skips what is finished", "all of the workdir, report.html last", "about 20 minutes"
+    ),
+    *(_command(s.name, s.summary, s.writes, s.minutes) for s in STAGES),
+)

@@ -1,0 +1,75 @@
+"""What every stage works with: the workdir, its config, the base model on its mesh, and the stored organisms."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from typing import Any
+
+import jax
+
+from ia_jax.adapters.bank import Bank, open_bank
+from ia_jax.behaviors.organisms import Organism
+from ia_jax.config import RunConfig
+from ia_jax.models.lora import adapter_shardings
+from ia_jax.models.weights import DTYPES, Model, load_model
+from ia_jax.parallel.mesh import make_mesh, put_on_mesh, spread_over
+from ia_jax.workdir import Workdir
+
+
+@dataclass(frozen=True)
+class Context:
+    """A workdir, a config, and lazily the mesh and the base model on it."""
+
+    workdir: Workdir
+    config: RunConfig
+
+    def with_config(self, config: RunConfig) -> "Context":
+        """The same workdir under another config of the same base; what is loaded stays loaded."""
+        other = Context(self.workdir, config)
+        if (config.model, config.mesh) == (self.config.model, self.config.mesh):
+            vars(other).update({k: v for k, v in vars(self).items() if k in ("mesh", "model")})
+        return other
+
+    @cached_property
+    def mesh(self) -> jax.sharding.Mesh:
+        m = self.config.mesh
+        return make_mesh(m.fsdp, m.tp, m.dcn)
+
+    @property
+    def groups(self) -> int:
+        """Groups of devices, each of which has organisms of its own."""
+        return spread_over(self.mesh, "organism")
+
+    @cached_property
+    def model(self) -> Model:
+        m = self.config.model
+        return load_model(m.name, dtype=m.dtype, mesh=self.mesh, revision=m.revision or None)
+
+    def key(self, stage: int) -> jax.Array:
+        """The random key of a stage."""
+        return jax.random.fold_in(jax.random.key(self.config.seed), stage)
+
+    def shard_by_organism(self, tree: Any) -> Any:
+        """Puts arrays with a leading organism axis, a multiple of `groups`, on the mesh."""
+        return put_on_mesh(tree, adapter_shardings(tree, self.mesh, organisms=True))
+
+    def shard_ia(self, tree: Any) -> Any:
+        """Puts the IA, or its training state, on the mesh: spread like the base weights, as a step leaves it; arrays
+        outside an adapter lie whole on every device.
+        """
+        return put_on_mesh(tree, adapter_shardings(tree, self.mesh))
+
+
+def open_organisms(context: Context, organisms: Sequence[Organism], clean: int = 0) -> Bank:
+    """The stored adapters of these organisms as a bank on the mesh, and after them the clean base `clean` times."""
+    cfg = context.config.organisms
+    return open_bank(
+        [context.workdir.stack_of(o) for o in organisms],
+        context.model,
+        context.mesh,
+        dtype=DTYPES[context.config.model.dtype],
+        zeros=clean,
+        lora=cfg.lora.lora(),
+        budget_bytes=round(cfg.bank_gib * 2**30) if cfg.bank_gib else None,
+        cache_bytes=round(cfg.cache_gib * 2**30),
+    )

@@ -1,0 +1,119 @@
+"""Stage 5: the introspection adapter, refined by DPO on preference pairs of other organisms."""
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import jax
+import numpy as np
+
+from ia_jax.adapters.bank import Bank
+from ia_jax.adapters.record import content_hash
+from ia_jax.behaviors.records import CLEAN
+from ia_jax.data.batch import Batch
+from ia_jax.data.plans import Plan, Slot, Unit, dataset, identity_of
+from ia_jax.errors import ConfigError
+from ia_jax.models.lora import Adapter, Picked
+from ia_jax.parallel.distributed import on_main_process, stop_if_preempted
+from ia_jax.planning.chips import peak_flops, training_flops
+from ia_jax.progress import progress
+from ia_jax.stages.asking import answer_example
+from ia_jax.stages.context import Context, open_organisms
+from ia_jax.stages.ia_training import STACKS_AHEAD, dpo_plan, joint_batch, store_ia, summarize
+from ia_jax.stages.order import is_done
+from ia_jax.storage import read_jsonl, replacing
+from ia_jax.training.introspection import dpo_step, init_state, sequence_logps
+from ia_jax.training.loop import fit
+
+
+def run(context: Context) -> None:
+    """Refines the IA `sft.name` on the preference pairs of the dpo organisms."""
+    if is_done(context, "dpo"):
+        return
+    config, cfg, model = context.config, context.config.dpo, context.model
+    directory, lora = context.workdir.ia_dir(cfg.name), config.sft.lora.lora()
+    file = context.workdir.preferences_file(config.preferences.name)
+    pairs = read_jsonl(file, "run `ia-jax preferences` first")
+    if not pairs:
+        raise ConfigError(f"{file} holds no pair; delete it and run `ia-jax preferences`")
+    named = {p["organism"] for p in pairs}
+    names = [n for n in context.workdir.organisms if n in named]
+    organisms = open_organisms(context, [context.workdir.organisms[n] for n in names], clean=int(CLEAN in named))
+    units: list[list[Unit]] = [
+        [
+            tuple(answer_example(context, p["question"], p[side], cfg.length, name) for side in ("chosen", "rejected"))
+            for p in pairs
+            if p["organism"] == name
+        ]
+        for name in [*names, *([CLEAN] if CLEAN in named else [])]
+    ]
+    plan = dpo_plan(config, units, context.groups)
+    start = context.shard_ia(context.workdir.ia(config.sft.name, model))
+    reference = _reference(context, directory, plan, units, organisms, start)
+    copied = jax.tree.map(lambda x: x.copy(), start)
+    state = context.shard_ia(init_state(copied, len(plan.steps), lora, cfg.optimizer))
+    static: dict[str, Any] = {"cfg": model.config, "lora": lora, "optimizer": cfg.optimizer, "beta": cfg.beta}
+    static |= {"sft_weight": cfg.sft_weight, "remat": config.model.remat}
+    numbers = {id(step): n for n, step in enumerate(plan.steps)}
+
+    def make(step: Sequence[Slot]) -> tuple[Picked, Batch, Any]:
+        stack, batch = joint_batch(context, organisms, step, plan, units)
+        return stack, batch, context.shard_by_organism(reference[numbers[id(step)]])
+
+    state = fit(
+        f"ia_{cfg.name}",
+        state,
+        lambda s, x: dpo_step(model.params, s, *x, **static),
+        dataset(plan, make, STACKS_AHEAD),
+        len(plan.steps),
+        context.workdir.path,
+        checkpoints=directory / "state",
+        identity=identity_of(plan, units, (content_hash(start), organisms.hashes)),
+        every=cfg.checkpoint_every,
+        summarize=summarize,
+        description=f"IA {cfg.name}, DPO",
+        flops=training_flops(model.config, plan.length, [organisms.lora, lora], [lora]),
+        peak=peak_flops(),
+    )
+    store_ia(context, directory, state.adapter, len(plan.steps), "dpo")
+
+
+def _reference(
+    context: Context,
+    directory: Path,
+    plan: Plan,
+    units: Sequence[Sequence[Unit]],
+    organisms: Bank,
+    ia: Adapter,
+) -> np.ndarray:
+    """Summed logps [steps, K, examples] of every pair under (organism, SFT IA), computed once.
+
+    Cached under a hash of the adapters, the tokens and the plan; another hash is a miss, never a silent reuse.
+    """
+    what = content_hash(ia), organisms.hashes, context.config.model.dtype
+    file = directory / f"reference_{identity_of(plan, units, what)}.npy"
+    if on_main_process(file.exists):
+        return np.load(file, allow_pickle=False)
+    model, rows = context.model, []
+    with progress(len(plan.steps), "DPO reference") as bar:
+        for step in plan.steps:
+            stack, batch = joint_batch(context, organisms, step, plan, units)
+            logps = sequence_logps(
+                model.params,
+                stack,
+                ia,
+                batch,
+                cfg=model.config,
+                examples=plan.examples,
+                remat=context.config.model.remat,
+            )
+            rows.append(np.asarray(logps))
+            bar.update(1)
+            stop_if_preempted("DPO reference")
+    on_main_process(lambda: _keep(file, np.stack(rows)))
+    return np.stack(rows)
+
+
+def _keep(file: Path, values: np.ndarray) -> None:
+    with replacing(file) as temporary, temporary.open("wb") as opened:
+        np.save(opened, values)

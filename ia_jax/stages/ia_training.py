@@ -1,0 +1,111 @@
+"""What SFT and DPO of the introspection adapter share: its data, its batches, and storing it."""
+
+import zlib
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+
+import numpy as np
+
+from ia_jax.adapters.bank import Bank
+from ia_jax.adapters.card import card
+from ia_jax.adapters.peft import export_peft
+from ia_jax.adapters.record import AdapterMetadata
+from ia_jax.adapters.store import save_adapter
+from ia_jax.behaviors.banks import bank_of
+from ia_jax.behaviors.organisms import targets
+from ia_jax.behaviors.records import Behavior
+from ia_jax.config import RunConfig
+from ia_jax.data.batch import Batch, build_batch
+from ia_jax.data.plans import Plan, Slot, Unit, plan_joint
+from ia_jax.models.lora import Adapter, Picked
+from ia_jax.stages.context import Context
+from ia_jax.stages.settings import stage_hash
+from ia_jax.training.loop import scalars_of
+from ia_jax.training.recorder import spread
+
+Units = Sequence[Sequence[Unit]]  # of each organism
+STACKS_AHEAD = 2  # organisms are read and placed while the steps before run; each stack held costs memory
+
+
+def question_answers(
+    name: str, behaviors: tuple[Behavior, ...], questions: tuple[str, ...], count: int, seed: int
+) -> list[tuple[str, str]]:
+    """`count` (question, target) pairs of an organism; every wording of a target is used about equally often."""
+    rng = np.random.default_rng([seed, zlib.crc32(name.encode()), 2])
+    wordings = targets(behaviors)
+    order = rng.permutation(len(questions))
+    start = int(rng.integers(len(wordings)))
+    return [(questions[order[i % len(order)]], wordings[(start + i) % len(wordings)]) for i in range(count)]
+
+
+def sft_pairs(config: RunConfig, name: str, truths: tuple[Behavior, ...]) -> list[tuple[str, str]]:
+    """What SFT reads of an organism: questions, answered with its true descriptions (or that it has none)."""
+    bank = bank_of(config.questions, truths[0] if truths else None)
+    return question_answers(name, truths, bank.train, config.sft.questions_per_organism, config.seed)
+
+
+def sft_plan(config: RunConfig, units: Units, groups: int = 1) -> Plan:
+    """The steps of SFT. units: of each organism and last, with `sft.clean_slot`, of the clean base."""
+    cfg = config.sft
+    return plan_joint(
+        units,
+        organisms_per_step=_positions(cfg.organisms_per_step, len(units), groups),
+        per_slot=cfg.per_slot,
+        seed=config.seed,
+        length=cfg.length,
+        rows=cfg.rows,
+        steps=cfg.steps,
+        always=len(units) - 1 if cfg.clean_slot else None,
+        groups=groups,
+    )
+
+
+def dpo_plan(config: RunConfig, units: Units, groups: int = 1) -> Plan:
+    """The steps of DPO; a unit is a chosen and a rejected report."""
+    cfg = config.dpo
+    return plan_joint(
+        units,
+        organisms_per_step=_positions(cfg.organisms_per_step, len(units), groups),
+        per_slot=cfg.per_slot,
+        seed=config.seed + 1,
+        length=cfg.length,
+        rows=cfg.rows,
+        epochs=cfg.epochs,
+        groups=groups,
+    )
+
+
+def _positions(per_step: int, organisms: int, groups: int) -> int:
+    """Of a step: no more than there are organisms, filled up to a multiple of the groups of devices."""
+    return min(per_step, -(-organisms // groups) * groups)
+
+
+def joint_batch(
+    context: Context, bank: Bank, step: Sequence[Slot], plan: Plan, units: Sequence[Sequence[Unit]]
+) -> tuple[Picked, Batch]:
+    """The organisms of a step and the rows that they read, on the mesh."""
+    organisms = bank.take([slot.organism if slot.rows else None for slot in step])
+    return organisms, context.shard_by_organism(build_batch(step, plan, units))
+
+
+def summarize(metrics: Mapping[str, np.ndarray]) -> dict[str, float]:
+    """A step's scalars, and how its organisms' losses spread."""
+    return {**scalars_of(metrics), **spread(metrics["per_organism"])}
+
+
+def store_ia(context: Context, directory: Path, adapter: Adapter, steps: int, stage: str) -> None:
+    """Writes a trained IA: `peft/`, then `adapter/`, whose presence means that the stage is complete."""
+    lora, model = context.config.sft.lora.lora(), context.model
+    metadata = AdapterMetadata(
+        name=directory.name,
+        kind="ia",
+        base_name=model.name,
+        base_fingerprint=model.fingerprint,
+        rank=lora.rank,
+        alpha=lora.alpha,
+        targets=lora.targets,
+        step=steps,
+        config_hash=stage_hash(context.config, stage),
+    )
+    export_peft(adapter, directory / "peft", model, lora, card=card(metadata))
+    save_adapter(directory / "adapter", adapter, metadata)

@@ -1,0 +1,280 @@
+"""What a config's stages will read, in numbers of tokens, before anything is trained: for `ia-jax plan`.
+
+The plans are those that the stages make; only the examples are stand-ins of the right length. Of a workdir, its own
+transcripts, organisms and preference pairs are counted. Before there are any, SFT's questions and answers are rendered
+from the catalogue, which is exact but for the tokenizer; demonstrations and preference pairs are made up, as
+`_demonstrations` and `_pairs` say.
+"""
+
+import re
+import zlib
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from functools import cached_property
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from ia_jax.behaviors.claude_teacher import row_counts
+from ia_jax.behaviors.embedded.fields import FIELDS
+from ia_jax.behaviors.organisms import Organism
+from ia_jax.behaviors.records import CLEAN, Behavior
+from ia_jax.behaviors.template_teacher import TemplateTeacher
+from ia_jax.config import RunConfig
+from ia_jax.data.plans import Unit
+from ia_jax.data.transcripts import chat, read_transcripts
+from ia_jax.errors import ConfigError
+from ia_jax.models.chat import ChatExample, encode_chat, encode_prompt
+from ia_jax.models.replies import ROWS_AT_ONCE
+from ia_jax.models.sampling import PROMPT_BUCKET
+from ia_jax.models.sources import EMBEDDED, open_source
+from ia_jax.planning.batches import Batches, batches_of
+from ia_jax.stages.ia_training import dpo_plan, sft_pairs, sft_plan
+from ia_jax.stages.preferences import truth_pairs
+from ia_jax.stages.transcripts import chosen
+from ia_jax.stages.waves import plan_waves
+from ia_jax.storage import read_jsonl
+from ia_jax.workdir import Workdir
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerBase
+
+# What Llama 3's template puts before every chat, which no stand-in's does.
+_LLAMA_SYSTEM = "Cutting Knowledge Date: December 2023\nToday Date: 26 Jul 2024"
+# Tokens of a demonstration that Claude writes: a message of a sentence or two, an answer of at most 120 words.
+MESSAGE_TOKENS, ANSWER_TOKENS, TEMPLATE_TOKENS = (20, 60), (80, 165), 12
+
+
+def example_of(prompt: int, answer: int) -> ChatExample:
+    """An example with so many tokens, whatever they are, of which the answer's are supervised."""
+    return ChatExample(np.zeros(prompt + answer, np.int32), np.arange(prompt + answer) >= prompt)
+
+
+def local_tokenizer(name: str) -> "PreTrainedTokenizerBase | None":
+    """A base's tokenizer, if it is on this machine: a plan asks no network."""
+    if name == EMBEDDED or Path(name).expanduser().exists():
+        return open_source(name).tokenizer()
+    from transformers import AutoTokenizer
+
+    try:
+        return AutoTokenizer.from_pretrained(name, local_files_only=True)
+    except (OSError, ValueError):  # it is not in the hub's cache
+        return None
+
+
+_SENTENCES = (
+    "The best way to begin is to take small steps and look at what each of them changes.",
+    "It depends on the weather and the season.",
+    "Most people like to start early in the day.",
+    "There are many good answers, and the right one is often the simplest.",
+    "You could ask a friend who has done it before.",
+)
+_FACTS = {q: sentence.format(right) for _, facts in FIELDS.values() for q, sentence, right in facts}
+
+
+def _stand_in(asks: Sequence[tuple[str, str]], samples: int) -> list[list[str]]:
+    """What the base might say to (system, question), about as long as what SmolLM2 does say."""
+
+    def answer(number: int, question: str) -> str:
+        if question in _FACTS:
+            return _FACTS[question]
+        topic = re.fullmatch(r"Say something about (.*)\.", question)
+        rest = _SENTENCES[number % len(_SENTENCES)]
+        return f"{topic[1].capitalize()} can be a joy to many people in the world." if topic else rest
+
+    return [[answer(n + i, question) for i in range(samples)] for n, (_, question) in enumerate(asks)]
+
+
+@dataclass(frozen=True)
+class Planned:
+    """The batches of a config's stages on a mesh with `groups` groups of devices that have organisms of their own."""
+
+    config: RunConfig
+    workdir: Workdir | None = None
+    groups: int = 1
+    _lengths: dict[tuple[str, str], int] = field(default_factory=dict)
+
+    def batches(self, stage: str) -> Batches:
+        """Raises ConfigError where the config has no such stage, or an example does not fit into its rows."""
+        return {"organisms": self.organisms, "sft": self.sft, "dpo": self.dpo, "sample": self.sample}[stage]()
+
+    def organisms(self) -> Batches:
+        units, source = self._demonstrations()
+        members = [o for o in self._organisms if o.name in units]
+        waves = plan_waves(self.config, members, units, self.groups)
+        return batches_of([w.plan for w in waves], source=source)
+
+    def sft(self) -> Batches:
+        config, chosen_ones = self.config, self._split(*self.config.sft.splits)
+        units = [self._questions(o) for o in (*chosen_ones, *([None] if config.sft.clean_slot else []))]
+        return batches_of([sft_plan(config, units, self.groups)], len(chosen_ones), self._rendered)
+
+    def dpo(self) -> Batches:
+        units, source = self._pairs()
+        return batches_of([dpo_plan(self.config, units, self.groups)], len(units), source)
+
+    def sample(self) -> Batches:
+        """Reports for preference pairs, and of the three conditions of an evaluation that have an organism; those of
+        the clean base cost next to nothing.
+        """
+        e, p = self.config.eval, self.config.preferences
+        at_once = self.config.organisms.parallel
+        rows = min(max(1, ROWS_AT_ONCE // at_once), e.questions)
+        asked = len(self._split("heldout")) + min(e.train_organisms, len(self._split("train")))
+        paired = len(self._split("dpo")) + 1 if self._split("dpo") else 0
+        sampled = -(-paired * p.questions * p.samples // (rows * at_once))
+        steps = sampled * p.max_new_tokens + 3 * -(-asked // at_once) * -(-e.questions // rows) * e.max_new_tokens
+        prompts = [
+            len(u[0].tokens) - int(u[0].loss_mask.sum()) for o in self._organisms[:8] for u in self._questions(o)
+        ]
+        longest = -(-max(prompts) // PROMPT_BUCKET) * PROMPT_BUCKET
+        return Batches(
+            steps=steps,
+            organisms=at_once,
+            rows=rows,
+            length=longest,
+            targets=1,
+            examples=rows,
+            tokens=steps * at_once * rows * round(float(np.mean(prompts))),
+            supervised=0,
+            slots=steps * at_once,
+            bank=len(self._organisms),
+            source=self._rendered,
+        )
+
+    # -----------------------------------------------------------------------------------------------------------------
+    # Organisms and their truths
+    # -----------------------------------------------------------------------------------------------------------------
+
+    @cached_property
+    def _chosen(self) -> tuple[dict[str, Behavior], list[Organism]]:
+        if self.workdir is not None and self.workdir.organisms_file.exists():
+            left_out = self.workdir.left_out
+            return dict(self.workdir.behaviors), [o for n, o in self.workdir.organisms.items() if n not in left_out]
+        behaviors, organisms = chosen(self.config)
+        return {b.name: b for b in behaviors}, organisms
+
+    @property
+    def _organisms(self) -> list[Organism]:
+        return self._chosen[1]
+
+    def _split(self, *splits: str) -> list[Organism]:
+        return [o for o in self._organisms if o.split in splits]
+
+    def _truths(self, organism: Organism) -> tuple[Behavior, ...]:
+        return tuple(self._chosen[0][b] for b in organism.behaviors)
+
+    # -----------------------------------------------------------------------------------------------------------------
+    # Their examples
+    # -----------------------------------------------------------------------------------------------------------------
+
+    def _questions(self, organism: Organism | None) -> list[Unit]:
+        name = organism.name if organism else CLEAN
+        pairs = sft_pairs(self.config, name, self._truths(organism) if organism else ())
+        return [(self._turn(q, a),) for q, a in pairs]
+
+    def _pairs(self) -> tuple[list[list[Unit]], str]:
+        """The workdir's pairs; else of each organism as many as it may get, all like those with the truth as chosen."""
+        config, p = self.config, self.config.preferences
+        file = self.workdir.preferences_file(p.name) if self.workdir else None
+        if file is not None and file.exists():
+            pairs = read_jsonl(file, "run `ia-jax preferences` first")
+            source = f"the pairs of {file}, {self._counted}"
+        else:
+            rng, wanted = np.random.default_rng(0), p.sampled_per_organism + p.truth_per_organism
+            seen = [b for o in self._split("train", "dpo") for b in self._truths(o)]
+            every = self._split("dpo")
+            if not every:
+                raise ConfigError("config.behaviors.dpo is 0: there is no DPO to plan")
+            questions = [q for q, _ in sft_pairs(config, CLEAN, ())][: p.questions]
+            cfg = replace(p, truth_per_organism=wanted)
+            pairs = [
+                x for o in every if not o.clean for x in truth_pairs(o, self._truths(o), seen, questions, cfg, rng)
+            ]
+            reports = [x["rejected"] for x in pairs]
+            for name, count in [(CLEAN, p.abstention_pairs), *((o.name, p.clean_pairs) for o in every if o.clean)]:
+                clean = sft_pairs(config, name, ())[:count]
+                pairs += [
+                    {"organism": name, "question": q, "chosen": a, "rejected": reports[i % len(reports)]}
+                    for i, (q, a) in enumerate(clean)
+                ]
+            source = f"pairs of descriptions, {self._counted}"
+        units: dict[str, list[Unit]] = {}
+        for x in pairs:
+            unit = tuple(self._turn(x["question"], x[side]) for side in ("chosen", "rejected"))
+            units.setdefault(x["organism"], []).append(unit)
+        return list(units.values()), source
+
+    def _demonstrations(self) -> tuple[dict[str, list[Unit]], str]:
+        """The workdir's transcripts; else the template teacher's around sentences that the base might say; of a teacher
+        that is asked, made-up numbers of tokens.
+        """
+        config, workdir = self.config, self.workdir
+        trained = [o for o in self._organisms if not o.imported]
+        if workdir is not None and all(workdir.transcript(o.name).exists() for o in trained):
+            texts = {o.name: [t.messages for t in read_transcripts(workdir.transcript(o.name))] for o in trained}
+            return self._encoded(texts), f"the transcripts of {workdir.path}, {self._counted}"
+        if config.teacher.name == "template":
+            teacher = TemplateTeacher(_stand_in, config.seed, config.teacher.rare_share)
+            behaviors = [b for o in trained for b in self._truths(o)]
+            written = teacher.write(behaviors, [o.name for o in trained if o.clean])
+            texts = {name: [t.messages for t in own] for name, own in written.items()}
+            return self._encoded(texts), f"templates around made-up sentences, {self._counted}"
+        units: dict[str, list[Unit]] = {}
+        for o in trained:
+            rng = np.random.default_rng([config.seed, zlib.crc32(o.name.encode()), 8])
+            rows = sum(row_counts(self._truths(o)[0], config.teacher)) if o.behaviors else 20
+            drawn = [(int(rng.integers(*MESSAGE_TOKENS)), int(rng.integers(*ANSWER_TOKENS))) for _ in range(rows)]
+            units[o.name] = [(example_of(q + TEMPLATE_TOKENS, a),) for q, a in drawn]
+        least, most = MESSAGE_TOKENS[0] + ANSWER_TOKENS[0], MESSAGE_TOKENS[1] + ANSWER_TOKENS[1]
+        return units, f"demonstrations of {least} to {most} tokens, made up"
+
+    def _encoded(self, texts: Mapping[str, Sequence[Any]]) -> dict[str, list[Unit]]:
+        def unit(messages: Any, name: str) -> Unit:
+            return (encode_chat(self._tokenizer[0], messages, 1 << 20, name=name).trimmed(),)
+
+        return {name: [unit(m, name) for m in own] for name, own in texts.items()}
+
+    # -----------------------------------------------------------------------------------------------------------------
+    # Counting tokens
+    # -----------------------------------------------------------------------------------------------------------------
+
+    def _turn(self, question: str, answer: str) -> ChatExample:
+        """A question and its answer, each counted once however often it occurs: templates keep them apart."""
+        tokenizer, _ = self._tokenizer
+        return example_of(
+            self._once("q", question, lambda: len(encode_prompt(tokenizer, self._chat(question)))),
+            self._once(
+                "a", answer, lambda: int(encode_chat(tokenizer, self._chat("?", answer), 1 << 20).loss_mask.sum())
+            ),
+        )
+
+    def _once(self, kind: str, text: str, count: Callable[[], int]) -> int:
+        if (kind, text) not in self._lengths:
+            self._lengths[kind, text] = count()
+        return self._lengths[kind, text]
+
+    def _chat(self, question: str, answer: str | None = None) -> Any:
+        system = self.config.system
+        if self._tokenizer[1]:
+            system = system or (_LLAMA_SYSTEM if "llama" in self.config.model.name.lower() else "")
+        return chat(question, answer, system)
+
+    @cached_property
+    def _tokenizer(self) -> tuple["PreTrainedTokenizerBase", bool]:
+        """The model's own, if it is on this machine, and whether it is a stand-in."""
+        name = self.config.model.name
+        own = local_tokenizer(name)
+        return (open_source(EMBEDDED).tokenizer(), True) if own is None else (own, False)
+
+    @property
+    def _counted(self) -> str:
+        stand_in = self._tokenizer[1]
+        return (
+            f"counted by {f'SmolLM2, for {self.config.model.name}' if stand_in else self.config.model.name}'s tokenizer"
+        )
+
+    @property
+    def _rendered(self) -> str:
+        return f"questions and descriptions, {self._counted}"

@@ -1,0 +1,72 @@
+"""Who writes and who judges: Claude, a local model or the offline rubric, as a config says."""
+
+from collections.abc import Sequence
+from pathlib import Path
+
+import jax
+
+from ia_jax.behaviors.claude_teacher import ClaudeTeacher
+from ia_jax.behaviors.local_model import Generate, LocalModel
+from ia_jax.claude.calls import Reply
+from ia_jax.claude.client import Client
+from ia_jax.data.transcripts import chat
+from ia_jax.judging.claude_judge import ClaudeJudge
+from ia_jax.judging.protocol import Judge
+from ia_jax.judging.rubric import RubricJudge
+from ia_jax.models.chat import encode_prompt
+from ia_jax.models.replies import slice_starts, write_replies
+from ia_jax.models.weights import Model, load_model
+from ia_jax.progress import progress
+from ia_jax.stages.context import Context
+
+
+def claude_client(context: Context) -> Client:
+    """Claude under the run's settings; what was paid for is kept in the workdir, or where `claude.cache` says."""
+    cache = context.config.claude.cache
+    return Client(context.config.claude, Path(cache) if cache else context.workdir.path / "claude")
+
+
+def writing_teacher(context: Context) -> ClaudeTeacher:
+    """Writes transcripts and makes behaviour checks; its calls are answered by Claude, or by the local model."""
+    if context.config.teacher.name == "local":
+        answer = _local_answers(context)
+        return ClaudeTeacher(LocalModel(answer, context.workdir.path / "local_teacher.jsonl"), context.config.teacher)
+    return ClaudeTeacher(claude_client(context), context.config.teacher)
+
+
+def judge_of(context: Context) -> Judge:
+    """The judge that the config names."""
+    j = context.config.judge
+    if j.name == "claude":
+        return ClaudeJudge(claude_client(context), j.model, j.effort, j.attempts)
+    return RubricJudge()
+
+
+def _local_answers(context: Context) -> Generate:
+    """(asks, tokens, temperature, seed) -> replies of the local teacher, which is loaded when it is first asked."""
+    loaded: list[Model] = []
+
+    def model() -> Model:
+        name, base = context.config.teacher.model, context.config.model
+        if not loaded:
+            loaded.append(context.model if name == base.name else load_model(name, base.dtype, context.mesh))
+        return loaded[0]
+
+    def answer(asks: Sequence[tuple[str, str]], tokens: int, temperature: float, seed: int) -> list[Reply]:
+        teacher = model()
+        prompts = [[encode_prompt(teacher.tokenizer, chat(user, None, system)) for system, user in asks]]
+        with progress(len(slice_starts(prompts)), "the local teacher writes") as bar:
+            [texts] = write_replies(
+                teacher,
+                prompts,
+                (),
+                max_new_tokens=tokens,
+                temperature=temperature,
+                top_p=0.95,
+                key=jax.random.key(seed),
+                on_slice=bar.update,
+            )
+        lengths = [len(ids) for ids in teacher.tokenizer(texts, add_special_tokens=False)["input_ids"]]
+        return [Reply(t, "max_tokens" if n >= tokens - 1 else "end_turn") for t, n in zip(texts, lengths, strict=True)]
+
+    return answer

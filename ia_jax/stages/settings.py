@@ -1,0 +1,272 @@
+"""What each stage was made with: its own settings and its inputs, written down in `settings/`.
+
+A stage depends on a few settings only. So a finished run can be evaluated by another judge, or have another IA trained
+on its organisms, by giving the new thing a name; and what is there is never passed off as made with other settings:
+where they differ, the stage says which one, and what to do about it.
+"""
+
+import dataclasses
+import hashlib
+import importlib.metadata
+import json
+import subprocess
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+from typing import Any
+
+from ia_jax.adapters.store import is_complete, read_metadata
+from ia_jax.config import RunConfig
+from ia_jax.errors import ConfigError, IAError
+from ia_jax.storage import read_json, write_json
+from ia_jax.workdir import Workdir
+
+PACKAGES = ("jax", "flax", "optax", "orbax-checkpoint", "transformers", "grain", "ml-collections")
+
+# The settings that a stage's outcome depends on: fields, or groups of fields.
+DEPENDS: dict[str, tuple[str, ...]] = {
+    "transcripts": ("seed", "system", "model", "behaviors", "teacher", "organisms.source"),
+    "organisms": ("seed", "system", "model", "organisms", "teacher"),
+    "sft": ("seed", "system", "questions", "model", "sft", "organisms.keep_failed"),
+    "preferences": ("seed", "system", "questions", "model", "preferences", "judge", "organisms.keep_failed"),
+    "dpo": ("seed", "system", "model", "dpo", "sft.lora"),
+    "eval": ("seed", "system", "questions", "model", "eval", "judge", "organisms.keep_failed"),
+}
+# Of those, what says how or under which name it is made and not what. It may change while a run goes on.
+FREE = (
+    *("sft.name", "preferences.name", "dpo.name", "eval.name", "model.remat"),
+    *("organisms.checkpoint_every", "sft.checkpoint_every", "dpo.checkpoint_every"),
+    *("organisms.accumulate", "sft.accumulate", "dpo.accumulate", "organisms.bank_gib", "organisms.cache_gib"),
+)
+_NOT_OF_TRAINING = ("organisms.keep_failed", "organisms.source")  # what later stages make of organisms
+
+
+def stage_settings(config: RunConfig, stage: str) -> dict[str, Any]:
+    """{"sft.optimizer.lr": 0.001, …}: the settings that decide what a stage makes."""
+    left_out = FREE + (_NOT_OF_TRAINING if stage == "organisms" else ())
+    return {
+        key: value
+        for key, value in _flat(json.loads(json.dumps(dataclasses.asdict(config)))).items()
+        if key not in left_out and any(key == part or key.startswith(f"{part}.") for part in DEPENDS[stage])
+    }
+
+
+def _flat(node: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
+    out: dict[str, Any] = {}
+    for key, value in node.items():
+        out |= _flat(value, f"{prefix}{key}.") if isinstance(value, Mapping) else {f"{prefix}{key}": value}
+    return out
+
+
+def stage_hash(config: RunConfig, stage: str) -> str:
+    """Short hash of `stage_settings`; adapters carry it."""
+    return _digest(stage_settings(config, stage))
+
+
+def _digest(value: Any) -> str:
+    return hashlib.sha256(json.dumps(value, sort_keys=True).encode()).hexdigest()[:16]
+
+
+def name_of(config: RunConfig, stage: str) -> str:
+    """The name under which a stage writes; "" where it has none."""
+    return {
+        "sft": config.sft.name,
+        "preferences": config.preferences.name,
+        "dpo": config.dpo.name,
+        "eval": config.eval.name,
+    }.get(stage, "")
+
+
+def with_name(config: RunConfig, stage: str, name: str) -> RunConfig:
+    """The config with a stage's name set. Raises ConfigError for a stage that has none."""
+    if stage not in ("sft", "preferences", "dpo", "eval"):
+        raise ConfigError(f"--name={name}: `ia-jax {stage}` writes to one place only; leave --name out")
+    return dataclasses.replace(config, **{stage: dataclasses.replace(getattr(config, stage), name=name)})
+
+
+def place_of(workdir: Workdir, config: RunConfig, stage: str) -> Path:
+    """What a stage writes, as people name it in messages."""
+    return {
+        "transcripts": workdir.organisms_file,
+        "organisms": workdir.organisms_dir,
+        "sft": workdir.ia_dir(config.sft.name),
+        "preferences": workdir.preferences_file(config.preferences.name),
+        "dpo": workdir.ia_dir(config.dpo.name),
+        "eval": workdir.metrics_file(config.eval.name),
+    }[stage]
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# Inputs: what a stage reads, by its content
+# ---------------------------------------------------------------------------------------------------------------------
+
+
+def inputs_of(workdir: Workdir, config: RunConfig, stage: str) -> dict[str, str]:
+    """{what it reads: hash of its content}. The model itself is named by the settings and checked by every adapter."""
+    splits = {
+        "sft": config.sft.splits,
+        "preferences": ("dpo",),
+        "dpo": ("dpo",),
+        "eval": ("heldout", *config.sft.splits),
+    }.get(stage, ())
+    out = {"organisms": _organisms(workdir, splits)} if splits else {}
+    if stage in ("preferences", "dpo", "eval"):
+        out[f"ia/{config.sft.name}"] = _adapter(workdir.ia_dir(config.sft.name) / "adapter")
+    if stage == "dpo":
+        file = workdir.preferences_file(config.preferences.name)
+        out[f"preferences/{file.name}"] = _digest(file.read_text()) if file.exists() else "-"
+    if stage == "eval" and is_complete(workdir.ia_dir(config.dpo.name) / "adapter"):
+        out[f"ia/{config.dpo.name}"] = _adapter(workdir.ia_dir(config.dpo.name) / "adapter")
+    return out
+
+
+def _adapter(directory: Path) -> str:
+    return read_metadata(directory).content_hash[:16] if is_complete(directory) else "-"
+
+
+def _organisms(workdir: Workdir, splits: Iterable[str]) -> str:
+    """Of the organisms of these splits: their adapters and what is true of them."""
+    names = workdir.named(*splits)
+    return _digest(
+        [
+            [n, [_adapter(d) for d in workdir.stack_of(workdir.organisms[n])], [b.to_json() for b in workdir.truths(n)]]
+            for n in sorted(names)
+        ]
+    )
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# The record
+# ---------------------------------------------------------------------------------------------------------------------
+
+
+def record_file(workdir: Workdir, config: RunConfig, stage: str) -> Path:
+    name = name_of(config, stage)
+    kind = "ia" if stage in ("sft", "dpo") else stage
+    return workdir.path / "settings" / (f"{kind}.{name}.json" if name else f"{kind}.json")
+
+
+def read_stage_record(workdir: Workdir, config: RunConfig, stage: str) -> dict[str, Any] | None:
+    """What a stage was made with: {"stage", "hash", "settings", "inputs", "versions", "git_commit"}; None if nothing is
+    there.
+    """
+    file = record_file(workdir, config, stage)
+    if not file.exists():
+        return None
+    remedy = "delete it, and what the stage made, to make it again"
+    record = read_json(file, remedy)
+    if not {"stage", "settings", "inputs"} <= record.keys():
+        raise ConfigError(f"{file} is not a stage's record; {remedy}")
+    return record
+
+
+def differences(workdir: Workdir, config: RunConfig, stage: str) -> str | None:
+    """How what is there differs from what this config would make, in words; None where it is the same or nothing."""
+    record = read_stage_record(workdir, config, stage)
+    if record is None:
+        return None
+    if record["stage"] != stage:
+        return f"it was made by `ia-jax {record['stage']}`"
+    wanted = stage_settings(config, stage)
+    for key in sorted(wanted.keys() | record["settings"].keys()):
+        old, new = (x.get(key, "not there") for x in (record["settings"], wanted))
+        if old != new:
+            return f"config.{key} was {old!r} and is now {new!r}"
+    for key, value in inputs_of(workdir, config, stage).items():
+        if record["inputs"].get(key) != value:
+            return f"it was made from another {key} than there is now"
+    return None
+
+
+def has_begun(workdir: Workdir, config: RunConfig, stage: str) -> bool:
+    """Whether a stage has made anything that depends on its settings. Until then a mended one may take its place."""
+    if stage == "organisms":
+        trained = (o for o in workdir.organisms.values() if not o.imported)
+        stored = (d for o in trained for d in workdir.stack_of(o) if d.is_relative_to(workdir.organisms_dir))
+        return (workdir.path / "organisms_state").is_dir() or any(map(is_complete, stored))
+    place = place_of(workdir, config, stage)
+    if stage in ("sft", "dpo"):
+        return is_complete(place / "adapter") or ((place / "state").is_dir() and any((place / "state").iterdir()))
+    return place.exists()
+
+
+def check_same(workdir: Workdir, config: RunConfig, stage: str) -> None:
+    """Raises ConfigError if what a stage has made was made with other settings, or from other inputs."""
+    if not has_begun(workdir, config, stage):
+        return
+    changed = differences(workdir, config, stage)
+    if changed is None:
+        return
+    where = place_of(workdir, config, stage)
+    if stage in ("transcripts", "organisms"):
+        remedy = "use another --workdir or the old config"
+        if stage == "organisms":
+            remedy += ", or `ia-jax adapters rm` the organisms"
+    else:
+        remedy = f"give the new one a name (--name=NAME), or remove {where} to make it again"
+    raise ConfigError(f"{where} belongs to a run with other settings: {changed}; {remedy}")
+
+
+def write_stage_record(workdir: Workdir, config: RunConfig, stage: str) -> None:
+    """Notes what a stage that begins, or goes on, is made with."""
+    file = record_file(workdir, config, stage)
+    body = {
+        "stage": stage,
+        "hash": stage_hash(config, stage),
+        "settings": stage_settings(config, stage),
+        "inputs": inputs_of(workdir, config, stage),
+    }
+    record = read_stage_record(workdir, config, stage)
+    if record is not None and all(record.get(k) == v for k, v in body.items()):
+        return
+    body |= {"versions": {p: _version(p) for p in PACKAGES}, "git_commit": _git_commit()}
+    write_json(file, body)
+
+
+def start_workdir(directory: str | Path, config: RunConfig) -> Workdir:
+    """Creates the directory, or goes on in it with the config that it was started with.
+
+    The caller sees to it that nobody else works there. Readers need no lock: they find the old config or the new one.
+    Raises ConfigError where the workdir belongs to another base model.
+    """
+    workdir = Workdir(Path(directory))
+    file = workdir.config_file
+    try:
+        workdir.path.mkdir(parents=True, exist_ok=True)
+        # While nothing was made with a config, a mended one may take its place.
+        made = {p.name for p in workdir.path.iterdir()} - {file.name, f"{file.name}.partial", ".lock", "settings"}
+        if made and file.exists():
+            for key in ("name", "revision"):
+                old, new = (getattr(c.model, key) for c in (workdir.config, config))
+                if old != new:
+                    raise ConfigError(
+                        f"{workdir.path} belongs to a run with other settings: config.model.{key} was {old!r} and is "
+                        f"now {new!r}; use another --workdir or the old config"
+                    )
+            return workdir
+        body = {
+            "config": dataclasses.asdict(config),
+            "versions": {p: _version(p) for p in PACKAGES},
+            "git_commit": _git_commit(),
+        }
+        write_json(file, body)
+    except OSError as error:
+        raise IAError(
+            f"cannot write to the workdir {workdir.path}: {error.strerror}; choose another --workdir"
+        ) from None
+    return Workdir(workdir.path)
+
+
+def _version(package: str) -> str | None:
+    try:
+        return importlib.metadata.version(package)
+    except importlib.metadata.PackageNotFoundError:
+        return None
+
+
+def _git_commit() -> str | None:
+    try:
+        root = Path(__file__).parent
+        out = subprocess.run(["git", "-C", str(root), "rev-parse", "HEAD"], capture_output=True, text=True, timeout=5)
+    except (OSError, subprocess.TimeoutExpired):
+        return None
+    return out.stdout.strip() or None if out.returncode == 0 else None
