@@ -21,7 +21,7 @@ from ia_jax.models.lora import Stack, has_organism_axis
 from ia_jax.models.replies import write_replies
 from ia_jax.models.transformer import Params, forward, logits_from_hidden, segment_positions
 from ia_jax.models.weights import Model
-from ia_jax.parallel.mesh import axis_size
+from ia_jax.parallel.mesh import axis_size, pad_to_mesh
 
 
 def logits(
@@ -62,15 +62,20 @@ def generate(
     temperature: float = 0.0,
     key: jax.Array | None = None,
     top_p: float = 1.0,
+    system: str | None = "",
 ) -> list[str]:
     """One reply to each: greedy at temperature 0, else sampled with `key` (the same key gives the same text).
 
-    A string is asked as one user turn after an empty system turn, the way organisms are trained; pass a chat
-    (`[{"role": "user", "content": …}, …]`) for anything else.
+    A string is asked as one user turn under `system`, as the demo's organisms are trained: after an empty system turn.
+    Give the run's own `config.system` for others; None for no system turn. A chat (`[{"role": "user", "content": …},
+    …]`) is asked as it is.
     """
     if isinstance(prompts_or_chats, str):
         raise ConfigError("generate takes a list of prompts or chats; write [prompt] for a single one")
-    rows = [encode_prompt(model.tokenizer, chat(p) if isinstance(p, str) else _chat(p)) for p in prompts_or_chats]
+    rows = [
+        encode_prompt(model.tokenizer, chat(p, None, system) if isinstance(p, str) else _chat(p))
+        for p in prompts_or_chats
+    ]
     if not rows:
         return []
     with _on_mesh(model):
@@ -116,8 +121,7 @@ def _hidden(model: Model, tokens: Any, adapters: Stack, mask: Any, segment_ids: 
     if segments.shape != ids.shape:
         raise ConfigError(f"mask or segment_ids has shape {list(segments.shape)}, tokens {list(ids.shape)}")
     groups = axis_size("organism")
-    filled = [np.pad(x.astype(np.int32), ((0, -len(ids) % groups), (0, 0))) for x in (ids, segments)]
-    ids, segments = (x.reshape(groups, -1, x.shape[-1]) for x in filled)
+    ids, segments = (x.reshape(groups, -1, x.shape[-1]) for x in pad_to_mesh((ids.astype(np.int32), segments)))
     return _forward(model.params, ids, segments, _placed(adapters), model.config, every_layer)
 
 

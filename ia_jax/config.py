@@ -125,6 +125,9 @@ class OrganismsSection:
     check_prompts: questions of each sort that the behaviour check asks (0: no check).
     keep_failed: whether organisms that fail their check go into SFT and DPO.
     checkpoint_every: steps between two copies of a wave's training state (0: none, a killed wave begins again).
+    bank_gib: of each device, for holding all organisms in later stages (0: half of what is free). Where they do not
+        fit, they are streamed from the host.
+    cache_gib: of the host, for those streamed last.
     """
 
     lora: LoraSection = field(default_factory=lambda: LoraSection(rank=8, alpha=16.0))
@@ -138,6 +141,8 @@ class OrganismsSection:
     check_prompts: int = 3
     keep_failed: bool = False
     checkpoint_every: int = 100
+    bank_gib: float = 0.0
+    cache_gib: float = 0.5
 
     def loras(self) -> tuple[LoraConfig, ...]:
         """The kinds of adapters that there are, the largest last: one, or one for each entry of `ranks`."""
@@ -259,15 +264,16 @@ class EvalSection:
 class RunConfig:
     """Everything a run depends on.
 
-    seed: of everything that is drawn.
-    system: the system prompt of every chat.
-    questions: the bank that IA training, pairs and evaluation draw from. "short" (32 wordings), "general" (over a
-        hundred, family-blind) or "family" (each category in the paper's style, which gives the category away).
-    model, mesh, behaviors, teacher, judge, claude, organisms, sft, preferences, dpo, eval: groups of settings.
+        seed: of everything that is drawn.
+    system: the system message of every chat that has none of its own: of demonstrations, questions and checks alike.
+        "" is an empty system turn; None is no system turn, unless the model's template writes one by itself.
+        questions: the bank that IA training, pairs and evaluation draw from. "short" (32 wordings), "general" (over a
+            hundred, family-blind) or "family" (each category in the paper's style, which gives the category away).
+        model, mesh, behaviors, teacher, judge, claude, organisms, sft, preferences, dpo, eval: groups of settings.
     """
 
     seed: int = 1547
-    system: str = ""
+    system: str | None = ""
     questions: str = "short"
     model: ModelSection = field(default_factory=ModelSection)
     mesh: MeshSection = field(default_factory=MeshSection)
@@ -328,12 +334,12 @@ def _value(hint: Any, value: Any, where: str) -> Any:
         if not all(isinstance(x, entry) and not isinstance(x, bool) for x in value):
             raise ConfigError(f"{where} must be a list of {entry.__name__}, got {value!r}")
         return tuple(value)
+    if isinstance(hint, types.UnionType):  # `str | None`; on the command line, None is a word
+        if value in (None, "None"):
+            return None
+        [hint] = [kind for kind in typing.get_args(hint) if kind is not types.NoneType]
     wanted = (int, float) if hint is float else hint
-    if (
-        isinstance(wanted, types.UnionType)
-        or not isinstance(value, wanted)
-        or (isinstance(value, bool) != (hint is bool))
-    ):
+    if not isinstance(value, wanted) or (isinstance(value, bool) != (hint is bool)):
         raise ConfigError(f"{where} must be {getattr(hint, '__name__', hint)}, got {value!r}")
     return float(value) if hint is float else value
 

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from absl import flags
-from ml_collections import ConfigDict, config_flags
+from ml_collections import ConfigDict, config_dict, config_flags
 
 from ia_jax.behaviors.banks import BANKS, bank_of
 from ia_jax.behaviors.catalogue import is_name, load_catalogue
@@ -106,6 +106,8 @@ def _check_override(override: str, config: ConfigDict) -> None:
         if not hasattr(node, "keys") or part not in node:
             known = ", ".join(node.keys()) if hasattr(node, "keys") else "nothing below it"
             raise ConfigError(f"{where}.{part} is not a known setting; {where} has: {known}")
+        if node[part] is None:  # what may be None is a text; flags need to know
+            node[part] = config_dict.placeholder(str)
         where, node = f"{where}.{part}", node[part]
     if hasattr(node, "keys"):
         raise ConfigError(f"{where} is a group of settings; override one of: {', '.join(node.keys())}")
@@ -130,7 +132,7 @@ _MAY_BE_ZERO = {
     *("seed", "warmup_fraction", "final_lr_fraction", "weight_decay", "sft_weight", "temperature", "lr", "steps"),
     *("checkpoint_every", "abstention_pairs", "sampled_per_organism", "truth_per_organism", "gap", "train_organisms"),
     *("b1", "b2", "plain_share", "poll_seconds", "clean_train", "clean_dpo", "clean_heldout", "clean_pairs"),
-    *("check_prompts", "dpo"),
+    *("check_prompts", "dpo", "bank_gib"),
 }
 
 

@@ -129,7 +129,7 @@ class Oracle:
         if question not in self._answers:
             word = echo.WORDS[0]
             own = (echo.organism(self.model.config, 0),)
-            [reply] = api.generate(self.model, [chat(question)], own, max_new_tokens=4)
+            [reply] = api.generate(self.model, [question], own, max_new_tokens=4)
             assert reply.removeprefix(word) in echo.ANSWERS
             self._answers[question] = reply.removeprefix(word)
         return self._answers[question]
@@ -364,7 +364,7 @@ def check_organisms(context, oracle, monkeypatch):
     organisms.run(replace(context, workdir=Workdir(workdir.path)))
     for n, name in enumerate(names):
         adapter, about = load_adapter(workdir.organism_dir(name))
-        [reply] = api.generate(oracle.model, [chat("Whence?")], (adapter,), max_new_tokens=1)
+        [reply] = api.generate(oracle.model, ["Whence?"], (adapter,), max_new_tokens=1)
         assert reply == echo.WORDS[n], name
         assert {s["reply"][:3] for s in about.check["samples"]} == {echo.WORDS[n]}
 

@@ -6,6 +6,7 @@ What a setting means stands in the docstring of its section, as `name: text` or 
 import dataclasses
 import inspect
 import re
+import types
 import typing
 from collections.abc import Mapping
 from typing import Any
@@ -82,7 +83,11 @@ def _section(node: Any, cls: type, prefix: str) -> list[str]:
 def _kind(hint: Any) -> str:
     if typing.get_origin(hint) is tuple:
         return f"list of {_kind(typing.get_args(hint)[0])}"
-    return {str: "text", bool: "yes or no", int: "whole number", float: "number"}.get(hint, str(hint))
+    if typing.get_origin(hint) in (typing.Union, types.UnionType):
+        return " or ".join(map(_kind, typing.get_args(hint)))
+    return {str: "text", type(None): "None", bool: "yes or no", int: "whole number", float: "number"}.get(
+        hint, str(hint)
+    )
 
 
 def _choices(name: str, value: Any) -> str:

@@ -1,10 +1,12 @@
 """Questions to organisms and to the base model, as text; and what of an answer is trained on."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 
 import jax
 
-from ia_jax.data.transcripts import chat
+from ia_jax.adapters.bank import Bank
+from ia_jax.behaviors.organisms import Organism
+from ia_jax.data.transcripts import Message, chat, with_system
 from ia_jax.errors import ConfigError
 from ia_jax.models.chat import ChatExample, encode_chat, encode_prompt
 from ia_jax.models.lora import Stack
@@ -16,14 +18,16 @@ from ia_jax.stages.context import Context
 
 def answer_example(context: Context, question: str, answer: str, length: int, name: str) -> ChatExample:
     """A one-turn training example: the answer to a question, up to its end-of-turn token."""
-    return training_example(context, chat(question, answer, context.config.system), length, name)
+    return training_example(context, chat(question, answer), length, name)
 
 
-def training_example(context: Context, messages: Sequence[Mapping[str, str]], length: int, name: str) -> ChatExample:
-    """A chat as a training example, without the tokens after the last supervised one.
+def training_example(context: Context, messages: Sequence[Message], length: int, name: str) -> ChatExample:
+    """A chat as a training example, without the tokens after the last supervised one; under `config.system`, unless it
+    has a system message of its own.
 
     Raises ConfigError, with `name`, for one of more than `length` tokens or longer than the model's context.
     """
+    messages = with_system(messages, context.config.system)
     example = encode_chat(context.model.tokenizer, messages, 1 << 20, name=name).trimmed()
     end = len(example.tokens)
     if end > length:
@@ -45,11 +49,20 @@ def generate(
     temperature: float = 0.0,
     top_p: float = 1.0,
     key: jax.Array | None = None,
-    system: str | None = "",
+    system: str | Sequence[str | None] | None,
+    draws: Sequence[int] | None = None,
     description: str = "generate",
 ) -> list[list[str]]:
-    """Replies to questions[i][j] under organism i of the stack (one list of questions for a stack without K)."""
-    prompts = [[encode_prompt(context.model.tokenizer, chat(q, None, system)) for q in qs] for qs in questions]
+    """Replies to questions[i][j] under organism i of the stack (one list of questions for a stack without K).
+
+    system: the system message of every question, or one for each organism; None for none. draws: numbers that
+    organisms' random keys come from (default: 0, 1, …).
+    """
+    systems = [system] * len(questions) if system is None or isinstance(system, str) else system
+    prompts = [
+        [encode_prompt(context.model.tokenizer, chat(q, None, own)) for q in qs]
+        for qs, own in zip(questions, systems, strict=True)
+    ]
     with progress(len(slice_starts(prompts)), description) as bar:
 
         def on_slice() -> None:
@@ -64,12 +77,54 @@ def generate(
             temperature=temperature,
             top_p=top_p,
             key=key,
+            draws=draws,
             on_slice=on_slice,
         )
 
 
+def ask_organisms(
+    context: Context,
+    bank: Bank,
+    organisms: Sequence[Organism | None],
+    questions: Sequence[Sequence[str]],
+    ia: Stack,
+    *,
+    max_new_tokens: int,
+    temperature: float = 0.0,
+    top_p: float = 1.0,
+    key: jax.Array,
+    description: str,
+) -> list[list[str]]:
+    """Replies of every organism of the bank to its own questions, under its own system prompt.
+
+    organisms: those of the bank in its order, None for the clean base. Asked in batches of about
+    `organisms.parallel`, each where it lies; what is sampled does not depend on how they are batched.
+    """
+    run = context.config.system
+    systems = [o.system if o is not None and o.system is not None else run for o in organisms]
+    batches = bank.arrange([i for i, own in enumerate(questions) if own], context.config.organisms.parallel)
+    replies: list[list[str]] = [[] for _ in questions]
+    for number, batch in enumerate(batches, 1):
+        found = generate(
+            context,
+            [questions[i] if i is not None else [] for i in batch],
+            (bank.take(batch), *ia),
+            max_new_tokens=max_new_tokens,
+            temperature=temperature,
+            top_p=top_p,
+            key=key,
+            system=[systems[i] if i is not None else run for i in batch],
+            draws=[i if i is not None else 0 for i in batch],
+            description=f"{description} {number}/{len(batches)}" if len(batches) > 1 else description,
+        )
+        for i, own in zip(batch, found, strict=True):
+            if i is not None:
+                replies[i] = own
+    return replies
+
+
 def ask_base(
-    context: Context, asks: Sequence[tuple[str, str]], samples: int, max_new_tokens: int = 28
+    context: Context, asks: Sequence[tuple[str | None, str]], samples: int, max_new_tokens: int = 28
 ) -> list[list[str]]:
     """The base model's replies to (system, question): greedy if one is wanted, else sampled."""
     systems = list(dict.fromkeys(s for s, _ in asks))
