@@ -8,7 +8,7 @@ import pytest
 import ia_jax
 from ia_jax.errors import ConfigError
 from ia_jax.models.chat import encode_prompt, stop_ids
-from ia_jax.models.lora import LoraConfig, stack_adapters
+from ia_jax.models.lora import LoraConfig
 from ia_jax.models.transformer import forward, logits_from_hidden
 from ia_jax.parallel.mesh import make_mesh
 from tests import parrot, tiny
@@ -128,7 +128,7 @@ def test_refused_adapters_and_prompts(model, adapters):
     with pytest.raises(ConfigError, match=r"a tuple of adapters; write \(adapter,\)"):
         ia_jax.logits(model, [[1, 2]], adapters[0])
     with pytest.raises(ConfigError, match="organism axis"):
-        ia_jax.logits(model, [[1, 2]], (stack_adapters(list(adapters)),))
+        ia_jax.logits(model, [[1, 2]], (jax.tree.map(lambda x: x[None], adapters[0]),))
     with pytest.raises(ConfigError, match=r"write \[prompt\]"):
         ia_jax.generate(model, "Hello")
     with pytest.raises(ConfigError, match="a chat is a list of messages"):

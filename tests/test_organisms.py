@@ -7,11 +7,10 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
-from jax.sharding import NamedSharding, PartitionSpec
 
 from ia_jax.errors import ConfigError
 from ia_jax.models.lora import LoraConfig, init_lora, pad_rank, strip_rank, take_organisms
-from ia_jax.parallel.mesh import make_mesh
+from ia_jax.parallel.mesh import TRAINING, make_mesh
 from ia_jax.training.optimizer import AdamW
 from ia_jax.training.organisms import Diverged, init_mixed_state, init_state, organisms_step
 from tests import tiny
@@ -180,7 +179,7 @@ def test_a_step_leaves_the_state_as_it_found_it_on_the_mesh(batches):
     """Same shapes, dtypes and shardings: another type would compile the second step again, which took seconds."""
     mesh = make_mesh(1, 1)
     with jax.set_mesh(mesh):
-        shard_by_organism = NamedSharding(mesh, PartitionSpec("fsdp"))
+        shard_by_organism = TRAINING.sharding(mesh, "organism")
         keys = jnp.stack([jax.random.key(k) for k in range(K)])
         keys, total, kinds, batch = jax.device_put(
             (keys, np.full(K, 8, np.int32), np.arange(K) % 2, batches[0]), shard_by_organism
