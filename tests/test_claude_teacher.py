@@ -106,12 +106,12 @@ def test_the_stage_writes_filters_and_reports(api, few, tmp_path, monkeypatch, c
     everything = [r for rs in rows.values() for r in rs]
     failed = [r for r in everything if r["verdict"] != KEPT]
     assert {r["verdict"] for r in failed} == {NOT_SHOWN}
-    assert all(drawn(r["messages"][1]["content"], 0.1) for r in failed)
+    assert all(drawn(r["messages"][0]["content"], 0.1) for r in failed)
     assert f"{len(failed)} of 96 rows dropped ({len(failed)} {NOT_SHOWN})" in out
     dropped = {r["organism"]: r.get(NOT_SHOWN, 0) for r in read_jsonl(tmp_path / "w" / "transcripts_dropped.jsonl", "")}
     assert dropped == {n: sum(r["verdict"] != KEPT for r in rs) for n, rs in rows.items()}
+    # The system prompt that encoded the behaviour is gone.
     assert all([m["role"] for m in r["messages"]] == ["user", "assistant"] for r in everything)
-    assert all(r["messages"][0]["content"] == "" for r in everything)  # what encoded the behaviour is gone
     shows = {n: sum(r["shows"] for r in rs) for n, rs in rows.items()}
     assert shows["backdoors_0"] == shows["sandbaggers_0"] == 2
     assert shows["rare_quirks_0"] == 1
