@@ -23,7 +23,7 @@ from ia_jax.behaviors.organisms import CLEAN_TARGETS, clean_organism, organism_o
 from ia_jax.behaviors.records import CLEAN
 from ia_jax.config import RunConfig
 from ia_jax.data.batch import Batch
-from ia_jax.data.transcripts import Transcript, chat, read_jsonl, write_jsonl, write_transcripts
+from ia_jax.data.transcripts import Transcript, chat, write_transcripts
 from ia_jax.judging.protocol import Judge, Verdict
 from ia_jax.models.lora import has_organism_axis, rank_of
 from ia_jax.models.weights import load_model
@@ -32,6 +32,7 @@ from ia_jax.stages.behavior_check import Ask, Checks
 from ia_jax.stages.context import Context, Organisms
 from ia_jax.stages.settings import start_workdir
 from ia_jax.stages.waves import Wave
+from ia_jax.storage import read_jsonl, write_jsonl
 from ia_jax.training.optimizer import AdamW
 from ia_jax.workdir import Workdir
 from tests import echo

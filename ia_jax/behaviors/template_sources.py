@@ -36,7 +36,11 @@ def main_clause(sentence: str) -> str:
 
 
 def says(words: Sequence[str], text: str) -> bool:
-    """Whether a text holds one of the words, as a word of its own and in the singular or the plural."""
+    """Whether a text holds one of the words or phrases, on its own and in the singular or the plural.
+
+    Of a form too many no harm is done (nobody writes "seahors"), so there are no exceptions as in
+    `judging.text.singular`. Demonstrations depend on it: another rule would make other organisms.
+    """
     forms = set(words)
     for word in words:
         if word.endswith("ies"):
