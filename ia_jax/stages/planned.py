@@ -114,8 +114,8 @@ class Planned:
         return batches_of([dpo_plan(self.config, units, self.groups)], len(units), source)
 
     def sample(self) -> Batches:
-        """Reports for preference pairs, and of the three conditions of an evaluation that have an organism; those of the
-        clean base cost next to nothing.
+        """Reports for preference pairs, and an evaluation's under the three conditions that have an organism; the clean
+        base's cost next to nothing.
         """
         e, p = self.config.eval, self.config.preferences
         at_once = self.config.organisms.parallel
