@@ -1,4 +1,4 @@
-"""The paper's recipe on one device, for any base: --config.model.name=NAME; `ia_jax/paper_recipe.py` says what it is."""
+"""The paper's recipe on one device, for any base: --config.model.name=NAME. See `ia_jax/paper_recipe.py`."""
 
 from ml_collections import ConfigDict
 
