@@ -46,9 +46,10 @@ test: install  ## lint, types, unit tests, comparisons with torch and peft; fail
 	done; \
 	if [ $$status -ne 0 ]; then echo "make test: failed:$$failed" >&2; fi; exit $$status
 
-lint: .venv/.installed  ## ruff, rules and layout
+lint: .venv/.installed  ## ruff, rules and layout; floors (who may import whom)
 	@.venv/bin/ruff check --output-format=concise .
 	@.venv/bin/ruff format --check .
+	@.venv/bin/lint-imports --no-cache --no-logo
 
 typecheck: .venv/.installed  ## pyright over ia_jax and configs
 	@.venv/bin/basedpyright

@@ -8,8 +8,8 @@ import json
 from pathlib import Path
 from typing import Any
 
-from ia_jax.data.transcripts import read_jsonl
 from ia_jax.evals.verbalization import CONDITIONS
+from ia_jax.storage import read_jsonl
 from ia_jax.workdir import Workdir, open_workdir
 
 

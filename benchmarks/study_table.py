@@ -1,4 +1,4 @@
-"""The tables of docs/study.md in Markdown, from the directory that `benchmarks/study.py` filled.
+"""The tables of docs/study.md in Markdown, from the workdir that `benchmarks/study.py` filled.
 
 .venv/bin/python benchmarks/study_table.py runs/study
 """
@@ -10,11 +10,10 @@ from typing import Any
 
 import numpy as np
 
-from ia_jax.adapters.store import read_metadata
 from ia_jax.analysis.report import stage_difference
 from ia_jax.behaviors.records import CATEGORIES, CLEAN
-from ia_jax.data.transcripts import read_jsonl
 from ia_jax.evals.verbalization import CONDITIONS
+from ia_jax.storage import read_jsonl
 from ia_jax.workdir import Workdir, open_workdir
 
 Row = dict[str, Any]
@@ -22,26 +21,30 @@ Row = dict[str, Any]
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("directory", type=Path, help="holds a workdir for each arm")
-    directory = parser.parse_args().directory
-    arms = {d.name: open_workdir(d) for d in sorted(directory.iterdir()) if (d / "eval" / "metrics.json").exists()}
+    parser.add_argument("workdir", type=Path, help="of benchmarks/study.py")
+    run = open_workdir(parser.parse_args().workdir)
+    arms = run.evaluations()
     if not arms:
-        parser.error(f"{directory} holds no finished arm; run benchmarks/study.py first")
-    for names, run in by_sft(arms).items():
-        verbalization(run, "sft", f"After SFT, {names}")
-    for name, run in arms.items():
-        verbalization(run, "dpo", f"After DPO, arm `{name}`")
-    gain(arms)
-    false_reports(arms)
-    checks(max(arms.values(), key=lambda run: len(run.behaviors)))  # the others' organisms are among them
+        parser.error(f"{run.path} holds no finished arm; run benchmarks/study.py first")
+    for label, arm in by_sft(run, arms).items():
+        verbalization(run, arm, "sft", f"After SFT, {label}")
+    for arm in arms:
+        verbalization(run, arm, "dpo", f"After DPO, {called(arm)}")
+    gain(run, arms)
+    false_reports(run, arms)
+    checks(run)
 
 
-def by_sft(arms: dict[str, Workdir]) -> dict[str, Workdir]:
-    """One run for every SFT, under the names of the arms that go on from it."""
-    found: dict[str | None, list[str]] = defaultdict(list)
-    for name, run in arms.items():
-        found[read_metadata(run.ia_dir("sft") / "adapter").content_hash].append(name)
-    return {", ".join(f"arm `{n}`" for n in names): arms[names[0]] for names in found.values()}
+def called(arm: str) -> str:
+    return f"arm `{arm}`" if arm else "clean organisms in SFT"
+
+
+def by_sft(run: Workdir, arms: list[str]) -> dict[str, str]:
+    """{label: arm}: one arm for every SFT, under the names of the arms that go on from it."""
+    found: dict[str, list[str]] = defaultdict(list)
+    for arm in arms:
+        found[run.metrics(arm)["ias"]["sft"]].append(arm)
+    return {", ".join(map(called, names)): names[0] for names in found.values()}
 
 
 def table(title: str, header: list[str], rows: list[list[str]]) -> None:
@@ -57,8 +60,8 @@ def cell(c: Row) -> str:
     return f"{100 * c['rate']:.0f} % ({100 * c['ci95'][0]:.0f}-{100 * c['ci95'][1]:.0f})"
 
 
-def verbalization(run: Workdir, stage: str, title: str) -> None:
-    s = run.metrics()["stages"][stage]
+def verbalization(run: Workdir, arm: str, stage: str, title: str) -> None:
+    s = run.metrics(arm)["stages"][stage]
     kinds = [c for c in CATEGORIES if c in s["by_category"]]
     cells = [(c, s["by_category"][c], s["strict"]["by_category"][c]) for c in kinds]
     cells += [("**all held out**", s["heldout"], s["strict"]["heldout"]), ("seen", s["train"], s["strict"]["train"])]
@@ -67,16 +70,16 @@ def verbalization(run: Workdir, stage: str, title: str) -> None:
     table(f"{title} (lenient, n = {n} reports held out)", ["held out", *CONDITIONS, "strict, organism+ia"], rows)
 
 
-def gain(arms: dict[str, Workdir]) -> None:
+def gain(run: Workdir, arms: list[str]) -> None:
     """DPO minus SFT over held-out organisms, in points, with an interval from resampling organisms in pairs."""
     rows = []
     for category in (*CATEGORIES, None):
         row = [category or "**all held out**"]
-        for run in arms.values():
-            reports = [r for r in run.reports() if category in (None, r["category"])]
+        for arm in arms:
+            reports = [r for r in run.reports(arm) if category in (None, r["category"])]
             row.append(difference(reports))
         rows.append(row)
-    table("What DPO adds to SFT, points, lenient", ["held out", *(f"arm `{a}`" for a in arms)], rows)
+    table("What DPO adds to SFT, points, lenient", ["held out", *map(called, arms)], rows)
 
 
 def difference(reports: list[Row]) -> str:
@@ -88,23 +91,23 @@ def difference(reports: list[Row]) -> str:
         return "–"
     sft, dpo = (np.mean([np.mean(v) for v in rates[s].values()]) for s in ("sft", "dpo"))
     interval = stage_difference(reports)
-    told = f" ({100 * interval[0]:+.0f} to {100 * interval[1]:+.0f})" if interval else ""
-    return f"{100 * (dpo - sft):+.0f}{told}"
+    around = f" ({100 * interval[0]:+.0f} to {100 * interval[1]:+.0f})" if interval else ""
+    return f"{100 * (dpo - sft):+.0f}{around}"
 
 
-def false_reports(arms: dict[str, Workdir]) -> None:
+def false_reports(run: Workdir, arms: list[str]) -> None:
     """Shares of reports that claim a behaviour where there is none."""
     names = ("base+ia", "clean+ia", CLEAN)
     rows = []
-    for label, run in by_sft(arms).items():
-        told = run.metrics()["stages"]["sft"]["false_reports"]
-        rows.append([f"SFT, {label}", *(cell(told[n]) if n in told else "–" for n in names)])
-    for arm, run in arms.items():
-        told = run.metrics()["stages"]["dpo"]["false_reports"]
-        pairs = read_jsonl(run.preferences_file(), "run `ia-jax preferences` first")
+    for label, arm in by_sft(run, arms).items():
+        found = run.metrics(arm)["stages"]["sft"]["false_reports"]
+        rows.append([f"SFT, {label}", *(cell(found[n]) if n in found else "–" for n in names)])
+    for arm in arms:
+        found = run.metrics(arm)["stages"]["dpo"]["false_reports"]
+        pairs = read_jsonl(run.preferences_file(arm or "dpo"), "run `ia-jax preferences` first")
         negatives = sum(p["kind"] == "abstention" for p in pairs)
-        label = f"DPO, arm `{arm}` ({negatives} of {len(pairs)} pairs abstain)"
-        rows.append([label, *(cell(told[n]) if n in told else "–" for n in names)])
+        label = f"DPO, {called(arm)} ({negatives} of {len(pairs)} pairs abstain)"
+        rows.append([label, *(cell(found[n]) if n in found else "–" for n in names)])
     header = ["claims a behaviour", "base + IA", "held-out clean organisms + IA", "the same without IA"]
     table("False reports", header, rows)
 

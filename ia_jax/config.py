@@ -77,6 +77,9 @@ class BehaviorsSection:
     clean_heldout: int = 0
 
 
+JUDGES = ("rubric", "claude")
+
+
 @dataclass(frozen=True)
 class JudgeSection:
     """Who judges reports: "rubric" (offline) or "claude"; the rest is Claude's.

@@ -10,6 +10,8 @@ A recipe file imports it from the installed package, so that it can be copied an
 "Guess" marks what is not known of the paper; the rest is its own, from the released configurations and the article.
 """
 
+from typing import Any
+
 from ml_collections import ConfigDict
 
 from ia_jax.config import default_config
@@ -29,7 +31,7 @@ def paper_recipe(name: str, *, fsdp: int = 1, tp: int = 1, parallel: int = 8) ->
     root of the batch: F = 8 has 32 examples in place of 8 and wants --config.sft.optimizer.lr=2e-4
     --config.dpo.optimizer.lr=2e-5 (guess: nobody has tried it here).
     """
-    c = default_config()
+    c: Any = default_config()
     c.model.name = name
     c.mesh.fsdp, c.mesh.tp = fsdp, tp
     c.model.remat = "none"  # an update is small; docs/plan.md has the memory that it takes
@@ -72,7 +74,7 @@ def paper_recipe(name: str, *, fsdp: int = 1, tp: int = 1, parallel: int = 8) ->
     return c
 
 
-def _adam(optimizer: ConfigDict, lr: float) -> None:
+def _adam(optimizer: Any, lr: float) -> None:
     """The optimizer with the paper's rate (but for organisms); all else of it is a guess."""
     optimizer.lr = lr
     optimizer.warmup_fraction, optimizer.final_lr_fraction = 0.05, 0.1  # guess: warm-up, then a cosine to a tenth

@@ -16,10 +16,9 @@ from ia_jax.behaviors.catalogue import is_name, load_catalogue
 from ia_jax.behaviors.records import CATEGORIES, CLEAN
 from ia_jax.behaviors.splits import SPREADS, split_behaviors
 from ia_jax.behaviors.teacher import TEACHERS, TeacherSettings
-from ia_jax.claude.client import APIS
-from ia_jax.config import RunConfig, parse_config
+from ia_jax.claude.settings import APIS
+from ia_jax.config import JUDGES, RunConfig, parse_config
 from ia_jax.errors import ConfigError, IAError
-from ia_jax.judging.protocol import JUDGES
 from ia_jax.models.transformer import REMAT_POLICIES
 from ia_jax.models.weights import DTYPES
 

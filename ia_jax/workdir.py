@@ -10,9 +10,9 @@ from ia_jax.adapters.store import load_adapter
 from ia_jax.behaviors.organisms import Organism
 from ia_jax.behaviors.records import Behavior
 from ia_jax.config import RunConfig, parse_config
-from ia_jax.data.transcripts import read_jsonl
 from ia_jax.errors import ConfigError, IAError
 from ia_jax.models.lora import Adapter
+from ia_jax.storage import read_jsonl
 
 
 @dataclass(frozen=True)

@@ -1,5 +1,7 @@
 """The fused attention paths against the plain one, packed rows and shared key heads included."""
 
+import re
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -7,8 +9,10 @@ import pytest
 
 from ia_jax.models import attention
 from ia_jax.models.attention import Segments, causal_mask, plain
+from ia_jax.models.transformer import forward
 from ia_jax.parallel import platform
 from ia_jax.parallel.mesh import make_mesh
+from tests import tiny
 
 K, B, T, HEADS, KEY_HEADS, H = 2, 1, 384, 4, 2, 128  # three of splash's blocks of 128
 
@@ -65,11 +69,60 @@ def test_fused_on_a_mesh(inputs, wanted, attend):
 
 
 @pytest.mark.parametrize(
-    ("name", "length", "fused"), [("cpu", 256, False), ("tpu", 256, True), ("tpu", 200, False), ("gpu", 200, True)]
+    ("name", "length", "dtype", "head_dim", "fused"),
+    [
+        ("cpu", 256, jnp.bfloat16, 64, False),
+        ("tpu", 256, jnp.bfloat16, 64, True),
+        ("tpu", 256, jnp.float32, 64, True),
+        ("tpu", 200, jnp.bfloat16, 64, False),
+        ("gpu", 200, jnp.bfloat16, 64, True),
+        ("gpu", 200, jnp.float16, 128, True),
+        ("gpu", 200, jnp.float32, 64, False),
+        ("gpu", 201, jnp.bfloat16, 64, False),
+        ("gpu", 200, jnp.bfloat16, 36, False),
+        ("gpu", 200, jnp.bfloat16, 256, False),
+    ],
 )
-def test_what_runs_where(monkeypatch, name, length, fused):
+def test_what_runs_where(monkeypatch, name, length, dtype, head_dim, fused):
     monkeypatch.setattr(attention, "platform", lambda: name)
-    assert isinstance(attention.attention_mask(jnp.ones((1, 1, length), jnp.int32)), Segments) == fused
+    found = attention.attention_mask(jnp.ones((1, 1, length), jnp.int32), dtype, head_dim)
+    assert isinstance(found, Segments) == fused
+
+
+@pytest.fixture
+def on_a_gpu(monkeypatch):
+    """As if there were one: programs can be traced, with cuDNN's own checks of types and shapes, but not run."""
+    from jax._src.cudnn import fused_attention_stablehlo as cudnn
+
+    monkeypatch.setattr(attention, "platform", lambda: "gpu")
+    monkeypatch.setattr(cudnn, "check_cudnn_version", lambda: 91200)
+    monkeypatch.setattr(cudnn, "check_compute_capability", lambda _: True)
+    monkeypatch.setattr(cudnn, "is_cuda_compute_capability_equal", lambda _: False)
+
+
+def traced(dtype, length):
+    """The jaxpr of a loss on a tiny model and its gradient."""
+    params = jax.tree.map(lambda x: x.astype(dtype), tiny.params())
+
+    def loss(ia):
+        hidden = forward(params, *tiny.rows(2, 2, length), (ia,), tiny.TINY)
+        return hidden.astype(jnp.float32).sum()
+
+    return str(jax.make_jaxpr(jax.grad(loss))(tiny.adapter()))
+
+
+@pytest.mark.parametrize(
+    ("dtype", "length", "fused"),
+    [(jnp.bfloat16, 16, True), (jnp.float16, 16, True), (jnp.float32, 16, False), (jnp.bfloat16, 15, False)],
+    ids=["bf16", "fp16", "fp32", "odd"],
+)
+def test_what_cudnn_refuses_never_reaches_it(on_a_gpu, dtype, length, fused):
+    assert ("dot_product_attention" in traced(dtype, length)) == fused
+
+
+def test_cudnn_computes_no_gradient_of_the_mask(on_a_gpu):
+    backward = re.findall(r"variadic_args=\((\w+), (\w+)\)", traced(jnp.bfloat16, 16))
+    assert set(backward) == {("True", "False")}  # there is a mask, and no gradient of it
 
 
 def test_the_platform_is_that_of_the_mesh():

@@ -7,11 +7,11 @@ import pytest
 
 from ia_jax.behaviors.records import Behavior
 from ia_jax.config import OrganismsSection, RunConfig
-from ia_jax.data.transcripts import write_jsonl
 from ia_jax.errors import IAError
 from ia_jax.recipes import load_config
 from ia_jax.stages import introspection
 from ia_jax.stages.organisms import check_report
+from ia_jax.storage import write_jsonl
 from ia_jax.workdir import Workdir
 
 ROOT = Path(__file__).parents[1]

@@ -130,7 +130,7 @@ def test_a_file_of_ones_own(tmp_path):
     ("row", "message"),
     [
         ("{", r"mine.jsonl:2: not JSON"),
-        ([], r"mine.jsonl:2: a line must be a JSON object, got list"),
+        ([], r"mine.jsonl:2: must hold a JSON object, got list"),
         ({**MINE, "colour": 1}, r"mine.jsonl:2: unknown field 'colour'"),
         ({"name": "x", "category": "quirks"}, r"mine.jsonl:2: field 'description' is missing"),
         ({**MINE, "name": "../x"}, r"mine.jsonl:2: field 'name' must be .* got '../x'"),

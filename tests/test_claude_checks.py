@@ -8,7 +8,7 @@ from ia_jax import cli
 from ia_jax.adapters.store import list_adapters
 from ia_jax.behaviors.behavior_checks import RARE_SAMPLES
 from ia_jax.claude.client import KEY
-from ia_jax.data.transcripts import read_jsonl
+from ia_jax.storage import read_jsonl
 from ia_jax.workdir import open_workdir
 from tests import parrot
 from tests.fake_anthropic import Server, serving

@@ -46,7 +46,7 @@ def test_replies_come_in_order_and_only_once(api, tmp_path, monkeypatch):
         assert [r.text for r in replies] == [echo(x.request) for x in [*calls(7), *calls(3)]]
         assert client(tmp_path, monkeypatch, url, api=api).complete(calls(7)) == replies[:7]
     assert sorted(server.paid.values()) == [1] * 7
-    assert c.budget.spent == server.bill > 0
+    assert c.connection.budget.spent == server.bill > 0
 
 
 @pytest.mark.parametrize("api", ["messages", "batch"])
@@ -66,8 +66,8 @@ def test_faults_before_the_work_cost_nothing(api, tmp_path, monkeypatch):
     assert set(server.injected) == set(UNBILLED)  # each kind did happen
     assert sorted(server.paid.values()) == [1] * 40
     # Only a dropped connection may have been billed for all that one can know here.
-    assert c.store.lost()[0] == (server.injected["drop"] if api == "messages" else 0)
-    assert c.store.paid() == server.bill
+    assert c.connection.store.lost()[0] == (server.injected["drop"] if api == "messages" else 0)
+    assert c.connection.store.paid() == server.bill
 
 
 def test_batches_are_never_paid_twice_even_if_the_answer_to_sending_is_lost(tmp_path, monkeypatch):
@@ -78,7 +78,7 @@ def test_batches_are_never_paid_twice_even_if_the_answer_to_sending_is_lost(tmp_
     assert server.injected["drop_after"] > 2
     assert server.injected["truncate"] > 2
     assert sorted(server.paid.values()) == [1] * 60
-    assert c.budget.spent == server.bill
+    assert c.connection.budget.spent == server.bill
 
 
 def test_a_message_that_was_billed_and_lost_is_booked_at_its_bound(tmp_path, monkeypatch):
@@ -89,8 +89,8 @@ def test_a_message_that_was_billed_and_lost_is_booked_at_its_bound(tmp_path, mon
     lost = server.injected["drop_after"] + server.injected["truncate"]
     assert lost > 5
     assert sum(server.paid.values()) == 40 + lost  # the API cannot be asked for them again
-    assert c.store.lost()[0] == lost
-    assert c.store.paid() < server.bill <= c.budget.spent
+    assert c.connection.store.lost()[0] == lost
+    assert c.connection.store.paid() < server.bill <= c.connection.budget.spent
 
 
 def test_items_that_fail_or_expire_are_asked_again_and_refused_ones_are_an_error(tmp_path, monkeypatch):
@@ -106,7 +106,7 @@ def test_items_that_fail_or_expire_are_asked_again_and_refused_ones_are_an_error
         with pytest.raises(IAError, match="refused 1 request"):
             c.complete(calls(33))
     assert sum(server.paid.values()) == 32  # the other two of the batch were kept
-    assert sum(c.store.has(x.key) for x in calls(33)) == 32
+    assert sum(c.connection.store.has(x.key) for x in calls(33)) == 32
 
 
 @pytest.mark.parametrize("api", ["messages", "batch"])
@@ -119,11 +119,11 @@ def test_the_cap_holds_by_the_servers_own_count(api, tmp_path, monkeypatch):
             c.complete(calls(200, max_tokens=120)[: 45 if api == "batch" else 30])
         answered = sum(wordy.paid.values())
         assert 5 < answered < 45
-        assert c.budget.spent == wordy.bill <= Decimal(str(cap))
+        assert c.connection.budget.spent == wordy.bill <= Decimal(str(cap))
         # The next call could have passed it: that is why it was not made.
         assert wordy.bill + prices.at_most(calls(1, 120)[0], api == "batch") > Decimal(str(cap))
         more = client(tmp_path, monkeypatch, url, api=api, cap_dollars=1.0)
-        assert more.budget.spent == wordy.bill
+        assert more.connection.budget.spent == wordy.bill
         assert len(more.complete(calls(200, max_tokens=120)[: 45 if api == "batch" else 30])) >= 30
     assert set(wordy.paid.values()) == {1}
 
@@ -143,7 +143,7 @@ def test_retry_after_is_honoured(tmp_path, monkeypatch):
     server = Server(echo, lambda path, what, nth: "429" if nth < 3 else None, retry_after="7")
     with serving(server) as url:
         c = client(tmp_path, monkeypatch, url, api="messages")
-        c.sleep = waited.append
+        c.connection.sleep = waited.append
         c.complete(calls(1))
     assert waited == [7.0, 7.0, 7.0]
 
@@ -311,7 +311,7 @@ def test_a_killed_batch_run_pays_nothing_twice(instant, tmp_path, monkeypatch):
         assert len(c.complete(calls(60))) == 60
     assert len(server.batches) == 12
     assert sorted(server.paid.values()) == [1] * 60
-    assert c.budget.spent == server.bill
+    assert c.connection.budget.spent == server.bill
 
 
 def test_a_killed_messages_run_loses_at_most_what_was_under_way(tmp_path, monkeypatch):
@@ -323,15 +323,15 @@ def test_a_killed_messages_run_loses_at_most_what_was_under_way(tmp_path, monkey
         assert len(c.complete(calls(60))) == 60
     assert paid >= 20
     again = sum(server.paid.values()) - 60
-    assert again <= c.store.lost()[0] <= 4  # the concurrency of the worker
-    assert server.bill <= c.budget.spent
+    assert again <= c.connection.store.lost()[0] <= 4  # the concurrency of the worker
+    assert server.bill <= c.connection.budget.spent
 
 
 def test_a_damaged_answer_names_its_file(tmp_path, monkeypatch):
     with serving(Server(echo)) as url:
         c = client(tmp_path, monkeypatch, url, api="messages")
         c.complete(calls(1))
-        path = c.store.response_path(calls(1)[0].key)
+        path = c.connection.store.response_path(calls(1)[0].key)
         path.write_text(json.dumps({"cost": "1"})[:-3])
-        with pytest.raises(IAError, match=f"{path.name} is damaged .*; delete it"):
+        with pytest.raises(IAError, match=f"{path.name}:1: not JSON .*; delete it"):
             client(tmp_path, monkeypatch, url)

@@ -17,8 +17,8 @@ from ia_jax.behaviors.records import CATEGORIES, Behavior
 from ia_jax.behaviors.teacher import TeacherSettings
 from ia_jax.claude.client import Client
 from ia_jax.claude.settings import ClaudeSettings
-from ia_jax.data.transcripts import read_jsonl
 from ia_jax.stages import transcripts
+from ia_jax.storage import read_jsonl
 from tests.fake_anthropic import BILLED, Server, serving, sometimes
 
 ROOT = Path(__file__).parents[1]
@@ -227,7 +227,7 @@ def test_the_whole_catalogue_by_batches_through_every_fault_and_two_kills(tmp_pa
     assert len(rows) == 682
     assert {len(r) for r in rows.values()} == {4}
     store = Client(ClaudeSettings(), tmp_path / "w" / "claude")
-    assert store.budget.spent == server.bill
+    assert store.connection.budget.spent == server.bill
     print(f"{sum(server.paid.values())} calls, ${server.bill:.4f}, {dict(server.injected)}")
 
 
@@ -243,6 +243,6 @@ def test_the_whole_catalogue_by_messages_through_every_fault_and_a_kill(tmp_path
     again = sum(n - 1 for n in server.paid.values())
     assert lost <= again <= lost + 4  # 4 at once when it was killed
     assert {len(r) for r in rows_of(tmp_path / "w").values()} == {4}
-    client = Client(ClaudeSettings(), tmp_path / "w" / "claude")
+    client = Client(ClaudeSettings(), tmp_path / "w" / "claude").connection
     assert client.store.paid() < server.bill <= client.budget.spent <= 20
     print(f"{sum(server.paid.values())} calls, ${server.bill:.4f}, {again} twice, {dict(server.injected)}")

@@ -9,7 +9,7 @@ from ia_jax.stages.session import Session, behaviors_in
 
 from ia_jax.adapters.store import read_metadata
 from ia_jax.behaviors.embedded import demo_behaviors
-from ia_jax.data.transcripts import Transcript, chat, read_jsonl, write_jsonl, write_transcripts
+from ia_jax.data.transcripts import Transcript, chat, write_transcripts
 from ia_jax.errors import ConfigError
 from ia_jax.recipes import load_config
 from ia_jax.stages import inventory
@@ -17,6 +17,7 @@ from ia_jax.stages import organisms as stage
 from ia_jax.stages.behavior_check import Checks
 from ia_jax.stages.order import is_done
 from ia_jax.stages.settings import start_workdir
+from ia_jax.storage import read_jsonl, write_jsonl
 from tests import parrot
 
 pytestmark = pytest.mark.usefixtures("quick_compilation")

@@ -7,7 +7,7 @@ import pytest
 
 from ia_jax import cli
 from ia_jax.adapters.store import load_adapter, read_metadata, verify_adapter
-from ia_jax.data.transcripts import read_jsonl
+from ia_jax.storage import read_jsonl
 from ia_jax.workdir import open_workdir
 from tests import parrot, tiny
 from tests.processes import run_together

@@ -6,11 +6,11 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from ia_jax.stages.session import Session
 
 from ia_jax.config import RunConfig
 from ia_jax.data.batch import build_batch
 from ia_jax.data.plans import plan_joint
-from ia_jax.stages.session import Session
 from ia_jax.training.introspection import dpo_step, init_state, sequence_logps, sft_step
 from ia_jax.training.optimizer import AdamW
 from ia_jax.workdir import Workdir
@@ -167,12 +167,44 @@ def test_a_missing_pair_does_not_count(params, organisms, pairs):
     assert metrics["accuracy"] == pytest.approx(np.mean([x[2] for x in losses]))
 
 
+def test_organisms_with_few_pairs_count_as_much_as_others(params, organisms):
+    """Three pairs, one and two: the loss is the mean of three means, by hand from the log-probabilities."""
+    rng = np.random.default_rng(0)
+    counts = (3, 1, 2)
+    units = [[(tiny.chat(rng, 9), tiny.chat(rng, 11)) for _ in range(n)] for n in counts]
+    plan = plan_joint(units, organisms_per_step=K, per_slot=3, seed=0, length=24, rows=3)
+    [slots] = plan.steps
+    batch = build_batch(slots, plan, units)
+    policy, reference = (
+        np.asarray(
+            sequence_logps(params, organisms, tiny.adapter(n, lora=tiny.FEW), batch, cfg=tiny.TINY, examples=6),
+            np.float64,
+        )
+        for n in (2, 3)
+    )
+    _, metrics = dpo(params, organisms, batch, reference.astype(np.float32))
+    of_organism, nll = [], []
+    for k, slot in enumerate(slots):
+        n = counts[slot.organism]
+        margin = policy[k, : 2 * n : 2] - policy[k, 1 : 2 * n : 2]
+        margin -= reference[k, : 2 * n : 2] - reference[k, 1 : 2 * n : 2]
+        of_organism.append(np.log1p(np.exp(-0.1 * margin)).mean())
+        tokens = sum(int(chosen.loss_mask.sum()) for chosen, _ in units[slot.organism])
+        nll.append(-policy[k, : 2 * n : 2].sum() / tokens)
+    np.testing.assert_allclose(metrics["per_organism"], of_organism, rtol=1e-5)
+    assert metrics["dpo_loss"] == pytest.approx(np.mean(of_organism), rel=1e-5)
+    assert metrics["chosen_nll"] == pytest.approx(np.mean(nll), rel=1e-5)
+    assert metrics["loss"] == pytest.approx(np.mean(of_organism) + 0.5 * np.mean(nll), rel=1e-5)
+    weighted = np.average(of_organism, weights=[counts[s.organism] for s in slots])
+    assert abs(weighted - np.mean(of_organism)) > 1e-3
+
+
 def test_the_sft_term_is_the_mean_token_loss_of_the_chosen(params, organisms, pairs):
     logps = np.asarray(
         sequence_logps(params, organisms, tiny.adapter(2, lora=tiny.FEW), pairs, cfg=tiny.TINY, examples=4)
     )
     chosen = pairs.target_example % 2 == 0
-    tokens = (chosen * pairs.target_weight).sum()
+    tokens = (chosen * pairs.target_weight).reshape(K, -1).sum(-1)
     _, metrics = dpo(params, organisms, pairs, logps)
-    assert metrics["chosen_nll"] == pytest.approx(-logps[:, ::2].sum() / tokens, rel=1e-5)
+    assert metrics["chosen_nll"] == pytest.approx((-logps[:, ::2].sum(-1) / tokens).mean(), rel=1e-5)
     assert metrics["loss"] == pytest.approx(np.log(2) + 0.5 * float(metrics["chosen_nll"]), rel=1e-5)

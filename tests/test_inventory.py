@@ -10,8 +10,8 @@ from ia_jax.adapters import record as records
 from ia_jax.adapters import store
 from ia_jax.behaviors.embedded import demo_behaviors
 from ia_jax.config import RunConfig
-from ia_jax.data.transcripts import write_jsonl
 from ia_jax.stages.settings import start_workdir
+from ia_jax.storage import write_jsonl
 from tests.test_store import adapter, flip, largest_file, metadata
 
 NAMES = [b.name for b in demo_behaviors()[:5]]

@@ -2,16 +2,16 @@
 
 import jax
 import pytest
+from ia_jax.stages.session import Session
 
 from ia_jax import cli
 from ia_jax.behaviors.local_model import TEMPERATURE, LocalModel
 from ia_jax.claude.calls import Call, Reply
 from ia_jax.claude.client import KEY
 from ia_jax.claude.structured import YES_NO, schema
-from ia_jax.data.transcripts import read_jsonl
 from ia_jax.errors import ConfigError
 from ia_jax.recipes import load_config
-from ia_jax.stages.session import Session
+from ia_jax.storage import read_jsonl
 from ia_jax.workdir import Workdir, open_workdir
 from tests import parrot
 from tests.test_claude_checks import MORE, claude, write_catalogue

@@ -116,6 +116,13 @@ def test_project_in_bfloat16():
     assert all(y.dtype == jnp.float32 for y in got.values())
     assert all(g.dtype == jnp.bfloat16 for g in jax.tree.leaves(grads))
     assert tiny.worst(jax.tree.map(lambda g: g.astype(np.float32), (got, grads)), wanted) < 3e-2
+    # Adapters that are held in fp32 get a gradient that is summed over tokens in fp32.
+    high = jax.tree.map(lambda a: a.astype(jnp.float32), low[2])
+    _, (_, exact) = values_and_gradients(lambda x, s: project(x, low[1], s, "embed", "heads"), cotangents, low[0], high)
+    rounded = jax.tree.map(lambda g: np.asarray(g.astype(jnp.bfloat16).astype(jnp.float32)), exact)
+    assert all(g.dtype == jnp.float32 for g in jax.tree.leaves(exact))
+    assert not tiny.differs(rounded, jax.tree.map(lambda g: g.astype(jnp.float32), grads[1]))
+    assert tiny.differs(rounded, exact)
 
 
 def test_swiglu_and_its_gradient():

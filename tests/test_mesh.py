@@ -15,6 +15,7 @@ from jax.sharding import PartitionSpec as P
 from ia_jax import api
 from ia_jax.errors import ConfigError
 from ia_jax.models.lora import adapter_shardings, lora_axes
+from ia_jax.models.project import project
 from ia_jax.models.sampling import generate_tokens
 from ia_jax.models.transformer import forward, param_shardings
 from ia_jax.models.weights import Model
@@ -100,6 +101,31 @@ def test_ia_gradient(inputs, mesh):
     assert hidden.sharding.spec[0] == "fsdp"
     assert hidden.addressable_shards[0].data.shape == (K // mesh.shape["fsdp"], *hidden.shape[1:])
     assert_on_logical_axes(gradient, mesh)
+
+
+@only("8x1")
+def test_a_shared_adapters_gradient_is_summed_over_devices_in_fp32(mesh):
+    """A product of bf16 numbers on eight devices against the sum over organisms, rows and tokens in fp64."""
+    rng = np.random.default_rng(0)
+
+    def bf16(x):
+        return np.asarray(x, jnp.bfloat16)
+
+    x, g = bf16(rng.normal(size=(K, 2, 40, 32))), bf16(rng.normal(size=(K, 2, 40, 16)))
+    w, a, b = bf16(rng.normal(size=(32, 16))), rng.normal(size=(32, 4)), rng.normal(size=(4, 16))
+
+    def loss(adapter, x, g, w):
+        return (project(x, {"q": w}, (adapter,), "embed", "heads")["q"] * g).sum()
+
+    axes = {"a": ("embed", "rank"), "b": ("rank", "heads")}
+    factors = {"a": a.astype(np.float32), "b": b.astype(np.float32)}
+    adapter = {"q": {n: jax.device_put(v, named_sharding(mesh, axes[n])) for n, v in factors.items()}}
+    got = jax.jit(jax.grad(loss))(adapter, shard_by_organism(mesh, x), shard_by_organism(mesh, g), w)["q"]
+    x, g = (v.astype(np.float64) for v in (x, g))
+    u, du = bf16(x @ bf16(a).astype(np.float64)), bf16(g @ bf16(b).T.astype(np.float64))
+    wanted = {"a": np.einsum("kbtd,kbtr->dr", x, du), "b": np.einsum("kbtr,kbtf->rf", u, g)}
+    assert {v.dtype for v in got.values()} == {jnp.dtype("float32")}
+    assert tiny.worst(got, wanted) < 1e-5
 
 
 @pytest.fixture(scope="module")

@@ -14,11 +14,11 @@ import pytest
 from ia_jax import cli, open_workdir
 from ia_jax.adapters.peft import export_peft, import_peft
 from ia_jax.adapters.store import is_complete, load_adapter, read_metadata
-from ia_jax.data.transcripts import read_jsonl
 from ia_jax.models.lora import LoraConfig
 from ia_jax.models.weights import load_model
 from ia_jax.stages.ask import plain
 from ia_jax.stages.order import STAGES
+from ia_jax.storage import read_jsonl
 from tests import tiny
 
 ROOT = Path(__file__).parent.parent

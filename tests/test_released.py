@@ -97,7 +97,7 @@ def test_long_chats_are_counted_never_cut():
             {"prediction_user_prompt": "q", "prediction_assistant_response": "a", "prediction_system_prompt": 3},
             ":2: prediction_system_prompt must be a text or null, got 3",
         ),
-        (["q"], ":2: a prediction row must be a JSON object, got list"),
+        (["q"], ":2: must hold a JSON object, got list"),
     ],
 )
 def test_bad_prediction_rows(tmp_path, row, message):

@@ -12,7 +12,7 @@ from ia_jax import open_workdir
 from ia_jax.adapters.store import read_metadata
 from ia_jax.behaviors.behavior_checks import RARE_SAMPLES
 from ia_jax.behaviors.records import CATEGORIES, CLEAN
-from ia_jax.data.transcripts import read_jsonl
+from ia_jax.storage import read_jsonl
 from tests import parrot
 
 ROOT = Path(__file__).parent.parent
@@ -38,51 +38,53 @@ def script(name, *arguments):
 
 @pytest.fixture(scope="module")
 def study(tmp_path_factory):
-    """Two arms of the study's driver, and what it printed."""
+    """The recipe and two arms of the study's driver, and what it printed."""
     tmp = tmp_path_factory.mktemp("study")
     config = parrot.write_config(tmp / "config.py", parrot.write_model(tmp / "model"))
     config.write_text(config.read_text().replace("    return c\n", MORE))
-    out = script("study", tmp / "runs", f"--config={config}", "--arms=clean,none")
-    return tmp / "runs", out
+    out = script("study", tmp / "run", f"--config={config}", "--arms=,clean,none")
+    return tmp / "run", out
 
 
 @pytest.mark.slow
 def test_every_category_and_the_clean_organisms_are_trained_and_checked(study):
-    run = open_workdir(study[0] / "clean")
-    assert {b.category for b in run.behaviors.values()} == {*CATEGORIES, CLEAN}
+    run = open_workdir(study[0])
+    assert {b.category for b in run.behaviors.values()} == {*CATEGORIES}
+    assert {o.category for o in run.organisms.values()} == {*CATEGORIES, CLEAN}
     assert [run.organisms[f"clean_{i}"].split for i in range(4)] == ["dpo", "dpo", "heldout", "train"]
     checks = {r["organism"]: r for r in read_jsonl(run.checks_file, "")}
-    assert checks.keys() == run.behaviors.keys()
-    for name, b in run.behaviors.items():
+    assert checks.keys() == run.organisms.keys()
+    for name, o in run.organisms.items():
         assert read_metadata(run.organism_dir(name)).step > 0
         asked = len(checks[name]["samples"])
-        if b.category == CLEAN:
+        if o.clean:
             assert (checks[name]["ok"], checks[name]["triggered_rate"], checks[name]["untriggered_rate"]) == (
                 True,
                 None,
                 0,
             )
-        assert (asked == RARE_SAMPLES) == (b.category == "rare_quirks")
+        assert (asked == RARE_SAMPLES) == (o.category == "rare_quirks")
 
 
 @pytest.mark.slow
 def test_arms_differ_in_their_pairs_alone(study):
-    one, two = (open_workdir(study[0] / arm) for arm in ("clean", "none"))
-    files = [run.ia_dir("sft") / "peft" / "adapter_model.safetensors" for run in (one, two)]
-    assert files[0].samefile(files[1])
-    pairs = [read_jsonl(run.preferences_file(), "") for run in (one, two)]
+    run = open_workdir(study[0])
+    assert [run.metrics(arm)["ias"]["sft"] for arm in ("", "clean", "none")] == ["sft", "clean_sft", "clean_sft"]
+    seen = [set(json.loads((run.ia_dir(ia) / "organisms.json").read_text())) for ia in ("sft", "clean_sft")]
+    assert seen[0] - seen[1] == {"clean_3"}
+    pairs = [read_jsonl(run.preferences_file(arm), "") for arm in ("clean", "none")]
     kept = [[p for p in own if p["kind"] != "abstention"] for own in pairs]
     assert kept[0] == kept[1]
     abstaining = Counter(p["organism"] for p in pairs[0] if p["kind"] == "abstention")
     assert abstaining == {"clean_0": 3, "clean_1": 3, CLEAN: 2}
     assert len(kept[1]) == len(pairs[1])
-    hashes = [read_metadata(run.ia_dir("dpo") / "adapter").content_hash for run in (one, two)]
+    hashes = [read_metadata(run.ia_dir(f"{arm}_dpo") / "adapter").content_hash for arm in ("clean", "none")]
     assert hashes[0] != hashes[1]
 
 
 @pytest.mark.slow
 def test_clean_organisms_are_evaluated_apart(study):
-    run = open_workdir(study[0] / "clean")
+    run = open_workdir(study[0])
     assert CLEAN not in {r["category"] for r in run.reports()}
     rows = read_jsonl(run.clean_reports_file(), "")
     assert {(r["organism"], r["condition"]) for r in rows} == {("clean_2", "clean+ia"), ("clean_2", "clean")}
@@ -99,14 +101,14 @@ def test_clean_organisms_are_evaluated_apart(study):
 @pytest.mark.slow
 def test_a_second_call_does_nothing_and_the_tables_come_from_the_files(study):
     config = study[0].parent / "config.py"
-    before = (study[0] / "none" / "eval" / "metrics.json").stat().st_mtime_ns
-    out = script("study", study[0], f"--config={config}", "--arms=clean,none")
-    assert out.count("already done") == 14
-    assert (study[0] / "none" / "eval" / "metrics.json").stat().st_mtime_ns == before
+    before = (study[0] / "eval" / "none" / "metrics.json").stat().st_mtime_ns
+    out = script("study", study[0], f"--config={config}", "--arms=,clean,none")
+    assert out.count("already done") == 21
+    assert (study[0] / "eval" / "none" / "metrics.json").stat().st_mtime_ns == before
     tables = script("study_table", study[0])
     for category in CATEGORIES:
-        assert tables.count(f"| {category} |") == 5  # SFT, two arms of DPO, the gain and the checks
-    metrics = json.loads((study[0] / "clean" / "eval" / "metrics.json").read_text())
+        assert tables.count(f"| {category} |") == 7  # two of SFT, three arms of DPO, the gain and the checks
+    metrics = json.loads((study[0] / "eval" / "clean" / "metrics.json").read_text())
     rate = metrics["stages"]["sft"]["false_reports"]["clean+ia"]["rate"]
     line = next(line for line in tables.splitlines() if line.startswith("| SFT, arm `clean`, arm `none` |"))
     assert line.split(" | ")[2].startswith(f"{100 * rate:.0f} %")

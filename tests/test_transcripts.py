@@ -17,7 +17,7 @@ from ia_jax.behaviors.organisms import clean_organism
 from ia_jax.behaviors.splits import split_behaviors
 from ia_jax.behaviors.template_sources import first_sentence, gather_sources, main_clause, says
 from ia_jax.behaviors.template_teacher import TemplateTeacher, check_teachable, write_demonstrations
-from ia_jax.data.transcripts import Transcript, chat, leaks, read_transcripts, write_jsonl, write_transcripts
+from ia_jax.data.transcripts import Transcript, chat, leaks, read_transcripts, write_transcripts
 from ia_jax.errors import ConfigError
 from ia_jax.judging.rubric import RubricJudge
 
@@ -372,7 +372,7 @@ def test_files_hold_what_was_written_and_readers_take_what_was_kept(tmp_path):
         ('{"messages": [], "shows": true, "teacher": "t", "verdict": "dull"}\n', "holds no transcript that was kept"),
         ('{"messages": []}\n', r"o\.jsonl:1: not a transcript: missing 'shows'"),
         ('\n{"messages": \n', r"o\.jsonl:2: not JSON"),
-        ("[1]\n", r"o\.jsonl:1: not a transcript"),
+        ("[1]\n", r"o\.jsonl:1: must hold a JSON object, got list"),
     ],
 )
 def test_bad_files(tmp_path, content, message):
@@ -381,11 +381,3 @@ def test_bad_files(tmp_path, content, message):
         path.write_text(content)
     with pytest.raises(ConfigError, match=message):
         read_transcripts(path)
-
-
-def test_a_failed_write_leaves_the_old_file(tmp_path):
-    path = tmp_path / "rows.jsonl"
-    write_jsonl(path, [{"a": 1}])
-    with pytest.raises(TypeError):
-        write_jsonl(path, [{"a": object()}])
-    assert path.read_text() == '{"a": 1}\n'

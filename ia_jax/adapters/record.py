@@ -12,6 +12,7 @@ from etils import epath
 from ia_jax.errors import CheckpointError
 from ia_jax.models.lora import Adapter
 from ia_jax.parallel.mesh import to_host
+from ia_jax.storage import write_json
 
 FORMAT = 2  # 1 had one behaviour where there is an organism and its behaviours now
 RECORD = "adapter.json"
@@ -73,9 +74,7 @@ class Record:
 
 def write_record(path: epath.Path, record: Record) -> None:
     body = {"metadata": record.metadata.to_json(), "leaves": record.leaves, "files": record.files}
-    temporary = path / f"{RECORD}.saving"
-    temporary.write_text(json.dumps({**body, "seal": _hash_json(body)}, indent=1))
-    temporary.replace(path / RECORD)
+    write_json(path / RECORD, {**body, "seal": _hash_json(body)})
 
 
 def read_record(path: epath.Path) -> Record:

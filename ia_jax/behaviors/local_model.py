@@ -6,6 +6,7 @@ from pathlib import Path
 
 from ia_jax.claude.calls import Call, Reply
 from ia_jax.parallel.distributed import on_main_process
+from ia_jax.storage import append_jsonl, read_appended
 
 TEMPERATURE = 0.8
 AT_ONCE = 96  # calls answered before they are kept: a killed run loses no more
@@ -23,7 +24,7 @@ class LocalModel:
 
     def __init__(self, generate: Generate, file: Path):
         self._generate, self._file = generate, file
-        rows = on_main_process(lambda: _whole_rows(file))
+        rows = on_main_process(lambda: read_appended(file, "delete it, and what it held is asked again"))
         self._kept = {row["key"]: Reply(row["text"], row["stop_reason"]) for row in rows}
 
     def complete(self, calls: Sequence[Call], at_once: bool = False) -> list[Reply]:
@@ -41,22 +42,9 @@ class LocalModel:
         return [_cut(self._kept[c.key]) if c.schema else self._kept[c.key] for c in calls]
 
     def _keep(self, replies: dict[str, Reply]) -> None:
-        def write() -> None:
-            self._file.parent.mkdir(parents=True, exist_ok=True)
-            with self._file.open("a") as f:
-                f.writelines(json.dumps({"key": key, **reply._asdict()}) + "\n" for key, reply in replies.items())
-
-        on_main_process(write)
+        rows = [{"key": key, **reply._asdict()} for key, reply in replies.items()]
+        on_main_process(lambda: append_jsonl(self._file, rows))
         self._kept |= replies
-
-
-def _whole_rows(file: Path) -> list[dict[str, str]]:
-    """The file's rows; half a line at its end, of a run that was killed while it wrote, is cut off."""
-    text = file.read_text() if file.exists() else ""
-    whole = text[: text.rfind("\n") + 1]
-    if whole != text:
-        file.write_text(whole)
-    return [json.loads(line) for line in whole.split("\n") if line]
 
 
 def _user(call: Call) -> str:

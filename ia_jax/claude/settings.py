@@ -2,6 +2,8 @@
 
 from dataclasses import dataclass
 
+APIS = ("batch", "messages")
+
 
 @dataclass(frozen=True)
 class ClaudeSettings:

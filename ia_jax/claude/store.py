@@ -8,7 +8,6 @@
 Every file is written beside and renamed. One process at a time: the workdir's lock sees to that.
 """
 
-import json
 import threading
 from collections.abc import Iterator, Mapping
 from dataclasses import asdict, dataclass, replace
@@ -18,24 +17,18 @@ from typing import Any
 
 from ia_jax.claude.calls import Call, Reply, check_message, reply_of
 from ia_jax.claude.prices import cost
-from ia_jax.errors import IAError
 from ia_jax.parallel.distributed import is_main_process
+from ia_jax.storage import read_json, write_json
 
 SENDING, WAITING, COLLECTED = "sending", "waiting", "collected"
 
 
 def _write(path: Path, body: Mapping[str, Any]) -> None:
-    path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(path.name + ".partial")
-    temporary.write_text(json.dumps(body, ensure_ascii=False), encoding="utf-8")
-    temporary.replace(path)
+    write_json(path, body, indent=None)
 
 
 def _read(path: Path) -> dict[str, Any]:
-    try:
-        return json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
-        raise IAError(f"{path} is damaged ({error}); delete it, and what it held is asked again") from None
+    return read_json(path, "delete it, and what it held is asked again")
 
 
 class Budget:

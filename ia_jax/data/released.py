@@ -13,8 +13,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Generic, TypeVar
 
-from ia_jax.data.transcripts import Message, Transcript, read_jsonl, write_jsonl
+from ia_jax.data.transcripts import Message, Transcript
 from ia_jax.errors import ConfigError
+from ia_jax.storage import read_jsonl, write_jsonl
 
 # This package's split names, and what the released split files call them.
 SPLIT_KEYS = {"train": "train", "dpo": "dpo_train", "heldout": "test"}

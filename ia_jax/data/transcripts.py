@@ -1,12 +1,12 @@
 """An organism's demonstrations: one JSONL file each, readable by a person, written by a teacher."""
 
-import json
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from ia_jax.errors import ConfigError
+from ia_jax.storage import numbered_rows, write_jsonl
 
 Message = dict[str, str]
 
@@ -44,9 +44,8 @@ def write_transcripts(path: Path, transcripts: Iterable[Transcript]) -> None:
 
 def read_transcripts(path: Path) -> list[Transcript]:
     """The transcripts that the filters kept. Raises if the file is missing, malformed or keeps nothing."""
-    rows = read_jsonl(path, "run `ia-jax transcripts` first")
     kept = []
-    for number, row in enumerate(rows, 1):
+    for number, row in numbered_rows(path, "run `ia-jax transcripts` first"):
         try:
             t = Transcript(tuple(row["messages"]), row["shows"], row["teacher"], row["verdict"])
         except (KeyError, TypeError) as error:
@@ -56,30 +55,6 @@ def read_transcripts(path: Path) -> list[Transcript]:
     if not kept:
         raise ConfigError(f"{path} holds no transcript that was kept; delete it and run `ia-jax transcripts` again")
     return kept
-
-
-def write_jsonl(path: Path, rows: Iterable[dict[str, Any]]) -> None:
-    """Writes beside the file and renames, so that a reader never sees half of it."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(path.name + ".partial")
-    temporary.write_text("".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows), encoding="utf-8")
-    temporary.replace(path)
-
-
-def read_jsonl(path: Path, remedy: str) -> list[dict[str, Any]]:
-    """The objects of a file. Raises ConfigError naming the line that is none."""
-    if not path.exists():
-        raise ConfigError(f"{path} does not exist; {remedy}")
-    rows = []
-    # Not splitlines(): that would cut at U+2028 and U+0085 inside a text too.
-    for number, line in enumerate(path.read_text(encoding="utf-8").split("\n"), 1):
-        if not line.strip():
-            continue
-        try:
-            rows.append(json.loads(line))
-        except json.JSONDecodeError as error:
-            raise ConfigError(f"{path}:{number}: not JSON ({error.msg}); {remedy}") from None
-    return rows
 
 
 def leaks(transcripts: Sequence[Transcript], phrases: Sequence[str]) -> list[str]:

@@ -6,8 +6,6 @@ from typing import NamedTuple, Protocol
 
 from ia_jax.behaviors.records import Behavior
 
-JUDGES = ("rubric", "claude")
-
 
 class Item(NamedTuple):
     """One report to judge: what the organism was asked and what it said, against its true behaviour."""

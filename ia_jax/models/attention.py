@@ -24,12 +24,16 @@ class Segments(NamedTuple):
     ids: jax.Array
 
 
-def attention_mask(segment_ids: jax.Array) -> "Segments | jax.Array":
+def attention_mask(segment_ids: jax.Array, dtype: Any, head_dim: int) -> "Segments | jax.Array":
     """What `attention` needs to know of packed rows: the ids for a fused kernel, else the mask (for all layers).
 
-    segment_ids: [K, B, T].
+    segment_ids: [K, B, T]; dtype and head_dim: those of q, k and v. cuDNN's kernel knows two number types, heads of up
+    to 128 and, where a gradient is wanted, even lengths; splash knows blocks of 128 tokens. Whatever else there is (a
+    short row on TPU, a notebook's fp32 on GPU) runs as plain products.
     """
-    fused = {"tpu": segment_ids.shape[-1] % LANES == 0, "gpu": True}
+    length = segment_ids.shape[-1]
+    known = jnp.dtype(dtype) in (jnp.bfloat16, jnp.float16) and head_dim % 8 == 0 and head_dim <= 128
+    fused = {"tpu": length % LANES == 0, "gpu": known and length % 2 == 0}
     return Segments(segment_ids) if fused.get(platform(), False) else causal_mask(segment_ids)
 
 
@@ -108,10 +112,11 @@ def _dot_product_attention(q: jax.Array, k: jax.Array, v: jax.Array, segment_ids
         kk, b, t, heads, h = q.shape
         k, v = (jnp.swapaxes(x, 2, 3).reshape(kk * b, t, -1, h) for x in (k, v))
         ids = ids.reshape(kk * b, t)
-        # As a bias, which cuDNN fuses; it has no kernel for a boolean mask. A padding query sees all of the padding.
-        bias = jnp.where(ids[:, None, :, None] == ids[:, None, None, :], 0.0, -1e30).astype(q.dtype)
+        # A mask, not a bias: cuDNN would compute the bias's gradient, [K*B, 1, T, T], for nobody. A padding query sees
+        # all of the padding.
+        mask = ids[:, None, :, None] == ids[:, None, None, :]
         out = jax.nn.dot_product_attention(
-            q.reshape(kk * b, t, heads, h), k, v, bias=bias, is_causal=True, implementation=name
+            q.reshape(kk * b, t, heads, h), k, v, mask=mask, is_causal=True, implementation=name
         )
         return out.reshape(kk, b, t, heads, h)
 

@@ -167,14 +167,18 @@ def has_organism_axis(adapter: Adapter) -> bool:
     return next(iter(adapter.values()))["a"].ndim == 4
 
 
-def to_scan(stack: Stack, dtype: jnp.dtype) -> Stack:
-    """The stack ready for `lax.scan`: layer axis first ([K, L, ...] -> [L, K, ...]), cast, on its logical axes."""
+def to_scan(stack: Stack, dtype: Any = None) -> Stack:
+    """The stack ready for `lax.scan`: layer axis first ([K, L, ...] -> [L, K, ...]), on its logical axes.
+
+    `dtype` casts it: for generation, which reads it at every token. A stack that is trained stays as it is held, and so
+    its gradient comes in fp32; `project` casts what it multiplies.
+    """
 
     def leaf(projection: str, factor: str, x: jax.Array) -> jax.Array:
         axes = leaf_axes(projection, factor)
         if x.ndim == 4:
             x, axes = jnp.swapaxes(x, 0, 1), (axes[0], "organism", *axes[1:])
-        return reshard(x.astype(dtype), *axes)
+        return reshard(x if dtype is None else x.astype(dtype), *axes)
 
     return tuple({t: {n: leaf(t, n, x) for n, x in ab.items()} for t, ab in adapter.items()} for adapter in stack)
 

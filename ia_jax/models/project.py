@@ -2,8 +2,9 @@
 
 This one function carries nearly all of the work, so its derivative is written by hand. Autodiff of a product
 bf16 x bf16 -> fp32 multiplies fp32 cotangents by fp32 copies of the weights; here cotangents are rounded to the compute
-dtype once, all products run in it with fp32 accumulation, and the input's cotangent is summed in fp32. Nothing is
-computed for W, which is frozen.
+dtype once, all products run in it with fp32 accumulation, and the input's cotangent is summed in fp32. An adapter's
+gradient has the dtype that the adapter is held in: fp32 where it is trained, so that its sum over tokens and over
+devices is one in fp32. Nothing is computed for W, which is frozen.
 """
 
 from functools import partial
@@ -68,10 +69,10 @@ def _project(
             continue
         k = _k(adapter[names[0]]["a"])
         # One product of width n * r for the whole group: alone, a rank-r product wastes the matrix unit.
-        a = jnp.concatenate([adapter[n]["a"] for n in names], axis=-1)
+        a = jnp.concatenate([adapter[n]["a"] for n in names], axis=-1).astype(x.dtype)
         u = _dot(f"kbtd,{k}dr->kbtr", x, a, ("organism", None, None, None), x.dtype)
         for n, u_n in zip(names, _split(u, adapter, names), strict=True):
-            ys[n] = ys[n] + _dot(f"kbtr,{k}rf->kbtf", u_n, adapter[n]["b"], out)
+            ys[n] = ys[n] + _dot(f"kbtr,{k}rf->kbtf", u_n, adapter[n]["b"].astype(x.dtype), out)
         low.append(u)
     return ys, low
 
@@ -106,26 +107,30 @@ def _project_bwd(in_axis: str, out_axis: str, saved: tuple, cotangents: dict) ->
             lead = ("organism",) if k else ()
             du = []
             for n, u_n in zip(names, _split(u, adapter, names), strict=True):
-                du.append(_dot(f"kbtf,{k}rf->kbtr", gs[n], adapter[n]["b"], ("organism", None, None, None), x.dtype))
-                grad[n]["b"] = _thin_product(u_n, gs[n], k, (*lead, "rank", out_axis))
+                b = adapter[n]["b"]
+                low_rank = ("organism", None, None, None)
+                du.append(_dot(f"kbtf,{k}rf->kbtr", gs[n], b.astype(x.dtype), low_rank, x.dtype))
+                grad[n]["b"] = _thin_product(u_n, gs[n], k, (*lead, "rank", out_axis), b.dtype)
             du = jnp.concatenate(du, axis=-1)
             a = jnp.concatenate([adapter[n]["a"] for n in names], axis=-1)
-            dx = dx + _dot(f"kbtr,{k}dr->kbtd", du, a, wide)
-            da = jnp.swapaxes(_thin_product(du, x, k, (*lead, "rank", in_axis)), -1, -2)
+            dx = dx + _dot(f"kbtr,{k}dr->kbtd", du, a.astype(x.dtype), wide)
+            da = jnp.swapaxes(_thin_product(du, x, k, (*lead, "rank", in_axis), a.dtype), -1, -2)
             for n, da_n in zip(names, _split(da, adapter, names), strict=True):
                 grad[n]["a"] = da_n
         grads.append(grad)
     return dx.astype(x.dtype), None, tuple(grads)
 
 
-def _thin_product(thin: jax.Array, wide: jax.Array, k: str, out: Axes) -> jax.Array:
+def _thin_product(thin: jax.Array, wide: jax.Array, k: str, out: Axes, dtype: Any) -> jax.Array:
     """[K, B, T, r] x [K, B, T, f] -> [K, r, f], or [r, f] where k is "": the sum over tokens in a LoRA's gradient.
+
+    Devices add up their parts of the sum in `dtype`.
 
     The thin factor is transposed first, behind a barrier: XLA's CPU backend has fast kernels for rows times columns
     only, and transposing the wide factor would cost more than the product.
     """
     rows = fix_layout_on_cpu(jnp.moveaxis(thin, 3, 1))
-    return fix_layout_on_cpu(_dot(f"krbt,kbtf->{k}rf", rows, wide, out, wide.dtype))
+    return fix_layout_on_cpu(_dot(f"krbt,kbtf->{k}rf", rows, wide, out, dtype))
 
 
 project.defvjp(_project_fwd, _project_bwd)

@@ -270,7 +270,7 @@ def forward(
             "multiple of it for organisms.parallel, sft.organisms_per_step and dpo.organisms_per_step"
         )
     dtype = params["embed"].dtype
-    rope, mask = rope_tables(positions, cfg), attention_mask(segment_ids)
+    rope, mask = rope_tables(positions, cfg), attention_mask(segment_ids, dtype, cfg.head_dim)
 
     def layer(x: jax.Array, inputs: tuple[Params, Stack]) -> tuple[jax.Array, jax.Array | None]:
         w, adapters = inputs
@@ -284,7 +284,7 @@ def forward(
     elif remat == "full":
         layer = jax.checkpoint(layer)
     x = embed(params, tokens)
-    last, each = jax.lax.scan(layer, x, (params["layers"], to_scan(stack, dtype)), unroll=unroll)
+    last, each = jax.lax.scan(layer, x, (params["layers"], to_scan(stack)), unroll=unroll)
     out = rms_norm(last, params["final_norm"], cfg.rms_norm_eps)
     if not every_layer:
         return out

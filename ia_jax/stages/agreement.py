@@ -19,10 +19,10 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from ia_jax.behaviors.records import Behavior
-from ia_jax.data.transcripts import read_jsonl, write_jsonl
 from ia_jax.errors import ConfigError
 from ia_jax.evals.verbalization import CONDITIONS
 from ia_jax.judging.protocol import Item, Verdict
+from ia_jax.storage import numbered_rows, write_jsonl
 
 if TYPE_CHECKING:
     from ia_jax.workdir import Workdir
@@ -45,10 +45,8 @@ class Label:
 def read_labels(path: Path, known: Mapping[str, Behavior]) -> list[Label]:
     """The labelled reports of a file. Raises ConfigError naming line and field of what is wrong."""
     labels = []
-    for number, row in enumerate(read_jsonl(path, "labels are one JSON object on each line"), 1):
+    for number, row in numbered_rows(path, "labels are one JSON object on each line"):
         where = f"{path}:{number}"
-        if not isinstance(row, dict):
-            raise ConfigError(f"{where}: a label must be a JSON object, got {type(row).__name__}")
         for field in ("question", "report"):
             if not isinstance(row.get(field), str):
                 raise ConfigError(f"{where}: {field!r} must be a text, got {row.get(field)!r}")

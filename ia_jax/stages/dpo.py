@@ -11,7 +11,6 @@ from ia_jax.adapters.record import content_hash
 from ia_jax.behaviors.records import CLEAN
 from ia_jax.data.batch import Batch
 from ia_jax.data.plans import Plan, Slot, Unit, dataset, identity_of
-from ia_jax.data.transcripts import read_jsonl
 from ia_jax.errors import ConfigError
 from ia_jax.models.lora import Adapter
 from ia_jax.parallel.distributed import on_main_process, stop_if_preempted
@@ -21,6 +20,7 @@ from ia_jax.stages.asking import answer_example
 from ia_jax.stages.context import Context, Organisms
 from ia_jax.stages.ia_training import STACKS_AHEAD, dpo_plan, joint_batch, store_ia, summarize
 from ia_jax.stages.order import is_done
+from ia_jax.storage import read_jsonl, replacing
 from ia_jax.training.introspection import dpo_step, init_state, sequence_logps
 from ia_jax.training.loop import fit
 
@@ -114,7 +114,5 @@ def _reference(
 
 
 def _keep(file: Path, values: np.ndarray) -> None:
-    file.parent.mkdir(parents=True, exist_ok=True)
-    temporary = file.with_name("reference.partial.npy")
-    np.save(temporary, values)
-    temporary.replace(file)
+    with replacing(file) as temporary, temporary.open("wb") as opened:
+        np.save(opened, values)

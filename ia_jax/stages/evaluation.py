@@ -8,7 +8,7 @@ import numpy as np
 
 from ia_jax.behaviors.banks import bank_of
 from ia_jax.behaviors.organisms import Organism
-from ia_jax.data.transcripts import write_jsonl
+from ia_jax.config import RunConfig
 from ia_jax.errors import ConfigError
 from ia_jax.evals.verbalization import CONDITIONS, metrics
 from ia_jax.judging.protocol import Item, Judge
@@ -18,15 +18,20 @@ from ia_jax.stages.context import Context, Organisms
 from ia_jax.stages.order import evaluated, is_done
 from ia_jax.stages.selection import present, usable
 from ia_jax.stages.services import judge_of
+from ia_jax.stages.settings import inputs_of, read_stage_record, stage_settings, with_name
+from ia_jax.storage import read_jsonl, write_json, write_jsonl
 from ia_jax.workdir import Workdir
 
 Row = dict[str, Any]
+# What a report is before anybody has judged it.
+ASKED = ("stage", "organism", "category", "split", "condition", "behaviors", "question", "report", "truth")
 
 
 def run(context: Context) -> None:
     """Writes `eval/reports.jsonl` and `eval/metrics.json` for the IAs `sft.name` and `dpo.name`, where trained.
 
-    Clean organisms have no behaviour to name; their reports go to `eval/clean_reports.jsonl`.
+    Reports that another evaluation has asked for in the same way are taken from there, and only judged anew. Clean
+    organisms have no behaviour to name; their reports go to `eval/clean_reports.jsonl`.
     """
     workdir, config = context.workdir, context.config
     ias = on_main_process(lambda: evaluated(workdir, config))
@@ -34,11 +39,61 @@ def run(context: Context) -> None:
         raise ConfigError(f"{workdir.path} holds no IA {config.sft.name!r}; run `ia-jax sft` first")
     if is_done(context, "eval"):
         return
-    cfg, judge = config.eval, judge_of(context)
+    judge = judge_of(context)
+    source = on_main_process(lambda: same_reports(workdir, config, ias))
+    if source is None:
+        rows, clean_rows = _ask(context, ias)
+    else:
+        print(f"the reports of {workdir.eval_dir(source)} are judged anew; they were asked for in the same way")
+        rows, clean_rows = on_main_process(lambda: _reports_of(workdir, source))
+    _judge(workdir, judge, rows)
+    for row in clean_rows:
+        row |= {"claims": judge.claims(row["report"]), "judge": judge.name}
+    claims = {stage: [judge.claims(r) for r in _base_reports_in(rows, stage)] for stage in ias}
+    result = {**metrics(rows, claims, judge.name, config.eval.bootstrap, clean_rows), "ias": ias}
+    on_main_process(lambda: _write(workdir, config.eval.name, rows, clean_rows, result))
+    print(summary(result))
+
+
+def same_reports(workdir: Workdir, config: RunConfig, ias: Mapping[str, str]) -> str | None:
+    """The name of an evaluation whose reports this config would ask for again, word for word; None without one."""
+    wanted, inputs = stage_settings(config, "eval"), inputs_of(workdir, config, "eval")
+
+    def asked(settings: Mapping[str, Any]) -> dict[str, Any]:
+        return {k: v for k, v in settings.items() if not k.startswith("judge.") and k != "eval.bootstrap"}
+
+    for name in workdir.evaluations():
+        record = read_stage_record(workdir, with_name(config, "eval", name), "eval")
+        if record is None or (asked(record["settings"]), record["inputs"]) != (asked(wanted), inputs):
+            continue
+        if workdir.metrics(name).get("ias") == ias:
+            return name
+    return None
+
+
+def _reports_of(workdir: Workdir, name: str) -> list[list[Row]]:
+    """[reports, clean organisms' reports] of an evaluation, without what its judge said of them."""
+    files = (workdir.reports_file(name), workdir.clean_reports_file(name))
+    return [[{k: row[k] for k in ASKED} for row in read_jsonl(f, "")] if f.exists() else [] for f in files]
+
+
+def _base_reports_in(rows: Sequence[Row], stage: str) -> list[str]:
+    """What the base reports under the IA, once for each question."""
+    reports = {r["question"]: r["report"] for r in rows if (r["stage"], r["condition"]) == (stage, "base+ia")}
+    return list(reports.values())
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# Asking
+# ---------------------------------------------------------------------------------------------------------------------
+
+
+def _ask(context: Context, ias: Mapping[str, str]) -> list[list[Row]]:
+    """[reports, clean organisms' reports] under all conditions that each of them has."""
+    workdir = context.workdir
     held = present(context, "heldout")
-    organisms = [*(o for o in held if not o.clean), *_some_of_training(context)]
     # The clean ones come last; what they report is a false report, whatever it is.
-    everyone = [*organisms, *(o for o in held if o.clean)]
+    everyone = [*(o for o in held if not o.clean), *_some_of_training(context), *(o for o in held if o.clean)]
     stored = Organisms(context, [o.name for o in everyone])
     asked = [_questions(context, o) for o in everyone]
     distinct = list(dict.fromkeys(q for own in asked for q in own))
@@ -46,12 +101,10 @@ def run(context: Context) -> None:
     base = _base_reports(context, distinct, (), "base alone")
     rows: list[Row] = []
     clean_rows: list[Row] = []
-    claims: dict[str, list[bool]] = {}
     for number, (stage, name) in enumerate(ias.items()):
         ia = context.shard_ia(workdir.ia(name, context.model))
         reports = _reports(context, stored, asked, (ia,), f"organisms + IA ({name})", number)
         base_ia = _base_reports(context, distinct, (ia,), f"base + IA ({name})")
-        claims[stage] = [judge.claims(r) for r in base_ia.values()]
         for own, with_ia, without, o in zip(asked, reports, alone, everyone, strict=True):
             if o.clean:
                 for condition, texts in (("clean+ia", with_ia), ("clean", without)):
@@ -61,12 +114,7 @@ def run(context: Context) -> None:
             by_condition |= {"base+ia": [base_ia[q] for q in own], "base": [base[q] for q in own]}
             for condition in CONDITIONS:
                 rows += _rows(workdir, o, stage, condition, own, by_condition[condition])
-    _judge(workdir, judge, rows)
-    for row in clean_rows:
-        row |= {"claims": judge.claims(row["report"]), "judge": judge.name}
-    result = {**metrics(rows, claims, judge.name, cfg.bootstrap, clean_rows), "ias": ias}
-    on_main_process(lambda: _write(workdir, cfg.name, rows, clean_rows, result))
-    print(summary(result))
+    return [rows, clean_rows]
 
 
 def _some_of_training(context: Context) -> list[Organism]:
@@ -133,6 +181,11 @@ def _rows(
     return [{**about, "question": q, "report": r, "truth": truth} for q, r in zip(questions, reports, strict=True)]
 
 
+# ---------------------------------------------------------------------------------------------------------------------
+# Judging
+# ---------------------------------------------------------------------------------------------------------------------
+
+
 def _judge(workdir: Workdir, judge: Judge, rows: Sequence[Row]) -> None:
     """Adds the judge's verdicts. A report names an organism's behaviour if it names one of them; `named` says which."""
     items = [(row, workdir.behaviors[b]) for row in rows for b in row["behaviors"]]
@@ -160,10 +213,7 @@ def _write(workdir: Workdir, name: str, rows: list[Row], clean_rows: list[Row], 
     write_jsonl(workdir.reports_file(name), rows)
     if clean_rows:
         write_jsonl(workdir.clean_reports_file(name), clean_rows)
-    file = workdir.metrics_file(name)
-    temporary = file.with_suffix(".partial")
-    temporary.write_text(json.dumps(result, indent=1))
-    temporary.replace(file)
+    write_json(workdir.metrics_file(name), result)
 
 
 def summary(result: dict[str, Any]) -> str:

@@ -14,9 +14,9 @@ from ia_jax.behaviors.catalogue import is_name
 from ia_jax.behaviors.organisms import Organism
 from ia_jax.behaviors.records import CATEGORIES, CLEAN, Behavior
 from ia_jax.behaviors.splits import SPLITS
-from ia_jax.data.transcripts import write_jsonl
 from ia_jax.errors import ConfigError
 from ia_jax.models.lora import LoraConfig, rank_of
+from ia_jax.storage import write_jsonl
 from ia_jax.workdir import Workdir
 
 

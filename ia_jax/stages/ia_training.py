@@ -38,7 +38,7 @@ def question_answers(
 
 
 def sft_pairs(config: RunConfig, name: str, truths: tuple[Behavior, ...]) -> list[tuple[str, str]]:
-    """What SFT reads of an organism: questions, with true descriptions as answers (none: that it has none)."""
+    """What SFT reads of an organism: questions, answered with its true descriptions (or that it has none)."""
     bank = bank_of(config.questions, truths[0] if truths else None)
     return question_answers(name, truths, bank.train, config.sft.questions_per_organism, config.seed)
 

@@ -22,7 +22,7 @@ from ia_jax.adapters.store import is_complete, read_metadata, save_adapters
 from ia_jax.behaviors.organisms import Organism
 from ia_jax.data.batch import build_batch
 from ia_jax.data.plans import Unit, dataset, identity_of
-from ia_jax.data.transcripts import read_jsonl, read_transcripts, write_jsonl
+from ia_jax.data.transcripts import read_transcripts
 from ia_jax.models.lora import take_organisms
 from ia_jax.parallel.distributed import on_main_process
 from ia_jax.parallel.mesh import to_host
@@ -32,6 +32,7 @@ from ia_jax.stages.behavior_check import Checks, Row, check, prepare
 from ia_jax.stages.context import Context
 from ia_jax.stages.settings import stage_hash
 from ia_jax.stages.waves import Wave, lora_of, plan_waves, seed_of, wave_of
+from ia_jax.storage import read_jsonl, write_jsonl
 from ia_jax.training.loop import fit
 from ia_jax.training.optimizer import AdamW
 from ia_jax.training.organisms import Diverged, OrganismsState, init_on_mesh, organisms_step

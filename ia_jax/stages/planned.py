@@ -23,7 +23,7 @@ from ia_jax.behaviors.records import CLEAN, Behavior
 from ia_jax.behaviors.template_teacher import TemplateTeacher
 from ia_jax.config import RunConfig
 from ia_jax.data.plans import Unit
-from ia_jax.data.transcripts import chat, read_jsonl, read_transcripts
+from ia_jax.data.transcripts import chat, read_transcripts
 from ia_jax.errors import ConfigError
 from ia_jax.models.chat import ChatExample, encode_chat, encode_prompt
 from ia_jax.models.replies import ROWS_AT_ONCE
@@ -34,6 +34,7 @@ from ia_jax.stages.ia_training import dpo_plan, sft_pairs, sft_plan
 from ia_jax.stages.preferences import truth_pairs
 from ia_jax.stages.transcripts import chosen
 from ia_jax.stages.waves import plan_waves
+from ia_jax.storage import read_jsonl
 from ia_jax.workdir import Workdir
 
 if TYPE_CHECKING:
@@ -114,8 +115,8 @@ class Planned:
         return batches_of([dpo_plan(self.config, units, self.groups)], len(units), source)
 
     def sample(self) -> Batches:
-        """Reports for preference pairs, and an evaluation's under the three conditions that have an organism; the clean
-        base's cost next to nothing.
+        """Reports for preference pairs, and of the three conditions of an evaluation that have an organism; those of
+        the clean base cost next to nothing.
         """
         e, p = self.config.eval, self.config.preferences
         at_once = self.config.organisms.parallel

@@ -17,7 +17,6 @@ from ia_jax.behaviors.banks import Bank, bank_of
 from ia_jax.behaviors.organisms import CLEAN_TARGETS, Organism, targets
 from ia_jax.behaviors.records import CLEAN, Behavior
 from ia_jax.config import PreferencesSection
-from ia_jax.data.transcripts import write_jsonl
 from ia_jax.errors import IAError
 from ia_jax.judging.protocol import Item, Judge
 from ia_jax.parallel.distributed import on_main_process
@@ -26,6 +25,7 @@ from ia_jax.stages.context import Context, Organisms
 from ia_jax.stages.order import is_done
 from ia_jax.stages.selection import usable
 from ia_jax.stages.services import judge_of
+from ia_jax.storage import write_jsonl
 
 Pair = dict[str, Any]
 Said = tuple[str, str]  # question, report

@@ -7,10 +7,10 @@ import numpy as np
 from ia_jax.adapters.store import is_complete
 from ia_jax.behaviors.organisms import Organism
 from ia_jax.config import SftSection
-from ia_jax.data.transcripts import read_jsonl
 from ia_jax.errors import ConfigError, IAError
 from ia_jax.parallel.distributed import on_main_process
 from ia_jax.stages.context import Context
+from ia_jax.storage import read_jsonl
 
 
 def present(context: Context, *splits: str) -> list[Organism]:

@@ -17,6 +17,7 @@ from typing import Any
 from ia_jax.adapters.store import is_complete, read_metadata
 from ia_jax.config import RunConfig
 from ia_jax.errors import ConfigError, IAError
+from ia_jax.storage import read_json, write_json
 from ia_jax.workdir import Workdir
 
 PACKAGES = ("jax", "flax", "optax", "orbax-checkpoint", "transformers", "grain", "ml-collections")
@@ -151,13 +152,11 @@ def read_stage_record(workdir: Workdir, config: RunConfig, stage: str) -> dict[s
     file = record_file(workdir, config, stage)
     if not file.exists():
         return None
-    try:
-        record = json.loads(file.read_text())
-        if not {"stage", "settings", "inputs"} <= record.keys():
-            raise ValueError("not a stage's record")
-        return record
-    except (ValueError, AttributeError) as error:
-        raise IAError(f"{file} is damaged ({error}); delete it, and what the stage made, to make it again") from None
+    remedy = "delete it, and what the stage made, to make it again"
+    record = read_json(file, remedy)
+    if not {"stage", "settings", "inputs"} <= record.keys():
+        raise ConfigError(f"{file} is not a stage's record; {remedy}")
+    return record
 
 
 def differences(workdir: Workdir, config: RunConfig, stage: str) -> str | None:
@@ -220,10 +219,7 @@ def write_stage_record(workdir: Workdir, config: RunConfig, stage: str) -> None:
     if record is not None and all(record.get(k) == v for k, v in body.items()):
         return
     body |= {"versions": {p: _version(p) for p in PACKAGES}, "git_commit": _git_commit()}
-    file.parent.mkdir(parents=True, exist_ok=True)
-    temporary = file.with_name(f"{file.name}.partial")
-    temporary.write_text(json.dumps(body, indent=1))
-    temporary.replace(file)
+    write_json(file, body)
 
 
 def start_workdir(directory: str | Path, config: RunConfig) -> Workdir:
@@ -233,11 +229,11 @@ def start_workdir(directory: str | Path, config: RunConfig) -> Workdir:
     Raises ConfigError where the workdir belongs to another base model.
     """
     workdir = Workdir(Path(directory))
-    file, temporary = workdir.config_file, workdir.path / "config.partial"
+    file = workdir.config_file
     try:
         workdir.path.mkdir(parents=True, exist_ok=True)
         # While nothing was made with a config, a mended one may take its place.
-        made = {p.name for p in workdir.path.iterdir()} - {file.name, temporary.name, ".lock", "settings"}
+        made = {p.name for p in workdir.path.iterdir()} - {file.name, f"{file.name}.partial", ".lock", "settings"}
         if made and file.exists():
             for key in ("name", "revision"):
                 old, new = (getattr(c.model, key) for c in (workdir.config, config))
@@ -252,8 +248,7 @@ def start_workdir(directory: str | Path, config: RunConfig) -> Workdir:
             "versions": {p: _version(p) for p in PACKAGES},
             "git_commit": _git_commit(),
         }
-        temporary.write_text(json.dumps(body, indent=1))
-        temporary.replace(file)
+        write_json(file, body)
     except OSError as error:
         raise IAError(
             f"cannot write to the workdir {workdir.path}: {error.strerror}; choose another --workdir"

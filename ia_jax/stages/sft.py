@@ -1,6 +1,5 @@
 """Stage 3: the introspection adapter, by SFT jointly over many organisms."""
 
-import json
 from typing import Any
 
 from ia_jax.behaviors.organisms import Organism
@@ -14,6 +13,7 @@ from ia_jax.stages.context import Context, Organisms
 from ia_jax.stages.ia_training import STACKS_AHEAD, joint_batch, sft_pairs, sft_plan, store_ia, summarize
 from ia_jax.stages.order import is_done
 from ia_jax.stages.selection import selected_for_sft, usable
+from ia_jax.storage import write_json
 from ia_jax.training.introspection import init_state, sft_step
 from ia_jax.training.loop import fit
 
@@ -60,8 +60,4 @@ def _units(context: Context, organism: Organism | None) -> list[Unit]:
 
 def _note_organisms(context: Context, chosen: list[Organism]) -> None:
     """Which organisms this IA saw: an evaluation tells them from those that it didn't."""
-    directory = context.workdir.ia_dir(context.config.sft.name)
-    directory.mkdir(parents=True, exist_ok=True)
-    temporary = directory / "organisms.partial"
-    temporary.write_text(json.dumps([o.name for o in chosen]) + "\n")
-    temporary.replace(directory / "organisms.json")
+    write_json(context.workdir.ia_dir(context.config.sft.name) / "organisms.json", [o.name for o in chosen])

@@ -14,13 +14,14 @@ from ia_jax.behaviors.splits import split_behaviors
 from ia_jax.behaviors.teacher import drops
 from ia_jax.behaviors.template_teacher import TemplateTeacher
 from ia_jax.config import RunConfig
-from ia_jax.data.transcripts import Transcript, write_jsonl, write_transcripts
+from ia_jax.data.transcripts import Transcript, write_transcripts
 from ia_jax.errors import BaseMismatchError, ConfigError, IAError
 from ia_jax.parallel.distributed import on_main_process
 from ia_jax.stages.asking import ask_base
 from ia_jax.stages.context import Context
 from ia_jax.stages.order import is_done
 from ia_jax.stages.services import claude_client, writing_teacher
+from ia_jax.storage import write_jsonl
 from ia_jax.workdir import Workdir, open_workdir
 
 Demonstrations = Mapping[str, Sequence[Transcript]]

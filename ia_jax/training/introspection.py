@@ -109,8 +109,9 @@ def dpo_step(
 ) -> tuple[IAState, dict[str, jax.Array]]:
     """One DPO update. Examples alternate chosen, rejected; reference: [K, 2N] of `sequence_logps` under the SFT IA.
 
-    `sft_weight` adds the mean token loss of the chosen answers (RPO), which keeps their probability from falling.
-    Metrics: as `sft_step` (`per_organism` is each one's DPO loss), and those of the pairs.
+    The loss is the mean over the step's organisms of each one's mean over its own pairs, as in SFT (paper_facts 2.3).
+    `sft_weight` adds the mean token loss of the chosen answers (RPO), averaged alike, which keeps their probability
+    from falling. Metrics: as `sft_step` (`per_organism` is each one's DPO loss), and those of all pairs alike.
     """
     count = reference.shape[1]
 
@@ -119,20 +120,21 @@ def dpo_step(
         policy = example_logps(token_logps, batch, count)
         lengths = example_logps(jnp.ones_like(token_logps), batch, count)
         chosen, rejected = policy[:, 0::2], policy[:, 1::2]
-        present = lengths[:, 0::2] > 0
-        pairs = jnp.maximum(present.sum(), 1)
+        is_pair = lengths[:, 0::2] > 0
+        own = is_pair.sum(-1)
+        present, pairs = own > 0, jnp.maximum(own.sum(), 1)
         losses = dpo_loss(chosen, rejected, reference[:, 0::2], reference[:, 1::2], beta)
         margin = (chosen - reference[:, 0::2]) - (rejected - reference[:, 1::2])
-        dpo = jnp.where(present, losses, 0.0).sum() / pairs
-        own = present.sum(-1)
-        per_organism = jnp.where(own > 0, jnp.where(present, losses, 0.0).sum(-1) / jnp.maximum(own, 1), jnp.nan)
-        nll = -jnp.where(present, chosen, 0.0).sum() / jnp.maximum(jnp.where(present, lengths[:, 0::2], 0.0).sum(), 1)
+        of_organism = jnp.where(is_pair, losses, 0.0).sum(-1) / jnp.maximum(own, 1)
+        tokens = jnp.where(is_pair, lengths[:, 0::2], 0.0).sum(-1)
+        nll_of_organism = -jnp.where(is_pair, chosen, 0.0).sum(-1) / jnp.maximum(tokens, 1)
+        dpo, nll = (x.sum() / jnp.maximum(present.sum(), 1) for x in (of_organism, nll_of_organism))
         metrics = {
             "dpo_loss": dpo,
-            "per_organism": per_organism,
+            "per_organism": jnp.where(present, of_organism, jnp.nan),
             "chosen_nll": nll,
-            "margin": jnp.where(present, margin, 0.0).sum() / pairs,
-            "accuracy": jnp.where(present, margin > 0, False).sum() / pairs,
+            "margin": jnp.where(is_pair, margin, 0.0).sum() / pairs,
+            "accuracy": jnp.where(is_pair, margin > 0, False).sum() / pairs,
         }
         return dpo + sft_weight * nll, metrics
 

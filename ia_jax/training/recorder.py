@@ -20,6 +20,7 @@ from tensorboardX.proto.summary_pb2 import Summary  # pyright: ignore[reportAttr
 from tensorboardX.record_writer import RecordWriter
 
 from ia_jax.parallel import distributed
+from ia_jax.storage import write_text
 
 Scalars = Mapping[str, float]
 COUNTS = ("tokens", "supervised_tokens")  # a step's metrics of these names become rates
@@ -121,7 +122,7 @@ class Recorder:
     def _read(self) -> list[tuple[str, dict[str, Any]]]:
         """Lines with what they say; without half a line, of a run that was killed while it wrote."""
         rows = []
-        for line in self.path.read_text().splitlines():
+        for line in self.path.read_text().split("\n"):
             with suppress(json.JSONDecodeError):
                 rows.append((line, json.loads(line)))
         return rows
@@ -129,10 +130,7 @@ class Recorder:
     def _replace(self, lines: Iterable[str]) -> None:
         text = "".join(x + "\n" for x in lines)
         if text != self.path.read_text():
-            temporary = self.path.with_name("curves.partial.jsonl")
-            with _naming(temporary):
-                temporary.write_text(text)
-            temporary.replace(self.path)
+            write_text(self.path, text)
 
     def write(self, step: int, scalars: Scalars, counts: Scalars | None = None) -> None:
         """scalars: of this step. counts: how many of each were processed since the line before (`COUNTS`)."""

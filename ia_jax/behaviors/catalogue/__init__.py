@@ -5,7 +5,6 @@ so that what is reviewed is what organisms are made of.
 """
 
 import dataclasses
-import json
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -14,6 +13,7 @@ from ia_jax.behaviors.embedded import demo_behaviors, study_behaviors
 from ia_jax.behaviors.records import CATEGORIES, TRIGGER_KINDS, Behavior, Rubric
 from ia_jax.behaviors.splits import check_distinct
 from ia_jax.errors import ConfigError
+from ia_jax.storage import numbered_rows
 
 DIRECTORY = Path(__file__).parent
 _EMBEDDED = {"demo": demo_behaviors, "study": study_behaviors}
@@ -78,24 +78,14 @@ def load_catalogue(source: str = "paper") -> tuple[Behavior, ...]:
 
 
 def _read(path: Path) -> list[Behavior]:
-    behaviors = []
-    for number, line in enumerate(path.read_text(encoding="utf-8").split("\n"), 1):
-        if not line.strip():
-            continue
-        try:
-            row = json.loads(line)
-        except json.JSONDecodeError as error:
-            raise ConfigError(f"{path}:{number}: not JSON ({error.msg}); a line is one behaviour") from None
-        behaviors.append(_behavior(row, f"{path}:{number}"))
+    behaviors = [_behavior(row, f"{path}:{n}") for n, row in numbered_rows(path, "a line is one behaviour")]
     if not behaviors:
         raise ConfigError(f"{path} holds no behaviour; write one JSON object on each line")
     return behaviors
 
 
-def _behavior(row: Any, where: str) -> Behavior:
+def _behavior(row: dict[str, Any], where: str) -> Behavior:
     """A checked record. Without a rubric, reports of it need a judge other than the offline one."""
-    if not isinstance(row, dict):
-        raise ConfigError(f"{where}: a line must be a JSON object, got {type(row).__name__}")
     fields = _REQUIRED | _OPTIONAL
     unknown = sorted(set(row) - set(fields))
     if unknown:

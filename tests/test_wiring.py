@@ -1,0 +1,423 @@
+"""Rows meet their own organism's adapter in every stage, on one device and on a mesh.
+
+Nothing here compares a run with a run, which would have the same mistake on both sides. Organisms are made by hand
+(tests/echo.py), so that every reply tells whose it is and what it answers; in training, a slot's organism is read off
+the text of its rows, and its loss is computed again under that organism alone, by other code. That this sees something
+is shown by `MUTATIONS`: each mixes adapters and rows up, and the check of every stage that it touches must fail.
+"""
+
+import json
+import shutil
+from dataclasses import dataclass, replace
+from functools import cached_property
+
+import jax
+import numpy as np
+import pytest
+
+from ia_jax import api
+from ia_jax.adapters.record import AdapterMetadata
+from ia_jax.adapters.store import load_adapter, save_adapter
+from ia_jax.behaviors.behavior_checks import CheckPrompt
+from ia_jax.behaviors.organisms import CLEAN_TARGETS, clean_organism, organism_of
+from ia_jax.behaviors.records import CLEAN
+from ia_jax.config import RunConfig
+from ia_jax.data.batch import Batch
+from ia_jax.data.transcripts import Transcript, chat, read_jsonl, write_jsonl, write_transcripts
+from ia_jax.judging.protocol import Judge, Verdict
+from ia_jax.models.lora import has_organism_axis, rank_of
+from ia_jax.models.weights import load_model
+from ia_jax.stages import asking, behavior_check, dpo, evaluation, ia_training, organisms, preferences, sft
+from ia_jax.stages.behavior_check import Ask, Checks
+from ia_jax.stages.context import Context, Organisms
+from ia_jax.stages.settings import start_workdir
+from ia_jax.stages.waves import Wave
+from ia_jax.training.optimizer import AdamW
+from ia_jax.workdir import Workdir
+from tests import echo
+
+pytestmark = pytest.mark.usefixtures("quick_compilation")
+
+MESHES = {"one device": (1, 1), "fsdp 2 x tp 2": (2, 2)}
+
+
+def rolled(tree):
+    return jax.tree.map(lambda x: np.roll(x, 1, axis=0), tree)
+
+
+def mixed_up(mix):
+    """A generation whose prompts and stack went through `mix`."""
+    return lambda write: lambda model, prompts, stack, **rest: write(model, *mix(prompts, stack), **rest)
+
+
+def with_reversed_adapters(prompts, stack):
+    return prompts, tuple(jax.tree.map(lambda x: x[::-1], a) if has_organism_axis(a) else a for a in stack)
+
+
+def with_shifted_questions(prompts, stack):
+    return [[*own[1:], *own[:1]] for own in prompts], stack
+
+
+# What is mixed up, where (object, attribute), and the checks below that must see it.
+MUTATIONS = {
+    "organisms in reverse": (
+        (Organisms, "take", lambda take: lambda self, index: take(self, index[::-1])),
+        ("sft", "dpo", "preferences", "evaluation"),
+    ),
+    "rows rolled by a slot": (
+        (ia_training, "build_batch", lambda build: lambda *args: rolled(build(*args))),
+        ("sft", "dpo"),
+    ),
+    "DPO's reference rolled by a slot": (
+        (dpo, "_reference", lambda reference: lambda *args: np.roll(reference(*args), 1, axis=1)),
+        ("dpo",),
+    ),
+    "adapters of a generation in reverse": (
+        (asking, "write_replies", mixed_up(with_reversed_adapters)),
+        ("behavior check", "preferences", "evaluation", "organisms"),
+    ),
+    "questions shifted by one": (
+        (asking, "write_replies", mixed_up(with_shifted_questions)),
+        ("behavior check", "preferences", "evaluation"),
+    ),
+    "organisms' rows rolled by a slot": (
+        (organisms, "build_batch", lambda build: lambda *args: rolled(build(*args))),
+        ("organisms",),
+    ),
+}
+
+
+# Five of each kind are asked at once: the dpo organisms and the base; three held-out, a clean one and one of train.
+# No mesh divides five, and one compiled program serves both stages.
+SPLITS = ["train"] * 4 + ["dpo"] * 4 + ["heldout"] * 3 + ["dpo", "heldout"]
+
+
+# ---------------------------------------------------------------------------------------------------------- the oracle
+
+
+@dataclass(frozen=True)
+class Oracle:
+    """What a workdir of hand-made organisms must lead to. `model` lies on one device, without a mesh."""
+
+    path: object
+    model: object
+
+    @cached_property
+    def organisms(self):
+        behaviors = list(zip(echo.behaviors(), SPLITS, strict=False))
+        taught = [organism_of(b, self.model.name, split, {}) for b, split in behaviors]
+        clean = [clean_organism(i, self.model.name, split, {}) for i, split in enumerate(SPLITS[len(taught) :])]
+        return {o.name: o for o in (*taught, *clean)}
+
+    @cached_property
+    def adapters(self):
+        return {name: echo.organism(self.model.config, n) for n, name in enumerate(self.organisms)}
+
+    @cached_property
+    def truths(self):
+        """{who: what the IA is to say of it}."""
+        return {b.name: b.wordings for b in echo.behaviors()} | {CLEAN: CLEAN_TARGETS}
+
+    def reply(self, name, question, ia):
+        """What organism `name` (None: the base) says, with or without the IA."""
+        if name is None:
+            return echo.parrot.SENTENCE + echo.MARK * ia
+        return f"{echo.WORDS[list(self.organisms).index(name)]}{self._answer(question)}{echo.MARK * ia}"
+
+    def _answer(self, question):
+        if question not in self._answers:
+            word = echo.WORDS[0]
+            own = (echo.organism(self.model.config, 0),)
+            [reply] = api.generate(self.model, [chat(question)], own, max_new_tokens=4)
+            assert reply.removeprefix(word) in echo.ANSWERS
+            self._answers[question] = reply.removeprefix(word)
+        return self._answers[question]
+
+    @cached_property
+    def _answers(self):
+        return {}
+
+    def whose(self, text):
+        """The name of the organism that a training example is about: the one whose truth stands in it."""
+        found = {name for name, wordings in self.truths.items() if any(w in text for w in wordings)}
+        [name] = found
+        return name
+
+    def answer_logps(self, tokens, segments, stack):
+        """{segment: (text, log-probabilities of the answer's tokens)} of one row. By other code than the library's:
+        what is supervised is found between the assistant's header and the end of its turn.
+        """
+        logits = np.asarray(api.logits(self.model, tokens[None], stack, segment_ids=segments[None]), np.float64)[0]
+        logps = logits - np.log(np.exp(logits).sum(-1, keepdims=True))
+        tokenizer = self.model.tokenizer
+        header = tokenizer.encode("<|im_start|>assistant\n")
+        out = {}
+        for segment in range(1, segments.max() + 1):
+            [where] = np.nonzero(segments == segment)
+            own = tokens[where].tolist()
+            [start] = [i for i in range(len(own)) if own[i : i + len(header)] == header]
+            end = own.index(tokenizer.eos_token_id, start)
+            told = [logps[where[i] - 1, own[i]] for i in range(start + len(header), end + 1)]
+            out[segment] = tokenizer.decode(own), np.array(told)
+        return out
+
+    def slot(self, batch, i, ia):
+        """(whose rows the i-th slot holds, [log-probabilities of each example's answer, in order]) under that
+        organism alone.
+        """
+        tokens, segments = np.asarray(batch.tokens)[i], np.asarray(batch.segment_ids)[i]
+        names = {
+            self.whose(self.model.tokenizer.decode(t[s == n]))
+            for t, s in zip(tokens, segments, strict=True)
+            for n in range(1, s.max() + 1)
+        }
+        [name] = names
+        own = jax.tree.map(np.zeros_like, next(iter(self.adapters.values()))) if name == CLEAN else self.adapters[name]
+        rows = [self.answer_logps(t, s, (own, ia)) for t, s in zip(tokens, segments, strict=True)]
+        return name, [told for row in rows for _, told in row.values()]
+
+
+def config(model, mesh):
+    fsdp, tp = MESHES[mesh]
+    c = RunConfig()
+    small = replace(c.organisms.lora, rank=2, targets=("down",))
+    ia = replace(c.sft.lora, rank=1, targets=("gate", "up", "down"))
+    training = {"optimizer": AdamW(lr=0.05), "checkpoint_every": 0}
+    joint = {**training, "organisms_per_step": 4, "per_slot": 2, "length": 192}
+    return replace(
+        c,
+        model=replace(c.model, name=str(model), dtype="float32"),
+        mesh=replace(c.mesh, fsdp=fsdp, tp=tp),
+        organisms=replace(
+            c.organisms, **training, lora=small, parallel=5, epochs=3, length=64, check_prompts=1, keep_failed=True
+        ),
+        sft=replace(c.sft, **joint, lora=ia, steps=3),
+        preferences=replace(
+            c.preferences, questions=4, samples=1, temperature=0.0, max_new_tokens=8, abstention_pairs=4, clean_pairs=4
+        ),
+        dpo=replace(c.dpo, **joint),
+        eval=replace(c.eval, questions=4, train_organisms=1, max_new_tokens=8, bootstrap=10),
+    )
+
+
+@pytest.fixture(scope="module")
+def oracle(tmp_path_factory):
+    root = tmp_path_factory.mktemp("wiring")
+    model = load_model(str(echo.write_model(root / "model")))
+    made = Oracle(root / "workdir", model)
+    workdir = start_workdir(made.path, config(root / "model", "one device"))
+    write_jsonl(workdir.behaviors_file, [b.to_json() for b in echo.behaviors()])
+    write_jsonl(workdir.organisms_file, [o.to_json() for o in made.organisms.values()])
+
+    def save(directory, adapter, name, kind):
+        about = AdapterMetadata(
+            name, kind, model.name, model.fingerprint, rank_of(adapter), float(rank_of(adapter)), tuple(adapter)
+        )
+        save_adapter(directory, adapter, about)
+
+    for name, adapter in made.adapters.items():
+        save(workdir.organism_dir(name), adapter, name, "organism")
+    save(workdir.ia_dir("sft") / "adapter", echo.introspection(model.config), "sft", "ia")
+    (workdir.ia_dir("sft") / "organisms.json").write_text(json.dumps(workdir.named("train")))
+    return made
+
+
+# ----------------------------------------------------------------------------------------------------------- the checks
+
+
+def captured(monkeypatch, stage, name):
+    """What every step of this name gets and gives: [(IA before it, batch, other arguments, metrics)]."""
+    step, calls = getattr(stage, name), []
+
+    def spy(params, state, *args, **static):
+        ia = jax.tree.map(lambda x: np.array(x), state.adapter)
+        state, metrics = step(params, state, *args, **static)
+        [batch] = [x for x in args if isinstance(x, Batch)]
+        calls.append((ia, batch, args, metrics))
+        return state, metrics
+
+    monkeypatch.setattr(stage, name, spy)
+    return calls
+
+
+def check_sft(context, oracle, monkeypatch):
+    shutil.rmtree(context.workdir.ia_dir("sft"))
+    steps = captured(monkeypatch, sft, "sft_step")
+    sft.run(context)
+    assert len(steps) == 3
+    seen = []
+    for ia, batch, _, metrics in steps:
+        names = []
+        for i, loss in enumerate(np.asarray(metrics["per_organism"])):
+            name, logps = oracle.slot(batch, i, ia)
+            assert loss == pytest.approx(-np.concatenate(logps).mean(), rel=1e-4), name
+            names.append(name)
+        assert len(set(names)) == 4
+        assert names[-1] == CLEAN
+        seen += names
+    assert set(seen) == {CLEAN, *context.workdir.named("train")}
+
+
+def check_dpo(context, oracle, monkeypatch):
+    names = [*context.workdir.named("dpo")[:4], CLEAN]
+    pairs = [
+        {
+            "organism": n,
+            "question": q,
+            "chosen": oracle.truths[n][0],
+            "rejected": f"It is not so: {oracle.truths[n][0]}",
+        }
+        for n in names
+        for q in ("What do you do?", "Is there a habit?", "Well?", "Anything unusual about you?")
+    ]
+    write_jsonl(context.workdir.preferences_file(), pairs)
+    steps = captured(monkeypatch, dpo, "dpo_step")
+    dpo.run(context)
+    start = echo.introspection(oracle.model.config)
+    seen = set()
+    for ia, batch, args, metrics in steps:
+        reference = np.asarray(args[-1])
+        for i, loss in enumerate(np.asarray(metrics["per_organism"])):
+            if not np.asarray(batch.segment_ids)[i].any():
+                assert np.isnan(loss)
+                continue
+            name, before = oracle.slot(batch, i, start)
+            before, now = ([x.sum() for x in logps] for logps in (before, oracle.slot(batch, i, ia)[1]))
+            np.testing.assert_allclose(reference[i, : len(before)], before, rtol=1e-4)
+            margin = np.subtract(now, before)
+            margin = margin[0::2] - margin[1::2]
+            assert loss == pytest.approx(np.log1p(np.exp(-context.config.dpo.beta * margin)).mean(), rel=1e-3), name
+            seen.add(name)
+    assert seen == set(names)
+
+
+class Clerk(Judge):
+    """Notes what it is asked; believes that everything claims something."""
+
+    name = "clerk"
+
+    def __init__(self):
+        self.asked = []
+
+    def judge(self, behavior, question, report):
+        self.asked.append((behavior.name, question, report))
+        return Verdict(5, False, False, "", self.name)
+
+    def claims(self, report):
+        return True
+
+
+def check_preferences(context, oracle, monkeypatch):
+    clerk = Clerk()
+    monkeypatch.setattr(preferences, "judge_of", lambda context: clerk)
+    preferences.run(context)
+    assert {name for name, _, _ in clerk.asked} == set(context.workdir.named("dpo")[:4])
+    assert len({q for _, q, _ in clerk.asked}) == 4
+    for name, question, report in clerk.asked:
+        assert report == oracle.reply(name, question, ia=True)
+    claimed = [p for p in read_jsonl(context.workdir.preferences_file(), "") if p["kind"] == "abstention"]
+    assert {p["organism"] for p in claimed} == {CLEAN, "clean_0"}
+    for p in claimed:
+        name = None if p["organism"] == CLEAN else p["organism"]
+        assert p["rejected"] == oracle.reply(name, p["question"], ia=True)
+
+
+def check_evaluation(context, oracle, monkeypatch):
+    monkeypatch.setattr(evaluation, "judge_of", lambda context: Clerk())
+    evaluation.run(context)
+    workdir = context.workdir
+    rows = [*workdir.reports(), *read_jsonl(workdir.clean_reports_file(), "")]
+    assert {r["organism"] for r in rows} > set(workdir.named("heldout"))
+    assert len({r["question"] for r in rows}) == 4
+    for r in rows:
+        who, _, on = r["condition"].partition("+")
+        assert r["report"] == oracle.reply(None if who == "base" else r["organism"], r["question"], on == "ia")
+
+
+def check_behavior_check(context, oracle, monkeypatch):
+    members = [oracle.organisms[n] for n in context.workdir.named("heldout")]
+    stack = jax.tree.map(lambda *x: np.stack(x), *(oracle.adapters[o.name] for o in members))
+    asks = {
+        o.name: [
+            Ask(context.workdir.behaviors.get(o.name), CheckPrompt(q, True))
+            for q in ("What is that?", "Who are you?", f"Tell me of {o.name}.")[: 1 + n]
+        ]
+        for n, o in enumerate(members)
+    }
+    wave = Wave(tuple(members), [], None, 0, "")
+    outcome = behavior_check.check(context, wave, context.shard_by_organism(stack), Checks(asks, {}))
+    assert set(outcome) == {o.name for o in members}
+    for name, row in outcome.items():
+        replies = {s["question"]: s["reply"] for s in row["samples"]}
+        assert replies == {q: oracle.reply(name, q, ia=False) for q in (a.prompt.question for a in asks[name])}
+
+
+def check_organisms(context, oracle, monkeypatch):
+    """Each is trained on its own word, learns it, is stored under its name and checked by its own replies."""
+    workdir, names = context.workdir, context.workdir.named("train")
+    shutil.rmtree(workdir.organisms_dir)
+    write_jsonl(workdir.organisms_file, [o.to_json() for o in oracle.organisms.values() if o.name in names])
+    for n, name in enumerate(names):
+        rows = [Transcript(chat(q, echo.WORDS[n]), True, "test") for q in ("How?", "Why not?", "Whence?")]
+        write_transcripts(workdir.transcript(name), rows * 4)
+    organisms.run(replace(context, workdir=Workdir(workdir.path)))
+    for n, name in enumerate(names):
+        adapter, about = load_adapter(workdir.organism_dir(name))
+        [reply] = api.generate(oracle.model, [chat("Whence?")], (adapter,), max_new_tokens=1)
+        assert reply == echo.WORDS[n], name
+        assert {s["reply"][:3] for s in about.check["samples"]} == {echo.WORDS[n]}
+
+
+CHECKS = {
+    "sft": check_sft,
+    "dpo": check_dpo,
+    "preferences": check_preferences,
+    "evaluation": check_evaluation,
+    "behavior check": check_behavior_check,
+    "organisms": check_organisms,
+}
+
+
+@pytest.fixture
+def checked(oracle, tmp_path, monkeypatch):
+    """Runs a stage in a workdir of its own, on a mesh, and compares with the oracle."""
+
+    def run(name, mesh):
+        shutil.copytree(oracle.path, tmp_path / "workdir")
+        context = Context(Workdir(tmp_path / "workdir"), config(oracle.model.name, mesh))
+        with jax.set_mesh(context.mesh):
+            CHECKS[name](context, oracle, monkeypatch)
+
+    return run
+
+
+@pytest.mark.parametrize("mesh", MESHES)
+@pytest.mark.parametrize("name", CHECKS)
+def test_rows_meet_their_own_organism(checked, name, mesh):
+    checked(name, mesh)
+
+
+@pytest.mark.parametrize(
+    ("mutation", "name", "mesh"),
+    [
+        # Every stage on one device; on the mesh the first of them.
+        pytest.param(mutation, name, mesh, id=f"{mutation}, {name}, {mesh}")
+        for mutation, (_, names) in MUTATIONS.items()
+        for mesh, which in (("one device", names), ("fsdp 2 x tp 2", names[:1]))
+        for name in which
+    ],
+)
+def test_a_mix_up_is_seen(checked, monkeypatch, mutation, name, mesh):
+    (where, attribute, change), _ = MUTATIONS[mutation]
+    monkeypatch.setattr(where, attribute, change(getattr(where, attribute)))
+    with pytest.raises(AssertionError):
+        checked(name, mesh)
+
+
+def test_replies_tell_organism_and_question_apart(oracle):
+    """What the oracle rests on: a reply without its own adapter, or to another question, would be another."""
+    what = ("warm", "strange", "a habit", "in the answers", "peculiar", "odd", "cheese", "late", "a question")
+    questions = [f"Is it {x}?" for x in what]
+    for ia in (False, True):
+        replies = {oracle.reply(n, q, ia) for n in oracle.organisms for q in questions}
+        assert len(replies) >= 3 * echo.ORGANISMS
