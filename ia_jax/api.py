@@ -21,7 +21,7 @@ from ia_jax.models.lora import Stack, has_organism_axis
 from ia_jax.models.replies import write_replies
 from ia_jax.models.transformer import Params, forward, logits_from_hidden, segment_positions
 from ia_jax.models.weights import Model
-from ia_jax.parallel.mesh import axis_size
+from ia_jax.parallel.mesh import axis_size, pad_to_mesh
 
 
 def logits(
@@ -116,8 +116,7 @@ def _hidden(model: Model, tokens: Any, adapters: Stack, mask: Any, segment_ids: 
     if segments.shape != ids.shape:
         raise ConfigError(f"mask or segment_ids has shape {list(segments.shape)}, tokens {list(ids.shape)}")
     groups = axis_size("organism")
-    filled = [np.pad(x.astype(np.int32), ((0, -len(ids) % groups), (0, 0))) for x in (ids, segments)]
-    ids, segments = (x.reshape(groups, -1, x.shape[-1]) for x in filled)
+    ids, segments = (x.reshape(groups, -1, x.shape[-1]) for x in pad_to_mesh((ids.astype(np.int32), segments)))
     return _forward(model.params, ids, segments, _placed(adapters), model.config, every_layer)
 
 

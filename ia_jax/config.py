@@ -102,6 +102,9 @@ class OrganismsSection:
     (0: a killed wave begins again). With `ranks`, each organism has one of these, drawn by its name and the seed, and
     alpha/rank as in `lora`: fine-tunes to audit come in many. With `source`, another workdir, its organisms are used
     where they lie and none is trained here.
+
+    Later stages hold all of them on the devices where they fit into `bank_gib` of each (0: half of what is free), else
+    they stream them from the host, which keeps those read last up to `cache_gib`.
     """
 
     lora: LoraSection = field(default_factory=lambda: LoraSection(rank=8, alpha=16.0))
@@ -115,6 +118,8 @@ class OrganismsSection:
     check_prompts: int = 3
     keep_failed: bool = False
     checkpoint_every: int = 100
+    bank_gib: float = 0.0
+    cache_gib: float = 0.5
 
     def loras(self) -> tuple[LoraConfig, ...]:
         """The kinds of adapters that there are, the largest last: one, or one for each entry of `ranks`."""

@@ -174,5 +174,6 @@ def test_organisms_without_prompts_get_no_replies(monkeypatch):
     model = SimpleNamespace(params=None, config=None, tokenizer=decoder)
     asked = [[], [np.array([5]), np.array([6])], [np.array([7])]]
     assert replies.write_replies(model, asked, (), max_new_tokens=1) == [[], ["5", "6"], ["7"]]
-    assert [[len(own) for own in block] for block in blocks] == [[2, 2, 2]]
+    assert [[len(own) for own in block] for block in blocks] == [[0, 2, 1]]
     assert replies.write_replies(model, [[], []], (), max_new_tokens=1) == [[], []]
+    assert len(blocks) == 1

@@ -12,6 +12,7 @@ by size and leaves by digest, and the rename is not atomic.
 import gc
 import logging
 import os
+import threading
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
@@ -326,11 +327,9 @@ def _read_checked(path: epath.Path, record: Record) -> tuple[list[str], records.
 
 
 def _read_leaves(path: epath.Path) -> records.Leaves:
-    from orbax.checkpoint import v1 as ocp
-
     try:
         with _quiet():
-            return records.host_leaves(_load_here(path) if is_multi_process() else ocp.load(path))
+            return records.host_leaves(_load_here(path))
     except Exception as error:
         raise CheckpointError(
             f"{path}: the arrays cannot be read ({one_line(error)}); restore the directory from a copy"
@@ -392,18 +391,24 @@ def _final_name(name: str) -> str:
     return name.removesuffix(_ORBAX_TEMPORARY).removesuffix(_SAVING).removesuffix(_REPLACED)
 
 
+_quiet_lock, _quiet_levels = threading.Lock(), []  # levels to go back to, and how many threads are inside
+
+
 @contextmanager
 def _quiet() -> Iterator[None]:
     """Keeps Orbax's and asyncio's pages about a broken checkpoint off the terminal; our error says it in one line."""
     loggers = [logging.getLogger(n) for n in ("absl", "asyncio")]
-    levels = [logger.level for logger in loggers]
-    for logger in loggers:
-        logger.setLevel(logging.CRITICAL)
+    with _quiet_lock:
+        _quiet_levels.append([logger.level for logger in loggers])
+        for logger in loggers:
+            logger.setLevel(logging.CRITICAL)
     try:
         yield
     except Exception:
         gc.collect()  # asyncio reports tasks whose errors nobody fetched when they are collected
         raise
     finally:
-        for logger, level in zip(loggers, levels, strict=True):
-            logger.setLevel(level)
+        with _quiet_lock:
+            levels = _quiet_levels.pop()  # the last of several threads pops those of the first
+            for logger, level in zip(loggers, levels, strict=True):
+                logger.setLevel(level)

@@ -2,11 +2,12 @@
 
 An adapter is `{projection: {"a": [L, in, r], "b": [L, r, out]}}`; with an organism axis every leaf has a leading K.
 The scale alpha/rank is folded into `b`, so applying one is `(x a) b`. A *stack* is a tuple of adapters on one base:
-`(organisms with K, IA)` for joint training, `(organisms,)`, `(IA,)` or `()` for the controls.
+`(organisms with K, IA)` for joint training, `(organisms,)`, `(IA,)` or `()` for the controls. Frozen organisms may be
+`Picked` from a bank that holds all of a run's.
 """
 
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -15,10 +16,26 @@ from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 from ia_jax.errors import ConfigError
 from ia_jax.models.config import ModelConfig
-from ia_jax.parallel.mesh import named_sharding, reshard
+from ia_jax.parallel.mesh import named_sharding, partition, reshard
 
 Adapter = dict[str, dict[str, jax.Array]]
-Stack = tuple[Adapter, ...]
+
+
+class Picked(NamedTuple):
+    """K frozen organisms out of a bank, as a member of a stack.
+
+    bank:  leaves [F * M, L, in, r] and [F * M, L, r, out], the organism axis over F groups of devices, M rows in each.
+    slots: [K] int32, K a multiple of F and spread alike: a row *of the group's own part* of the bank, or -1 for an
+           adapter that changes nothing. So a step picks what its own devices hold, and no adapter crosses between them.
+    """
+
+    bank: Adapter
+    slots: jax.Array
+
+
+Member = Adapter | Picked
+Stack = tuple[Member, ...]
+Scanned = tuple[Adapter, ...]  # what `to_scan` makes of a stack; inside a scan, one layer's part of it
 
 PROJECTIONS = ("q", "k", "v", "o", "gate", "up", "down")
 _IN_AXIS = {"o": "heads", "down": "mlp"}
@@ -163,11 +180,11 @@ def take_organisms(stacked: Adapter, index: Any) -> Adapter:
     return jax.tree.map(take, stacked)
 
 
-def has_organism_axis(adapter: Adapter) -> bool:
-    return next(iter(adapter.values()))["a"].ndim == 4
+def has_organism_axis(member: Member) -> bool:
+    return isinstance(member, Picked) or next(iter(member.values()))["a"].ndim == 4
 
 
-def to_scan(stack: Stack, dtype: Any = None) -> Stack:
+def to_scan(stack: Stack, dtype: Any = None) -> Scanned:
     """The stack ready for `lax.scan`: layer axis first ([K, L, ...] -> [L, K, ...]), on its logical axes.
 
     `dtype` casts it: for generation, which reads it at every token. A stack that is trained stays as it is held, and so
@@ -180,7 +197,32 @@ def to_scan(stack: Stack, dtype: Any = None) -> Stack:
             x, axes = jnp.swapaxes(x, 0, 1), (axes[0], "organism", *axes[1:])
         return reshard(x if dtype is None else x.astype(dtype), *axes)
 
-    return tuple({t: {n: leaf(t, n, x) for n, x in ab.items()} for t, ab in adapter.items()} for adapter in stack)
+    def tree(member: Member) -> Adapter:
+        if isinstance(member, Picked):
+            bank, slots = jax.lax.stop_gradient(member.bank), member.slots
+            picked = {t: {n: _pick(t, n, x, slots) for n, x in ab.items()} for t, ab in bank.items()}
+            return picked if dtype is None else jax.tree.map(lambda x: x.astype(dtype), picked)
+        return {t: {n: leaf(t, n, x) for n, x in ab.items()} for t, ab in member.items()}
+
+    return tuple(map(tree, stack))
+
+
+def _pick(projection: str, factor: str, x: jax.Array, slots: jax.Array) -> jax.Array:
+    """A bank's leaf [F * M, L, ...] at `slots` [K] -> [L, K, ...]: every device takes from the rows that it holds."""
+
+    def own(x: jax.Array, slots: jax.Array) -> jax.Array:
+        rows = x.at[slots].get(mode="fill", fill_value=0, wrap_negative_indices=False)
+        return jnp.swapaxes(rows, 0, 1)
+
+    mesh = jax.sharding.get_abstract_mesh()
+    if mesh.empty:
+        return own(x, slots)
+    layers, *rest = leaf_axes(projection, factor)
+    held, index, out = (
+        partition(axes, mesh.axis_names)
+        for axes in (("organism", layers, *rest), ("organism",), (layers, "organism", *rest))
+    )
+    return jax.shard_map(own, in_specs=(held, index), out_specs=out)(x, slots)
 
 
 def peft_parametrization(tx: optax.GradientTransformation, scale: float | jax.Array) -> optax.GradientTransformation:

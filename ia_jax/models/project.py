@@ -13,7 +13,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-from ia_jax.models.lora import Stack
+from ia_jax.models.lora import Scanned
 from ia_jax.parallel.mesh import constrain_to, reshard
 from ia_jax.parallel.platform import fix_layout_on_cpu
 
@@ -31,7 +31,7 @@ def _k(leaf: jax.Array) -> str:
 
 @partial(jax.custom_vjp, nondiff_argnums=(3, 4))
 def project(
-    x: jax.Array, weights: dict[str, jax.Array], stack: Stack, in_axis: str, out_axis: str
+    x: jax.Array, weights: dict[str, jax.Array], stack: Scanned, in_axis: str, out_axis: str
 ) -> dict[str, jax.Array]:
     """All projections that share one input.
 
@@ -56,7 +56,7 @@ def _gathered(weights: dict[str, jax.Array], in_axis: str, out_axis: str) -> dic
 
 
 def _project(
-    x: jax.Array, weights: dict[str, jax.Array], stack: Stack, in_axis: str, out_axis: str
+    x: jax.Array, weights: dict[str, jax.Array], stack: Scanned, in_axis: str, out_axis: str
 ) -> tuple[dict[str, jax.Array], list[jax.Array | None]]:
     out = ("organism", None, None, _activation_axis(out_axis))
     weights = _gathered(weights, in_axis, out_axis)
@@ -86,7 +86,7 @@ def _split(u: jax.Array, adapter: dict, names: list[str]) -> list[jax.Array]:
     return pieces
 
 
-def _project_fwd(x: jax.Array, weights: dict, stack: Stack, in_axis: str, out_axis: str) -> tuple[dict, tuple]:
+def _project_fwd(x: jax.Array, weights: dict, stack: Scanned, in_axis: str, out_axis: str) -> tuple[dict, tuple]:
     ys, low = _project(x, weights, stack, in_axis, out_axis)
     return ys, (x, weights, stack, low)
 

@@ -27,34 +27,35 @@ def write_replies(
     temperature: float = 0.0,
     top_p: float = 1.0,
     key: jax.Array | None = None,
+    draws: Sequence[int] | None = None,
     on_slice: Callable[[], object] = lambda: None,
 ) -> list[list[str]]:
     """Replies to prompts[i][j] (token ids) under organism i of the stack; one list for a stack without organism axis.
 
-    Greedy at temperature 0, else sampled with `key`. Runs in slices of about `ROWS_AT_ONCE` rows, so that memory does
-    not grow with the number of prompts; `on_slice` is called after each.
+    Greedy at temperature 0, else sampled with `key` (and `draws`, as in `generate_tokens`). Runs in slices of about
+    `ROWS_AT_ONCE` rows, so that memory does not grow with the number of prompts; `on_slice` is called after each.
     """
     tokenizer, stop = model.tokenizer, stop_ids(model.tokenizer)
     key = jax.random.key(0) if key is None else key
     starts = slice_starts(prompts)
     rows = min(starts.step, starts.stop)
     replies: list[list[str]] = [[] for _ in prompts]
-    filler = next((own[0] for own in prompts if own), None)
     for start in starts:
         block = [own[start : start + rows] for own in prompts]
-        filled = [[*b, *[b[-1] if b else filler] * (rows - len(b))] for b in block]
         out = generate_tokens(
             model.params,
             model.config,
-            filled,
+            block,
             stack,
             stop,
             max_new_tokens=max_new_tokens,
             temperature=temperature,
             top_p=top_p,
             key=jax.random.fold_in(key, start),
+            draws=draws,
+            rows=rows,  # the last slice too, so that one program serves all
         )
-        for own, wanted, ids in zip(replies, block, out, strict=True):
-            own += [str(tokenizer.decode(x, skip_special_tokens=True)).strip() for x in ids[: len(wanted)]]
+        for own, ids in zip(replies, out, strict=True):
+            own += [str(tokenizer.decode(x, skip_special_tokens=True)).strip() for x in ids]
         on_slice()
     return replies

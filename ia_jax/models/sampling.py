@@ -12,9 +12,9 @@ import jax.numpy as jnp
 import numpy as np
 
 from ia_jax.models.config import ModelConfig
-from ia_jax.models.lora import Adapter, Stack, has_organism_axis, to_scan
+from ia_jax.models.lora import Picked, Stack, has_organism_axis, to_scan
 from ia_jax.models.transformer import Params, forward_cached, init_cache, logits_from_hidden
-from ia_jax.parallel.mesh import axis_size, reshard, to_host
+from ia_jax.parallel.mesh import axis_size, pad_to_mesh, reshard, to_host
 
 PROMPT_BUCKET = 16
 
@@ -130,33 +130,38 @@ def generate_tokens(
     temperature: float = 0.0,
     top_p: float = 1.0,
     key: jax.Array | None = None,
+    draws: Sequence[int] | None = None,
+    rows: int = 0,
 ) -> list[list[list[int]]]:
     """Continues prompts[i][j] under organism i of the stack (K = len(prompts) must match its organism axis, or be 1).
 
-    Organisms may have different numbers of prompts. Returns token ids without the stop token. Row (i, j) draws from
-    `fold_in(fold_in(key, i), j)`. On a mesh whose `fsdp` does not divide K, rows are laid out anew: those of a stack
-    without organism axis are spread over the groups, organisms are filled up with rows that are done from the start.
+    Organisms may have different numbers of prompts, also none: rows without one, up to the longest of them or to
+    `rows`, are done from the start. Returns token ids without the stop token. Row (i, j) draws from
+    `fold_in(fold_in(key, draws[i]), j)`; draws: by default 0 … K - 1; pass the organisms' numbers in the bank, and what
+    is sampled does not depend on how they are batched. On a mesh that does not divide K, rows are laid out anew: those
+    of a stack without organism axis are spread over the groups, organisms are filled up with ones that change nothing.
     """
+    draws = range(len(prompts)) if draws is None else draws
     groups = axis_size("organism")
     if len(prompts) == 1 and groups > 1 and not any(has_organism_axis(a) for a in stack):
-        width = -(-len(prompts[0]) // groups)
+        rows = width = -(-max(rows, len(prompts[0])) // groups)
         where = [[(0, j) for j in range(g * width, min((g + 1) * width, len(prompts[0])))] for g in range(groups)]
     else:
         where = [[(i, j) for j in range(len(rows))] for i, rows in enumerate(prompts)]
-        missing = -len(prompts) % groups
-        where += [[]] * missing
-        stack = tuple(_filled_up(a, missing) for a in stack)
-    k, b = len(where), max(len(p) for p in where)
+        where += [[]] * (-len(prompts) % groups)
+        # What is picked from a bank is a multiple of the groups already.
+        stack = tuple(pad_to_mesh(a) if has_organism_axis(a) and not isinstance(a, Picked) else a for a in stack)
+    k, b = len(where), max(rows, *(len(p) for p in where))
     longest = max(len(x) for p in prompts for x in p)
     t = -(-longest // PROMPT_BUCKET) * PROMPT_BUCKET
     tokens, real = np.zeros((k, b, t), np.int32), np.zeros((k, b, t), bool)
     drawn = np.zeros((2, k, b), np.int32)
-    for i, rows in enumerate(where):
-        for j, source in enumerate(rows):
-            row = prompts[source[0]][source[1]]
+    for i, own in enumerate(where):
+        for j, (organism, n) in enumerate(own):
+            row = prompts[organism][n]
             tokens[i, j, t - len(row) :] = row
             real[i, j, t - len(row) :] = True
-            drawn[:, i, j] = source
+            drawn[:, i, j] = draws[organism], n
     key = jax.random.key(0) if key is None else key
     keys = jax.vmap(jax.vmap(lambda i, j: jax.random.fold_in(jax.random.fold_in(key, i), j)))(*drawn)
     out = decode(
@@ -173,14 +178,7 @@ def generate_tokens(
     )
     ended, rows_out = set(stop_ids), to_host(out)
     replies: list[list[list[int]]] = [[] for _ in prompts]
-    for i, rows in enumerate(where):
-        for j, (source, _) in enumerate(rows):
-            replies[source].append([int(x) for x in rows_out[i, j] if x >= 0 and int(x) not in ended])
+    for i, own in enumerate(where):
+        for j, (organism, _) in enumerate(own):
+            replies[organism].append([int(x) for x in rows_out[i, j] if x >= 0 and int(x) not in ended])
     return replies
-
-
-def _filled_up(adapter: Adapter, missing: int) -> Adapter:
-    """An adapter whose organism axis is longer by `missing` copies of its last organism."""
-    if not missing or not has_organism_axis(adapter):
-        return adapter
-    return jax.tree.map(lambda x: jnp.concatenate([x, *[x[-1:]] * missing]), adapter)

@@ -20,7 +20,7 @@ from jax.sharding import Mesh, NamedSharding
 from ia_jax.errors import ConfigError
 from ia_jax.models.attention import Segments, attention, attention_mask
 from ia_jax.models.config import ModelConfig
-from ia_jax.models.lora import Stack, to_scan
+from ia_jax.models.lora import Scanned, Stack, to_scan
 from ia_jax.models.project import project, swiglu
 from ia_jax.parallel.mesh import RULES, axis_size, constrain_to, named_sharding, reshard
 
@@ -187,7 +187,7 @@ class CacheSlot(NamedTuple):
 def attention_block(
     x: jax.Array,
     w: Params,
-    stack: Stack,
+    stack: Scanned,
     rope: tuple[jax.Array, jax.Array],
     mask: Segments | jax.Array,
     cfg: ModelConfig,
@@ -218,7 +218,7 @@ def attention_block(
     return (x + y).astype(x.dtype), cache
 
 
-def mlp_block(x: jax.Array, w: Params, stack: Stack, cfg: ModelConfig) -> jax.Array:
+def mlp_block(x: jax.Array, w: Params, stack: Scanned, cfg: ModelConfig) -> jax.Array:
     """Norm and SwiGLU. x: [K, B, T, D] -> the same."""
     y = rms_norm(x, w["mlp_norm"], cfg.rms_norm_eps)
     wide = project(y, {"gate": w["gate"], "up": w["up"]}, stack, "embed", "mlp")
@@ -272,7 +272,7 @@ def forward(
     dtype = params["embed"].dtype
     rope, mask = rope_tables(positions, cfg), attention_mask(segment_ids, dtype, cfg.head_dim)
 
-    def layer(x: jax.Array, inputs: tuple[Params, Stack]) -> tuple[jax.Array, jax.Array | None]:
+    def layer(x: jax.Array, inputs: tuple[Params, Scanned]) -> tuple[jax.Array, jax.Array | None]:
         w, adapters = inputs
         x, _ = attention_block(x, w, adapters, rope, mask, cfg)
         x = mlp(x, w, adapters)
@@ -297,7 +297,7 @@ def forward_cached(
     tokens: jax.Array,
     positions: jax.Array,
     mask: jax.Array,
-    stack: Stack,
+    stack: Scanned,
     cfg: ModelConfig,
     cache: KVCache,
     start: jax.Array,
@@ -308,7 +308,7 @@ def forward_cached(
     """
     rope = rope_tables(positions, cfg)
 
-    def layer(carry: tuple[jax.Array, KVCache], inputs: tuple[jax.Array, Params, Stack]) -> tuple[tuple, None]:
+    def layer(carry: tuple[jax.Array, KVCache], inputs: tuple[jax.Array, Params, Scanned]) -> tuple[tuple, None]:
         x, cache = carry
         index, w, adapters = inputs
         x, cache = attention_block(x, w, adapters, rope, mask, cfg, cache, CacheSlot(index, start))

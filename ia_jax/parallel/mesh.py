@@ -12,6 +12,7 @@ from collections.abc import Sequence
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 from jax.experimental import mesh_utils, multihost_utils
 from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
@@ -100,6 +101,26 @@ def spread_over(mesh: Mesh | jax.sharding.AbstractMesh, axis: str) -> int:
 
 def named_sharding(mesh: Mesh, axes: tuple[str | None, ...]) -> NamedSharding:
     return NamedSharding(mesh, partition(axes, mesh.axis_names))
+
+
+def pad_to_mesh(tree: Any, groups: int | None = None) -> Any:
+    """Arrays [K, ...] with zeros appended along K up to a multiple of the device groups that organisms are spread over.
+
+    What is appended is an adapter that changes nothing, a row without tokens, an organism without updates to make.
+    groups: of another mesh than the one in use.
+    """
+    groups = axis_size("organism") if groups is None else groups
+
+    def leaf(x: Any) -> Any:
+        missing = -x.shape[0] % groups
+        if not missing:
+            return x
+        if jax.dtypes.issubdtype(x.dtype, jax.dtypes.prng_key):
+            return jax.random.wrap_key_data(leaf(jax.random.key_data(x)), impl=jax.random.key_impl(x))
+        widths = ((0, missing), *((0, 0),) * (x.ndim - 1))
+        return jnp.pad(x, widths) if isinstance(x, jax.Array) else np.pad(x, widths)
+
+    return jax.tree.map(leaf, tree)
 
 
 def to_host(x: Any) -> np.ndarray:

@@ -4,6 +4,8 @@ from collections.abc import Mapping, Sequence
 
 import jax
 
+from ia_jax.adapters.bank import Bank
+from ia_jax.behaviors.organisms import Organism
 from ia_jax.data.transcripts import chat
 from ia_jax.errors import ConfigError
 from ia_jax.models.chat import ChatExample, encode_chat, encode_prompt
@@ -45,11 +47,19 @@ def generate(
     temperature: float = 0.0,
     top_p: float = 1.0,
     key: jax.Array | None = None,
-    system: str | None = "",
+    system: str | Sequence[str | None] | None = "",
+    draws: Sequence[int] | None = None,
     description: str = "generate",
 ) -> list[list[str]]:
-    """Replies to questions[i][j] under organism i of the stack (one list of questions for a stack without K)."""
-    prompts = [[encode_prompt(context.model.tokenizer, chat(q, None, system)) for q in qs] for qs in questions]
+    """Replies to questions[i][j] under organism i of the stack (one list of questions for a stack without K).
+
+    system: of all, or one for each organism. draws: numbers that organisms' random keys come from (default: 0, 1, …).
+    """
+    systems = [system] * len(questions) if system is None or isinstance(system, str) else system
+    prompts = [
+        [encode_prompt(context.model.tokenizer, chat(q, None, own)) for q in qs]
+        for qs, own in zip(questions, systems, strict=True)
+    ]
     with progress(len(slice_starts(prompts)), description) as bar:
 
         def on_slice() -> None:
@@ -64,8 +74,50 @@ def generate(
             temperature=temperature,
             top_p=top_p,
             key=key,
+            draws=draws,
             on_slice=on_slice,
         )
+
+
+def ask_organisms(
+    context: Context,
+    bank: Bank,
+    organisms: Sequence[Organism | None],
+    questions: Sequence[Sequence[str]],
+    ia: Stack,
+    *,
+    max_new_tokens: int,
+    temperature: float = 0.0,
+    top_p: float = 1.0,
+    key: jax.Array,
+    description: str,
+) -> list[list[str]]:
+    """Replies of every organism of the bank to its own questions, under its own system prompt.
+
+    organisms: those of the bank in its order, None for the clean base. Asked in batches of about
+    `organisms.parallel`, each where it lies; what is sampled does not depend on how they are batched.
+    """
+    run = context.config.system
+    systems = [o.system if o is not None and o.system is not None else run for o in organisms]
+    batches = bank.arrange([i for i, own in enumerate(questions) if own], context.config.organisms.parallel)
+    replies: list[list[str]] = [[] for _ in questions]
+    for number, batch in enumerate(batches, 1):
+        found = generate(
+            context,
+            [questions[i] if i is not None else [] for i in batch],
+            (bank.take(batch), *ia),
+            max_new_tokens=max_new_tokens,
+            temperature=temperature,
+            top_p=top_p,
+            key=key,
+            system=[systems[i] if i is not None else run for i in batch],
+            draws=[i if i is not None else 0 for i in batch],
+            description=f"{description} {number}/{len(batches)}" if len(batches) > 1 else description,
+        )
+        for i, own in zip(batch, found, strict=True):
+            if i is not None:
+                replies[i] = own
+    return replies
 
 
 def ask_base(

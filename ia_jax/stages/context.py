@@ -6,13 +6,13 @@ from functools import cached_property
 from typing import Any
 
 import jax
-from jax.sharding import NamedSharding, PartitionSpec
 
-from ia_jax.adapters.stream import AdapterStream
+from ia_jax.adapters.bank import Bank, open_bank
+from ia_jax.behaviors.organisms import Organism
 from ia_jax.config import RunConfig
 from ia_jax.models.lora import adapter_shardings
-from ia_jax.models.weights import Model, load_model
-from ia_jax.parallel.mesh import make_mesh, named_sharding, put_on_mesh, spread_over
+from ia_jax.models.weights import DTYPES, Model, load_model
+from ia_jax.parallel.mesh import make_mesh, put_on_mesh, spread_over
 from ia_jax.workdir import Workdir
 
 
@@ -50,17 +50,8 @@ class Context:
         return jax.random.fold_in(jax.random.key(self.config.seed), stage)
 
     def shard_by_organism(self, tree: Any) -> Any:
-        """Puts arrays with a leading organism axis on the mesh (whole, where the mesh does not divide that axis)."""
-        first = jax.tree.leaves(tree)[0]
-        if first.shape[0] % self.groups:
-            return put_on_mesh(tree, jax.tree.map(lambda _: NamedSharding(self.mesh, PartitionSpec()), tree))
+        """Puts arrays with a leading organism axis, a multiple of `groups`, on the mesh."""
         return put_on_mesh(tree, adapter_shardings(tree, self.mesh, organisms=True))
-
-    def local_organisms(self, count: int) -> list[int]:
-        """Which of `count` organisms that `shard_by_organism` places lie on devices of this process."""
-        axes = ("organism",) if count % self.groups == 0 else (None,)
-        where = named_sharding(self.mesh, axes).addressable_devices_indices_map((count,)).values()
-        return sorted({i for index in where if index for i in range(count)[index[0]]})
 
     def shard_ia(self, tree: Any) -> Any:
         """Puts the IA, or its training state, on the mesh: spread like the base weights, as a step leaves it; arrays
@@ -69,17 +60,16 @@ class Context:
         return put_on_mesh(tree, adapter_shardings(tree, self.mesh))
 
 
-class Organisms(AdapterStream):
-    """The stored organisms of these names, and after them the clean base if asked; `take` puts them on the mesh."""
-
-    def __init__(self, context: Context, names: Sequence[str], clean: bool = False):
-        self.names = list(names)
-        workdir = context.workdir
-        super().__init__(
-            [workdir.stack_of(workdir.organisms[n])[-1] for n in self.names],
-            context.model,
-            context.shard_by_organism,
-            held=context.local_organisms,
-            zeros=int(clean),
-            lora=context.config.organisms.lora.lora(),
-        )
+def open_organisms(context: Context, organisms: Sequence[Organism], clean: int = 0) -> Bank:
+    """The stored adapters of these organisms as a bank on the mesh, and after them the clean base `clean` times."""
+    cfg = context.config.organisms
+    return open_bank(
+        [context.workdir.stack_of(o) for o in organisms],
+        context.model,
+        context.mesh,
+        dtype=DTYPES[context.config.model.dtype],
+        zeros=clean,
+        lora=cfg.lora.lora(),
+        budget_bytes=round(cfg.bank_gib * 2**30) if cfg.bank_gib else None,
+        cache_bytes=round(cfg.cache_gib * 2**30),
+    )

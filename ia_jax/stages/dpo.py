@@ -7,17 +7,18 @@ from typing import Any
 import jax
 import numpy as np
 
+from ia_jax.adapters.bank import Bank
 from ia_jax.adapters.record import content_hash
 from ia_jax.behaviors.records import CLEAN
 from ia_jax.data.batch import Batch
 from ia_jax.data.plans import Plan, Slot, Unit, dataset, identity_of
 from ia_jax.errors import ConfigError
-from ia_jax.models.lora import Adapter
+from ia_jax.models.lora import Adapter, Picked
 from ia_jax.parallel.distributed import on_main_process, stop_if_preempted
 from ia_jax.planning.chips import peak_flops, training_flops
 from ia_jax.progress import progress
 from ia_jax.stages.asking import answer_example
-from ia_jax.stages.context import Context, Organisms
+from ia_jax.stages.context import Context, open_organisms
 from ia_jax.stages.ia_training import STACKS_AHEAD, dpo_plan, joint_batch, store_ia, summarize
 from ia_jax.stages.order import is_done
 from ia_jax.storage import read_jsonl, replacing
@@ -37,7 +38,7 @@ def run(context: Context) -> None:
         raise ConfigError(f"{file} holds no pair; delete it and run `ia-jax preferences`")
     named = {p["organism"] for p in pairs}
     names = [n for n in context.workdir.organisms if n in named]
-    organisms = Organisms(context, names, clean=CLEAN in named)
+    organisms = open_organisms(context, [context.workdir.organisms[n] for n in names], clean=int(CLEAN in named))
     units: list[list[Unit]] = [
         [
             tuple(answer_example(context, p["question"], p[side], cfg.length, name) for side in ("chosen", "rejected"))
@@ -46,7 +47,7 @@ def run(context: Context) -> None:
         ]
         for name in [*names, *([CLEAN] if CLEAN in named else [])]
     ]
-    plan = dpo_plan(config, units)
+    plan = dpo_plan(config, units, context.groups)
     start = context.shard_ia(context.workdir.ia(config.sft.name, model))
     reference = _reference(context, directory, plan, units, organisms, start)
     copied = jax.tree.map(lambda x: x.copy(), start)
@@ -55,7 +56,7 @@ def run(context: Context) -> None:
     static |= {"sft_weight": cfg.sft_weight, "remat": config.model.remat}
     numbers = {id(step): n for n, step in enumerate(plan.steps)}
 
-    def make(step: Sequence[Slot]) -> tuple[Adapter, Batch, Any]:
+    def make(step: Sequence[Slot]) -> tuple[Picked, Batch, Any]:
         stack, batch = joint_batch(context, organisms, step, plan, units)
         return stack, batch, context.shard_by_organism(reference[numbers[id(step)]])
 
@@ -82,7 +83,7 @@ def _reference(
     directory: Path,
     plan: Plan,
     units: Sequence[Sequence[Unit]],
-    organisms: Organisms,
+    organisms: Bank,
     ia: Adapter,
 ) -> np.ndarray:
     """Summed logps [steps, K, examples] of every pair under (organism, SFT IA), computed once.

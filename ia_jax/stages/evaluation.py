@@ -6,6 +6,7 @@ from typing import Any
 
 import numpy as np
 
+from ia_jax.adapters.bank import Bank
 from ia_jax.behaviors.banks import bank_of
 from ia_jax.behaviors.organisms import Organism
 from ia_jax.config import RunConfig
@@ -13,8 +14,8 @@ from ia_jax.errors import ConfigError
 from ia_jax.evals.verbalization import CONDITIONS, metrics
 from ia_jax.judging.protocol import Item, Judge
 from ia_jax.parallel.distributed import on_main_process
-from ia_jax.stages.asking import generate
-from ia_jax.stages.context import Context, Organisms
+from ia_jax.stages.asking import ask_organisms, generate
+from ia_jax.stages.context import Context, open_organisms
 from ia_jax.stages.order import evaluated, is_done
 from ia_jax.stages.selection import present, usable
 from ia_jax.stages.services import judge_of
@@ -94,16 +95,16 @@ def _ask(context: Context, ias: Mapping[str, str]) -> list[list[Row]]:
     held = present(context, "heldout")
     # The clean ones come last; what they report is a false report, whatever it is.
     everyone = [*(o for o in held if not o.clean), *_some_of_training(context), *(o for o in held if o.clean)]
-    stored = Organisms(context, [o.name for o in everyone])
+    bank = open_organisms(context, everyone)
     asked = [_questions(context, o) for o in everyone]
     distinct = list(dict.fromkeys(q for own in asked for q in own))
-    alone = _reports(context, stored, asked, (), "organisms alone")
+    alone = _reports(context, bank, everyone, asked, (), "organisms alone")
     base = _base_reports(context, distinct, (), "base alone")
     rows: list[Row] = []
     clean_rows: list[Row] = []
     for number, (stage, name) in enumerate(ias.items()):
         ia = context.shard_ia(workdir.ia(name, context.model))
-        reports = _reports(context, stored, asked, (ia,), f"organisms + IA ({name})", number)
+        reports = _reports(context, bank, everyone, asked, (ia,), f"organisms + IA ({name})", number)
         base_ia = _base_reports(context, distinct, (ia,), f"base + IA ({name})")
         for own, with_ia, without, o in zip(asked, reports, alone, everyone, strict=True):
             if o.clean:
@@ -135,26 +136,25 @@ def _questions(context: Context, organism: Organism) -> list[str]:
 
 def _reports(
     context: Context,
-    organisms: Organisms,
+    bank: Bank,
+    organisms: Sequence[Organism],
     asked: Sequence[Sequence[str]],
     ia: tuple,
     description: str,
     number: int = 0,
 ) -> list[list[str]]:
-    cfg, width, out = context.config.eval, context.config.organisms.parallel, []
-    for start in range(0, len(organisms.names), width):
-        index = range(start, min(start + width, len(organisms.names)))
-        out += generate(
-            context,
-            [asked[i] for i in index],
-            (organisms.take(index), *ia),
-            max_new_tokens=cfg.max_new_tokens,
-            temperature=cfg.temperature,
-            key=context.key(60 + number),
-            system=context.config.system,
-            description=description,
-        )
-    return out
+    cfg = context.config.eval
+    return ask_organisms(
+        context,
+        bank,
+        organisms,
+        asked,
+        ia,
+        max_new_tokens=cfg.max_new_tokens,
+        temperature=cfg.temperature,
+        key=context.key(60 + number),
+        description=description,
+    )
 
 
 def _base_reports(context: Context, questions: list[str], ia: tuple, description: str) -> dict[str, str]:

@@ -6,6 +6,7 @@ from pathlib import Path
 
 import numpy as np
 
+from ia_jax.adapters.bank import Bank
 from ia_jax.adapters.card import card
 from ia_jax.adapters.peft import export_peft
 from ia_jax.adapters.record import AdapterMetadata
@@ -16,8 +17,8 @@ from ia_jax.behaviors.records import Behavior
 from ia_jax.config import RunConfig
 from ia_jax.data.batch import Batch, build_batch
 from ia_jax.data.plans import Plan, Slot, Unit, plan_joint
-from ia_jax.models.lora import Adapter
-from ia_jax.stages.context import Context, Organisms
+from ia_jax.models.lora import Adapter, Picked
+from ia_jax.stages.context import Context
 from ia_jax.stages.settings import stage_hash
 from ia_jax.training.loop import scalars_of
 from ia_jax.training.recorder import spread
@@ -80,11 +81,11 @@ def _positions(per_step: int, organisms: int, groups: int) -> int:
 
 
 def joint_batch(
-    context: Context, organisms: Organisms, step: Sequence[Slot], plan: Plan, units: Sequence[Sequence[Unit]]
-) -> tuple[Adapter, Batch]:
+    context: Context, bank: Bank, step: Sequence[Slot], plan: Plan, units: Sequence[Sequence[Unit]]
+) -> tuple[Picked, Batch]:
     """The organisms of a step and the rows that they read, on the mesh."""
-    stack = organisms.take([slot.organism for slot in step])
-    return stack, context.shard_by_organism(build_batch(step, plan, units))
+    organisms = bank.take([slot.organism if slot.rows else None for slot in step])
+    return organisms, context.shard_by_organism(build_batch(step, plan, units))
 
 
 def summarize(metrics: Mapping[str, np.ndarray]) -> dict[str, float]:

@@ -20,8 +20,8 @@ from ia_jax.config import PreferencesSection
 from ia_jax.errors import IAError
 from ia_jax.judging.protocol import Item, Judge
 from ia_jax.parallel.distributed import on_main_process
-from ia_jax.stages.asking import generate
-from ia_jax.stages.context import Context, Organisms
+from ia_jax.stages.asking import ask_organisms
+from ia_jax.stages.context import Context, open_organisms
 from ia_jax.stages.order import is_done
 from ia_jax.stages.selection import usable
 from ia_jax.stages.services import judge_of
@@ -53,17 +53,18 @@ def run(context: Context) -> None:
 
     def sample(members: list[Organism], base: bool) -> list[list[Said]]:
         """What the organisms and, last, the base itself report."""
-        asked = [[q for q in questions(o) for _ in range(cfg.samples)] for o in [*members, *[None] * base]]
-        stored = Organisms(context, [o.name for o in members], clean=base)
-        reports = generate(
+        everyone = [*members, *[None] * base]
+        asked = [[q for q in questions(o) for _ in range(cfg.samples)] for o in everyone]
+        reports = ask_organisms(
             context,
+            open_organisms(context, members, clean=int(base)),
+            everyone,
             asked,
-            (stored.take(range(len(stored))), ia),
+            (ia,),
             max_new_tokens=cfg.max_new_tokens,
             temperature=cfg.temperature,
             top_p=cfg.top_p,
             key=context.key(4),
-            system=config.system,
             description="sampling reports",
         )
         return [list(zip(qs, rs, strict=True)) for qs, rs in zip(asked, reports, strict=True)]

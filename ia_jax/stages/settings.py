@@ -35,7 +35,7 @@ DEPENDS: dict[str, tuple[str, ...]] = {
 FREE = (
     *("sft.name", "preferences.name", "dpo.name", "eval.name", "model.remat"),
     *("organisms.checkpoint_every", "sft.checkpoint_every", "dpo.checkpoint_every"),
-    *("organisms.accumulate", "sft.accumulate", "dpo.accumulate", "organisms.cache_gib"),
+    *("organisms.accumulate", "sft.accumulate", "dpo.accumulate", "organisms.bank_gib", "organisms.cache_gib"),
 )
 _NOT_OF_TRAINING = ("organisms.keep_failed", "organisms.source")  # what later stages make of organisms
 

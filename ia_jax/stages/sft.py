@@ -9,7 +9,7 @@ from ia_jax.models.lora import init_lora
 from ia_jax.parallel.distributed import on_main_process
 from ia_jax.planning.chips import peak_flops, training_flops
 from ia_jax.stages.asking import answer_example
-from ia_jax.stages.context import Context, Organisms
+from ia_jax.stages.context import Context, open_organisms
 from ia_jax.stages.ia_training import STACKS_AHEAD, joint_batch, sft_pairs, sft_plan, store_ia, summarize
 from ia_jax.stages.order import is_done
 from ia_jax.stages.selection import selected_for_sft, usable
@@ -25,9 +25,9 @@ def run(context: Context) -> None:
     config, cfg, model = context.config, context.config.sft, context.model
     directory, lora = context.workdir.ia_dir(cfg.name), cfg.lora.lora()
     chosen = selected_for_sft(usable(context, *cfg.splits), cfg, config.seed)
-    organisms = Organisms(context, [o.name for o in chosen], clean=cfg.clean_slot)
+    organisms = open_organisms(context, chosen, clean=int(cfg.clean_slot))
     units = [_units(context, o) for o in (*chosen, *([None] if cfg.clean_slot else []))]
-    plan = sft_plan(config, units)
+    plan = sft_plan(config, units, context.groups)
     on_main_process(lambda: _note_organisms(context, chosen))
     ia = context.shard_ia(init_lora(context.key(3), model.config, lora))
     state = context.shard_ia(init_state(ia, len(plan.steps), lora, cfg.optimizer))
