@@ -10,7 +10,7 @@ from jax.sharding import Mesh
 from ia_jax.models.config import ModelConfig
 from ia_jax.models.lora import LoraConfig, leaf_axes, lora_shapes
 from ia_jax.models.transformer import WeightSpec, weight_specs
-from ia_jax.parallel.mesh import TRAINING
+from ia_jax.parallel.mesh import spread_over
 from ia_jax.planning.chips import Work
 from ia_jax.planning.hlo import Namer
 
@@ -21,14 +21,14 @@ def namer(cfg: ModelConfig, lora: LoraConfig, mesh: Mesh, work: Work) -> Namer:
     """What a collective's array is, by its shape: a base weight or an adapter, whole or a shard; else activations.
 
     So whatever is not known to be something else counts as activations. Axes of size 1 and their order are ignored.
-    Base weights are only ever gathered, along `fsdp` and `rows`: they are frozen, so nothing about them is reduced, and a
-    gather along `tp` of the same shape is one of hidden states (4096 tokens of width 8192, say).
+    Base weights are only ever gathered, along `fsdp` and `rows`: they are frozen, so nothing about them is reduced, and
+    a gather along `tp` of the same shape is one of hidden states (4096 tokens of width 8192, say).
     """
 
     def spellings(shape: Sequence[int], axes: Sequence[str | None]) -> Iterator[tuple[int, ...]]:
         choices = []
         for size, axis in zip(shape, axes, strict=True):
-            choices.append({size, size // TRAINING.size(axis, mesh)} if axis else {size})
+            choices.append({size, size // spread_over(mesh, axis)} if axis else {size})
         for dims in itertools.product(*choices):
             yield tuple(sorted(d for d in dims if d > 1))
 
@@ -54,7 +54,7 @@ def namer(cfg: ModelConfig, lora: LoraConfig, mesh: Mesh, work: Work) -> Namer:
         if math.prod(shape) <= SMALL:
             return "scalars"
         dims = tuple(sorted(d for d in shape if d > 1))
-        gathered = op == "all-gather" and group == TRAINING.size("embed", mesh)
+        gathered = op == "all-gather" and group == spread_over(mesh, "embed")
         if dims in weights and (op == "collective-permute" or gathered):
             return "weights"
         return "adapters" if dims in adapters else "activations"

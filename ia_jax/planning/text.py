@@ -7,7 +7,9 @@ def as_text(report: dict[str, Any]) -> str:
     """The report of `plan` for a person."""
     mesh, batch = report["mesh"], report["batch"]
     title = f"{report['model']}, {report['stage']} on {report['topology']}: {report['chips']} chips, "
-    title += f"{' x '.join(f'{axis} {n}' for axis, n in mesh.items())}, {batch['organisms']} organisms x {batch['rows']} "
+    title += (
+        f"{' x '.join(f'{axis} {n}' for axis, n in mesh.items())}, {batch['organisms']} organisms x {batch['rows']} "
+    )
     title += f"{'prompts' if report['stage'] == 'sample' else 'rows'} x {batch['length']} tokens, "
     title += f"remat {report['remat']}"
     if "reason" in report:
