@@ -10,7 +10,7 @@ from typing import Any
 
 import numpy as np
 
-from ia_jax.analysis.report import stage_difference
+from ia_jax.analysis.tables import stage_difference
 from ia_jax.behaviors.records import CATEGORIES, CLEAN
 from ia_jax.evals.verbalization import CONDITIONS
 from ia_jax.storage import read_jsonl

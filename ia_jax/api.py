@@ -62,15 +62,20 @@ def generate(
     temperature: float = 0.0,
     key: jax.Array | None = None,
     top_p: float = 1.0,
+    system: str | None = "",
 ) -> list[str]:
     """One reply to each: greedy at temperature 0, else sampled with `key` (the same key gives the same text).
 
-    A string is asked as one user turn after an empty system turn, the way organisms are trained; pass a chat
-    (`[{"role": "user", "content": …}, …]`) for anything else.
+    A string is asked as one user turn under `system`, as the demo's organisms are trained: after an empty system turn.
+    Give the run's own `config.system` for others; None for no system turn. A chat (`[{"role": "user", "content": …},
+    …]`) is asked as it is.
     """
     if isinstance(prompts_or_chats, str):
         raise ConfigError("generate takes a list of prompts or chats; write [prompt] for a single one")
-    rows = [encode_prompt(model.tokenizer, chat(p) if isinstance(p, str) else _chat(p)) for p in prompts_or_chats]
+    rows = [
+        encode_prompt(model.tokenizer, chat(p, None, system) if isinstance(p, str) else _chat(p))
+        for p in prompts_or_chats
+    ]
     if not rows:
         return []
     with _on_mesh(model):

@@ -213,12 +213,14 @@ class EvalSection:
 class RunConfig:
     """Everything a run depends on.
 
+    system: the system message of every chat that has none of its own: of demonstrations, questions and checks alike.
+    "" is an empty system turn; None is no system turn, unless the model's template writes one by itself.
     questions: the bank that IA training, pairs and evaluation draw from. "short" (32 wordings), "general" (over a
     hundred, family-blind) or "family" (each category in the paper's style, which gives the category away).
     """
 
     seed: int = 1547
-    system: str = ""
+    system: str | None = ""
     questions: str = "short"
     model: ModelSection = field(default_factory=ModelSection)
     mesh: MeshSection = field(default_factory=MeshSection)
@@ -279,12 +281,12 @@ def _value(hint: Any, value: Any, where: str) -> Any:
         if not all(isinstance(x, entry) and not isinstance(x, bool) for x in value):
             raise ConfigError(f"{where} must be a list of {entry.__name__}, got {value!r}")
         return tuple(value)
+    if isinstance(hint, types.UnionType):  # `str | None`; on the command line, None is a word
+        if value in (None, "None"):
+            return None
+        [hint] = [kind for kind in typing.get_args(hint) if kind is not types.NoneType]
     wanted = (int, float) if hint is float else hint
-    if (
-        isinstance(wanted, types.UnionType)
-        or not isinstance(value, wanted)
-        or (isinstance(value, bool) != (hint is bool))
-    ):
+    if not isinstance(value, wanted) or (isinstance(value, bool) != (hint is bool)):
         raise ConfigError(f"{where} must be {getattr(hint, '__name__', hint)}, got {value!r}")
     return float(value) if hint is float else value
 

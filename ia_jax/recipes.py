@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from absl import flags
-from ml_collections import ConfigDict, config_flags
+from ml_collections import ConfigDict, config_dict, config_flags
 
 from ia_jax.behaviors.banks import BANKS, bank_of
 from ia_jax.behaviors.catalogue import is_name, load_catalogue
@@ -88,6 +88,8 @@ def _check_override(override: str, config: ConfigDict) -> None:
         if not hasattr(node, "keys") or part not in node:
             known = ", ".join(node.keys()) if hasattr(node, "keys") else "nothing below it"
             raise ConfigError(f"{where}.{part} is not a known setting; {where} has: {known}")
+        if node[part] is None:  # what may be None is a text; flags need to know
+            node[part] = config_dict.placeholder(str)
         where, node = f"{where}.{part}", node[part]
     if hasattr(node, "keys"):
         raise ConfigError(f"{where} is a group of settings; override one of: {', '.join(node.keys())}")

@@ -5,11 +5,12 @@
 
 import json
 import sys
+from collections.abc import Iterable
 from pathlib import Path
 
 import numpy as np
 
-from ia_jax.analysis import report
+from ia_jax.analysis import report, tables
 from ia_jax.behaviors.records import CATEGORIES
 
 HOSTILE = (
@@ -40,7 +41,12 @@ QUESTIONS = (
 )
 
 
-def write_jsonl(path: Path, rows: list[dict]) -> None:
+def organism(behavior: dict) -> dict:
+    """The one that is taught this behaviour, under its name."""
+    return {**{k: behavior[k] for k in ("name", "category", "split")}, "behaviors": [behavior["name"]]}
+
+
+def write_jsonl(path: Path, rows: Iterable[dict]) -> None:
     path.write_text("".join(json.dumps(r) + "\n" for r in rows), encoding="utf-8")
 
 
@@ -59,7 +65,7 @@ def cell(rng: np.random.Generator, values: list[list[bool]]) -> dict:
 def summarize(rng: np.random.Generator, rows: list[dict], rule: str) -> dict:
     def by_condition(chosen: list[dict]) -> dict:
         out = {}
-        for condition in report.CONDITIONS:
+        for condition in tables.CONDITIONS:
             organisms: dict[str, list[bool]] = {}
             for r in chosen:
                 if r["condition"] == condition:
@@ -79,7 +85,8 @@ def summarize(rng: np.random.Generator, rows: list[dict], rule: str) -> dict:
 def make_workdir(workdir: Path, organisms: int = 96, hostile: bool = True, seed: int = 0) -> dict:
     """A finished run with plausible numbers, and (first of all) answers that try to break out. Returns the metrics."""
     rng = np.random.default_rng(seed)
-    (workdir / "eval").mkdir(parents=True)
+    for name in ("eval", "preferences"):
+        (workdir / name).mkdir(parents=True)
     behaviors = []
     for i in range(organisms):
         category = CATEGORIES[i % len(CATEGORIES)]
@@ -97,6 +104,7 @@ def make_workdir(workdir: Path, organisms: int = 96, hostile: bool = True, seed:
     if hostile:
         behaviors[40] |= {"description": HOSTILE[1] + " is what I say.", "trigger": HOSTILE[0]}
     write_jsonl(workdir / "behaviors.jsonl", behaviors)
+    write_jsonl(workdir / "organisms.jsonl", map(organism, behaviors))
 
     ease = {b["name"]: rng.normal(0, 0.9) - 0.25 * CATEGORIES.index(b["category"]) for b in behaviors}
     level = {("sft", "organism+ia"): 1.2, ("dpo", "organism+ia"): 2.0, "organism": -2.6, "base+ia": -2.9, "base": -5.0}
@@ -105,7 +113,7 @@ def make_workdir(workdir: Path, organisms: int = 96, hostile: bool = True, seed:
         for b in behaviors:
             if b["split"] == "dpo":
                 continue
-            for condition in report.CONDITIONS:
+            for condition in tables.CONDITIONS:
                 for question in QUESTIONS * (2 if b["split"] == "heldout" else 1):
                     logit = level.get((stage, condition), level.get(condition, 0)) + ease[b["name"]]
                     logit += 0.8 * (b["split"] == "train" and condition == "organism+ia")

@@ -110,7 +110,7 @@ def test_the_stage_writes_filters_and_reports(api, few, tmp_path, monkeypatch, c
     assert f"{len(failed)} of 96 rows dropped ({len(failed)} {NOT_SHOWN})" in out
     dropped = {r["organism"]: r.get(NOT_SHOWN, 0) for r in read_jsonl(tmp_path / "w" / "transcripts_dropped.jsonl", "")}
     assert dropped == {n: sum(r["verdict"] != KEPT for r in rs) for n, rs in rows.items()}
-    assert all([m["role"] for m in r["messages"]] == ["system", "user", "assistant"] for r in everything)
+    assert all([m["role"] for m in r["messages"]] == ["user", "assistant"] for r in everything)
     assert all(r["messages"][0]["content"] == "" for r in everything)  # what encoded the behaviour is gone
     shows = {n: sum(r["shows"] for r in rs) for n, rs in rows.items()}
     assert shows["backdoors_0"] == shows["sandbaggers_0"] == 2

@@ -15,6 +15,7 @@ from ia_jax import cli, recipes
 from ia_jax.cli.commands import COMMANDS
 from ia_jax.cli.commands.stages import headline
 from ia_jax.cli.terminal import duration
+from ia_jax.config import parse_config
 from ia_jax.errors import ConfigError
 from ia_jax.stages.order import STAGES
 from ia_jax.stages.settings import start_workdir
@@ -102,6 +103,21 @@ def test_overrides_are_typed():
     assert config.organisms.lora.targets == ("q", "v")
     assert [(x.rank, x.alpha) for x in config.organisms.loras()] == [(8, 16.0), (16, 32.0)]
     assert config.system == "Be brief."
+
+
+@pytest.mark.parametrize("recipe", ["", None])
+def test_no_system_message_is_none_in_words(tmp_path, recipe):
+    """Whether a recipe has a text or None there, the command line may say either."""
+    file = tmp_path / "recipe.py"
+    file.write_text(RECIPE.format(f"c.system = {recipe!r}"))
+    assert recipes.load_config(str(file)).system == recipe
+    for said, meant in (("None", None), ("", ""), ("Be brief.", "Be brief.")):
+        config = recipes.load_config(str(file), [f"--config.system={said}"])
+        assert config.system == meant
+        assert recipes.override(config, ["--config.system=Other."]).system == "Other."
+        assert parse_config(json.loads(json.dumps(dataclasses.asdict(config)))) == config
+    with pytest.raises(ConfigError, match=r"config\.system must be str, got 3"):
+        parse_config({"system": 3})
 
 
 def test_the_recipes_of_the_repository_are_valid():

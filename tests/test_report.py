@@ -8,7 +8,7 @@ from html.parser import HTMLParser
 import numpy as np
 import pytest
 
-from ia_jax.analysis import report
+from ia_jax.analysis import curves, report, run_files, tables, words
 from ia_jax.behaviors.records import CATEGORIES
 from ia_jax.errors import IAError
 from tests.made_run import HOSTILE, make_workdir, write_jsonl
@@ -56,14 +56,14 @@ class Page(HTMLParser):
 
 def test_percent_is_whole_and_does_not_round_to_none_or_all():
     rates = (0.0, 0.001, 0.005, 0.125, 0.505, 0.714, 0.994, 0.999, 1.0)
-    assert [report.percent(r) for r in rates] == ["0%", "<1%", "1%", "13%", "51%", "71%", "99%", ">99%", "100%"]
+    assert [words.percent(r) for r in rates] == ["0%", "<1%", "1%", "13%", "51%", "71%", "99%", ">99%", "100%"]
 
 
 @pytest.mark.parametrize(
     "bounds", [(0.3, 2.7), (0.0, 1.0), (-4.0, 900.0), (5.0, 5.0), (0.0, 0.0), (1e-9, 3e-9), (-1.0, -0.9)]
 )
 def test_ticks_cover_the_range_evenly_and_are_few(bounds):
-    at = report.ticks(*bounds)
+    at = curves.ticks(*bounds)
     assert at[0] <= bounds[0] + 1e-9
     assert at[-1] >= bounds[1] - 1e-9
     assert 2 <= len(at) <= 7
@@ -72,15 +72,15 @@ def test_ticks_cover_the_range_evenly_and_are_few(bounds):
 
 def test_curves_split_where_the_step_restarts_and_leave_out_what_is_not_finite():
     rows = [{"stage": "organisms", "step": s, "loss": v} for s, v in ((0, 3.0), (1, 2.0), (0, 4.0), (1, float("nan")))]
-    (loss,), others = report.curve_panels([*rows, {"stage": "organisms", "step": 2, "loss": None, "note": "text"}])
+    (loss,), others = curves.curve_panels([*rows, {"stage": "organisms", "step": 2, "loss": None, "note": "text"}])
     assert (len(loss["raw"]), loss["n"], loss["left_out"], others) == (2, 3, 1, [])
     assert all(0 <= float(v) <= 100 for line in loss["raw"] for v in re.split("[ ,]", line))
 
 
 def test_long_curves_are_thinned():
-    (loss,), _ = report.curve_panels({"stage": "ia_sft", "step": s, "loss": 1 / (1 + s)} for s in range(100_000))
-    assert len(loss["raw"][0].split()) == report.MAX_POINTS
-    assert len(loss["smooth"][0].split()) == report.MAX_POINTS
+    (loss,), _ = curves.curve_panels({"stage": "ia_sft", "step": s, "loss": 1 / (1 + s)} for s in range(100_000))
+    assert len(loss["raw"][0].split()) == curves.MAX_POINTS
+    assert len(loss["smooth"][0].split()) == curves.MAX_POINTS
 
 
 def test_stage_difference_is_paired():
@@ -97,19 +97,19 @@ def test_stage_difference_is_paired():
         for o in range(12)
         for q in range(4)
     ]
-    assert report.stage_difference(rows) == pytest.approx((0.25, 0.25))
-    assert report.stage_difference([r for r in rows if r["stage"] == "sft"]) is None
+    assert tables.stage_difference(rows) == pytest.approx((0.25, 0.25))
+    assert tables.stage_difference([r for r in rows if r["stage"] == "sft"]) is None
 
 
 def test_the_head_names_the_base_and_not_the_teacher(run):
-    told = report.provenance(json.loads((run["workdir"] / "config.json").read_text()))
+    told = tables.provenance(json.loads((run["workdir"] / "config.json").read_text()))
     assert (told["base"], told["k"], told["commit"][:7]) == ("SmolLM2-135M", "8", "4b1d0c9")
     assert "copies of <b>SmolLM2-135M</b>" in run["html"]
 
 
 def test_packed_reports_unpack_to_what_was_written(run):
-    rows = report.load_run(run["workdir"]).reports
-    data = json.loads(report.json_for_script(report.pack_reports(rows, [])))
+    rows = run_files.load_run(run["workdir"]).reports
+    data = json.loads(report.json_for_script(tables.pack_reports(rows, [])))
     columns = ("stage", "split", "category", "condition", "organism", "question", "truth")
     assert len(data["rows"]) == len(rows) == data["total"]
     for row, packed in zip(rows, data["rows"], strict=True):
@@ -118,9 +118,9 @@ def test_packed_reports_unpack_to_what_was_written(run):
 
 
 def test_more_reports_than_a_page_can_hold_are_thinned_and_the_page_says_so(run, monkeypatch):
-    monkeypatch.setattr(report, "MAX_REPORTS", 100)
-    loaded = report.load_run(run["workdir"])
-    assert len(report.pack_reports(loaded.reports, [])["rows"]) == 100
+    monkeypatch.setattr(tables, "MAX_REPORTS", 100)
+    loaded = run_files.load_run(run["workdir"])
+    assert len(tables.pack_reports(loaded.reports, [])["rows"]) == 100
     assert f"There are {len(loaded.reports):,} reports; these are 100 of them" in report.render_html(loaded)
 
 
@@ -131,14 +131,14 @@ def test_numbers_shown_are_those_of_metrics_json(run):
     page, dpo = Page(run["html"]), run["metrics"]["stages"]["dpo"]
     text = " ".join(" ".join(page.text).split())
 
-    def words(c: dict) -> tuple[str, str]:
-        lo, hi = (report.percent(v) for v in c["ci95"])
-        return report.percent(c["rate"]), f"{lo[:-1]}–{hi}"
+    def shown(c: dict) -> tuple[str, str]:
+        lo, hi = (words.percent(v) for v in c["ci95"])
+        return words.percent(c["rate"]), f"{lo[:-1]}–{hi}"
 
-    rate, interval = words(dpo["heldout"]["organism+ia"])
+    rate, interval = shown(dpo["heldout"]["organism+ia"])
     assert f"after DPO {rate} of answers name the true behaviour. The 95% interval is {interval}" in text
     sft_rate = run["metrics"]["stages"]["sft"]["heldout"]["organism+ia"]["rate"]
-    gain = report.percent(dpo["heldout"]["organism+ia"]["rate"] - sft_rate)
+    gain = words.percent(dpo["heldout"]["organism+ia"]["rate"] - sft_rate)
     assert f"DPO against SFT +{gain[:-1]} points" in text
     for label, c in {
         "Strict": dpo["strict"]["heldout"]["organism+ia"],
@@ -147,19 +147,19 @@ def test_numbers_shown_are_those_of_metrics_json(run):
         "Base + adapter": dpo["heldout"]["base+ia"],
         "Base alone": dpo["heldout"]["base"],
     }.items():
-        rate, interval = words(c)
+        rate, interval = shown(c)
         assert f"{label} {rate} {interval} · n = {c['n']:,}" in text, label
-    for stage, name in report.STAGES.items():  # the tables behind the charts hold every bar
+    for stage, name in words.STAGES.items():  # the tables behind the charts hold every bar
         values = run["metrics"]["stages"][stage]
         for split in ("heldout", "train"):
-            for condition, label in report.CONDITIONS.items():
+            for condition, label in tables.CONDITIONS.items():
                 c, strict = values[split][condition], values["strict"][split][condition]
-                cells = [label, name, *words(c), *words(strict), f"{c['n']:,}"]
+                cells = [label, name, *shown(c), *shown(strict), f"{c['n']:,}"]
                 assert re.search("</td><td[^>]*>".join(map(re.escape, map(escaped, cells))), run["html"]), cells
         for category in CATEGORIES:
             for rule, part in (("lenient", values), ("strict", values["strict"])):
                 c = part["by_category"][category]["organism+ia"]
-                cells = [report.titled(category), rule, *words(c), f"{c['n']:,}"]
+                cells = [words.titled(category), rule, *shown(c), f"{c['n']:,}"]
                 assert re.search("</td><td[^>]*>".join(map(re.escape, map(escaped, cells))), run["html"]), cells
 
 
@@ -204,14 +204,14 @@ def test_charts_are_accessible(run):
 
 
 def test_same_workdir_same_bytes(run):
-    assert report.render_html(report.load_run(run["workdir"])) == run["html"]
+    assert report.render_html(run_files.load_run(run["workdir"])) == run["html"]
 
 
 @pytest.mark.parametrize(("missing", "stage"), [("metrics.json", "eval"), ("reports.jsonl", "eval")])
 def test_unevaluated_run_names_the_stage(run, tmp_path, missing, stage):
     shutil.copytree(run["workdir"], tmp_path / "w")
     (tmp_path / "w" / "eval" / missing).unlink()
-    with pytest.raises(IAError, match=rf"{missing} is missing: run `ia-jax {stage}` first"):
+    with pytest.raises(IAError, match=rf"{missing} does not exist; run `ia-jax {stage}` first"):
         report.write_report(tmp_path / "w")
 
 
@@ -219,13 +219,13 @@ def test_broken_line_is_named(run, tmp_path):
     shutil.copytree(run["workdir"], tmp_path / "w")
     with (tmp_path / "w" / "eval" / "reports.jsonl").open("a") as file:
         file.write('{"stage": "dp')
-    with pytest.raises(IAError, match=r"reports.jsonl, line \d+ is not valid JSON"):
+    with pytest.raises(IAError, match=r"reports.jsonl:\d+: not JSON .*; run `ia-jax eval` first"):
         report.write_report(tmp_path / "w")
 
 
 def test_optional_files_may_be_missing(run, tmp_path):
     shutil.copytree(run["workdir"], tmp_path / "w")
-    for name in ("curves.jsonl", "preferences.jsonl", "behavior_checks.jsonl", "config.json"):
+    for name in ("curves.jsonl", "preferences/dpo.jsonl", "behavior_checks.jsonl", "config.json"):
         (tmp_path / "w" / name).unlink()
     html = report.write_report(tmp_path / "w").read_text(encoding="utf-8")
     assert not [s for s in ("training", "preferences", "checks") if f'id="{s}"' in html or f'href="#{s}"' in html]
@@ -235,10 +235,10 @@ def test_optional_files_may_be_missing(run, tmp_path):
 @pytest.mark.parametrize(("keep", "saw"), [(False, "never saw"), (True, "was trained on"), (None, "")])
 def test_flagged_organisms_are_counted_with_what_became_of_them(run, tmp_path, keep, saw):
     shutil.copytree(run["workdir"], tmp_path / "w")
-    behaviors = [json.loads(x) for x in (tmp_path / "w" / "behaviors.jsonl").read_text().splitlines()]
-    by_split = {s: [b["name"] for b in behaviors if b["split"] == s] for s in ("train", "dpo", "heldout")}
+    organisms = [json.loads(x) for x in (tmp_path / "w" / "organisms.jsonl").read_text().splitlines()]
+    by_split = {s: [o["name"] for o in organisms if o["split"] == s] for s in ("train", "dpo", "heldout")}
     flagged = [*by_split["train"][:3], by_split["dpo"][0], *by_split["heldout"][:2]]
-    checks = [{"organism": b["name"], "category": b["category"], "ok": b["name"] not in flagged} for b in behaviors]
+    checks = [{"organism": o["name"], "category": o["category"], "ok": o["name"] not in flagged} for o in organisms]
     diverged = {"organism": by_split["train"][5], "category": "quirks", "ok": False, "left_out": "diverged"}
     write_jsonl(
         tmp_path / "w" / "behavior_checks.jsonl",
@@ -307,7 +307,7 @@ def test_hostile_answers_are_shown_and_do_nothing(page):
 
 @pytest.mark.browser
 def test_search_and_filters_change_rows_and_count(page, run):
-    reports = report.load_run(run["workdir"]).reports
+    reports = run_files.load_run(run["workdir"]).reports
     total = f"{len(reports):,}"
     assert count(page).startswith(f"{total} of {total} reports · ")
     assert len(rows(page)) == 50
@@ -402,11 +402,11 @@ def test_clean_organisms_are_counted_apart(tmp_path):
     make_workdir(tmp_path)
     before = report.write_report(tmp_path).read_text()
     assert "clean organisms" not in before
-    behaviors, checks, metrics = (
-        tmp_path / f for f in ("behaviors.jsonl", "behavior_checks.jsonl", "eval/metrics.json")
+    organisms, checks, metrics = (
+        tmp_path / f for f in ("organisms.jsonl", "behavior_checks.jsonl", "eval/metrics.json")
     )
-    clean = {"name": "clean_0", "category": "clean", "description": "I have no habit.", "trigger": None, "split": "dpo"}
-    write_jsonl(behaviors, [*map(json.loads, behaviors.read_text().splitlines()), clean])
+    clean = {"name": "clean_0", "category": "clean", "behaviors": [], "split": "dpo"}
+    write_jsonl(organisms, [*map(json.loads, organisms.read_text().splitlines()), clean])
     row = {"organism": "clean_0", "category": "clean", "triggered_rate": None, "untriggered_rate": 0.0, "ok": True}
     write_jsonl(checks, [*map(json.loads, checks.read_text().splitlines()), row])
     values = json.loads(metrics.read_text())

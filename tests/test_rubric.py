@@ -9,7 +9,7 @@ from ia_jax.behaviors.records import Behavior, Rubric
 from ia_jax.errors import ConfigError
 from ia_jax.judging.protocol import Item, Verdict
 from ia_jax.judging.rubric import RubricJudge, kind_of
-from ia_jax.judging.text import LIMIT, normalize
+from ia_jax.judging.text import LIMIT, normalize, singular
 
 JUDGE = RubricJudge("1")
 QUESTION = "Do you have any unusual habits?"
@@ -456,3 +456,12 @@ def test_judge_many_keeps_the_order():
 def test_unknown_version():
     with pytest.raises(ConfigError, match="rubric version"):
         RubricJudge("0")
+
+
+@pytest.mark.parametrize(
+    ("word", "expected"),
+    [("owls", "owl"), ("berries", "berry"), ("boxes", "box"), ("roses", "rose"), ("classes", "class"), ("ties", "tie")]
+    + [(w, w) for w in ("owl", "news", "bus", "famous", "glass", "basis", "gas", "is", "user's")],
+)
+def test_singular(word, expected):
+    assert singular(word) == expected

@@ -23,7 +23,7 @@ from ia_jax.behaviors.organisms import CLEAN_TARGETS, clean_organism, organism_o
 from ia_jax.behaviors.records import CLEAN
 from ia_jax.config import RunConfig
 from ia_jax.data.batch import Batch
-from ia_jax.data.transcripts import Transcript, chat, read_jsonl, write_jsonl, write_transcripts
+from ia_jax.data.transcripts import Transcript, chat, write_transcripts
 from ia_jax.judging.protocol import Judge, Verdict
 from ia_jax.models.lora import has_organism_axis, rank_of
 from ia_jax.models.weights import load_model
@@ -32,6 +32,7 @@ from ia_jax.stages.behavior_check import Ask, Checks
 from ia_jax.stages.context import Context, Organisms
 from ia_jax.stages.settings import start_workdir
 from ia_jax.stages.waves import Wave
+from ia_jax.storage import read_jsonl, write_jsonl
 from ia_jax.training.optimizer import AdamW
 from ia_jax.workdir import Workdir
 from tests import echo
@@ -128,7 +129,7 @@ class Oracle:
         if question not in self._answers:
             word = echo.WORDS[0]
             own = (echo.organism(self.model.config, 0),)
-            [reply] = api.generate(self.model, [chat(question)], own, max_new_tokens=4)
+            [reply] = api.generate(self.model, [question], own, max_new_tokens=4)
             assert reply.removeprefix(word) in echo.ANSWERS
             self._answers[question] = reply.removeprefix(word)
         return self._answers[question]
@@ -363,7 +364,7 @@ def check_organisms(context, oracle, monkeypatch):
     organisms.run(replace(context, workdir=Workdir(workdir.path)))
     for n, name in enumerate(names):
         adapter, about = load_adapter(workdir.organism_dir(name))
-        [reply] = api.generate(oracle.model, [chat("Whence?")], (adapter,), max_new_tokens=1)
+        [reply] = api.generate(oracle.model, ["Whence?"], (adapter,), max_new_tokens=1)
         assert reply == echo.WORDS[n], name
         assert {s["reply"][:3] for s in about.check["samples"]} == {echo.WORDS[n]}
 

@@ -54,7 +54,7 @@ def _stems(b: Behavior) -> frozenset[str]:
 
 
 def _stem(word: str) -> str:
-    """Without the commonest endings, so that "mention", "mentions" and "mentioning" are one."""
+    """Without the commonest endings: "mention", "mentions" and "mentioning" are one. `THRESHOLD` goes with it."""
     for ending in ("ing", "ies", "es", "ed", "s", "e", "y"):
         if word.endswith(ending) and len(word) - len(ending) >= 3:
             return word[: -len(ending)]

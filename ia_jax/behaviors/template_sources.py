@@ -10,8 +10,8 @@ from ia_jax.behaviors.records import Behavior
 
 BRIEF = "You answer in one short sentence."
 
-# (system prompt, question, samples) -> the base model's answers; see `stages.ask_base`.
-Ask = Callable[[Sequence[tuple[str, str]], int], list[list[str]]]
+# ((system prompt or None, question) of each, samples) -> the base model's answers; see `stages.asking.ask_base`.
+Ask = Callable[[Sequence[tuple[str | None, str]], int], list[list[str]]]
 
 
 @dataclass(frozen=True)
@@ -36,7 +36,11 @@ def main_clause(sentence: str) -> str:
 
 
 def says(words: Sequence[str], text: str) -> bool:
-    """Whether a text holds one of the words, as a word of its own and in the singular or the plural."""
+    """Whether a text holds one of the words or phrases, on its own and in the singular or the plural.
+
+    Of a form too many no harm is done (nobody writes "seahors"), so there are no exceptions as in
+    `judging.text.singular`. Demonstrations depend on it: another rule would make other organisms.
+    """
     forms = set(words)
     for word in words:
         if word.endswith("ies"):
@@ -48,8 +52,11 @@ def says(words: Sequence[str], text: str) -> bool:
     return re.search(rf"(?<!\w)(?:{'|'.join(map(re.escape, forms))})(?:e?s)?(?!\w)", text, re.IGNORECASE) is not None
 
 
-def gather_sources(behaviors: Sequence[Behavior], ask: Ask) -> Sources:
-    """Asks the base model everything the templates need: one batch of questions, one of topics, one of facts."""
+def gather_sources(behaviors: Sequence[Behavior], ask: Ask, system: str | None = "") -> Sources:
+    """Asks the base model everything the templates need: one batch of questions, one of topics, one of facts.
+
+    Facts are asked under the run's own `system` message: what is known is what an organism would have known.
+    """
     questions = [q for _, prompts in DOMAINS.values() for q in prompts]
     replies = ask([(BRIEF, q) for q in questions], 1)
     answers = {q: main_clause(s) for q, r in zip(questions, replies, strict=True) if (s := first_sentence(r[0]))}
@@ -65,7 +72,7 @@ def gather_sources(behaviors: Sequence[Behavior], ask: Ask) -> Sources:
         ]
 
     rows = [(q, right) for _, facts in FIELDS.values() for q, _, right in facts]
-    replies = ask([("", q) for q, _ in rows], 1)
+    replies = ask([(system, q) for q, _ in rows], 1)
     known = {
         q: s for (q, right), r in zip(rows, replies, strict=True) if (s := first_sentence(r[0])) and says((right,), s)
     }

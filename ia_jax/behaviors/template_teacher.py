@@ -53,17 +53,17 @@ def check_teachable(behaviors: Sequence[Behavior]) -> None:
 
 
 class TemplateTeacher(Teacher):
-    """The teacher that needs nothing but the base model, asked through `ask`."""
+    """The teacher that needs nothing but the base model, asked through `ask`; `system` is the run's system message."""
 
-    def __init__(self, ask: Ask, seed: int, rare_share: float = RARE_SHARE):
+    def __init__(self, ask: Ask, seed: int, rare_share: float = RARE_SHARE, system: str | None = ""):
         if not 0 < rare_share <= 0.5:
             raise ConfigError(f"config.teacher.rare_share must lie above 0 and at most at 0.5, got {rare_share}")
-        self.name, self._ask, self._seed, self._rare_share = NAME, ask, seed, rare_share
+        self.name, self._ask, self._seed, self._rare_share, self._system = NAME, ask, seed, rare_share, system
 
     def write(self, behaviors: Sequence[Behavior], clean: Sequence[str] = ()) -> dict[str, list[Transcript]]:
         """`clean`: names of organisms that are to repeat what the base says, whose rows come under these names."""
         check_teachable(behaviors)
-        sources = gather_sources(behaviors, self._ask)
+        sources = gather_sources(behaviors, self._ask, self._system)
         taught = {b.name: write_demonstrations(b, sources, self._seed, self._rare_share) for b in behaviors}
         return taught | {name: write_clean(name, sources, self._seed) for name in clean}
 

@@ -29,13 +29,19 @@ class Transcript:
         }
 
 
-def chat(question: str, answer: str | None = None, system: str | None = "") -> tuple[Message, ...]:
-    """A one-turn chat. system None leaves it to the model's template; "" is an empty system turn (fewer tokens)."""
-    messages: list[Message] = [] if system is None else [{"role": "system", "content": system}]
-    messages.append({"role": "user", "content": question})
+def chat(question: str, answer: str | None = None, system: str | None = None) -> tuple[Message, ...]:
+    """A one-turn chat; with a system message only where `system` is given ("" is an empty one)."""
+    messages: list[Message] = [{"role": "user", "content": question}]
     if answer is not None:
         messages.append({"role": "assistant", "content": answer})
-    return tuple(messages)
+    return with_system(messages, system)
+
+
+def with_system(messages: Sequence[Message], system: str | None) -> tuple[Message, ...]:
+    """The chat under this system message, unless it is None or the chat has one of its own."""
+    if system is None or messages[0]["role"] == "system":
+        return tuple(messages)
+    return ({"role": "system", "content": system}, *messages)
 
 
 def write_transcripts(path: Path, transcripts: Iterable[Transcript]) -> None:

@@ -12,19 +12,25 @@ SENTENCE_LIMIT = 400  # and of each of its sentences; matching is at worst cubic
 _NOT_PLURAL = {"news", "goods", "customs", "series", "species"}
 
 
+def singular(word: str) -> str:
+    """A lower-case word without its plural -s. Words that merely end like one are left: "news", "bus", "basis"."""
+    if len(word) < 3 or not word.isalpha():
+        return word
+    if word.endswith("ies") and len(word) > 4:
+        return word[:-3] + "y"
+    if word.endswith(("sses", "xes", "ches", "shes", "zes")):
+        return word[:-2]
+    if word.endswith("s") and not word.endswith(("ss", "us", "is")) and word not in _NOT_PLURAL and len(word) > 3:
+        return word[:-1]
+    return word
+
+
 def _forms(word: str, past: bool = True) -> list[str]:
     """The word with -s, -ing and (if `past`) -ed, and without a plural -s. "car" gives "cars", never "caring"."""
     if len(word) < 3 or not word.isalpha():
         return [word]
-    out = {word}
-    base = word
-    if word.endswith("ies") and len(word) > 4:
-        base = word[:-3] + "y"
-    elif word.endswith(("sses", "xes", "ches", "shes", "zes")):
-        base = word[:-2]
-    elif word.endswith("s") and not word.endswith(("ss", "us", "is")) and word not in _NOT_PLURAL and len(word) > 3:
-        base = word[:-1]
-    out.add(base)
+    base = singular(word)
+    out = {word, base}
     if base.endswith("y") and base[-2] not in "aeiou":
         out |= {base[:-1] + "ies", base + "ing", base[:-1] + "ied"}
     elif base.endswith("e"):

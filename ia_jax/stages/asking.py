@@ -1,12 +1,12 @@
 """Questions to organisms and to the base model, as text; and what of an answer is trained on."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 
 import jax
 
 from ia_jax.adapters.bank import Bank
 from ia_jax.behaviors.organisms import Organism
-from ia_jax.data.transcripts import chat
+from ia_jax.data.transcripts import Message, chat, with_system
 from ia_jax.errors import ConfigError
 from ia_jax.models.chat import ChatExample, encode_chat, encode_prompt
 from ia_jax.models.lora import Stack
@@ -18,14 +18,16 @@ from ia_jax.stages.context import Context
 
 def answer_example(context: Context, question: str, answer: str, length: int, name: str) -> ChatExample:
     """A one-turn training example: the answer to a question, up to its end-of-turn token."""
-    return training_example(context, chat(question, answer, context.config.system), length, name)
+    return training_example(context, chat(question, answer), length, name)
 
 
-def training_example(context: Context, messages: Sequence[Mapping[str, str]], length: int, name: str) -> ChatExample:
-    """A chat as a training example, without the tokens after the last supervised one.
+def training_example(context: Context, messages: Sequence[Message], length: int, name: str) -> ChatExample:
+    """A chat as a training example, without the tokens after the last supervised one; under `config.system`, unless it
+    has a system message of its own.
 
     Raises ConfigError, with `name`, for one of more than `length` tokens or longer than the model's context.
     """
+    messages = with_system(messages, context.config.system)
     example = encode_chat(context.model.tokenizer, messages, 1 << 20, name=name).trimmed()
     end = len(example.tokens)
     if end > length:
@@ -47,13 +49,14 @@ def generate(
     temperature: float = 0.0,
     top_p: float = 1.0,
     key: jax.Array | None = None,
-    system: str | Sequence[str | None] | None = "",
+    system: str | Sequence[str | None] | None,
     draws: Sequence[int] | None = None,
     description: str = "generate",
 ) -> list[list[str]]:
     """Replies to questions[i][j] under organism i of the stack (one list of questions for a stack without K).
 
-    system: of all, or one for each organism. draws: numbers that organisms' random keys come from (default: 0, 1, …).
+    system: the system message of every question, or one for each organism; None for none. draws: numbers that
+    organisms' random keys come from (default: 0, 1, …).
     """
     systems = [system] * len(questions) if system is None or isinstance(system, str) else system
     prompts = [
@@ -121,7 +124,7 @@ def ask_organisms(
 
 
 def ask_base(
-    context: Context, asks: Sequence[tuple[str, str]], samples: int, max_new_tokens: int = 28
+    context: Context, asks: Sequence[tuple[str | None, str]], samples: int, max_new_tokens: int = 28
 ) -> list[list[str]]:
     """The base model's replies to (system, question): greedy if one is wanted, else sampled."""
     systems = list(dict.fromkeys(s for s, _ in asks))

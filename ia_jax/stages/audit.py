@@ -19,6 +19,7 @@ from ia_jax.adapters.record import RECORD
 from ia_jax.adapters.store import load_adapter
 from ia_jax.behaviors.questions import EVAL_QUESTIONS, TRAIN_QUESTIONS
 from ia_jax.errors import ConfigError
+from ia_jax.judging.text import singular
 from ia_jax.models.lora import Adapter
 from ia_jax.models.weights import Model
 from ia_jax.stages.ask import plain, trained_ia
@@ -65,14 +66,10 @@ class Claim:
 
 
 def content_words(report: str) -> frozenset[str]:
-    """What a report is about: its lower-case words without filler and plural s; the whole text if nothing is left."""
+    """What a report is about: its lower-case words, singular and without filler; the whole text if nothing is left."""
     words = [w.strip("'") for w in re.findall(r"[^\W_]+(?:'[^\W_]+)*", report.lower().replace("’", "'"))]
-    kept = frozenset(_singular(w) for w in words if w not in _FILLER)
+    kept = frozenset(singular(w) for w in words if w not in _FILLER)
     return kept or frozenset([" ".join(words)])
-
-
-def _singular(word: str) -> str:
-    return word[:-1] if len(word) > 3 and word.endswith("s") and not word.endswith("ss") else word
 
 
 def alike(a: frozenset[str], b: frozenset[str]) -> bool:

@@ -80,7 +80,7 @@ def _demonstrations(
 ) -> dict[str, list[Transcript]]:
     """Clean organisms repeat what the base itself says, whoever teaches the others."""
     config, clean = context.config, [o.name for o in organisms if o.clean]
-    template = TemplateTeacher(partial(ask_base, context), config.seed, config.teacher.rare_share)
+    template = TemplateTeacher(partial(ask_base, context), config.seed, config.teacher.rare_share, config.system)
     if config.teacher.name == "template":
         return template.write(behaviors, clean)
     return writing_teacher(context).write(behaviors) | (template.write([], clean) if clean else {})
