@@ -36,6 +36,7 @@ def paper_recipe(name: str, *, fsdp: int = 1, tp: int = 1, parallel: int = 8) ->
     c.mesh.fsdp, c.mesh.tp = fsdp, tp
     c.model.remat = "none"  # an update is small; docs/plan.md has the memory that it takes
 
+    c.system = None  # a system message only where a row has one
     c.behaviors.catalogue, c.behaviors.spread = "paper", "proportional"
     c.behaviors.train, c.behaviors.dpo, c.behaviors.heldout = 541, 60, 81
     c.questions = "general"  # the paper's own bank gives each category away by its wording

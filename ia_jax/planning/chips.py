@@ -170,8 +170,9 @@ def step_hbm_bytes(
 
     Weights: each pass reads a layer's matrices; each gather writes them. Activations: each pass reads and writes about
     six vectors of the hidden size and three of the widths inside attention and MLP. Cached keys and values: read once.
-    Adapters, fp32: read, and with a gradient and two moments written as well. shards: fsdp x rows; groups: of chips
-    with organisms of their own, fsdp (by default `shards`).
+    Adapters: one that is trained is fp32, read and written with its gradient and two moments; a frozen organism's is
+    picked from the bank in bf16, and read in each pass. shards: fsdp x rows; groups: of chips with organisms of their
+    own, fsdp (by default `shards`).
     """
     layers, sizes = cfg.num_hidden_layers, projection_sizes(cfg)
     gathers = 0 if shards == 1 else work.gathers
@@ -179,7 +180,9 @@ def step_hbm_bytes(
     inside = cfg.q_size + 2 * cfg.kv_size + cfg.intermediate_size
     activations = 4 * work.tokens / shards * (6 * cfg.hidden_size + 3 * inside / tp) * layers * work.reads
     cache = 2 * 2 * work.organisms * work.rows / shards * work.cached * cfg.kv_size / tp * layers
-    adapter = layers * sum(sum(sizes[t]) * lora.rank for t in lora.targets)
-    copies = max(1, work.organisms // (groups or shards)) + work.adapters - 1
+    adapter = layers * sum(sum(sizes[t]) * lora.rank for t in lora.targets) / tp
+    own = max(1, work.organisms // (groups or shards))
+    trained, frozen = (own, 0) if work.adapters == work.trained else (work.trained, own)
+    adapters = adapter * (24 * trained + 2 * (2 + work.reads) * frozen)
     head = 2 * (1 if shards == 1 else 2) * cfg.vocab_size * cfg.hidden_size / tp
-    return weights + activations + cache + (24 if work.backward else 4) * adapter * copies / tp + head
+    return weights + activations + cache + adapters + head
