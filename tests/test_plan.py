@@ -444,7 +444,8 @@ def test_what_a_collective_carries(names, op, dtype, shape, group, what):
 # With libtpu. Each compiles in a process of its own, as the command does.
 # ---------------------------------------------------------------------------------------------------------------------
 
-V5E_64 = ["--config.mesh.fsdp=16", "--config.mesh.tp=4", "--config.sft.organisms_per_step=16"]
+# The 70B's recipe on 64 chips instead of 16: four times as many organisms in a step.
+V5P_64 = ["--config.mesh.fsdp=8", "--config.sft.organisms_per_step=8", "--config.dpo.organisms_per_step=8"]
 
 
 def run(*arguments):
@@ -465,33 +466,35 @@ def processor_seconds():
 @pytest.mark.libtpu
 @pytest.mark.slow
 @pytest.mark.parametrize(
-    ("recipe", "topology", "stage", "most", "overrides"),
+    ("recipe", "topology", "stage", "overrides"),
     [
-        ("llama33_70b", "v5p:4x4x4", "sft", 15.0, []),
-        ("llama33_70b", "v5p:4x4x4", "organisms", 95.0, []),
-        ("llama33_70b", "v5p:4x4x4", "dpo", 95.0, []),
-        ("llama33_70b", "v5e:8x8", "sft", 15.75, V5E_64),
-        ("qwen3_14b", "v5e:4x4", "sft", 15.75, []),
-        ("qwen3_14b", "v5e:4x4", "organisms", 15.75, []),
-        ("qwen3_14b", "v5e:4x4", "dpo", 15.75, []),
+        ("llama33_70b", "v5p:2x2x4", "sft", []),
+        ("llama33_70b", "v5p:2x2x4", "organisms", []),
+        ("llama33_70b", "v5p:2x2x4", "dpo", []),
+        ("llama33_70b", "v5p:4x4x4", "sft", V5P_64),
+        ("qwen3_14b", "v6e:2x4", "sft", []),
+        ("qwen3_14b", "v6e:2x4", "organisms", []),
+        ("qwen3_0p6b", "v5e:1x1", "organisms", []),
     ],
 )
-def test_large_recipes_fit(recipe, topology, stage, most, overrides):
+def test_large_recipes_fit(recipe, topology, stage, overrides):
     before = processor_seconds()
     done = run(f"--config=configs/{recipe}.py", f"--topology={topology}", f"--stage={stage}", "--json", *overrides)
     assert done.returncode == 0, done.stderr[-2000:]
     report, spent = json.loads(done.stdout), processor_seconds() - before
-    shown = ("hbm_gib", "activation_gathers", "bound", "predicted_step_s", "predicted_mfu")
+    shown = ("hbm_gib", "fill", "activation_gathers", "bound", "predicted_step_s", "predicted_mfu", "chip_hours")
     print(recipe, topology, stage, {k: report[k] for k in shown}, f"{spent:.0f} processor seconds")  # with -s
     assert spent <= 2 * 240  # four minutes of two cores, whatever else they have to do
     assert report["fits"]
-    assert report["hbm_gib"] <= most
+    assert report["hbm_gib"] <= report["capacity_gib"]
+    assert report["fill"] >= 0.85
     assert report["activation_gathers"] == 0
     assert report["bound"] in ("compute", "hbm", "ici")
     assert 0 < report["predicted_mfu"] < 1
     weights = [c for c in report["collectives"] if c["what"] == "weights"]
     layers = KNOWN[load_config(str(ROOT / "configs" / f"{recipe}.py")).model.name].num_hidden_layers
-    assert max(c["count"] for c in weights) >= layers  # loops were seen as loops
+    assert max((c["count"] for c in weights), default=layers) >= layers  # loops were seen as loops
+    assert "streamed" not in report["bank"]
 
 
 @pytest.mark.libtpu
@@ -499,7 +502,7 @@ def test_large_recipes_fit(recipe, topology, stage, most, overrides):
     ("arguments", "message"),
     [
         (["--topology=v5e:3x7", "--stage=sft"], "--topology v5e:3x7 does not exist"),
-        (["--topology=v5e:4x4", "--stage=sft", "--config.mesh.fsdp=4"], "mesh fsdp=4 x tp=2 is 8 chips"),
+        (["--topology=v5e:4x4", "--stage=sft"], "mesh fsdp=2 x tp=4 is 8 chips"),
     ],
 )
 def test_one_line_about_a_slice_that_cannot_be(arguments, message):
