@@ -303,7 +303,7 @@ def test_a_slot_without_a_count_is_as_full_as_it_gets():
     own = many(8, 40)
     plan = plan_joint(own, organisms_per_step=4, per_slot=0, seed=0, length=300)
     assert plan.length <= 304
-    assert plan.fill > (0.85 if rows == 1 else 0.8)  # two units to a row are less even than four
+    assert plan.fill > 0.85
     least = sum(-(-sum(map(unit_length, units)) // 300) for units in own)
     assert sum(bool(s.rows) for step in plan.steps for s in step) <= least + len(own)
 

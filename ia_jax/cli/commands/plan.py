@@ -48,9 +48,9 @@ COMMAND = Command(
     writes="nothing",
     time="a minute or more of compiling; needs: pip install 'ia-jax[tpu]'",
     examples=(
-        "ia-jax plan --config=configs/llama33_70b.py --topology=v5p:4x4x4 --stage=sft",
-        "ia-jax plan --config=configs/qwen3_14b.py --topology=v5e:4x4 --stage=organisms --config.mesh.tp=2 --json",
-        "ia-jax plan --config=configs/llama33_70b.py --topology=v5e:8x8 --stage=dpo --search",
+        "ia-jax plan --config=configs/llama33_70b.py --topology=v5p:2x2x4 --stage=sft",
+        "ia-jax plan --config=configs/qwen3_14b.py --topology=v6e:2x4 --stage=organisms --json",
+        "ia-jax plan --workdir=runs/70b --topology=v5p:2x2x4 --stage=dpo --search",
     ),
     arguments=(
         *recipe(required=False),
