@@ -17,23 +17,25 @@ from ml_collections import ConfigDict
 from ia_jax.config import default_config
 
 
-def paper_recipe(name: str, *, fsdp: int = 1, tp: int = 1, parallel: int = 8) -> ConfigDict:
-    """The recipe for the base `name` on fsdp x tp chips, training `parallel` organisms at once.
+def paper_recipe(name: str, *, copies: int = 1, fsdp: int = 1, tp: int = 1, parallel: int = 8) -> ConfigDict:
+    """The recipe for the base `name` on copies x fsdp x tp chips, training `parallel` organisms at once.
 
     682 behaviours in eight categories, split as in the paper. Claude teaches, checks and judges, so ANTHROPIC_API_KEY
     must be set, and `config.claude.cap_dollars` raised to what `ia-jax transcripts --estimate` says. (Without a key:
     --config.behaviors.catalogue=study --config.behaviors.spread=even --config.behaviors.train=96
     --config.behaviors.dpo=16 --config.behaviors.heldout=32 --config.teacher.name=template --config.judge.name=rubric.)
 
-    An update has 2 organisms x 4 rows, as in the paper, so `fsdp` is 1 or 2. On more chips, with F a multiple of 2:
-    --config.mesh.fsdp=F --config.sft.organisms_per_step=F --config.dpo.organisms_per_step=F. That is F/2 times as many
-    examples in an update and F/2 times fewer updates. Adam's steps then have less noise, and its rate goes with the
-    root of the batch: F = 8 has 32 examples in place of 8 and wants --config.sft.optimizer.lr=2e-4
+    An update has 2 organisms x 4 rows, as in the paper, and so few tokens that gathering the base's shards would take
+    longer than all else. So there are two `copies` of the base (config.mesh.dcn, on one slice as on two), with an
+    organism each and `tp` chips, and nothing is gathered. On more chips, C copies with an organism each:
+    --config.mesh.dcn=C --config.sft.organisms_per_step=C --config.dpo.organisms_per_step=C. That is C/2 times as many
+    examples in an update and C/2 times fewer updates. Adam's steps then have less noise, and its rate goes with the
+    root of the batch: C = 8 has 32 examples in place of 8 and wants --config.sft.optimizer.lr=2e-4
     --config.dpo.optimizer.lr=2e-5 (guess: nobody has tried it here).
     """
     c: Any = default_config()
     c.model.name = name
-    c.mesh.fsdp, c.mesh.tp = fsdp, tp
+    c.mesh.dcn, c.mesh.fsdp, c.mesh.tp = copies, fsdp, tp
     c.model.remat = "none"  # an update is small; docs/plan.md has the memory that it takes
 
     c.system = None  # a system message only where a row has one

@@ -45,7 +45,7 @@ def test_the_papers_batch(recipe):
     for section, rate in ((config.sft, 1e-4), (config.dpo, 1e-5)):
         assert (section.organisms_per_step, section.per_slot, section.optimizer.lr) == (2, 4, rate)
     assert (config.sft.lora.rank, config.sft.lora.alpha, config.sft.questions_per_organism) == (16, 32.0, 100)
-    assert config.mesh.fsdp in (1, 2)
+    assert config.mesh.dcn * config.mesh.fsdp in (1, 2)
     batches = batches_of(config, "sft")
     assert 541 * 100 / 8 <= batches.steps <= 1.05 * 541 * 100 / 8
 

@@ -170,6 +170,7 @@ def test_what_a_chip_receives_from_its_group(chip, lengths, shape, wanted):
 def test_steps_of_a_whole_job():
     """The 70B's recipe with counts of its own, by hand."""
     overrides = ["behaviors.train=64", "behaviors.dpo=8", "behaviors.heldout=12", "sft.questions_per_organism=16"]
+    overrides.append("organisms.parallel=12")
     config = load_config(str(ROOT / "configs" / "llama33_70b.py"), [f"--config.{o}" for o in overrides])
     plans = Planned(config, groups=2)
     sft, dpo, organisms, sample = (plans.batches(stage) for stage in ("sft", "dpo", "organisms", "sample"))
@@ -178,20 +179,14 @@ def test_steps_of_a_whole_job():
     # Eight organisms with 16 pairs, and 24 on the clean base: 38 slots of four, on positions that keep to their group.
     assert (dpo.bank, dpo.examples) == (9, 8)
     assert 38 / 2 <= dpo.steps <= 1.3 * 38 / 2
-    # 84 organisms in six waves of 16; each reads 100 demonstrations twice, in rows of 1024 tokens.
-    assert organisms.slots == sum(w * n for w, n in zip([16] * 5 + [4], _steps_of_waves(organisms), strict=True))
+    # 84 organisms in seven waves of 12; each reads 100 demonstrations twice, in rows of 1024 tokens.
+    assert organisms.slots == 12 * organisms.steps
     assert organisms.tokens / 84 == pytest.approx(200 * 160, rel=0.1)
-    # 96 // 16 = 6 rows of each organism at once: 9 x 6 x 4 reports in three batches, and evaluations of 24 organisms,
-    # 6 questions in one batch, two waves, three conditions; 80 new tokens each.
+    assert organisms.steps == pytest.approx(7 * 200 * 160 / 1024, rel=0.1)
+    # Six rows of each organism at once (96 // 12 would be more than there are questions): 9 x 6 x 4 reports in three
+    # batches, and evaluations of 24 organisms in two, under three conditions; 80 new tokens each.
     assert sample.steps == 3 * 80 + 3 * 2 * 80
     assert sample.bank == 84
-
-
-def _steps_of_waves(batches):
-    """All waves but the last have 16 organisms, and all read about the same: steps by wave."""
-    wave = batches.steps // 6
-    last = (16 * batches.steps - batches.slots) // 12
-    return [*[wave] * 4, batches.steps - last - 4 * wave, last]
 
 
 def test_clean_organisms_and_a_clean_slot_are_planned():
@@ -227,7 +222,7 @@ def test_a_runs_own_texts_are_counted(tmp_path):
 
 def test_chip_hours_add_up():
     config = load_config(str(ROOT / "configs" / "llama33_70b.py"), ["--config.model.remat=full"])
-    layout, speed = Layout(2, 8), {1: 1e11, 2: 1e11, 8: 3e11, 16: 4e11}
+    layout, speed = Layout(1, 8, dcn=2), {1: 1e11, 2: 1e11, 8: 3e11, 16: 4e11}
     report = {"topology": "v5p:2x2x4", "stage": "sft", "predicted_step_s": 1.8}
     made = Batches(100, 16, 1, 1024, 512, 8, 100 * 16 * 1000, 100 * 16 * 500, slots=1600, bank=541)
 
@@ -274,7 +269,9 @@ class Search:
         self.fits, self.seconds, self.interrupt_at = fits, seconds, interrupt_at
         monkeypatch.setattr(search, "plan", self.plan)
         monkeypatch.setattr(search, "devices_of", lambda topology: torus(4, 4, shape=16))
-        monkeypatch.setattr(search, "make_mesh", lambda f, t, devices: SimpleNamespace(devices=devices.reshape(f, t)))
+        monkeypatch.setattr(
+            search, "make_mesh", lambda *shape, devices: SimpleNamespace(devices=devices.reshape(shape))
+        )
 
     def plan(self, config, topology, stage, data):
         if len(self.asked) == self.interrupt_at:
@@ -445,7 +442,7 @@ def test_what_a_collective_carries(names, op, dtype, shape, group, what):
 # ---------------------------------------------------------------------------------------------------------------------
 
 # The 70B's recipe on 64 chips instead of 16: four times as many organisms in a step.
-V5P_64 = ["--config.mesh.fsdp=8", "--config.sft.organisms_per_step=8", "--config.dpo.organisms_per_step=8"]
+V5P_64 = ["--config.mesh.dcn=8", "--config.sft.organisms_per_step=8", "--config.dpo.organisms_per_step=8"]
 
 
 def run(*arguments):
@@ -502,7 +499,7 @@ def test_large_recipes_fit(recipe, topology, stage, overrides):
     ("arguments", "message"),
     [
         (["--topology=v5e:3x7", "--stage=sft"], "--topology v5e:3x7 does not exist"),
-        (["--topology=v5e:4x4", "--stage=sft"], "mesh fsdp=2 x tp=4 is 8 chips"),
+        (["--topology=v5e:4x4", "--stage=sft"], "mesh fsdp=1 x tp=4 x dcn=2 is 8 chips"),
     ],
 )
 def test_one_line_about_a_slice_that_cannot_be(arguments, message):

@@ -39,7 +39,7 @@ def namer(cfg: ModelConfig, lora: LoraConfig, mesh: Mesh, work: Work) -> Namer:
         if spec.axes[0] == "layers":
             weights.update(spellings(spec.shape[1:], spec.axes[1:]))
     adapters: set[tuple[int, ...]] = set()
-    local = {1, work.organisms, work.organisms // mesh.shape["fsdp"]}
+    local = {1, work.organisms, work.organisms // spread_over(mesh, "organism")}
     for t, factors in lora_shapes(cfg, lora).items():
         for name, (layers, *shape) in factors.items():
             axes = leaf_axes(t, name)[1:]

@@ -149,39 +149,39 @@ def step_flops(cfg: ModelConfig, lora: LoraConfig, work: Work) -> tuple[float, f
     return tokens * work.fill + supervised * work.target_fill, tokens + supervised + again
 
 
-def step_ici_bytes(cfg: ModelConfig, work: Work, shards: int, tp: int) -> tuple[float, float]:
-    """Bytes that a chip receives along `fsdp` and `rows` (gathers of bf16 weights) and along `tp` (sums of fp32 hidden
-    states). shards: fsdp x rows.
+def step_ici_bytes(cfg: ModelConfig, work: Work, shards: int, tp: int, copies: int = 1) -> tuple[float, float]:
+    """Bytes that a chip receives in gathers of bf16 weights and, along `tp`, in sums of fp32 hidden states.
 
+    shards: into how many parts the base is cut beside those of `tp`; copies: how many groups of chips have it whole.
     What a program really sends, `plan` reads from it; these are docs/plan.md's formulas, for what is not compiled.
     """
     layers, matrices = cfg.num_hidden_layers, cfg.num_hidden_layers * layer_parameters(cfg)
     gathered = (2 * work.gathers * matrices + 2 * cfg.vocab_size * cfg.hidden_size) / tp * (shards - 1) / shards
     # After o and down; of them one again, where the layer is recomputed; backward before q, k, v and gate, up.
     sums = 2 if not work.backward else 5 if work.remat == "full" else 4
-    summed = sums * layers * 4 * work.tokens / shards * cfg.hidden_size * 2 * (tp - 1) / tp
+    summed = sums * layers * 4 * work.tokens / (shards * copies) * cfg.hidden_size * 2 * (tp - 1) / tp
     return gathered, summed
 
 
 def step_hbm_bytes(
-    cfg: ModelConfig, lora: LoraConfig, work: Work, shards: int, tp: int, groups: int | None = None
+    cfg: ModelConfig, lora: LoraConfig, work: Work, shards: int, tp: int, copies: int = 1, groups: int | None = None
 ) -> float:
     """An estimate of the bytes that one chip moves to and from HBM in a step (bf16 weights and activations).
 
     Weights: each pass reads a layer's matrices; each gather writes them. Activations: each pass reads and writes about
     six vectors of the hidden size and three of the widths inside attention and MLP. Cached keys and values: read once.
     Adapters: one that is trained is fp32, read and written with its gradient and two moments; a frozen organism's is
-    picked from the bank in bf16, and read in each pass. shards: fsdp x rows; groups: of chips with organisms of their
-    own, fsdp (by default `shards`).
+    picked from the bank in bf16, and read in each pass. shards, copies: as in `step_ici_bytes`; groups: of chips with
+    organisms of their own (by default shards x copies).
     """
-    layers, sizes = cfg.num_hidden_layers, projection_sizes(cfg)
+    layers, sizes, parts = cfg.num_hidden_layers, projection_sizes(cfg), shards * copies
     gathers = 0 if shards == 1 else work.gathers
     weights = 2 * (work.reads + gathers) * layers * layer_parameters(cfg) / tp
     inside = cfg.q_size + 2 * cfg.kv_size + cfg.intermediate_size
-    activations = 4 * work.tokens / shards * (6 * cfg.hidden_size + 3 * inside / tp) * layers * work.reads
-    cache = 2 * 2 * work.organisms * work.rows / shards * work.cached * cfg.kv_size / tp * layers
+    activations = 4 * work.tokens / parts * (6 * cfg.hidden_size + 3 * inside / tp) * layers * work.reads
+    cache = 2 * 2 * work.organisms * work.rows / parts * work.cached * cfg.kv_size / tp * layers
     adapter = layers * sum(sum(sizes[t]) * lora.rank for t in lora.targets) / tp
-    own = max(1, work.organisms // (groups or shards))
+    own = max(1, work.organisms // (groups or parts))
     trained, frozen = (own, 0) if work.adapters == work.trained else (work.trained, own)
     adapters = adapter * (24 * trained + 2 * (2 + work.reads) * frozen)
     head = 2 * (1 if shards == 1 else 2) * cfg.vocab_size * cfg.hidden_size / tp

@@ -42,15 +42,10 @@ def plan(config: RunConfig, topology: str, stage: str, data: Data) -> dict[str, 
     """
     if stage not in STAGES:
         raise ConfigError(f"--stage {stage} unknown; choose from {', '.join(STAGES)}")
-    if config.mesh.dcn > 1:
-        raise ConfigError(
-            f"plan compiles for one slice, config.mesh.dcn is {config.mesh.dcn}; set --config.mesh.dcn=1 and the "
-            "organisms in a step to those of one slice"
-        )
     chip, devices = chip_of(topology), devices_of(topology)
     cfg, layout = architecture(config.model.name), layout_of(config)
     _check_size(layout, topology, len(devices))
-    mesh = make_mesh(layout.fsdp, layout.tp, devices=devices)
+    mesh = make_mesh(layout.fsdp, layout.tp, layout.dcn, devices=devices)
     batches = data(config, stage)
     work, lora = work_of(config, stage, batches), trained_lora(config, stage)
     needed = bank_gib(config, cfg, batches, mesh) if batches.bank else 0.0
@@ -60,7 +55,7 @@ def plan(config: RunConfig, topology: str, stage: str, data: Data) -> dict[str, 
         "chips": len(devices),
         "stage": stage,
         "model": config.model.name,
-        "mesh": {"fsdp": layout.fsdp, "tp": layout.tp},
+        "mesh": {a: n for a, n in asdict(layout).items() if n > 1 or a in ("fsdp", "tp")},
         "batch": {"organisms": work.organisms, "rows": work.rows, "length": batches.length, "targets": work.targets},
         "fill": round(batches.fill, 4),
         "data": batches.source,
@@ -94,14 +89,16 @@ def plan(config: RunConfig, topology: str, stage: str, data: Data) -> dict[str, 
 
 
 def layout_of(config: RunConfig) -> Layout:
-    return Layout(config.mesh.fsdp, config.mesh.tp)
+    return Layout(**asdict(config.mesh))
 
 
 def _check_size(layout: Layout, topology: str, devices: int) -> None:
+    """A run over several slices is none that can be planned; `dcn` copies of the base on one are."""
     if layout.chips != devices:
+        shape = " x ".join(f"{a}={n}" for a, n in asdict(layout).items() if n > 1 or a in ("fsdp", "tp"))
         raise ConfigError(
-            f"mesh fsdp={layout.fsdp} x tp={layout.tp} is {layout.chips} chips, {topology} has {devices}; "
-            f"set --config.mesh.fsdp={devices // layout.tp}"
+            f"mesh {shape} is {layout.chips} chips, {topology} has {devices}; set --config.mesh.fsdp="
+            f"{max(1, devices * layout.fsdp // layout.chips)} and as many organisms a step as groups of chips"
         )
 
 
@@ -131,7 +128,7 @@ def _first_line(error: Exception) -> str:
 
 def _base_bytes(cfg: ModelConfig, layout: Layout) -> float:
     """Of the base in bf16, of one chip; norms and biases are nothing beside it."""
-    return 2 * sum(x.size for x in jax.tree.leaves(abstract_params(cfg, "bfloat16"))) / layout.chips
+    return 2 * sum(x.size for x in jax.tree.leaves(abstract_params(cfg, "bfloat16"))) / (layout.shards * layout.tp)
 
 
 def _bank_in_words(organisms: int, needed: float, budget: float) -> str:

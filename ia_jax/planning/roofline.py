@@ -14,20 +14,26 @@ from ia_jax.planning.chips import Chip, Work, step_flops, step_hbm_bytes, step_i
 
 @dataclass(frozen=True)
 class Layout:
-    """Chips of a slice as a mesh: `fsdp` groups with organisms of their own x `rows` of each x `tp`."""
+    """Chips of a slice as a mesh: `dcn` copies of the base, each over `fsdp` x `rows` x `tp` chips."""
 
     fsdp: int
     tp: int
     rows: int = 1
+    dcn: int = 1
 
     @property
     def chips(self) -> int:
-        return self.fsdp * self.rows * self.tp
+        return self.dcn * self.shards * self.tp
 
     @property
     def shards(self) -> int:
-        """Into how many parts, beside those of `tp`, base weights and a step's rows are cut."""
+        """Into how many parts the base is cut, beside those of `tp`."""
         return self.fsdp * self.rows
+
+    @property
+    def groups(self) -> int:
+        """Groups of chips with organisms of their own."""
+        return self.dcn * self.fsdp
 
 
 def bandwidths(grid: np.ndarray, chip: Chip) -> dict[int, float]:
@@ -50,7 +56,7 @@ def bandwidths(grid: np.ndarray, chip: Chip) -> dict[int, float]:
 
 def ici_by_hand(cfg: ModelConfig, work: Work, layout: Layout, speed: dict[int, float]) -> float:
     """Seconds of a step's collectives without a compiled program. speed: `bandwidths` of the mesh."""
-    gathered, summed = step_ici_bytes(cfg, work, layout.shards, layout.tp)
+    gathered, summed = step_ici_bytes(cfg, work, layout.shards, layout.tp, layout.dcn)
     return gathered / speed[layout.shards] + summed / speed[layout.tp]
 
 
@@ -64,7 +70,7 @@ def roofline(
     needed, executed = step_flops(cfg, lora, work)
     seconds = {
         "compute": executed / layout.chips / chip.flops,
-        "hbm": step_hbm_bytes(cfg, lora, work, layout.shards, layout.tp, groups=layout.fsdp) / chip.hbm,
+        "hbm": step_hbm_bytes(cfg, lora, work, layout.shards, layout.tp, layout.dcn, layout.groups) / chip.hbm,
         "ici": ici_s,
     }
     bound = max(seconds, key=lambda name: seconds[name])

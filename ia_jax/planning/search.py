@@ -11,7 +11,7 @@ from concurrent.futures import Future
 from dataclasses import replace
 from typing import Any, NamedTuple, TypeVar
 
-from ia_jax.config import RunConfig
+from ia_jax.config import MeshSection, RunConfig
 from ia_jax.errors import ConfigError
 from ia_jax.models.known import architecture
 from ia_jax.models.transformer import REMAT_POLICIES
@@ -81,17 +81,16 @@ def _candidates(config: RunConfig, topology: str, stage: str, data: Data) -> lis
     chip, devices = chip_of(topology), devices_of(topology)
     cfg, lora = architecture(config.model.name), trained_lora(config, stage)
     found: list[Candidate] = []
-    for fsdp, tp in ((len(devices) // tp, tp) for tp in (1, 2, 4, 8, 16) if len(devices) % tp == 0):
-        if cfg.num_key_value_heads % tp or cfg.hidden_size % fsdp:
+    for mesh in _meshes(config, len(devices)):
+        if cfg.num_key_value_heads % mesh.tp or cfg.hidden_size % mesh.fsdp:
             continue
-        mesh = replace(config.mesh, fsdp=fsdp, tp=tp)
-        where = (f"--config.mesh.fsdp={fsdp}", f"--config.mesh.tp={tp}")
-        speed = bandwidths(make_mesh(fsdp, tp, devices=devices).devices, chip)
+        where = tuple(f"--config.mesh.{axis}={getattr(mesh, axis)}" for axis in ("dcn", "fsdp", "tp"))
+        speed = bandwidths(make_mesh(mesh.fsdp, mesh.tp, mesh.dcn, devices=devices).devices, chip)
         for variant, overrides, size in _variants(replace(config, mesh=mesh), stage):
-            batches = data(variant, stage)
-            if batches.organisms % fsdp:
+            batches, layout = data(variant, stage), layout_of(variant)
+            if batches.organisms % layout.groups:
                 continue
-            work, layout = work_of(variant, stage, batches), layout_of(variant)
+            work = work_of(variant, stage, batches)
             step = roofline(cfg, lora, work, layout, chip, ici_by_hand(cfg, work, layout, speed))
             bound = work.fill * work.tokens / step["predicted_step_s"]
             found.append(Candidate(variant, (*where, *overrides), size, bound))
@@ -102,6 +101,18 @@ def _candidates(config: RunConfig, topology: str, stage: str, data: Data) -> lis
         )
     # Where the bound is the same, first what takes least memory.
     return sorted(found, key=lambda c: (-c.bound, c.size, -c.config.mesh.tp))
+
+
+def _meshes(config: RunConfig, chips: int) -> Iterator[MeshSection]:
+    """Meshes of all chips: the base cut along `tp`, along `fsdp`, or there as a whole `dcn` times."""
+    for tp in (1, 2, 4, 8, 16):
+        groups = chips // tp
+        if chips % tp == 0:
+            yield from (
+                replace(config.mesh, dcn=dcn, fsdp=groups // dcn, tp=tp)
+                for dcn in (2**n for n in range(groups.bit_length()))
+                if groups % dcn == 0
+            )
 
 
 def _variants(config: RunConfig, stage: str) -> Iterator[tuple[RunConfig, tuple[str, ...], int]]:

@@ -95,9 +95,10 @@ def planned(workdir: Workdir | None = None) -> Callable[[RunConfig, str], Batche
         own = (config.sft, config.dpo, config.preferences) if stage != "organisms" else (config.organisms,)
         own = (*own, config.eval, config.organisms.parallel) if stage == "sample" else own
         key = repr((stage, own, config.seed, config.system, config.questions, config.behaviors, config.teacher))
-        key += repr((config.model.name, config.mesh.fsdp))
+        groups = config.mesh.dcn * config.mesh.fsdp
+        key += repr((config.model.name, groups))
         if key not in counted:
-            counted[key] = Planned(config, workdir, config.mesh.fsdp).batches(stage)
+            counted[key] = Planned(config, workdir, groups).batches(stage)
         return counted[key]
 
     return batches
