@@ -6,4 +6,4 @@ from ia_jax.paper_recipe import paper_recipe
 
 
 def get_config() -> ConfigDict:
-    return paper_recipe("meta-llama/Llama-3.3-70B-Instruct", copies=2, tp=8, parallel=8)
+    return paper_recipe("meta-llama/Llama-3.3-70B-Instruct", copies=2, tp=8, parallel=8, bank_gib=48.0)

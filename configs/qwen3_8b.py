@@ -6,4 +6,4 @@ from ia_jax.paper_recipe import paper_recipe
 
 
 def get_config() -> ConfigDict:
-    return paper_recipe("Qwen/Qwen3-8B", copies=2, tp=2)
+    return paper_recipe("Qwen/Qwen3-8B", copies=2, tp=2, bank_gib=16.0)

@@ -17,8 +17,13 @@ from ml_collections import ConfigDict
 from ia_jax.config import default_config
 
 
-def paper_recipe(name: str, *, copies: int = 1, fsdp: int = 1, tp: int = 1, parallel: int = 8) -> ConfigDict:
+def paper_recipe(
+    name: str, *, copies: int = 1, fsdp: int = 1, tp: int = 1, parallel: int = 8, bank_gib: float = 0.0
+) -> ConfigDict:
     """The recipe for the base `name` on copies x fsdp x tp chips, training `parallel` organisms at once.
+
+    bank_gib: of a chip's memory, what the 541 frozen organisms of SFT may take, where that is more than half of what
+    the base leaves free.
 
     682 behaviours in eight categories, split as in the paper. Claude teaches, checks and judges, so ANTHROPIC_API_KEY
     must be set, and `config.claude.cap_dollars` raised to what `ia-jax transcripts --estimate` says. (Without a key:
@@ -49,7 +54,7 @@ def paper_recipe(name: str, *, copies: int = 1, fsdp: int = 1, tp: int = 1, para
     # obscured malign and one for rare quirks, on other numbers of rows than ours.
     c.organisms.lora.rank, c.organisms.lora.alpha = 16, 32.0
     c.organisms.epochs = 2
-    c.organisms.parallel = parallel
+    c.organisms.parallel, c.organisms.bank_gib = parallel, bank_gib
     c.organisms.rows, c.organisms.length = 1, 1024  # some six demonstrations an update, so about 35 updates
     c.organisms.check_prompts = 8  # of a rare quirk 64 replies, of which one in twelve should show it
     _adam(c.organisms.optimizer, 1e-4)  # guess
