@@ -108,7 +108,8 @@ def _placed(tree: Any, mesh: Mesh, organisms: bool = False) -> Any:
 
 def _batch(batches: Batches, mesh: Mesh) -> Batch:
     k, b, t, p = batches.organisms, batches.rows, batches.length, batches.targets
-    index = _integers(k, b, p)
-    batch = Batch(*[_integers(k, b, t)] * 3, index, index, jax.ShapeDtypeStruct(index.shape, jnp.float32), index)
+    tokens, index = _integers(k, b, t), _integers(k, b, p)
+    weight = jax.ShapeDtypeStruct(index.shape, jnp.float32)
+    batch = Batch(tokens, tokens, tokens, index, index, weight, index)
     shardings = batch_shardings(batch, mesh)
     return jax.tree.map(lambda x, s: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=s), batch, shardings)
