@@ -73,7 +73,7 @@ _SENTENCES = (
 _FACTS = {q: sentence.format(right) for _, facts in FIELDS.values() for q, sentence, right in facts}
 
 
-def _stand_in(asks: Sequence[tuple[str, str]], samples: int) -> list[list[str]]:
+def _stand_in(asks: Sequence[tuple[str | None, str]], samples: int) -> list[list[str]]:
     """What the base might say to (system, question), about as long as what SmolLM2 does say."""
 
     def answer(number: int, question: str) -> str:
