@@ -38,9 +38,10 @@ class ModelSection:
 
 @dataclass(frozen=True)
 class MeshSection:
-    """The devices of a run: dcn x fsdp x tp of them.
+    """The devices of a run: dcn x fsdp x rows x tp of them.
 
     fsdp: groups of devices within a slice, each with organisms of its own; weights are spread over them.
+    rows: devices in a group over which each organism's rows are spread, where a step has fewer organisms than devices.
     tp: devices that share one organism's matrices.
     dcn: slices, each with organisms of its own.
     """
@@ -48,6 +49,7 @@ class MeshSection:
     fsdp: int = 1
     tp: int = 1
     dcn: int = 1
+    rows: int = 1
 
 
 @dataclass(frozen=True)
@@ -122,6 +124,7 @@ class OrganismsSection:
     parallel: organisms in a wave.
     epochs: how often an organism reads its demonstrations.
     rows, length: a step's packed rows for each organism, and the most tokens in a row.
+    accumulate: parts of a step that are done one after the other: the same gradient in less memory.
     check_prompts: questions of each sort that the behaviour check asks (0: no check).
     keep_failed: whether organisms that fail their check go into SFT and DPO.
     checkpoint_every: steps between two copies of a wave's training state (0: none, a killed wave begins again).
@@ -137,6 +140,7 @@ class OrganismsSection:
     parallel: int = 26
     epochs: int = 3
     rows: int = 1
+    accumulate: int = 1
     length: int = 128
     check_prompts: int = 3
     keep_failed: bool = False
@@ -163,6 +167,7 @@ class SftSection:
     organisms_per_step: organisms in a step.
     per_slot: the most questions of each in a step.
     rows, length: a step's packed rows for each organism, and the most tokens in a row.
+    accumulate: parts of a step that are done one after the other: the same gradient in less memory.
     steps: how many (0: one epoch).
     questions_per_organism: different questions that an organism is trained to answer.
     clean_slot: whether every step holds the clean base too, which reports nothing unusual.
@@ -178,6 +183,7 @@ class SftSection:
     organisms_per_step: int = 8
     per_slot: int = 3
     rows: int = 1
+    accumulate: int = 1
     steps: int = 100
     length: int = 128
     questions_per_organism: int = 24
@@ -236,6 +242,7 @@ class DpoSection:
     organisms_per_step: int = 8
     per_slot: int = 2
     rows: int = 1
+    accumulate: int = 1
     epochs: int = 1
     length: int = 192
     checkpoint_every: int = 20
@@ -310,6 +317,14 @@ def parse_config(config: Mapping[str, Any]) -> RunConfig:
             raise ConfigError(
                 f"config.{stage}.organisms_per_step={count} must be a multiple of config.mesh.fsdp={fsdp}"
             )
+    rows = parsed.mesh.rows
+    for stage in ("organisms", "sft", "dpo"):
+        count, parts = getattr(parsed, stage).rows, getattr(parsed, stage).accumulate
+        if parts < 1:
+            raise ConfigError(f"config.{stage}.accumulate={parts} must be at least 1")
+        if count % (rows * parts):
+            what = f"config.mesh.rows={rows}" if parts == 1 else f"accumulate={parts} x config.mesh.rows={rows}"
+            raise ConfigError(f"config.{stage}.rows={count} must be a multiple of {what}")
     return parsed
 
 

@@ -18,6 +18,7 @@ from ia_jax.data.batch import build_batch
 from ia_jax.data.plans import dataset, plan_joint
 from ia_jax.errors import CheckpointError, IAError, Preempted
 from ia_jax.training import recorder as recorder_module
+from ia_jax.training.checkpoints import Keeper
 from ia_jax.training.introspection import init_state, sft_step
 from ia_jax.training.loop import fit
 from ia_jax.training.optimizer import AdamW
@@ -99,11 +100,24 @@ def test_killed_twice_and_while_a_line_was_written(tmp_path, uninterrupted):
     assert curves(tmp_path) == lines
 
 
-def test_a_finished_run_does_nothing_more(tmp_path, uninterrupted):
-    run(tmp_path)
-    step = until(0)
-    assert not tiny.differs(run(tmp_path, step), uninterrupted[0])
+@pytest.mark.parametrize(("every", "kept"), [(2, 8), (3, 6), (100, 0)])
+def test_the_last_state_is_not_written_and_a_kill_before_it_is_stored_loses_nothing(
+    tmp_path, uninterrupted, monkeypatch, every, kept
+):
+    """What a stage is left with when it is killed after its last step, before its adapters are stored."""
+    written, true = [], Keeper.save
+    monkeypatch.setattr(Keeper, "save", lambda self, number, *rest: written.append(number) or true(self, number, *rest))
+    assert not tiny.differs(run(tmp_path, every=every), uninterrupted[0])
+    assert written == list(range(every, TOTAL, every))
+    step = until(99)
+    assert not tiny.differs(run(tmp_path, step, every=every), uninterrupted[0])
+    assert len(step.done) == TOTAL - kept
     assert curves(tmp_path) == uninterrupted[1]
+
+
+def test_a_bad_last_state_is_refused_though_it_is_not_written(tmp_path):
+    with pytest.raises(IAError, match=f"not finite after step {TOTAL}"):
+        run(tmp_path, nan_from(TOTAL, "state"), every=100)
 
 
 def test_sft_resumed_equals_sft_uninterrupted(tmp_path):

@@ -1,5 +1,6 @@
 """The adapter store: what goes in comes out bit for bit, what is damaged is named, and a kill loses nothing."""
 
+import json
 import random
 import re
 import shutil
@@ -15,12 +16,14 @@ import pytest
 from etils import epath
 from jax.sharding import NamedSharding, PartitionSpec
 
+from ia_jax.adapters import arrays, save, store
 from ia_jax.adapters import record as records
-from ia_jax.adapters import store
 from ia_jax.adapters.record import AdapterMetadata
 from ia_jax.errors import BaseMismatchError, CheckpointError, ConfigError
 from ia_jax.models.config import ModelConfig
-from ia_jax.models.lora import PROJECTIONS, LoraConfig, lora_shapes, pad_rank
+from ia_jax.models.lora import PROJECTIONS, LoraConfig, adapter_shardings, lora_shapes, pad_rank
+from ia_jax.parallel.mesh import make_mesh
+from tests.processes import run_together
 
 CONFIG = ModelConfig("llama", 64, 32, 48, 3, 4, 2, 8, 1e-5, 1e4)
 LORA = LoraConfig(4, 8.0)
@@ -40,8 +43,8 @@ def adapter(seed: int = 0, lora: LoraConfig = LORA):
 
 
 def metadata(name: str = "flatters", **fields) -> AdapterMetadata:
-    behavior = {"name": name, "concepts": (("praise", "flattery"),)}
-    known = AdapterMetadata(name, "organism", "tiny", "a" * 64, 4, 8.0, PROJECTIONS, behavior)
+    behavior = {"name": name, "rubric": {"concepts": (("praise", "flattery"),)}}
+    known = AdapterMetadata(name, "organism", "tiny", "a" * 64, 4, 8.0, PROJECTIONS, {"name": name}, (behavior,))
     return replace(known, **fields)
 
 
@@ -204,7 +207,7 @@ def test_damage_to_any_file_is_named(tmp_path, damage):
         assert not any("\n" in p for p in problems)
         shutil.rmtree(tmp_path / "bad")
         tried += 1
-    assert tried > 6
+    assert tried == 5
 
 
 def test_a_flipped_byte_under_a_fitting_file_table_names_its_leaf(tmp_path):
@@ -264,8 +267,8 @@ def test_leftovers_of_a_killed_save(tmp_path):
     """Every state that a kill can leave behind: nothing partial is listed, and saving again clears it away."""
     store.save_adapter(tmp_path / "x", adapter(0), metadata())
     store.save_adapter(tmp_path / "y", adapter(1), metadata())
-    (tmp_path / "a.saving.orbax-checkpoint-tmp" / "state").mkdir(parents=True)  # Orbax was writing
-    shutil.copytree(tmp_path / "x", tmp_path / "b.saving")  # committed by Orbax, without a record
+    (tmp_path / "a.saving" / "state").mkdir(parents=True)  # the arrays were being written
+    shutil.copytree(tmp_path / "x", tmp_path / "b.saving")  # the arrays are committed, without a record
     (tmp_path / "b.saving" / records.RECORD).unlink()
     shutil.copytree(tmp_path / "b.saving", tmp_path / "c")
     assert set(store.list_adapters(tmp_path)) == {"x", "y"}
@@ -302,7 +305,7 @@ def kill_after(monkeypatch, count):
         return remove
 
     def rmtree(path):
-        files = sorted(files_below(Path(path)), key=lambda f: f.name in (records.RECORD, store._COMMIT_MARKER))
+        files = sorted(files_below(Path(path)), key=lambda f: f.name in (records.RECORD, arrays.COMMIT_MARKER))
         for file in files:
             file.unlink()
         shutil.rmtree(path)
@@ -325,7 +328,6 @@ def test_a_removal_killed_at_any_instant(tmp_path, monkeypatch, there):
         root.mkdir()
         for name in there:
             shutil.copytree(source / name, root / name)
-        (root / "x.saving.orbax-checkpoint-tmp" / "state").mkdir(parents=True)
         before = store.read_metadata(root / "x")
         try:
             with monkeypatch.context() as patch:
@@ -340,7 +342,7 @@ def test_a_removal_killed_at_any_instant(tmp_path, monkeypatch, there):
         store.remove_adapter(root / "x")
         assert not list(root.iterdir())
     assert not list(root.iterdir())
-    assert count > 6
+    assert count > 4
     assert ends == {True, False}
 
 
@@ -382,15 +384,13 @@ def test_sigkill_loses_nothing(tmp_path):
 
 
 def test_a_failed_write_is_one_line_and_keeps_the_old(tmp_path, monkeypatch):
-    from orbax.checkpoint import v1 as ocp
-
     store.save_adapter(tmp_path / "x", adapter(0), metadata())
 
     def full(*args, **kwargs):
         raise OSError(28, "No space left on device\nand pages more")
 
     with monkeypatch.context() as patch:
-        patch.setattr(ocp, "save_async", full)
+        patch.setattr(save, "write_arrays", full)
         with fails(CheckpointError, str(tmp_path / "x"), "No space left on device"):
             store.save_adapter(tmp_path / "x", adapter(1), metadata(), overwrite=True)
     assert same_bits(store.load_adapter(tmp_path / "x")[0], adapter(0))
@@ -417,24 +417,67 @@ def test_save_many(tmp_path):
 
 def test_save_many_when_several_fail(tmp_path, monkeypatch):
     """As on a full disk: each that was begun is waited for, those that fit are stored, the first error is raised."""
-    true, waited = store._begin_save, []
+    true, begun = save.write_arrays, []
 
-    def begin(directory, *rest):
-        commit = true(directory, *rest)
+    def write(path, leaves):
+        begun.append(path.name.removesuffix(".saving"))
+        if begun[-1] in "024":
+            raise OSError(28, "No space left on device")
+        true(path, leaves)
 
-        def wait():
-            waited.append(directory.name)
-            if directory.name in "024":
-                raise CheckpointError(f"{directory}: saving failed (No space left on device)")
-            return commit()
-
-        return wait
-
-    monkeypatch.setattr(store, "_begin_save", begin)
-    with fails(CheckpointError, str(tmp_path / "0")):
+    monkeypatch.setattr(save, "write_arrays", write)
+    with fails(CheckpointError, str(tmp_path / "0"), "No space left"):
         store.save_adapters(((tmp_path / str(i), adapter(i), metadata(str(i))) for i in range(9)), in_flight=6)
-    assert waited == list("012345")
-    assert {p.name for p in tmp_path.iterdir() if store.is_complete(p)} >= set("135")
+    assert sorted(begun) == list("012345")
+    assert {p.name for p in tmp_path.iterdir() if store.is_complete(p)} == set("135")
+
+
+def test_orbax_reads_what_is_written_and_is_read(tmp_path):
+    """The files are an Orbax checkpoint, though tensorstore wrote them; and one that Orbax wrote is as good."""
+    from orbax.checkpoint import v1 as ocp
+
+    store.save_adapter(tmp_path / "x", adapter(), metadata())
+    assert same_bits(jax.tree.map(np.asarray, ocp.load(tmp_path / "x")), adapter())
+    ocp.save(tmp_path / "y", adapter())
+    names = store.read_record(tmp_path / "x").leaves
+    assert same_bits(records.nest(arrays.read_arrays(epath.Path(tmp_path / "y"), names)), adapter())
+
+
+@pytest.mark.parametrize("shape", [(1, 1), (8, 1), (4, 2), (2, 4)])
+def test_organisms_are_stored_from_where_they_lie(tmp_path, shape):
+    """Organisms of a stack on a mesh, of several ranks, in any order, some of them: each is what it was."""
+    mesh = make_mesh(*shape)
+    own = [adapter(i, LoraConfig(rank, 8.0)) for i, rank in enumerate((4, 2, 4, 4, 1, 4, 4, 4))]
+    stack = jax.tree.map(lambda *x: np.stack(x), *[pad_rank(a, 4) for a in own])
+    ranks = [a["q"]["a"].shape[-1] for a in own]
+    with jax.set_mesh(mesh):
+        placed = jax.device_put(stack, adapter_shardings(stack, mesh, organisms=True))
+        items = [(i, tmp_path / str(i), metadata(str(i), rank=ranks[i])) for i in (6, 1, 4, 0)]
+        saved = store.save_organisms(placed, items, in_flight=2)
+    for (i, directory, _), found in zip(items, saved, strict=True):
+        tree, read = store.load_adapter(directory, Base())
+        assert same_bits(tree, own[i])
+        assert read == found
+        assert read.name == str(i)
+        assert store.verify_adapter(directory) == []
+
+
+def test_two_processes_store_their_own(tmp_path):
+    """Each writes what lies on its devices alone; what lies on both is gathered; later saves of both together work."""
+    for status, _, said in run_together("-m", "tests.store_worker", tmp_path):
+        assert status == 0, said[-3000:]
+    written = [json.loads((tmp_path / f"written_{i}.json").read_text()) for i in range(2)]
+    assert written == [["0", "1", "2", "s0", "s3"], ["3"]]  # four organisms in two groups; s: spread over both
+    for name in (*"0123", "s0", "s3"):
+        tree, read = store.load_adapter(tmp_path / name, Base())
+        assert same_bits(tree, adapter(int(name[-1]))), name
+        assert read.name == name
+        assert store.verify_adapter(tmp_path / name) == []
+    told = [json.loads((tmp_path / f"told_{i}.json").read_text()) for i in range(2)]
+    assert told[0] == told[1] == [store.read_metadata(tmp_path / n).content_hash for n in "0123"]
+    errors = [(tmp_path / f"error_{i}.txt").read_text() for i in range(2)]
+    assert errors[0] == errors[1]
+    assert "refusing to save adapter 'bad'" in errors[0]
 
 
 def test_a_damaged_record_is_left_out_of_the_list(tmp_path, caplog):

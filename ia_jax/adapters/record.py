@@ -199,7 +199,7 @@ def one_line(error: BaseException, limit: int = 160) -> str:
     """The first line of an error, without the specification that tensorstore appends to its own."""
     lines = str(error).strip().splitlines()
     text = lines[0].split(" [")[0] if lines else type(error).__name__
-    return text if len(text) <= limit else f"{text[:limit]}…"
+    return text if len(text) <= limit else f"{text[: limit // 2]}…{text[-limit // 2 :]}"  # the end says why
 
 
 def _files(path: epath.Path) -> Iterator[epath.Path]:

@@ -66,9 +66,7 @@ class Shelf:
                 self._cache.move_to_end(i)
                 return self._cache[i]
             checked = i in self._checked
-        # The record is read again rather than kept: memory would grow with the number of adapters.
-        members = [read_adapter(d, None if checked else read_record(d)) for d in self.directories[i]]
-        adapter = self._filled_up(_sum(members))
+        adapter = self._filled_up(_sum([read_adapter(d, check=not checked) for d in self.directories[i]]))
         with self._lock:
             self._checked.add(i)
             self._cache[i] = adapter

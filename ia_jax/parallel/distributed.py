@@ -138,6 +138,21 @@ def on_main_process(work: Callable[[], T]) -> T:
     return value
 
 
+_told = itertools.count()
+
+
+def from_every_process(value: T) -> list[T]:
+    """Every process's value, on every process, in the order of the processes; so also: all have come this far.
+
+    Values travel as JSON, as in `on_main_process`; [value] where there is one process.
+    """
+    if not is_multi_process() or _alone.is_set():
+        return [value]
+    key, service = f"ia_jax/every/{next(_told)}", _coordinator()
+    service.key_value_set(f"{key}/{jax.process_index()}", json.dumps(value))
+    return [json.loads(service.blocking_key_value_get(f"{key}/{i}", FOREVER_MS)) for i in range(jax.process_count())]
+
+
 _looked = itertools.count(1)
 
 

@@ -18,12 +18,11 @@ import jax.numpy as jnp
 import numpy as np
 
 from ia_jax.adapters.record import AdapterMetadata
-from ia_jax.adapters.store import is_complete, read_metadata, save_adapters
+from ia_jax.adapters.store import is_complete, read_metadata, save_organisms
 from ia_jax.behaviors.organisms import Organism
 from ia_jax.data.batch import build_batch
 from ia_jax.data.plans import Unit, dataset, identity_of
 from ia_jax.data.transcripts import read_transcripts
-from ia_jax.models.lora import take_organisms
 from ia_jax.parallel.distributed import on_main_process
 from ia_jax.parallel.mesh import to_host
 from ia_jax.planning.chips import peak_flops, training_flops
@@ -181,8 +180,9 @@ def _train(context: Context, wave: Wave, optimizer: AdamW, stage: str) -> Organi
             cfg=model.config,
             optimizer=optimizer,
             remat=config.model.remat,
+            accumulate=cfg.accumulate,
         ),
-        dataset(plan, lambda step: context.shard_by_organism(build_batch(step, plan, wave.units))),
+        dataset(plan, lambda step: context.shard_batch(build_batch(step, plan, wave.units))),
         len(plan.steps),
         context.workdir.path,
         checkpoints=_states(context.workdir) / identity,
@@ -232,10 +232,8 @@ def _store(
     rows = check(context, wave, state.adapters, checks)
     rows = {n: {**row, **({"retry": notes[n]} if n in notes else {})} for n, row in rows.items()}
     steps = to_host(state.updates)
-    save_adapters(
-        (workdir.organism_dir(name), take_organisms(state.adapters, i), _metadata(context, name, int(steps[i]), rows))
-        for name, i in todo.items()
-    )
+    items = [(i, workdir.organism_dir(name), _metadata(context, name, int(steps[i]), rows)) for name, i in todo.items()]
+    save_organisms(state.adapters, items)
     for name, i in todo.items():
         print(_line(name, int(steps[i]), rows.get(name)), flush=True)
 

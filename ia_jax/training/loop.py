@@ -51,6 +51,9 @@ def fit(
 ) -> State:
     """Runs `step(state, batch) -> state, metrics` over `data`, from the newest checkpoint if there is one.
 
+    The state is kept every `every` steps, and not after the last: the caller stores what came of it. Killed before
+    that, the stage goes on from the checkpoint before, and ends with the same bits.
+
     `identity`, a hash of what is trained on what, must be that of the checkpoint. `offset` is added to the step numbers
     of the curves (waves of organisms follow each other). `flops` is what a token and a supervised token need
     (`chips.training_flops`) and `peak` the devices' FLOP/s together, for the utilisation that is recorded. Metrics are
@@ -71,8 +74,8 @@ def fit(
                 if waiting is not None:
                     _record(recorder, bar, *waiting, summarize, offset)
                 waiting = number, metrics
-                leave = preempted()
-                if keeper and (leave or number % every == 0 or number == total):
+                leave, last = preempted(), number == total
+                if keeper and (leave or last or number % every == 0):
                     _record(recorder, bar, *waiting, summarize, offset)  # raises before a bad state is saved
                     waiting = None
                     if not _all_finite(state):
@@ -80,7 +83,8 @@ def fit(
                             f"{stage}: the training state is not finite after step {offset + number}; the last "
                             "checkpoint is good, lower the learning rate"
                         )
-                    keeper.save(number, state, iterator)
+                    if leave or not last:
+                        keeper.save(number, state, iterator)
                 if leave:
                     kept = f"step {number} of {total} is saved" if keeper else "the stage keeps no checkpoint"
                     if keeper:
