@@ -51,7 +51,8 @@ def main() -> None:
         ]
 
         def run(model=model, stack=stack, prompts=prompts):
-            return generate_tokens(model.params, model.config, prompts, (stack,), (), max_new_tokens=args.tokens)
+            found = generate_tokens(model.params, model.config, prompts, (stack,), (), max_new_tokens=args.tokens)
+            return [[row.tokens for row in own] for own in found]
 
         run()
         began = time.perf_counter()

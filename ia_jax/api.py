@@ -79,7 +79,7 @@ def generate(
     if not rows:
         return []
     with _on_mesh(model):
-        [texts] = write_replies(
+        [replies] = write_replies(
             model,
             [rows],
             _placed(adapters),
@@ -88,7 +88,7 @@ def generate(
             top_p=top_p,
             key=key,
         )
-    return texts
+    return [reply.text for reply in replies]
 
 
 def _chat(messages: Any) -> Messages:
