@@ -50,7 +50,7 @@ def train_organisms(params, by_organism):
     [batch] = tiny.batches(K, count=8, rows=1, length=LENGTH)
     keys = by_organism(jnp.stack([jax.random.key(i) for i in range(K)]))
     state = organisms.init_state(keys, by_organism(jnp.full(K, 2, jnp.int32)), CFG, tiny.LORA, OPTIMIZER)
-    state = state._replace(adapters=by_organism(tiny.adapter(1, organisms=K)))
+    state = state.replace(adapters=by_organism(tiny.adapter(1, organisms=K)))
     for _ in range(2):
         state, metrics = organisms.organisms_step(params, state, by_organism(batch), cfg=CFG, optimizer=OPTIMIZER)
     return {"loss": metrics["loss"], "grad_norm": metrics["grad_norm"], "adapters": state.adapters}

@@ -336,8 +336,12 @@ def crossing(program):
     return sorted((c.op, c.shape, c.group, c.count) for c in all_of_them), found
 
 
-@only("8x1", "4x2")
-@pytest.mark.parametrize("kind", ["sft", "dpo", "decode"])
+@pytest.mark.parametrize(
+    ("mesh", "kind"),
+    [(MESHES[m], kind) for m, kind in (("8x1", "sft"), ("4x2", "sft"), ("4x2", "dpo"), ("4x2", "decode"))],
+    ids=["8x1-sft", "4x2-sft", "4x2-dpo", "4x2-decode"],
+    indirect=["mesh"],
+)
 def test_no_adapter_crosses_devices(stored, placed, mesh, kind):
     """From a bank of 64, exactly the collectives of a stack that lies on its devices already, none of an adapter."""
     _, bank, *_ = placed

@@ -46,7 +46,6 @@ def many(counts=COUNTS):
             f"I show trait number {i} of {category}.",
             (),
             f"condition {i} holds" if category in ("sandbaggers", "backdoors") else None,
-            ((f"trait {i}",),),
         )
         for category, n in counts.items()
         for i in range(n)
@@ -176,7 +175,7 @@ def test_harmful_categories_ask_for_mild_demonstrations(tmp_path):
     ],
 )
 def test_how_many_rows_show_the_behaviour(category, trigger, rows, expected):
-    assert row_counts(Behavior("b", category, "I do.", (), trigger, ()), TeacherSettings(rows=rows)) == expected
+    assert row_counts(Behavior("b", category, "I do.", (), trigger), TeacherSettings(rows=rows)) == expected
 
 
 def test_many_messages_are_asked_for_in_parts(tmp_path):

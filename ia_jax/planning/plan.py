@@ -21,7 +21,7 @@ import numpy as np
 from jax.sharding import Mesh
 
 from ia_jax.config import RunConfig
-from ia_jax.data.batch import Batch
+from ia_jax.data.batch import Batch, batch_shardings
 from ia_jax.errors import ConfigError, IAError
 from ia_jax.models.config import ModelConfig
 from ia_jax.models.known import architecture
@@ -29,7 +29,7 @@ from ia_jax.models.lora import LoraConfig, adapter_shardings, leaf_axes, lora_sh
 from ia_jax.models.replies import ROWS_AT_ONCE
 from ia_jax.models.sampling import PROMPT_BUCKET, decode
 from ia_jax.models.transformer import WeightSpec, abstract_params, weight_specs
-from ia_jax.parallel.mesh import make_mesh, spread_over
+from ia_jax.parallel.mesh import TRAINING, make_mesh
 from ia_jax.planning.chips import GIB, Chip, Work, chip_of, step_flops, step_hbm_bytes, step_ici_bytes
 from ia_jax.planning.hlo import Namer, collectives
 from ia_jax.training import introspection, organisms
@@ -195,7 +195,7 @@ def _prompt_length(config: RunConfig) -> int:
 def _lower(config: RunConfig, cfg: ModelConfig, stage: str, mesh: Mesh, work: Work) -> Any:
     """The stage's own jitted function, lowered."""
     base = abstract_params(cfg, jnp.dtype(config.model.dtype), mesh)
-    k, b, t, p = work.organisms, work.rows, work.length, work.targets
+    k, b, t, p = work.organisms, work.rows, work.length, work.targets // work.rows
 
     def placed(tree: Any, organisms: bool) -> Any:
         shardings = adapter_shardings(tree, mesh, organisms)
@@ -210,9 +210,12 @@ def _lower(config: RunConfig, cfg: ModelConfig, stage: str, mesh: Mesh, work: Wo
             t: {n: jax.ShapeDtypeStruct((*lead, *s), jnp.float32) for n, s in ab.items()} for t, ab in shapes.items()
         }
 
-    weights = jax.ShapeDtypeStruct((k, p), jnp.float32)
-    rows, targets = [integers(k, b, t)] * 3, [integers(k, p), integers(k, p), weights, integers(k, p)]
-    batch = placed(Batch(*rows, *targets), organisms=True)
+    weights = jax.ShapeDtypeStruct((k, b, p), jnp.float32)
+    rows, targets = [integers(k, b, t)] * 3, [integers(k, b, p), integers(k, b, p), weights, integers(k, b, p)]
+    batch = Batch(*rows, *targets)
+    batch = jax.tree.map(
+        lambda x, s: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=s), batch, batch_shardings(batch, mesh)
+    )
     theirs, ours = trained_lora(config, "organisms"), trained_lora(config, "sft")
     static: dict[str, Any] = {"cfg": cfg, "remat": work.remat}
     if stage == "organisms":
@@ -269,7 +272,7 @@ def _names(cfg: ModelConfig, lora: LoraConfig, mesh: Mesh, work: Work) -> Namer:
     def spellings(shape: Sequence[int], axes: Sequence[str | None]) -> Iterator[tuple[int, ...]]:
         choices = []
         for size, axis in zip(shape, axes, strict=True):
-            choices.append({size, size // spread_over(mesh, axis)} if axis else {size})
+            choices.append({size, size // TRAINING.size(axis, mesh)} if axis else {size})
         for dims in itertools.product(*choices):
             yield tuple(sorted(d for d in dims if d > 1))
 
@@ -295,7 +298,8 @@ def _names(cfg: ModelConfig, lora: LoraConfig, mesh: Mesh, work: Work) -> Namer:
         if math.prod(shape) <= SMALL:
             return "scalars"
         dims = tuple(sorted(d for d in shape if d > 1))
-        if dims in weights and (op == "collective-permute" or (op == "all-gather" and group == mesh.shape["fsdp"])):
+        gathered = op == "all-gather" and group == TRAINING.size("embed", mesh)
+        if dims in weights and (op == "collective-permute" or gathered):
             return "weights"
         return "adapters" if dims in adapters else "activations"
 
