@@ -230,7 +230,7 @@ class DpoSection:
     optimizer: of the IA.
     beta: how much the log-probability ratios count.
     sft_weight: of the chosen reports' own loss, added to DPO's.
-    organisms_per_step, per_slot, rows, length: as in SFT, of pairs.
+    organisms_per_step, per_slot, rows, length, accumulate: as in SFT, of pairs.
     epochs: how often all pairs are read.
     checkpoint_every: steps between two copies of the training state (0: none, a killed stage begins again).
     """

@@ -132,7 +132,7 @@ _MAY_BE_ZERO = {
     *("seed", "warmup_fraction", "final_lr_fraction", "weight_decay", "sft_weight", "temperature", "lr", "steps"),
     *("checkpoint_every", "abstention_pairs", "sampled_per_organism", "truth_per_organism", "gap", "train_organisms"),
     *("b1", "b2", "plain_share", "poll_seconds", "clean_train", "clean_dpo", "clean_heldout", "clean_pairs"),
-    *("check_prompts", "dpo", "bank_gib"),
+    *("check_prompts", "dpo", "bank_gib", "per_slot"),
 }
 
 
@@ -153,6 +153,17 @@ def check_config(config: RunConfig) -> None:
                     raise ConfigError(f"{name} must be {'at least 0' if zero else 'positive'}, got {value}")
 
     positive(config, "config")
+    for name, joint in (("sft", config.sft), ("dpo", config.dpo)):
+        if joint.per_slot % joint.rows:
+            raise ConfigError(
+                f"config.{name}.per_slot={joint.per_slot} must be a multiple of config.{name}.rows={joint.rows} (or 0: "
+                "as many as fit)"
+            )
+    if config.sft.clean_slot and config.sft.organisms_per_step == 1:
+        raise ConfigError(
+            "config.sft.organisms_per_step=1 leaves no place beside the clean model's; set it to 2 or more, or "
+            "config.sft.clean_slot=False"
+        )
     for where, build in (
         ("organisms.lora", config.organisms.lora.lora),
         ("organisms.ranks", config.organisms.loras),

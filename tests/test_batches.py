@@ -296,7 +296,7 @@ def test_a_slot_holds_so_many_units_and_rows_are_full(rows):
     assert held[4] >= 0.8 * held.total()  # an organism with longer units than others takes three at a time
     assert held.total() <= 1.05 * 16 * 3
     assert plan.rows == rows
-    assert plan.fill > 0.85
+    assert plan.fill > (0.85 if rows == 1 else 0.8)  # two units to a row are less even than four
 
 
 def test_a_slot_without_a_count_is_as_full_as_it_gets():

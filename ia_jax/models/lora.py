@@ -155,7 +155,7 @@ def take_organisms(stacked: Adapter, index: Any) -> Adapter:
     """Organism(s) `index` out of a stacked adapter; on a mesh one lies whole where the organisms were spread."""
 
     def take(x: jax.Array) -> jax.Array:
-        if jax.sharding.get_abstract_mesh().empty:
+        if not isinstance(x, jax.Array) or jax.sharding.get_abstract_mesh().empty:
             return x[index]
         rest = (*jax.typeof(x).sharding.spec, *(None,) * x.ndim)[1 : x.ndim]
         return x.at[index].get(out_sharding=PartitionSpec(*(None,) * jnp.ndim(index), *rest))
