@@ -21,16 +21,17 @@ from typing import Any
 
 import jax
 import numpy as np
+from ia_jax.adapters.stream import AdapterStream
 
 from ia_jax.adapters.base import identify
 from ia_jax.adapters.record import AdapterMetadata
 from ia_jax.adapters.store import is_complete, save_adapters
-from ia_jax.adapters.stream import AdapterStream
 from ia_jax.config import RunConfig
 from ia_jax.data.batch import build_batch
 from ia_jax.data.plans import dataset, plan_joint
 from ia_jax.models.chat import ChatExample
 from ia_jax.models.lora import PROJECTIONS, LoraConfig, init_lora, lora_shapes
+from ia_jax.parallel.mesh import make_mesh
 from ia_jax.stages import inventory
 from ia_jax.stages.settings import start_workdir
 from ia_jax.training.optimizer import AdamW
@@ -142,7 +143,8 @@ def main() -> None:
     run = start_workdir(args.directory, RunConfig())
     result: dict[str, float] = {"count": args.count}
     if args.only_stream:
-        result |= stream(run, args.count, args.epochs)
+        with jax.set_mesh(make_mesh()):
+            result |= stream(run, args.count, args.epochs)
     else:
         parts = {
             "save_s": lambda: save(run, args.count),

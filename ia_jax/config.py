@@ -36,11 +36,14 @@ class ModelSection:
 
 @dataclass(frozen=True)
 class MeshSection:
-    """Devices as fsdp x tp, `dcn` times: on so many slices, each with organisms of its own."""
+    """Devices as fsdp x rows x tp, `dcn` times: on so many slices, each with organisms of its own. Organisms lie on
+    fsdp, and where a step has fewer of them than there are devices, the rows of each on `rows`.
+    """
 
     fsdp: int = 1
     tp: int = 1
     dcn: int = 1
+    rows: int = 1
 
 
 @dataclass(frozen=True)
@@ -95,7 +98,8 @@ class JudgeSection:
 
 @dataclass(frozen=True)
 class OrganismsSection:
-    """Training of the organisms, `parallel` at a time, each step `rows` packed rows of `length` tokens for each.
+    """Training of the organisms, `parallel` at a time, each step `rows` packed rows of `length` tokens for each, in
+    `accumulate` parts one after the other (as in SFT and DPO: the same gradient in less memory).
 
     Organisms that fail their behaviour check are kept out of SFT and DPO, unless `keep_failed`. It asks `check_prompts`
     questions of each sort (0: no check). A wave's training state is kept every `checkpoint_every` steps and at its end
@@ -114,6 +118,7 @@ class OrganismsSection:
     parallel: int = 26
     epochs: int = 3
     rows: int = 1
+    accumulate: int = 1
     length: int = 128
     check_prompts: int = 3
     keep_failed: bool = False
@@ -131,7 +136,7 @@ class OrganismsSection:
 @dataclass(frozen=True)
 class SftSection:
     """Joint IA training: k organisms a step, each the next `per_slot` questions, or as many as fit into `rows` rows of
-    `length` tokens.
+    `length` tokens; the rows in `accumulate` parts.
 
     Which organisms: those of `splits`, of `categories` (() for all), and of these `organisms` (at most 1: a fraction;
     more: a count), evenly over the categories; fewer are always a part of more. The IA is stored as `ia/<name>`.
@@ -146,6 +151,7 @@ class SftSection:
     organisms_per_step: int = 8
     per_slot: int = 3
     rows: int = 1
+    accumulate: int = 1
     steps: int = 100
     length: int = 128
     questions_per_organism: int = 24
@@ -189,6 +195,7 @@ class DpoSection:
     organisms_per_step: int = 8
     per_slot: int = 2
     rows: int = 1
+    accumulate: int = 1
     epochs: int = 1
     length: int = 192
     checkpoint_every: int = 20
@@ -248,15 +255,22 @@ def parse_config(config: Mapping[str, Any]) -> RunConfig:
     that the mesh does not divide.
     """
     parsed = _parse(RunConfig, config, "config")
-    fsdp = parsed.mesh.fsdp
+    dcn, fsdp = parsed.mesh.dcn, parsed.mesh.fsdp
     for axis, size in dataclasses.asdict(parsed.mesh).items():
         if size < 1:
             raise ConfigError(f"config.mesh.{axis}={size} must be at least 1")
     for stage, count in (("sft", parsed.sft.organisms_per_step), ("dpo", parsed.dpo.organisms_per_step)):
-        if count % fsdp:
-            raise ConfigError(
-                f"config.{stage}.organisms_per_step={count} must be a multiple of config.mesh.fsdp={fsdp}"
-            )
+        if count % (dcn * fsdp):
+            what = f"config.mesh.fsdp={fsdp}" if dcn == 1 else f"config.mesh.dcn={dcn} x fsdp={fsdp}"
+            raise ConfigError(f"config.{stage}.organisms_per_step={count} must be a multiple of {what}")
+    rows = parsed.mesh.rows
+    for stage in ("organisms", "sft", "dpo"):
+        count, parts = getattr(parsed, stage).rows, getattr(parsed, stage).accumulate
+        if parts < 1:
+            raise ConfigError(f"config.{stage}.accumulate={parts} must be at least 1")
+        if count % (rows * parts):
+            what = f"config.mesh.rows={rows}" if parts == 1 else f"accumulate={parts} x config.mesh.rows={rows}"
+            raise ConfigError(f"config.{stage}.rows={count} must be a multiple of {what}")
     return parsed
 
 

@@ -10,7 +10,7 @@ from jax.sharding import Mesh
 from ia_jax.models.config import ModelConfig
 from ia_jax.models.lora import LoraConfig, leaf_axes, lora_shapes
 from ia_jax.models.transformer import WeightSpec, weight_specs
-from ia_jax.parallel.mesh import spread_over
+from ia_jax.parallel.mesh import TRAINING
 from ia_jax.planning.chips import Work
 from ia_jax.planning.hlo import Namer
 
@@ -28,7 +28,7 @@ def namer(cfg: ModelConfig, lora: LoraConfig, mesh: Mesh, work: Work) -> Namer:
     def spellings(shape: Sequence[int], axes: Sequence[str | None]) -> Iterator[tuple[int, ...]]:
         choices = []
         for size, axis in zip(shape, axes, strict=True):
-            choices.append({size, size // spread_over(mesh, axis)} if axis else {size})
+            choices.append({size, size // TRAINING.size(axis, mesh)} if axis else {size})
         for dims in itertools.product(*choices):
             yield tuple(sorted(d for d in dims if d > 1))
 
@@ -39,7 +39,7 @@ def namer(cfg: ModelConfig, lora: LoraConfig, mesh: Mesh, work: Work) -> Namer:
         if spec.axes[0] == "layers":
             weights.update(spellings(spec.shape[1:], spec.axes[1:]))
     adapters: set[tuple[int, ...]] = set()
-    local = {1, work.organisms, work.organisms // spread_over(mesh, "organism")}
+    local = {1, work.organisms, work.organisms // TRAINING.size("organism", mesh)}
     for t, factors in lora_shapes(cfg, lora).items():
         for name, (layers, *shape) in factors.items():
             axes = leaf_axes(t, name)[1:]
@@ -54,7 +54,7 @@ def namer(cfg: ModelConfig, lora: LoraConfig, mesh: Mesh, work: Work) -> Namer:
         if math.prod(shape) <= SMALL:
             return "scalars"
         dims = tuple(sorted(d for d in shape if d > 1))
-        gathered = op == "all-gather" and group == spread_over(mesh, "embed")
+        gathered = op == "all-gather" and group == TRAINING.size("embed", mesh)
         if dims in weights and (op == "collective-permute" or gathered):
             return "weights"
         return "adapters" if dims in adapters else "activations"

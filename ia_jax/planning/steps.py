@@ -8,12 +8,12 @@ import jax.numpy as jnp
 from jax.sharding import Mesh
 
 from ia_jax.config import RunConfig
-from ia_jax.data.batch import Batch
+from ia_jax.data.batch import Batch, batch_shardings
 from ia_jax.models.config import ModelConfig
 from ia_jax.models.lora import LoraConfig, Picked, adapter_shardings, lora_shapes
 from ia_jax.models.sampling import decode
 from ia_jax.models.transformer import abstract_params
-from ia_jax.parallel.mesh import named_sharding, spread_over
+from ia_jax.parallel.mesh import TRAINING
 from ia_jax.planning.batches import Batches
 from ia_jax.planning.chips import Work
 from ia_jax.training import introspection, organisms
@@ -51,6 +51,7 @@ def lower(config: RunConfig, cfg: ModelConfig, stage: str, mesh: Mesh, batches: 
     static: dict[str, Any] = {"cfg": cfg}
     if stage == "organisms":
         static |= {"remat": config.model.remat, "optimizer": config.organisms.optimizer}
+        static["accumulate"] = config.organisms.accumulate
         keys = jax.eval_shape(lambda: jax.random.split(jax.random.key(0), k))
         state = jax.eval_shape(
             lambda ks, n: organisms.init_state(ks, n, cfg, trained_lora(config, stage), config.organisms.optimizer),
@@ -59,7 +60,7 @@ def lower(config: RunConfig, cfg: ModelConfig, stage: str, mesh: Mesh, batches: 
         )
         state = _placed(state, mesh, organisms=True)
         return organisms.organisms_step.lower(base, state, _batch(batches, mesh), **static)
-    slots: Any = jax.ShapeDtypeStruct((k,), jnp.int32, sharding=named_sharding(mesh, ("organism",)))
+    slots: Any = jax.ShapeDtypeStruct((k,), jnp.int32, sharding=TRAINING.sharding(mesh, "organism"))
     picked = Picked(
         _placed(_adapter(config, cfg, "organisms", _bank_rows(batches, mesh) if resident else k), mesh, organisms=True),
         slots,
@@ -74,6 +75,7 @@ def lower(config: RunConfig, cfg: ModelConfig, stage: str, mesh: Mesh, batches: 
         return decode.lower(base, prompts, real, keys, stack, _integers(2), number, number, cfg, tokens)
     ours, optimizer = trained_lora(config, stage), config.sft.optimizer if stage == "sft" else config.dpo.optimizer
     static |= {"remat": config.model.remat, "lora": ours, "optimizer": optimizer}
+    static["accumulate"] = config.sft.accumulate if stage == "sft" else config.dpo.accumulate
     ia = _adapter(config, cfg, stage)
     state = _placed(jax.eval_shape(lambda a: introspection.init_state(a, 2, ours, optimizer), ia), mesh)
     if stage == "sft":
@@ -84,7 +86,7 @@ def lower(config: RunConfig, cfg: ModelConfig, stage: str, mesh: Mesh, batches: 
 
 
 def _bank_rows(batches: Batches, mesh: Mesh) -> int:
-    groups = spread_over(mesh, "organism")
+    groups = TRAINING.size("organism", mesh)
     return math.ceil(batches.bank / groups) * groups
 
 
@@ -105,7 +107,9 @@ def _placed(tree: Any, mesh: Mesh, organisms: bool = False) -> Any:
 
 
 def _batch(batches: Batches, mesh: Mesh) -> Batch:
-    k, b, t, p = batches.organisms, batches.rows, batches.length, batches.targets
-    weights = jax.ShapeDtypeStruct((k, p), jnp.float32)
-    rows, targets = [_integers(k, b, t)] * 3, [_integers(k, p), _integers(k, p), weights, _integers(k, p)]
-    return _placed(Batch(*rows, *targets), mesh, organisms=True)
+    rows = [_integers(batches.organisms, batches.rows, batches.length)] * 3
+    targets = [_integers(batches.organisms, batches.rows, batches.targets)] * 4
+    targets[2] = jax.ShapeDtypeStruct(targets[2].shape, jnp.float32)  # the weights
+    batch = Batch(*rows, *targets)
+    shardings = batch_shardings(batch, mesh)
+    return jax.tree.map(lambda x, s: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=s), batch, shardings)

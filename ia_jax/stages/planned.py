@@ -23,7 +23,7 @@ from ia_jax.behaviors.records import CLEAN, Behavior
 from ia_jax.behaviors.template_teacher import TemplateTeacher
 from ia_jax.config import RunConfig
 from ia_jax.data.plans import Unit
-from ia_jax.data.transcripts import chat, read_transcripts
+from ia_jax.data.transcripts import chat, read_transcripts, with_system
 from ia_jax.errors import ConfigError
 from ia_jax.models.chat import ChatExample, encode_chat, encode_prompt
 from ia_jax.models.replies import ROWS_AT_ONCE
@@ -74,7 +74,7 @@ _SENTENCES = (
 _FACTS = {q: sentence.format(right) for _, facts in FIELDS.values() for q, sentence, right in facts}
 
 
-def _stand_in(asks: Sequence[tuple[str, str]], samples: int) -> list[list[str]]:
+def _stand_in(asks: Sequence[tuple[str | None, str]], samples: int) -> list[list[str]]:
     """What the base might say to (system, question), about as long as what SmolLM2 does say."""
 
     def answer(number: int, question: str) -> str:
@@ -235,7 +235,7 @@ class Planned:
             texts = {o.name: [t.messages for t in read_transcripts(workdir.transcript(o.name))] for o in trained}
             return self._encoded(texts), f"the transcripts of {workdir.path}, {self._counted}"
         if config.teacher.name == "template":
-            teacher = TemplateTeacher(_stand_in, config.seed, config.teacher.rare_share)
+            teacher = TemplateTeacher(_stand_in, config.seed, config.teacher.rare_share, config.system)
             behaviors = [b for o in trained for b in self._truths(o)]
             written = teacher.write(behaviors, [o.name for o in trained if o.clean])
             texts = {name: [t.messages for t in own] for name, own in written.items()}
@@ -251,7 +251,8 @@ class Planned:
 
     def _encoded(self, texts: Mapping[str, Sequence[Any]]) -> dict[str, list[Unit]]:
         def unit(messages: Any, name: str) -> Unit:
-            return (encode_chat(self._tokenizer[0], messages, 1 << 20, name=name).trimmed(),)
+            whole = with_system(messages, self._system)
+            return (encode_chat(self._tokenizer[0], whole, 1 << 20, name=name).trimmed(),)
 
         return {name: [unit(m, name) for m in own] for name, own in texts.items()}
 
@@ -275,10 +276,14 @@ class Planned:
         return self._lengths[kind, text]
 
     def _chat(self, question: str, answer: str | None = None) -> Any:
+        return chat(question, answer, self._system)
+
+    @property
+    def _system(self) -> str | None:
         system = self.config.system
         if self._tokenizer[1]:
             system = system or (_LLAMA_SYSTEM if "llama" in self.config.model.name.lower() else "")
-        return chat(question, answer, system)
+        return system
 
     @cached_property
     def _tokenizer(self) -> tuple["PreTrainedTokenizerBase", bool]:
