@@ -153,9 +153,9 @@ def generate_tokens(
     Organisms may have different numbers of prompts, also none: rows without one, up to the longest of them or to
     `rows`, are done from the start. Row (i, j) draws from `fold_in(fold_in(key, draws[i]), first + j)`. draws: by
     default 0 … K - 1; pass the organisms' numbers in the bank, and in `first` how many of each one's prompts came
-    before, and what is sampled does not depend on batches. On a mesh that does not divide K and the rows, these are laid
-    out anew: rows of a stack without organism axis are spread over the groups, organisms are filled up with ones that
-    change nothing.
+    before, and what is sampled does not depend on batches. On a mesh that does not divide K and the rows, these are
+    laid out anew: rows of a stack without organism axis are spread over the groups, organisms are filled up with ones
+    that change nothing.
     """
     draws = range(len(prompts)) if draws is None else draws
     groups = rules.size("organism")
