@@ -49,7 +49,7 @@ def test_logits_and_hidden_states(model, adapters, tokens):
         states = ia_jax.hidden_states(model, tokens, stack)
         assert states.shape == (model.config.num_hidden_layers + 1, 2, 6, model.config.hidden_size)
         np.testing.assert_allclose(states[-1], hidden[0], **CLOSE)
-        np.testing.assert_allclose(states[0], model.params["embed"][tokens], **CLOSE)
+        np.testing.assert_allclose(states[0], np.asarray(model.params["embed"])[tokens], **CLOSE)
     assert float(jnp.abs(ia_jax.logits(model, tokens) - got).max()) > 0.1  # adapters do something
 
 
