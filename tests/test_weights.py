@@ -406,8 +406,8 @@ def test_smollm2_predicts_text():
     text = "The capital of France is Paris, and the capital of Germany is Berlin. Water boils at 100 degrees Celsius."
     tokens = jnp.asarray(model.tokenizer.encode(text))[None, None]
     hidden = forward(params, tokens, jnp.ones_like(tokens), jnp.arange(tokens.shape[-1])[None, None], (), cfg)
-    logps = jax.nn.log_softmax(logits_from_hidden(params, hidden)[0, 0, :-1])
-    loss = -jnp.mean(jnp.take_along_axis(logps, tokens[0, 0, 1:, None], axis=-1))
+    logps = np.asarray(jax.nn.log_softmax(logits_from_hidden(params, hidden)))[0, 0, :-1]
+    loss = -np.mean(np.take_along_axis(logps, np.asarray(tokens)[0, 0, 1:, None], axis=-1))
     assert 1.0 < loss < 2.5
 
 
