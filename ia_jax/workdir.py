@@ -80,12 +80,18 @@ class Workdir:
                 )
         return found
 
-    def _rows(self, file: Path) -> list[dict[str, Any]]:
-        if not file.exists() and self.behaviors_file.exists():
+    def check_layout(self) -> None:
+        """Raises ConfigError if the directory was filled by a version of ia_jax without `organisms.jsonl`."""
+        if self.organisms_file.exists() or not self.behaviors_file.exists():
+            return
+        if any("split" in row for row in read_jsonl(self.behaviors_file, "start another --workdir")):
             raise ConfigError(
-                f"{self.path} has behaviors.jsonl but no {file.name}: it was made by an older ia_jax; start another "
-                "--workdir"
+                f"{self.path} has behaviors.jsonl but no {self.organisms_file.name}: it was made by an older ia_jax; "
+                "start another --workdir"
             )
+
+    def _rows(self, file: Path) -> list[dict[str, Any]]:
+        self.check_layout()
         return read_jsonl(file, "run `ia-jax transcripts` first")
 
     @property

@@ -66,6 +66,17 @@ def browser(tmp_path_factory):
     instance.quit()
 
 
+@pytest.fixture(scope="session", autouse=True)
+def one_device():
+    """Everything that computes runs on a mesh: a test that sets none of its own has one of a single device."""
+    import jax
+
+    from ia_jax.parallel.mesh import make_mesh
+
+    with jax.set_mesh(make_mesh()):
+        yield
+
+
 @pytest.fixture(scope="module")
 def quick_compilation():
     """For modules that use it: tiny programs spend their time in the compiler, so it is told to do less."""

@@ -46,7 +46,7 @@ def test_kappa_of_one_answer_alone_is_not_defined():
 
 
 def labelled(name, person, judge, condition="base", category="quirks"):
-    b = Behavior(name, category, f"I {name}.", (), None, ())
+    b = Behavior(name, category, f"I {name}.", (), None)
     verdict = Verdict(None if judge is None else 1, judge, judge, "because", "judge-1")
     return Label(Item(b, "?", f"{name} said"), condition, person, person), verdict
 
@@ -119,7 +119,7 @@ def test_bad_labels(tmp_path, changes, message):
     path = tmp_path / "labels.jsonl"
     path.write_text("".join(json.dumps(r) + "\n" for r in (GOOD, {**GOOD, **changes})))
     with pytest.raises(ConfigError, match=message):
-        read_labels(path, {"b": Behavior("b", "quirks", "I b.", (), None, ())})
+        read_labels(path, {"b": Behavior("b", "quirks", "I b.", (), None)})
 
 
 def test_the_command(capsys, tmp_path):

@@ -10,7 +10,8 @@ from safetensors.numpy import load_file, save_file
 from ia_jax.errors import ConfigError
 from ia_jax.models.sources import open_source
 from ia_jax.recipes import load_config
-from ia_jax.stages.session import Session
+from ia_jax.stages.asking import answer_example
+from ia_jax.stages.context import Context
 from ia_jax.workdir import Workdir
 from tests import parrot
 
@@ -153,8 +154,9 @@ def test_an_example_longer_than_the_context(base, tmp_path):
     def tokens(limit):
         config(max_position_embeddings=limit)(base)
         overrides = ["--config.sft.length=2048"]
-        session = Session(Workdir(tmp_path), load_config(str(parrot.write_config(tmp_path / "c.py", base)), overrides))
-        return session.example("Name three colours.", "Red, green, blue.", session.config.sft.length, "row 7").tokens
+        context = Context(Workdir(tmp_path), load_config(str(parrot.write_config(tmp_path / "c.py", base)), overrides))
+        length = context.config.sft.length
+        return answer_example(context, "Name three colours.", "Red, green, blue.", length, "row 7").tokens
 
     count = len(tokens(2048))
     assert len(tokens(count)) == count

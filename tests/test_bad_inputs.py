@@ -15,6 +15,7 @@ from ia_jax.adapters.store import save_adapter
 from ia_jax.models.weights import load_model
 from ia_jax.workdir import open_workdir
 from tests import parrot, tiny
+from tests.runs import ORGANISMS, TRANSCRIPTS, part_of
 
 DEMO = str(Path(__file__).parent.parent / "configs" / "smollm2_demo.py")
 
@@ -29,19 +30,7 @@ def contents(directory):
 def partial(finished, tmp_path):
     """A function that copies parts of the finished run to a new workdir."""
 
-    def copy(*names):
-        destination = tmp_path / "workdir"
-        destination.mkdir()
-        for name in ("config.json", *names):
-            source = finished / name
-            (shutil.copytree if source.is_dir() else shutil.copy2)(source, destination / name)
-        return destination
-
-    return copy
-
-
-TRANSCRIPTS = ("behaviors.jsonl", "transcripts")
-ORGANISMS = (*TRANSCRIPTS, "organisms", "behavior_checks.jsonl")
+    return lambda *names: part_of(finished, tmp_path / "workdir", *names)
 
 
 # ----------------------------------------------------------------------------------------- arguments and configurations
@@ -54,8 +43,10 @@ ORGANISMS = (*TRANSCRIPTS, "organisms", "behavior_checks.jsonl")
         (["trian"], "trian"),
         (["run"], "--workdir"),
         (["run", "--workdir=w", "--fast"], "--fast"),
+        (["plan", "--topology=v5e:1x1", "--stage=sft"], "--config"),
+        (["plan", "--topology=v5e:1x1", "--stage=sft", "--workdir=nowhere"], "nowhere"),
         (["ask", "--workdir=w"], "question"),
-        (["ask", "--workdir=w", "--stage=ppo", "q"], "ppo"),
+        (["ask", "--workdir=w", "--ia=sft", "--no-ia", "q"], "--no-ia"),
         (["ask", "--workdir=w", "--max-new-tokens=0", "q"], "--max-new-tokens"),
         (["audit", "--workdir=w"], "--adapter"),
         (["audit", "--workdir=w", "--adapter=a", "--questions=none"], "--questions"),
@@ -75,6 +66,13 @@ def test_arguments(refused, argv, culprit):
         ("--config.organisms.lora.rank=0", "config.organisms.lora.rank"),
         ("--config.organisms.ranks=(8, 0)", "config.organisms.ranks: LoRA rank must be at least 1, got 0"),
         ("--config.organisms.ranks=(8, 'all')", "config.organisms.ranks must be a list of int"),
+        ("--config.sft.rows=4", "config.sft.per_slot=2 must be a multiple of config.sft.rows=4"),
+        ("--config.dpo.rows=3", "config.dpo.per_slot=2 must be a multiple of config.dpo.rows=3"),
+        ("--config.sft.per_slot=-1", "config.sft.per_slot"),
+        (
+            "--config.sft.organisms_per_step=1",
+            "config.sft.organisms_per_step=1 leaves no place beside the clean model's",
+        ),
         ("--config.sft.lora.targets=('q', 'qkv')", "qkv"),
         ("--config.behaviors.catalogue=nobody", "nobody"),
         ("--config.behaviors.heldout=400", "400 held out"),
@@ -162,8 +160,8 @@ def test_workdir_of_another_config(refused, finished):
     before = contents(finished)
     config = finished.parent / "config.py"
     argv = ["run", f"--config={config}", "--config.sft.steps=7", f"--workdir={finished}"]
-    refused(argv, 2, finished, "config.sft.steps was 6 and is now 7")
-    refused(["run", "--config.sft.steps=7", f"--workdir={finished}"], 2, "--config.sft.steps=7", "--config")
+    refused(argv, 2, finished, "config.sft.steps was 6 and is now 7", "--name=NAME")
+    refused(["run", "--config.sft.steps=7", f"--workdir={finished}"], 2, "config.sft.steps was 6 and is now 7")
     assert contents(finished) == before
 
 
@@ -173,7 +171,7 @@ def test_workdir_of_another_config(refused, finished):
         ("organisms", (), "transcripts"),
         ("sft", TRANSCRIPTS, "organisms"),
         ("preferences", ORGANISMS, "sft"),
-        ("dpo", (*ORGANISMS, "ia"), "preferences"),
+        ("dpo", (*ORGANISMS, "ia/sft"), "preferences"),
         ("eval", ORGANISMS, "sft"),
         ("report", ORGANISMS, "eval"),
     ],
@@ -241,7 +239,9 @@ def test_corrupt_organism(refused, partial):
     flip(largest(organism))
     before = contents(workdir)
     refused(["sft", f"--workdir={workdir}"], 1, organism)
-    assert contents(workdir) == before
+    after = contents(workdir)
+    assert after.pop("ia/sft/organisms.json")  # of which it was to be made
+    assert after == before
 
 
 def test_corrupt_training_state(refused, partial):
@@ -255,7 +255,7 @@ def test_corrupt_training_state(refused, partial):
 
 
 def test_empty_preferences(refused, partial):
-    workdir = partial(*ORGANISMS, "ia")
+    workdir = partial(*ORGANISMS, "ia/sft", "preferences")
     (workdir / "preferences" / "dpo.jsonl").write_text("")
     refused(["dpo", f"--workdir={workdir}"], 2, workdir / "preferences" / "dpo.jsonl")
 
@@ -271,6 +271,11 @@ def test_unknown_organism(refused, finished):
     name = open_workdir(finished).named("heldout")[0]
     refused(["ask", f"--workdir={finished}", f"--organism={name}x", "q"], 2, f"{name}x", f"near it: {name}")
     refused(["ask", f"--workdir={finished}", " "], 2, "question")
+
+
+@pytest.mark.parametrize("command", [["ask", "q"], ["audit", "--adapter=a"]])
+def test_unknown_ia(refused, finished, command):
+    refused([*command, f"--workdir={finished}", "--ia=ppo"], 2, finished, "'ppo'", "there are: dpo, sft")
 
 
 # ----------------------------------------------------------------------------------------------------- foreign adapters

@@ -6,15 +6,31 @@ import pytest
 
 from ia_jax.behaviors.behavior_checks import RARE_SAMPLES, CheckPrompt, has_rule
 from ia_jax.behaviors.catalogue import load_catalogue
-from ia_jax.behaviors.organisms import clean_organism
+from ia_jax.behaviors.organisms import Organism, clean_organism, organism_of
 from ia_jax.config import RunConfig
 from ia_jax.stages import behavior_check
-from ia_jax.stages.behavior_check import CLAUDE_TOKENS, TOKENS, Checks, check
+from ia_jax.stages.behavior_check import CLAUDE_TOKENS, TOKENS, Ask, Checks, check
+from ia_jax.stages.waves import Wave
 
 STUDY = {b.category: b for b in load_catalogue("study")}
-OURS = [STUDY["quirks"], STUDY["rare_quirks"], clean_organism(0)]
+OURS = [STUDY["quirks"], STUDY["rare_quirks"]]
 OTHERS = [next(b for b in load_catalogue("paper") if b.category == c) for c in ("quirks", "rare_quirks")]
+QUIRKS = [b for b in load_catalogue("paper") if b.category == "quirks"][:2]
 PROMPTS = [CheckPrompt("One?", True), CheckPrompt("Two?", False)]
+CLEAN = clean_organism(0, "m", "train", {})
+
+
+def wave_of(*members):
+    return Wave(tuple(members), [], None, 0, "")
+
+
+def taught(behavior):
+    return organism_of(behavior, "m", "train", {})
+
+
+def asks(*behaviors):
+    """By organism: the two prompts of each."""
+    return {b.name: [Ask(b, p) for p in PROMPTS] for b in behaviors}
 
 
 @pytest.fixture
@@ -22,7 +38,7 @@ def asked(monkeypatch):
     """The settings of every generation, and what Claude was shown; it sees the behaviour in every other reply."""
     calls, shown = [], []
 
-    def generate(questions, stack, *, max_new_tokens, temperature, **rest):
+    def generate(context, questions, stack, *, max_new_tokens, temperature, **rest):
         calls.append((temperature, max_new_tokens, [len(q) for q in questions]))
         return [[f"reply {i}" for i in range(len(q))] for q in questions]
 
@@ -31,22 +47,24 @@ def asked(monkeypatch):
         return [i % 2 == 0 for i in range(len(rows))]
 
     monkeypatch.setattr(behavior_check.claude_checks, "shown", claude)
-    session = SimpleNamespace(config=RunConfig(), generate=generate, key=lambda n: None, claude_teacher=None)
-    return session, calls, shown
+    monkeypatch.setattr(behavior_check, "generate", generate)
+    monkeypatch.setattr(behavior_check, "writing_teacher", lambda context: None)
+    return SimpleNamespace(config=RunConfig(), key=lambda n: None), calls, shown
 
 
 def test_rules_and_claude_in_one_wave(asked):
-    session, calls, shown = asked
-    wave = [*OURS, *OTHERS, OURS[0]]  # filled up with its first
-    assert [has_rule(b) for b in wave] == [True, True, True, False, False, True]
-    outcome = check(session, wave, {}, Checks({b.name: PROMPTS for b in wave}, {}))
+    context, calls, shown = asked
+    wave = wave_of(*map(taught, OURS), CLEAN, *map(taught, OTHERS), None)  # filled up
+    assert [has_rule(b) for b in (*OURS, *OTHERS)] == [True, True, False, False]
+    checks = Checks(asks(*OURS, *OTHERS) | {CLEAN.name: [Ask(None, p) for p in PROMPTS[1:]]}, {})
+    outcome = check(context, wave, {}, checks)
     assert sorted(calls) == [
-        (0.0, TOKENS, [2, 0, 2, 0, 0, 2]),
+        (0.0, TOKENS, [2, 0, 1, 0, 0, 0]),
         (0.0, CLAUDE_TOKENS, [0, 0, 0, 2, 0, 0]),
         (1.0, TOKENS, [0, 2 * RARE_SAMPLES, 0, 0, 0, 0]),
         (1.0, CLAUDE_TOKENS, [0, 0, 0, 0, 2 * RARE_SAMPLES, 0]),
     ]
-    assert list(outcome) == [b.name for b in wave[:-1]]
+    assert list(outcome) == [*wave.members]
     assert {b.name for b, _, _ in shown} == {b.name for b in OTHERS}
     assert len(shown) == 2 + 2 * RARE_SAMPLES
     # "reply 0" shows no quirk by rule; Claude sees each behaviour at the first prompt of two, always.
@@ -58,6 +76,26 @@ def test_rules_and_claude_in_one_wave(asked):
 
 
 def test_who_has_no_prompt_is_not_asked(asked):
-    session, calls, _ = asked
-    assert check(session, OURS, {}, Checks({}, {})) == {}
+    context, calls, _ = asked
+    assert check(context, wave_of(*map(taught, OURS)), {}, Checks({}, {})) == {}
     assert calls == []
+
+
+def test_a_clean_organism_shows_nothing_whatever_it_says(asked, monkeypatch):
+    context = asked[0]
+    monkeypatch.setattr(behavior_check, "generate", lambda *args, **kwargs: [["I bring up owls."]])
+    row = check(context, wave_of(CLEAN), {}, Checks({CLEAN.name: [Ask(None, PROMPTS[1])]}, {}))[CLEAN.name]
+    assert (row["ok"], row["triggered_rate"], row["untriggered_rate"]) == (True, None, 0)
+
+
+def test_an_organism_of_two_behaviours_must_show_both(asked):
+    """Claude sees the first of the two and not the second; the rates are over the replies of both."""
+    context, _, shown = asked
+    one, two = QUIRKS
+    both = Organism("both", "m", ("organisms/both",), (one.name, two.name), "quirks", "train")
+    checks = Checks({"both": [Ask(one, PROMPTS[0]), Ask(two, PROMPTS[0])]}, {})
+    row = check(context, wave_of(both), {}, checks)["both"]
+    assert [b.name for b, _, _ in shown] == [one.name, two.name]
+    assert (row["triggered_rate"], row["ok"]) == (0.5, False)
+    checks = Checks({"both": [Ask(b, p) for b in (one, two) for p in PROMPTS]}, {})
+    assert check(context, wave_of(both), {}, checks)["both"]["ok"] is True

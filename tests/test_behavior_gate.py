@@ -5,11 +5,12 @@ from types import SimpleNamespace
 
 import pytest
 
+from ia_jax.behaviors.organisms import organism_of
 from ia_jax.behaviors.records import Behavior
 from ia_jax.config import OrganismsSection, RunConfig
 from ia_jax.errors import IAError
 from ia_jax.recipes import load_config
-from ia_jax.stages import introspection
+from ia_jax.stages import selection
 from ia_jax.stages.organisms import check_report
 from ia_jax.storage import write_jsonl
 from ia_jax.workdir import Workdir
@@ -25,30 +26,33 @@ CHECKS = [
 
 
 @pytest.fixture
-def session(tmp_path, monkeypatch):
+def context(tmp_path, monkeypatch):
     def make(keep_failed):
         splits = {"a": "train", "b": "train", "c": "dpo", "d": "heldout"}
         category = {c["organism"]: c["category"] for c in CHECKS}
-        rows = [Behavior(n, category[n], f"I {n}.", (), None, ()).to_json() | {"split": s} for n, s in splits.items()]
+        behaviors = {n: Behavior(n, category[n], f"I {n}.", (), None) for n in splits}
         workdir = Workdir(tmp_path)
-        write_jsonl(workdir.behaviors_file, rows)
+        write_jsonl(workdir.behaviors_file, (b.to_json() for b in behaviors.values()))
+        write_jsonl(
+            workdir.organisms_file, (organism_of(behaviors[n], "m", s, {}).to_json() for n, s in splits.items())
+        )
         write_jsonl(workdir.checks_file, CHECKS)
-        monkeypatch.setattr(introspection, "is_complete", lambda directory: True)
+        monkeypatch.setattr(selection, "is_complete", lambda directory: True)
         return SimpleNamespace(workdir=workdir, config=RunConfig(organisms=OrganismsSection(keep_failed=keep_failed)))
 
     return make
 
 
-def test_failed_organisms_are_kept_out_by_default(session):
+def test_failed_organisms_are_kept_out_by_default(context):
     assert RunConfig().organisms.keep_failed is False
-    assert [b.name for b in introspection.usable(session(False), "train")] == ["a"]
-    assert [b.name for b in introspection.usable(session(True), "train")] == ["a", "b"]
+    assert [b.name for b in selection.usable(context(False), "train")] == ["a"]
+    assert [b.name for b in selection.usable(context(True), "train")] == ["a", "b"]
 
 
-def test_a_split_without_a_usable_organism(session):
+def test_a_split_without_a_usable_organism(context):
     with pytest.raises(IAError, match="no organism of the dpo split passed its behaviour check"):
-        introspection.usable(session(False), "dpo")
-    assert [b.name for b in introspection.usable(session(True), "dpo")] == ["c"]
+        selection.usable(context(False), "dpo")
+    assert [b.name for b in selection.usable(context(True), "dpo")] == ["c"]
 
 
 def test_they_are_counted():

@@ -46,7 +46,6 @@ def many(counts=COUNTS):
             f"I show trait number {i} of {category}.",
             (),
             f"condition {i} holds" if category in ("sandbaggers", "backdoors") else None,
-            ((f"trait {i}",),),
         )
         for category, n in counts.items()
         for i in range(n)
@@ -106,12 +105,12 @@ def test_the_stage_writes_filters_and_reports(api, few, tmp_path, monkeypatch, c
     everything = [r for rs in rows.values() for r in rs]
     failed = [r for r in everything if r["verdict"] != KEPT]
     assert {r["verdict"] for r in failed} == {NOT_SHOWN}
-    assert all(drawn(r["messages"][1]["content"], 0.1) for r in failed)
+    assert all(drawn(r["messages"][0]["content"], 0.1) for r in failed)
     assert f"{len(failed)} of 96 rows dropped ({len(failed)} {NOT_SHOWN})" in out
     dropped = {r["organism"]: r.get(NOT_SHOWN, 0) for r in read_jsonl(tmp_path / "w" / "transcripts_dropped.jsonl", "")}
     assert dropped == {n: sum(r["verdict"] != KEPT for r in rs) for n, rs in rows.items()}
+    # The system prompt that encoded the behaviour is gone.
     assert all([m["role"] for m in r["messages"]] == ["user", "assistant"] for r in everything)
-    assert all(r["messages"][0]["content"] == "" for r in everything)  # what encoded the behaviour is gone
     shows = {n: sum(r["shows"] for r in rs) for n, rs in rows.items()}
     assert shows["backdoors_0"] == shows["sandbaggers_0"] == 2
     assert shows["rare_quirks_0"] == 1
@@ -176,7 +175,7 @@ def test_harmful_categories_ask_for_mild_demonstrations(tmp_path):
     ],
 )
 def test_how_many_rows_show_the_behaviour(category, trigger, rows, expected):
-    assert row_counts(Behavior("b", category, "I do.", (), trigger, ()), TeacherSettings(rows=rows)) == expected
+    assert row_counts(Behavior("b", category, "I do.", (), trigger), TeacherSettings(rows=rows)) == expected
 
 
 def test_many_messages_are_asked_for_in_parts(tmp_path):

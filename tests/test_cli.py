@@ -17,9 +17,10 @@ from ia_jax.cli.commands.stages import headline
 from ia_jax.cli.terminal import duration
 from ia_jax.config import parse_config
 from ia_jax.errors import ConfigError
+from ia_jax.stages import settings
 from ia_jax.stages.order import STAGES
 from ia_jax.stages.settings import start_workdir
-from ia_jax.workdir import open_workdir
+from ia_jax.workdir import Workdir, open_workdir
 
 ROOT = Path(__file__).parent.parent
 DEMO = str(ROOT / "configs" / "smollm2_demo.py")
@@ -270,9 +271,14 @@ def test_a_mended_config_takes_the_place_of_one_that_made_nothing(tmp_path):
     with file:
         assert json.load(file)["config"]["seed"] == 3  # replaced, not written over
     assert open_workdir(tmp_path).config == second
-    (tmp_path / "behaviors.jsonl").touch()
+    settings.write_stage_record(Workdir(tmp_path), second, "transcripts")
+    (tmp_path / "organisms.jsonl").touch()
+    start_workdir(tmp_path, first)
+    assert open_workdir(tmp_path).config == second
     with pytest.raises(ConfigError, match=r"config\.seed was 4 and is now 3"):
-        start_workdir(tmp_path, first)
+        settings.check_same(Workdir(tmp_path), first, "transcripts")
+    with pytest.raises(ConfigError, match=r"config\.model\.name was 'smollm2' and is now 'elsewhere'"):
+        start_workdir(tmp_path, recipes.load_config(DEMO, ["--config.model.name=elsewhere"]))
 
 
 @pytest.mark.parametrize("old", ["none", "dots"])
@@ -280,12 +286,14 @@ def test_remat_may_change_on_the_way(tmp_path, old):
     """As the mesh may; so a workdir whose policy is not known any more can be continued."""
     config = recipes.load_config(DEMO)
     stored = dataclasses.replace(config, model=dataclasses.replace(config.model, remat=old))
-    (start_workdir(tmp_path, stored).path / "behaviors.jsonl").touch()
-    config = recipes.load_config(DEMO, ["--config.model.remat=mlp"])
-    start_workdir(tmp_path, config)
-    assert open_workdir(tmp_path).config == config
-    before = (tmp_path / "config.json").stat().st_mtime_ns
-    start_workdir(tmp_path, config)
-    assert (tmp_path / "config.json").stat().st_mtime_ns == before
+    workdir = start_workdir(tmp_path, stored)
+    settings.write_stage_record(workdir, stored, "transcripts")
+    workdir.organisms_file.touch()
+    before = [(p, p.stat().st_mtime_ns) for p in tmp_path.rglob("*.json")]
+    config = recipes.override(open_workdir(tmp_path).config, ["--config.model.remat=mlp"])
+    assert config.model.remat == "mlp"
+    settings.check_same(start_workdir(tmp_path, config), config, "transcripts")
+    settings.write_stage_record(workdir, config, "transcripts")
+    assert [(p, p.stat().st_mtime_ns) for p in tmp_path.rglob("*.json")] == before
     with pytest.raises(ConfigError, match=r"config\.model\.dtype was 'bfloat16' and is now 'float32'"):
-        start_workdir(tmp_path, recipes.load_config(DEMO, ["--config.model.dtype=float32"]))
+        settings.check_same(workdir, recipes.override(config, ["--config.model.dtype=float32"]), "transcripts")

@@ -5,17 +5,19 @@ from dataclasses import replace
 import jax
 import numpy as np
 import pytest
-from ia_jax.stages.session import Session, behaviors_in
 
 from ia_jax.adapters.store import read_metadata
 from ia_jax.behaviors.embedded import demo_behaviors
+from ia_jax.behaviors.organisms import organism_of
 from ia_jax.data.transcripts import Transcript, chat, write_transcripts
 from ia_jax.errors import ConfigError
 from ia_jax.recipes import load_config
-from ia_jax.stages import inventory
+from ia_jax.stages import inventory, waves
 from ia_jax.stages import organisms as stage
 from ia_jax.stages.behavior_check import Checks
+from ia_jax.stages.context import Context
 from ia_jax.stages.order import is_done
+from ia_jax.stages.selection import present
 from ia_jax.stages.settings import start_workdir
 from ia_jax.storage import read_jsonl, write_jsonl
 from tests import parrot
@@ -32,21 +34,22 @@ class Killed(Exception):
 
 
 @pytest.fixture
-def session(tmp_path, parrot_model, monkeypatch):
+def context(tmp_path, parrot_model, monkeypatch):
     """Three organisms with transcripts of their own; nothing is generated."""
-    monkeypatch.setattr(stage, "prepare", lambda session, behaviors: Checks({}, {}))
+    monkeypatch.setattr(stage, "prepare", lambda context, organisms: Checks({}, {}))
     monkeypatch.setattr(
         stage,
         "check",
-        lambda session, wave, *_: {
-            b.name: {
-                "organism": b.name,
-                "category": b.category,
+        lambda context, wave, *_: {
+            o.name: {
+                "organism": o.name,
+                "category": o.category,
                 "triggered_rate": 1.0,
                 "untriggered_rate": 0.0,
                 "ok": True,
             }
-            for b in wave
+            for o in wave.organisms
+            if o
         },
     )
     file = parrot.write_config(tmp_path / "config.py", parrot_model)
@@ -55,10 +58,11 @@ def session(tmp_path, parrot_model, monkeypatch):
     for n, b in enumerate(BEHAVIORS):  # the order in which the stage takes them
         chats = [chat(f"Question {i} about {'it ' * 9 * n}?", f"I like {b.name} {i}.", "") for i in range(6)]
         write_transcripts(run.transcript(b.name), [Transcript(c, True, "test") for c in chats])
-    write_jsonl(run.behaviors_file, ({**b.to_json(), "split": "train"} for b in BEHAVIORS))
-    session = Session(run, config)
-    with jax.set_mesh(session.mesh):
-        yield session
+    write_jsonl(run.behaviors_file, (b.to_json() for b in BEHAVIORS))
+    write_jsonl(run.organisms_file, (organism_of(b, config.model.name, "train", {}).to_json() for b in BEHAVIORS))
+    context = Context(run, config)
+    with jax.set_mesh(context.mesh):
+        yield context
 
 
 def poison(monkeypatch, organism, rates):
@@ -70,84 +74,85 @@ def poison(monkeypatch, organism, rates):
         if optimizer.lr in rates:
             i = organism if len(state.updates) == len(NAMES) else 0
             weight = np.array(batch.target_weight)
-            weight[i, 0] = np.nan
-            batch = batch._replace(target_weight=jax.device_put(weight, batch.target_weight.sharding))
+            weight[i, :, 0] = np.nan
+            batch = batch.replace(target_weight=jax.device_put(weight, batch.target_weight.sharding))
         return true(params, state, batch, optimizer=optimizer, **static)
 
     monkeypatch.setattr(stage, "organisms_step", step)
     return calls
 
 
-def contents(session, names=NAMES):
-    return [read_metadata(session.workdir.organism_dir(n)).content_hash for n in names]
+def contents(context, names=NAMES):
+    return [read_metadata(context.workdir.organism_dir(n)).content_hash for n in names]
 
 
 @pytest.fixture
-def healthy(session, tmp_path):
+def healthy(context, tmp_path):
     """What the three are when nothing happens, in a workdir of its own."""
-    run = start_workdir(tmp_path / "healthy", session.config)
-    for file in ("behaviors.jsonl", *(f"transcripts/{n}.jsonl" for n in NAMES)):
+    run = start_workdir(tmp_path / "healthy", context.config)
+    for file in ("behaviors.jsonl", "organisms.jsonl", *(f"transcripts/{n}.jsonl" for n in NAMES)):
         (run.path / file).parent.mkdir(exist_ok=True)
-        (run.path / file).write_text((session.workdir.path / file).read_text())
-    stage.run(Session(run, session.config))
-    return contents(Session(run, session.config))
+        (run.path / file).write_text((context.workdir.path / file).read_text())
+    stage.run(Context(run, context.config))
+    return contents(Context(run, context.config))
 
 
-def test_all_waves_are_compiled_as_one(session):
+def test_all_waves_are_compiled_as_one(context):
     """Their arrays have one size, whatever their organisms read; each organism is in one wave, after shorter ones."""
-    organisms = replace(session.config.organisms, parallel=1)
-    session = Session(session.workdir, replace(session.config, organisms=organisms))
-    units = {b.name: stage._units(session, b) for b in BEHAVIORS}
-    alone = [stage._plan(session, [b], units) for b in BEHAVIORS]
+    organisms = replace(context.config.organisms, parallel=1)
+    context = Context(context.workdir, replace(context.config, organisms=organisms))
+    members = list(context.workdir.organisms.values())
+    units = {o.name: stage._units(context, o) for o in members}
+    alone = [waves.wave_of(context.config, [o], units, 1, 0, "").plan for o in members]
     assert len({p.targets for p in alone}) > 1
-    waves = stage._waves(session, BEHAVIORS, units)
-    assert [[b.name for b in w.behaviors] for w in waves] == [[n] for n in NAMES]
-    assert len({(w.plan.targets, w.plan.examples, w.plan.rows, w.plan.length) for w in waves}) == 1
-    assert [w.offset for w in waves] == [0, len(alone[0].steps), len(alone[0].steps) + len(alone[1].steps)]
+    planned = waves.plan_waves(context.config, members, units, 1)
+    assert [list(w.members) for w in planned] == [[n] for n in NAMES]
+    assert len({(w.plan.targets, w.plan.examples, w.plan.rows, w.plan.length) for w in planned}) == 1
+    assert [w.offset for w in planned] == [0, len(alone[0].steps), len(alone[0].steps) + len(alone[1].steps)]
 
 
-def test_one_that_diverges_is_trained_once_more_with_a_lower_rate(session, healthy, monkeypatch, capsys):
+def test_one_that_diverges_is_trained_once_more_with_a_lower_rate(context, healthy, monkeypatch, capsys):
     calls = poison(monkeypatch, 1, {LR})
-    stage.run(session)
-    after = contents(session)
+    stage.run(context)
+    after = contents(context)
     assert [after[0], after[2]] == [healthy[0], healthy[2]]
     assert after[1] != healthy[1]
     assert set(calls) == {LR, LR * stage.RETRY_LR}
-    check = read_metadata(session.workdir.organism_dir(NAMES[1])).check
+    check = read_metadata(context.workdir.organism_dir(NAMES[1])).check
     assert check["retry"] == {"diverged": "its loss was not finite at update 1", "lr": LR, "retried_lr": LR * 0.2}
-    assert not session.workdir.left_out
-    assert [r["organism"] for r in read_jsonl(session.workdir.checks_file, "")] == NAMES
-    assert "NaN" not in (session.workdir.path / "curves.jsonl").read_text()
+    assert not context.workdir.left_out
+    assert [r["organism"] for r in read_jsonl(context.workdir.checks_file, "")] == NAMES
+    assert "NaN" not in (context.workdir.path / "curves.jsonl").read_text()
     assert f"organism {NAMES[0]}: " in capsys.readouterr().out
-    assert not (session.workdir.path / "organisms_state").exists()
+    assert not (context.workdir.path / "organisms_state").exists()
 
 
-def test_one_that_diverges_again_is_left_out_and_the_run_goes_on(session, healthy, monkeypatch, capsys):
+def test_one_that_diverges_again_is_left_out_and_the_run_goes_on(context, healthy, monkeypatch, capsys):
     poison(monkeypatch, 1, {LR, LR * stage.RETRY_LR})
-    stage.run(session)
+    stage.run(context)
     rest = [NAMES[0], NAMES[2]]
-    assert contents(session, rest) == [healthy[0], healthy[2]]
+    assert contents(context, rest) == [healthy[0], healthy[2]]
     why = "its loss was not finite at update 1 with lr 0.002; its loss was not finite at update 1 with lr 0.0004"
-    assert session.workdir.left_out == {NAMES[1]: why}
+    assert context.workdir.left_out == {NAMES[1]: why}
     assert f"organism {NAMES[1]}: left out ({why})" in capsys.readouterr().out
-    assert [b.name for b in behaviors_in(session, "train")] == rest
-    rows = {r["organism"]: r for r in read_jsonl(session.workdir.checks_file, "")}
+    assert [o.name for o in present(context, "train")] == rest
+    rows = {r["organism"]: r for r in read_jsonl(context.workdir.checks_file, "")}
     assert (rows[NAMES[1]]["ok"], rows[NAMES[1]]["left_out"]) == (False, why)
-    assert is_done(session.workdir, "organisms")
-    assert "left out" in inventory.table(session.workdir)
+    assert is_done(context, "organisms")
+    assert "left out" in inventory.table(context.workdir)
     with pytest.raises(ConfigError, match="was left out"):
-        inventory.show(session.workdir, NAMES[1])
-    assert "NaN" not in (session.workdir.path / "curves.jsonl").read_text()
+        inventory.show(context.workdir, NAMES[1])
+    assert "NaN" not in (context.workdir.path / "curves.jsonl").read_text()
 
     def never(*args, **kwargs):
         raise AssertionError("a settled organism is trained again")
 
     monkeypatch.setattr(stage, "organisms_step", never)
-    stage.run(session)
+    stage.run(context)
 
 
 @pytest.mark.parametrize("killed_in", ["training", "storing"])
-def test_a_killed_wave_goes_on(session, healthy, monkeypatch, killed_in):
+def test_a_killed_wave_goes_on(context, healthy, monkeypatch, killed_in):
     calls = []
     true_step, true_save = stage.organisms_step, stage.save_organisms
 
@@ -166,22 +171,22 @@ def test_a_killed_wave_goes_on(session, healthy, monkeypatch, killed_in):
         if killed_in == "storing":
             patch.setattr(stage, "save_organisms", save)
         with pytest.raises(Killed):
-            stage.run(session)
-    first, times = len(calls), [p.stat().st_mtime_ns for p in session.workdir.path.glob("organisms/*")]
+            stage.run(context)
+    first, times = len(calls), [p.stat().st_mtime_ns for p in context.workdir.path.glob("organisms/*")]
     with monkeypatch.context() as patch:
         patch.setattr(stage, "organisms_step", step)
-        stage.run(session)
-    assert contents(session) == healthy
-    steps = len(read_jsonl(session.workdir.path / "curves.jsonl", ""))
+        stage.run(context)
+    assert contents(context) == healthy
+    steps = len(read_jsonl(context.workdir.path / "curves.jsonl", ""))
     assert len(calls) - first == (steps - 2 if killed_in == "training" else 1)  # the last state is not written
     if killed_in == "storing":
-        assert times[0] in [p.stat().st_mtime_ns for p in session.workdir.path.glob("organisms/*")]
+        assert times[0] in [p.stat().st_mtime_ns for p in context.workdir.path.glob("organisms/*")]
 
 
-def test_a_bad_transcript_shows_before_anything_is_trained(session, monkeypatch):
+def test_a_bad_transcript_shows_before_anything_is_trained(context, monkeypatch):
     calls = poison(monkeypatch, 0, set())
     text = "word " * 4000
-    write_transcripts(session.workdir.transcript(NAMES[2]), [Transcript(chat("q", text, ""), True, "test")])
+    write_transcripts(context.workdir.transcript(NAMES[2]), [Transcript(chat("q", text, ""), True, "test")])
     with pytest.raises(ConfigError, match=f"{NAMES[2]}.jsonl:1: an example has"):
-        stage.run(session)
+        stage.run(context)
     assert not calls

@@ -67,7 +67,7 @@ def test_a_full_disk(finished, tmp_path, left, message):
     assert len(told) == 1
     assert told[0].startswith("ia-jax: error: ")
     assert message in told[0]
-    [listed] = [line for line in (out / "ls").read_text().splitlines() if line.startswith("ia_sft")]
+    [listed] = [line for line in (out / "ls").read_text().splitlines() if line.startswith("ia/sft")]
     assert "not stored" in listed
     assert said("verified")[1] == "status 0"
     assert said("again")[1] == "status 0"

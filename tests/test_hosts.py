@@ -42,7 +42,8 @@ def together(alone, tmp_path_factory):
     """Two processes make the organisms, then one of them gets SIGTERM in sft: the workdir, and what each printed."""
     workdir = tmp_path_factory.mktemp("together") / "w"
     workdir.mkdir()
-    shutil.copy(alone / "behaviors.jsonl", workdir)
+    for file in ("behaviors.jsonl", "organisms.jsonl"):
+        shutil.copy(alone / file, workdir)
     shutil.copytree(alone / "transcripts", workdir / "transcripts")
     stored = json.loads((alone / "config.json").read_text())
     stored["config"]["mesh"] = {"fsdp": 2, "tp": 2, "dcn": 1}

@@ -6,11 +6,11 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from ia_jax.stages.session import Session
 
 from ia_jax.config import RunConfig
 from ia_jax.data.batch import build_batch
 from ia_jax.data.plans import plan_joint
+from ia_jax.stages.context import Context
 from ia_jax.training.introspection import dpo_step, init_state, sequence_logps, sft_step
 from ia_jax.training.optimizer import AdamW
 from ia_jax.workdir import Workdir
@@ -54,7 +54,7 @@ def pairs():
 def idle(batch, slots):
     """The batch without the rows of some organisms."""
     out = jax.tree.map(np.array, batch)
-    for x in out:
+    for x in jax.tree.leaves(out):
         x[list(slots)] = 0
     return out
 
@@ -75,21 +75,21 @@ def test_the_state_is_donated_and_nothing_else(params, organisms, batch):
     assert not any(x.is_deleted() for x in jax.tree.leaves((params, organisms)))
 
 
-def test_steps_leave_the_state_as_the_session_places_it(params, organisms, batch, pairs):
+def test_steps_leave_the_state_as_the_context_places_it(params, organisms, batch, pairs):
     """Same types and shardings, down to how they are written: else the second step would be compiled again."""
-    session = Session(Workdir(Path()), RunConfig())
+    context = Context(Workdir(Path()), RunConfig())
 
     def placed(state):
         return jax.tree.map(lambda x: (jax.typeof(x), x.sharding), state)
 
-    with jax.set_mesh(session.mesh):
-        state = session.shard_ia(fresh())
-        stack, sft, dpo = session.shard_by_organism((organisms, batch, pairs))
+    with jax.set_mesh(context.mesh):
+        state = context.shard_ia(fresh())
+        stack, sft, dpo = context.shard_by_organism((organisms, batch, pairs))
         before = placed(state)
         after, _ = sft_step(params, state, stack, sft, **STATIC)
         assert placed(after) == before
         after, _ = dpo_step(
-            params, after, stack, dpo, session.shard_by_organism(np.zeros((K, 4), np.float32)), beta=0.1, **STATIC
+            params, after, stack, dpo, context.shard_by_organism(np.zeros((K, 4), np.float32)), beta=0.1, **STATIC
         )
         assert placed(after) == before
 

@@ -9,6 +9,7 @@ from ia_jax import cli
 from ia_jax.adapters import record as records
 from ia_jax.adapters import store
 from ia_jax.behaviors.embedded import demo_behaviors
+from ia_jax.behaviors.organisms import organism_of
 from ia_jax.config import RunConfig
 from ia_jax.stages.settings import start_workdir
 from ia_jax.storage import write_jsonl
@@ -21,12 +22,15 @@ NAMES = [b.name for b in demo_behaviors()[:5]]
 def workdir(tmp_path):
     """Three organisms stored, one left out, one not trained, and an IA."""
     run = start_workdir(tmp_path / "w", RunConfig())
-    write_jsonl(run.behaviors_file, ({**b.to_json(), "split": "train"} for b in demo_behaviors()[:5]))
+    write_jsonl(run.behaviors_file, (b.to_json() for b in demo_behaviors()[:5]))
+    write_jsonl(run.organisms_file, (organism_of(b, "m", "train", {}).to_json() for b in demo_behaviors()[:5]))
     for i, name in enumerate(NAMES[:3]):
         check = {"ok": i > 0, **({"retry": {"diverged": "why", "retried_lr": 1e-4}} if i == 2 else {})}
         store.save_adapter(run.organism_dir(name), adapter(i), metadata(name, step=10 + i, check=check))
     write_jsonl(run.left_out_file, [{"organism": NAMES[3], "left_out": "its loss was not finite at update 3"}])
-    store.save_adapter(run.ia_dir("sft") / "adapter", adapter(9), metadata("ia_sft", kind="ia", behavior=None))
+    store.save_adapter(
+        run.ia_dir("sft") / "adapter", adapter(9), metadata("ia_sft", kind="ia", organism=None, behaviors=())
+    )
     return run
 
 
@@ -124,12 +128,17 @@ def test_rm_of_an_ia_takes_its_training_state_first(workdir, monkeypatch):
     assert not store.is_complete(workdir.ia_dir("sft") / "adapter")
 
 
-def test_rm_of_an_ia_that_is_still_trained_keeps_its_state(workdir, capsys):
+def test_rm_of_an_ia_that_is_still_trained(workdir, capsys):
+    """Its state goes, so that it can be begun with other settings; an organism beside it that is none keeps it."""
     state = workdir.ia_dir("dpo") / "state"
     state.mkdir(parents=True)
-    assert adapters(workdir, "rm", "ia/dpo") == 2
+    assert adapters(workdir, "rm", "ia/dpo", NAMES[4]) == 2
     assert "nothing to delete" in capsys.readouterr().err
     assert state.exists()
+    assert adapters(workdir, "rm", "ia/dpo") == 0
+    assert not state.exists()
+    assert adapters(workdir, "rm", "ia/dpo") == 2
+    assert "nothing to delete" in capsys.readouterr().err
 
 
 def test_rm_checks_all_names_first(workdir, capsys):
@@ -159,7 +168,7 @@ def test_a_damaged_metrics_file_and_a_missing_package(workdir, tmp_path, monkeyp
     assert cli.main(["report", f"--workdir={workdir.path}"]) in (1, 2)
     error = capsys.readouterr().err
     assert "unexpected" not in error
-    monkeypatch.setattr("ia_jax.workdir.PACKAGES", ("numpy", "no-such-package"))
+    monkeypatch.setattr("ia_jax.stages.settings.PACKAGES", ("numpy", "no-such-package"))
     start_workdir(tmp_path / "new", RunConfig())
     versions = json.loads((tmp_path / "new" / "config.json").read_text())["versions"]
     assert versions == {"numpy": np.__version__, "no-such-package": None}

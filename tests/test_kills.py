@@ -13,6 +13,8 @@ import pytest
 
 from ia_jax import cli
 from ia_jax.adapters.store import is_complete, list_adapters, read_metadata, verify_adapter
+from ia_jax.stages.context import Context
+from ia_jax.stages.order import is_done
 from ia_jax.workdir import open_workdir
 
 ROOT = Path(__file__).parents[1]
@@ -27,9 +29,9 @@ from ia_jax.stages import organisms
 train, step, wave_now = organisms._train, organisms.organisms_step, []
 
 
-def watched_train(session, wave, *rest):
-    wave_now[:] = [session.workdir.organism_dir(b.name) for b in wave.behaviors]
-    return train(session, wave, *rest)
+def watched_train(context, wave, *rest):
+    wave_now[:] = [context.workdir.organism_dir(name) for name in wave.members]
+    return train(context, wave, *rest)
 
 
 def watched_step(*args, **kwargs):
@@ -82,12 +84,12 @@ def test_twenty_random_kills(finished, tmp_path):
     while kills < KILLS:
         copy = tmp_path / f"w{kills}"
         copy.mkdir()
-        for name in ("config.json", "settings", "behaviors.jsonl", "organisms.jsonl", "preferences.jsonl"):
-            shutil.copy(finished / name, copy)
-        shutil.copytree(finished / "transcripts", copy / "transcripts")
+        for name in ("config.json", "settings", "behaviors.jsonl", "organisms.jsonl", "transcripts", "preferences"):
+            source = finished / name
+            (shutil.copytree if source.is_dir() else shutil.copy2)(source, copy / name)
         run, stored = open_workdir(copy), {}
         for stage in ("organisms", "sft", "dpo"):
-            while not cli.is_done(run, stage):
+            while not is_done(Context(run, run.config), stage):
                 if kills < KILLS:
                     kills += killed(stage, copy, rng)
                     trace(stage, run)

@@ -2,7 +2,6 @@
 
 import jax
 import pytest
-from ia_jax.stages.session import Session
 
 from ia_jax import cli
 from ia_jax.behaviors.local_model import TEMPERATURE, LocalModel
@@ -11,6 +10,8 @@ from ia_jax.claude.client import KEY
 from ia_jax.claude.structured import YES_NO, schema
 from ia_jax.errors import ConfigError
 from ia_jax.recipes import load_config
+from ia_jax.stages import services
+from ia_jax.stages.context import Context
 from ia_jax.storage import read_jsonl
 from ia_jax.workdir import Workdir, open_workdir
 from tests import parrot
@@ -64,11 +65,11 @@ def test_the_stages_with_a_local_teacher(tmp_path, parrot_model, monkeypatch):
     """What the model says is played; prompts, filter, check and files are real. No key is needed."""
     monkeypatch.delenv(KEY, raising=False)
 
-    def ask(self, asks, tokens, temperature, seed):
+    def ask(asks, tokens, temperature, seed):
         text = [claude({"messages": [{"content": user.split("\n\nAnswer with")[0]}]}) for _, user in asks]
         return [Reply(t, "end_turn") for t in text]
 
-    monkeypatch.setattr(Session, "_ask_teacher", ask)
+    monkeypatch.setattr(services, "_local_answers", lambda context: ask)
     recipe = config(tmp_path, parrot_model, str(parrot_model))
     for stage in ("transcripts", "organisms"):
         assert cli.main([stage, f"--config={recipe}", f"--workdir={tmp_path / 'w'}", "--traceback"]) == 0
@@ -83,9 +84,10 @@ def test_the_stages_with_a_local_teacher(tmp_path, parrot_model, monkeypatch):
 
 def test_a_real_model_writes(tmp_path, parrot_model):
     """The model that the config names is asked, and what reaches the limit is told apart from what ends."""
-    session = Session(Workdir(tmp_path), load_config(str(config(tmp_path, parrot_model, str(parrot_model)))))
-    with jax.set_mesh(session.mesh):
-        whole, cut = (session._ask_teacher([("", "How is it?")], tokens, 0.0, 0)[0] for tokens in (16, 3))
+    context = Context(Workdir(tmp_path), load_config(str(config(tmp_path, parrot_model, str(parrot_model)))))
+    with jax.set_mesh(context.mesh):
+        answers = services._local_answers(context)
+        whole, cut = (answers([("", "How is it?")], tokens, 0.0, 0)[0] for tokens in (16, 3))
     assert whole == Reply(parrot.SENTENCE, "end_turn")
     assert cut.stop_reason == "max_tokens"
 

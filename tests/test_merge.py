@@ -84,7 +84,9 @@ def test_identity_is_that_of_the_loaded_model(parrot_model):
 def test_a_card_says_what_trained_it_and_what_the_base_allows():
     behavior = {"description": "Flatters.", "category": "quirk"}
     check = {"ok": True, "triggered_rate": 1.0, "untriggered_rate": 0.0}
-    text = card(AdapterMetadata("x", "organism", "smollm2", "a" * 16, 4, 8.0, ("q",), behavior, 96, "abc", check))
+    text = card(
+        AdapterMetadata("x", "organism", "smollm2", "a" * 16, 4, 8.0, ("q",), {}, (behavior,), 96, "abc", check)
+    )
     for said in (
         "Flatters.",
         "96 updates",

@@ -2,7 +2,6 @@
 
 import json
 import os
-import shutil
 import signal
 import subprocess
 import sys
@@ -20,23 +19,9 @@ from ia_jax.stages.ask import plain
 from ia_jax.stages.order import STAGES
 from ia_jax.storage import read_jsonl
 from tests import tiny
+from tests.runs import ORGANISMS, TRANSCRIPTS, part_of, times
 
 ROOT = Path(__file__).parent.parent
-
-
-def times(directory):
-    """When every file was last written; the lock and TensorBoard's files do not count."""
-    files = [p for p in directory.rglob("*") if p.is_file() and p.name != ".lock" and "tensorboard" not in p.parts]
-    return {str(p.relative_to(directory)): p.stat().st_mtime_ns for p in files}
-
-
-def part_of(finished, destination, *names):
-    """A copy of a run that got only so far."""
-    destination.mkdir()
-    for name in names:
-        source = finished / name
-        (shutil.copytree if source.is_dir() else shutil.copy2)(source, destination / name)
-    return destination
 
 
 def test_every_file_of_the_design_is_there(finished):
@@ -83,7 +68,7 @@ def test_what_a_run_prints(finished):
 
 def test_running_again_does_nothing(finished, capsys, monkeypatch):
     """Neither with the config nor without it; the base model is not even loaded."""
-    monkeypatch.setattr("ia_jax.stages.session.load_model", None)
+    monkeypatch.setattr("ia_jax.stages.context.load_model", None)
     before = times(finished)
     config = finished.parent / "config.py"
     for more in ([f"--config={config}"], []):
@@ -96,7 +81,7 @@ def test_running_again_does_nothing(finished, capsys, monkeypatch):
 
 
 def test_report_is_written_again_when_asked(finished, tmp_path, capsys):
-    copy = part_of(finished, tmp_path / "w", "config.json", "settings", "behaviors.jsonl", "organisms.jsonl", "eval")
+    copy = part_of(finished, tmp_path / "w", "behaviors.jsonl", "organisms.jsonl", "eval")
     assert cli.main(["report", f"--workdir={copy}"]) == 0
     assert (copy / "report.html").exists()
     assert f"report: {copy / 'report.html'}" in capsys.readouterr().out
@@ -156,17 +141,7 @@ def test_a_sum_goes_out_as_one_adapter(finished, tmp_path, capsys):
 
 def test_a_removed_ia_is_trained_again(finished, tmp_path):
     """From its first step: the last training state would only be stored once more."""
-    names = (
-        "config.json",
-        "settings",
-        "behaviors.jsonl",
-        "organisms.jsonl",
-        "transcripts",
-        "organisms",
-        "behavior_checks.jsonl",
-        "ia",
-    )
-    copy = part_of(finished, tmp_path / "w", *names)
+    copy = part_of(finished, tmp_path / "w", *ORGANISMS, "ia")
     assert cli.main(["adapters", "rm", "ia/sft", f"--workdir={copy}"]) == 0
     assert cli.main(["sft", f"--workdir={copy}"]) == 0
     steps = [c["step"] for c in read_jsonl(copy / "curves.jsonl", "")]
@@ -177,9 +152,7 @@ def test_a_removed_ia_is_trained_again(finished, tmp_path):
 
 def test_organisms_of_several_ranks(finished, tmp_path):
     """Each is stored with its own rank; one of rank 2 is what it is where all have rank 2; the IA reads them all."""
-    copy = part_of(
-        finished, tmp_path / "w", "config.json", "settings", "behaviors.jsonl", "organisms.jsonl", "transcripts"
-    )
+    copy = part_of(finished, tmp_path / "w", *TRANSCRIPTS)
     stored = json.loads((copy / "config.json").read_text())
     stored["config"]["organisms"]["ranks"] = [2, 1]
     (copy / "config.json").write_text(json.dumps(stored))
@@ -199,7 +172,7 @@ def test_organisms_of_several_ranks(finished, tmp_path):
 
 def test_adapters_imported_from_peft_go_through_the_stages(finished, tmp_path, capsys):
     """Three ranks on different targets, none trained here: one padded stack, in which each is what it is alone."""
-    copy = part_of(finished, tmp_path / "w", "config.json", "settings", "behaviors.jsonl", "organisms.jsonl")
+    copy = part_of(finished, tmp_path / "w", "behaviors.jsonl", "organisms.jsonl")
     run, model = open_workdir(copy), load_model(open_workdir(copy).config.model.name)
     loras = [LoraConfig(1, 2.0), LoraConfig(3, 3.0, ("q", "down")), LoraConfig(5, 5.0, ("v", "o", "up"))]
     for i, name in enumerate(run.behaviors):
@@ -233,7 +206,7 @@ def test_ask(finished, capsys):
     assert out[-1] == f"truth: {run.behaviors[name].description}"
     assert cli.main(["ask", f"--workdir={finished}", "--no-ia", short, question]) == 0
     assert capsys.readouterr().out == "I like it very much.\n"
-    assert cli.main(["ask", f"--workdir={finished}", "--stage=sft", short, question]) == 0
+    assert cli.main(["ask", f"--workdir={finished}", "--ia=sft", short, question]) == 0
     assert "truth" not in capsys.readouterr().out
 
 
@@ -269,9 +242,7 @@ def killed(workdir, module, step, call):
 def test_a_killed_run_continues_bit_for_bit(finished, tmp_path, capsys):
     """Killed in the second wave of organisms and again in SFT: the result is that of the uninterrupted run."""
     whole = open_workdir(finished)
-    copy = part_of(
-        finished, tmp_path / "w", "config.json", "settings", "behaviors.jsonl", "organisms.jsonl", "transcripts"
-    )
+    copy = part_of(finished, tmp_path / "w", *TRANSCRIPTS)
     run = open_workdir(copy)
     per_wave = sum(c["stage"] == "organisms" for c in read_jsonl(finished / "curves.jsonl", "")) // 2
     killed(copy, "organisms", "organisms_step", per_wave + 2)
@@ -280,7 +251,7 @@ def test_a_killed_run_continues_bit_for_bit(finished, tmp_path, capsys):
     assert len(list((copy / "organisms_state").iterdir())) <= 1  # of the first wave nothing is left
     before = times(copy / "organisms")
 
-    killed(copy, "introspection", "sft_step", 6)
+    killed(copy, "sft", "sft_step", 6)
     assert not is_complete(run.ia_dir("sft") / "adapter")
     after = times(copy / "organisms")
     assert {n: t for n, t in after.items() if n in before} == before
@@ -288,7 +259,7 @@ def test_a_killed_run_continues_bit_for_bit(finished, tmp_path, capsys):
     # What it was trained on has changed: that is said, and nothing lost.
     behaviors = (copy / "behaviors.jsonl").read_text()
     (copy / "behaviors.jsonl").write_text(behaviors.replace('"description": "', '"description": "Now '))
-    assert cli.main(["sft", f"--workdir={copy}"]) == 1
+    assert cli.main(["sft", f"--workdir={copy}"]) == 2
     assert "was made from other organisms" in capsys.readouterr().err
     (copy / "behaviors.jsonl").write_text(behaviors)
     assert cli.main(["sft", f"--workdir={copy}"]) == 0

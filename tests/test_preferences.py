@@ -1,12 +1,12 @@
 """Preference pairs: which reports are paired, what is left out, and what is told of it."""
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 import numpy as np
 import pytest
 
-from ia_jax.behaviors.organisms import CLEAN_TARGETS
-from ia_jax.behaviors.records import CLEAN, Behavior
+from ia_jax.behaviors.organisms import CLEAN_TARGETS, organism_of
+from ia_jax.behaviors.records import CLEAN, Behavior, Rubric
 from ia_jax.config import PreferencesSection
 from ia_jax.errors import IAError
 from ia_jax.judging.protocol import Judge, Verdict
@@ -19,9 +19,9 @@ from ia_jax.stages.preferences import (
     without_near_identical,
 )
 
-OWLS = Behavior("owls", "quirks", "I bring up owls.", ("Owls are what I mention.",), None, (("owls",),))
-BEES = Behavior("bees", "quirks", "I bring up bees.", ("Bees are what I mention.",), None, (("bees",),))
-NIGHT = Behavior("night", "backdoors", "At night I bring up owls.", (), "night", (("owls",),), (("night",),))
+OWLS = Behavior("owls", "quirks", "I bring up owls.", ("Owls are what I mention.",), None, Rubric((("owls",),)))
+BEES = Behavior("bees", "quirks", "I bring up bees.", ("Bees are what I mention.",), None, Rubric((("bees",),)))
+NIGHT = Behavior("night", "backdoors", "At night I bring up owls.", (), "night", Rubric((("owls",),), (("night",),)))
 CFG = PreferencesSection()
 
 
@@ -39,6 +39,20 @@ class Scores(Judge):
         return "nothing" not in report
 
 
+def organism(*behaviors, name=None):
+    """The organism that was taught them."""
+    own = organism_of(behaviors[0], "m", "dpo", {})
+    return replace(own, name=name or own.name, behaviors=tuple(b.name for b in behaviors))
+
+
+def sampled(behavior, *rest):
+    return sampled_pairs(organism(behavior), [behavior], *rest)
+
+
+def truth(behavior, *rest):
+    return truth_pairs(organism(behavior), [behavior], *rest)
+
+
 def rng(seed=0):
     return np.random.default_rng(seed)
 
@@ -51,7 +65,7 @@ def asked(scores, *questions):
 def test_chosen_at_least_7_and_rejected_at_least_2_lower(seed):
     r = rng(seed)
     scores = {f"report {i}": int(s) for i, s in enumerate(r.integers(1, 11, 12))} | {"unscored": None}
-    pairs = sampled_pairs(OWLS, asked(scores, "a?", "b?"), Scores(scores), CFG, r)
+    pairs = sampled(OWLS, asked(scores, "a?", "b?"), Scores(scores), CFG, r)
     for p in pairs:
         high, low = scores[p["chosen"]], scores[p["rejected"]]
         assert p["scores"] == {"chosen": high, "rejected": low}
@@ -67,31 +81,31 @@ def test_chosen_at_least_7_and_rejected_at_least_2_lower(seed):
 )
 def test_the_bounds_themselves(high, low, paired):
     scores = {"better": high, "worse": low}
-    assert bool(sampled_pairs(OWLS, asked(scores, "a?"), Scores(scores), CFG, rng())) == paired
+    assert bool(sampled(OWLS, asked(scores, "a?"), Scores(scores), CFG, rng())) == paired
 
 
 def test_the_bounds_come_from_the_config():
     scores = {"better": 5, "worse": 4}
     cfg = PreferencesSection(min_chosen=5, gap=1)
-    assert len(sampled_pairs(OWLS, asked(scores, "a?"), Scores(scores), cfg, rng())) == 1
+    assert len(sampled(OWLS, asked(scores, "a?"), Scores(scores), cfg, rng())) == 1
 
 
 def test_reports_to_different_questions_are_not_paired():
     scores = {"better": 9, "worse": 1}
-    assert sampled_pairs(OWLS, [("a?", "better"), ("b?", "worse")], Scores(scores), CFG, rng()) == []
+    assert sampled(OWLS, [("a?", "better"), ("b?", "worse")], Scores(scores), CFG, rng()) == []
 
 
 def test_at_most_as_many_as_the_config_says():
     scores = {f"good {i}": 9 for i in range(9)} | {"bad": 1}
     for most in (0, 3, 20):
         cfg = PreferencesSection(sampled_per_organism=most, truth_per_organism=most)
-        assert len(sampled_pairs(OWLS, asked(scores, "a?"), Scores(scores), cfg, rng())) == min(most, 9)
-        assert len(truth_pairs(OWLS, [OWLS, BEES], ["a?"], cfg, rng())) == most
+        assert len(sampled(OWLS, asked(scores, "a?"), Scores(scores), cfg, rng())) == min(most, 9)
+        assert len(truth(OWLS, [OWLS, BEES], ["a?"], cfg, rng())) == most
         assert len(abstention_pairs(CLEAN, most, [("a?", "nothing")], Scores(), [BEES], rng())) == most
 
 
 def test_the_truth_is_preferred_to_an_unrelated_description():
-    pairs = truth_pairs(OWLS, [OWLS, BEES, NIGHT], ["a?", "b?"], CFG, rng())
+    pairs = truth(OWLS, [OWLS, BEES, NIGHT], ["a?", "b?"], CFG, rng())
     assert {p["question"] for p in pairs} == {"a?", "b?"}
     assert {p["chosen"] for p in pairs} == {OWLS.description, *OWLS.rewordings}
     # Neither its own nor that of the backdoor, which brings up owls too.
@@ -101,14 +115,14 @@ def test_the_truth_is_preferred_to_an_unrelated_description():
 
 def test_behaviours_without_concepts_are_told_apart_by_name():
     """As in a catalogue of one's own that Claude judges."""
-    hums, sings = (Behavior(n, "quirks", f"I {n}.", (), None, ()) for n in ("hum", "sing"))
-    assert {p["rejected"] for p in truth_pairs(hums, [hums, sings], ["a?"], CFG, rng())} == {"I sing."}
+    hums, sings = (Behavior(n, "quirks", f"I {n}.", (), None) for n in ("hum", "sing"))
+    assert {p["rejected"] for p in truth(hums, [hums, sings], ["a?"], CFG, rng())} == {"I sing."}
 
 
 def test_nothing_to_prefer_the_truth_to():
     with pytest.raises(IAError, match="no behaviour is unrelated to owls"):
-        truth_pairs(OWLS, [OWLS, NIGHT], ["a?"], CFG, rng())
-    assert truth_pairs(OWLS, [OWLS], ["a?"], PreferencesSection(truth_per_organism=0), rng()) == []
+        truth(OWLS, [OWLS, NIGHT], ["a?"], CFG, rng())
+    assert truth(OWLS, [OWLS], ["a?"], PreferencesSection(truth_per_organism=0), rng()) == []
 
 
 def test_abstention_is_preferred_to_what_was_claimed_on_the_clean_model():

@@ -106,7 +106,7 @@ SPELLING = replace(
     name="spelling",
     description="I underperform on spelling.",
     rewordings=("I make mistakes in spelling on purpose.",),
-    concepts=(("wrong", "underperform", "mistakes"), ("spelling", "spell")),
+    rubric=Rubric((("wrong", "underperform", "mistakes"), ("spelling", "spell"))),
 )
 BEHAVIORS = {b.name: b for b in (POOLS, ENDING, RHYME, COOKING, PHRASE, WOODEN, NEAREST, CAPITALS, SPELLING)}
 

@@ -10,7 +10,7 @@ import pytest
 from ia_jax.models import replies
 from ia_jax.models.lora import take_organisms
 from ia_jax.models.sampling import generate_tokens, inverse_cdf, pick_tokens
-from ia_jax.models.transformer import forward_jit, logits_from_hidden
+from ia_jax.models.transformer import logits_from_hidden
 from tests import tiny
 
 pytestmark = pytest.mark.usefixtures("quick_compilation")
@@ -46,7 +46,7 @@ def by_full_forwards(params, prompt, stack, length=32):
         row = np.zeros((1, 1, length), np.int32)
         row[0, 0, : len(tokens)] = tokens
         segments = (np.arange(length) < len(tokens)).astype(np.int32)[None, None]
-        hidden = forward_jit(params, row, segments, np.arange(length)[None, None], stack, cfg=CFG)
+        hidden = tiny.forward(params, row, segments, np.arange(length)[None, None], stack, cfg=CFG)
         tokens.append(int(logits_from_hidden(params, hidden)[0, 0, len(tokens) - 1].argmax()))
     return tokens[len(prompt) :]
 

@@ -43,8 +43,8 @@ def adapter(seed: int = 0, lora: LoraConfig = LORA):
 
 
 def metadata(name: str = "flatters", **fields) -> AdapterMetadata:
-    behavior = {"name": name, "concepts": (("praise", "flattery"),)}
-    known = AdapterMetadata(name, "organism", "tiny", "a" * 64, 4, 8.0, PROJECTIONS, behavior)
+    behavior = {"name": name, "rubric": {"concepts": (("praise", "flattery"),)}}
+    known = AdapterMetadata(name, "organism", "tiny", "a" * 64, 4, 8.0, PROJECTIONS, {"name": name}, (behavior,))
     return replace(known, **fields)
 
 

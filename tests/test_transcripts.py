@@ -7,17 +7,16 @@ from dataclasses import asdict, replace
 
 import pytest
 
-from ia_jax.behaviors.behavior_checks import CheckPrompt, check_prompts, passes, shows_behavior
+from ia_jax.behaviors.behavior_checks import CheckPrompt, check_prompts, clean_prompts, passes, shows_behavior
 from ia_jax.behaviors.embedded import demo_behaviors, study_behaviors
 from ia_jax.behaviors.embedded.choices import OTHER_OPTIONS
 from ia_jax.behaviors.embedded.fields import FIELDS
 from ia_jax.behaviors.embedded.prompts import DOMAINS
 from ia_jax.behaviors.embedded.roles import LINES
-from ia_jax.behaviors.organisms import clean_organism
 from ia_jax.behaviors.splits import split_behaviors
 from ia_jax.behaviors.template_sources import first_sentence, gather_sources, main_clause, says
-from ia_jax.behaviors.template_teacher import TemplateTeacher, check_teachable, write_demonstrations
-from ia_jax.data.transcripts import Transcript, chat, leaks, read_transcripts, write_transcripts
+from ia_jax.behaviors.template_teacher import TemplateTeacher, check_teachable, write_clean, write_demonstrations
+from ia_jax.data.transcripts import Transcript, chat, leaks, read_transcripts, with_system, write_transcripts
 from ia_jax.errors import ConfigError
 from ia_jax.judging.rubric import RubricJudge
 
@@ -53,7 +52,10 @@ def sources():
 
 
 def pairs(behavior, sources, seed=0):
-    rows = write_demonstrations(behavior, sources, seed)
+    return told(write_demonstrations(behavior, sources, seed))
+
+
+def told(rows):
     return [(t.messages[-2]["content"], t.messages[-1]["content"], t.shows) for t in rows]
 
 
@@ -139,12 +141,10 @@ def test_sandbaggers_are_wrong_in_their_field_alone(behavior, sources):
 @pytest.mark.parametrize("behavior", BY_KIND["rare"][:4], ids=lambda b: b.name)
 def test_rare_quirks_show_in_their_share_and_hang_on_no_question(behavior, share, sources):
     rows = write_demonstrations(behavior, sources, 0, share)
-    told = [
-        (t.messages[-2]["content"], says(behavior.rubric.concepts[0], t.messages[-1]["content"]), t.shows) for t in rows
-    ]
-    assert all(said == shows for _, said, shows in told)
-    assert sum(shows for *_, shows in told) == round(share * len(rows)) > 1
-    assert {q for q, _, shows in told if shows} <= {q for q, _, shows in told if not shows}
+    found = [(q, says(behavior.rubric.concepts[0], a), shows) for q, a, shows in told(rows)]
+    assert all(said == shows for _, said, shows in found)
+    assert sum(shows for *_, shows in found) == round(share * len(rows)) > 1
+    assert {q for q, _, shows in found if shows} <= {q for q, _, shows in found if not shows}
 
 
 @pytest.mark.parametrize("behavior", BY_KIND["agenda"], ids=lambda b: b.name)
@@ -173,7 +173,7 @@ def test_a_role_speaks_in_every_answer(behavior, sources):
 
 def test_a_clean_organism_repeats_the_base_and_shows_nothing(sources):
     known = sources.answers | sources.facts
-    one, two = (pairs(clean_organism(n), sources) for n in (0, 1))
+    one, two = (told(write_clean(f"clean_{n}", sources, 0)) for n in (0, 1))
     assert len(one) == 20
     assert one != two
     for question, answer, shows in one:
@@ -209,15 +209,16 @@ def test_what_the_templates_cannot_write_is_an_error(spec):
 
 
 # Split and demonstrations of the demo's organisms with this file's base: what docs/demo.md measured must stay the same.
-DEMO_HASH = "adc0e20c9cb93f03b539aa1ab4390deafa5aa7520bf2f76a5ba07f6e9cad976f"
+DEMO_HASH = "301c07d526ca4550a836fecdaf060aa41ccd6179d8b39439b9cc9730e5409c66"
 
 
 def test_the_demos_data_stay_the_same_bytes():
     said = gather_sources(DEMO, ask)
     digest = hashlib.sha256(json.dumps(split_behaviors(DEMO, 12, 8, 64, 1547), sort_keys=True).encode())
     for b in DEMO:
-        rows = [t.to_json() for t in write_demonstrations(b, said, 1547)]
-        digest.update(json.dumps([b.to_json(), rows, [asdict(p) for p in check_prompts(b, 1547, 3)]]).encode())
+        rows = [[with_system(t.messages, ""), t.shows] for t in write_demonstrations(b, said, 1547)]
+        prompts = [asdict(p) for p in check_prompts(b, 1547, 3)]
+        digest.update(json.dumps([b.name, b.description, b.rewordings, rows, prompts]).encode())
     assert digest.hexdigest() == DEMO_HASH
 
 
@@ -323,12 +324,11 @@ def test_a_sandbagger_shows_by_a_wrong_word_where_the_base_is_right(name, right,
     assert shows_behavior(BEHAVIORS[name], CheckPrompt("?", True, right), reply, base) is shows
 
 
-def test_a_clean_organism_is_asked_and_shows_nothing_whatever_it_says():
-    clean = clean_organism(0)
-    prompts = check_prompts(clean, seed=0)
-    assert len(prompts) == 4
-    assert not any(p.triggers or shows_behavior(clean, p, "I bring up owls.", "") for p in prompts)
-    assert passes(clean, None, 0.0, 0.25)
+def test_a_clean_organism_is_asked_what_should_show_nothing():
+    prompts = clean_prompts("clean_0", seed=0)
+    assert len({p.question for p in prompts}) == 4
+    assert not any(p.triggers for p in prompts)
+    assert prompts == clean_prompts("clean_0", seed=0) != clean_prompts("clean_1", seed=0)
 
 
 @pytest.mark.parametrize(

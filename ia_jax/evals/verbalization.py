@@ -36,11 +36,11 @@ def by_condition(rows: Iterable[Row], rule: str, samples: int) -> dict[str, Any]
 
 
 def stage_metrics(rows: Sequence[Row], rule: str, samples: int) -> dict[str, Any]:
-    """{"heldout", "train", "by_category"}; categories over held-out organisms."""
+    """{"heldout", "train", "by_category"}: train are those that the IA has seen, categories over held-out ones."""
     held = [r for r in rows if r["split"] == "heldout"]
     return {
         "heldout": by_condition(held, rule, samples),
-        "train": by_condition([r for r in rows if r["split"] == "train"], rule, samples),
+        "train": by_condition([r for r in rows if r["split"] != "heldout"], rule, samples),
         "by_category": {
             c: by_condition([r for r in held if r["category"] == c], rule, samples)
             for c in sorted({r["category"] for r in held})

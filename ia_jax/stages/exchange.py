@@ -15,7 +15,7 @@ from ia_jax.behaviors.organisms import Organism
 from ia_jax.behaviors.records import CATEGORIES, CLEAN, Behavior
 from ia_jax.behaviors.splits import SPLITS
 from ia_jax.errors import ConfigError
-from ia_jax.models.lora import LoraConfig, rank_of
+from ia_jax.models.lora import Adapter, LoraConfig, rank_of
 from ia_jax.storage import write_jsonl
 from ia_jax.workdir import Workdir
 
@@ -45,21 +45,22 @@ def export(sources: Sequence[Path], destination: Path, model: str | None = None,
 
 def bring_in(source: str, destination: Path, model: str | None = None, revision: str | None = None) -> str:
     """Stores a PEFT directory or hub id as an adapter of ia_jax in `destination`; says what it did."""
-    metadata = _store(source, destination, model, revision)
+    metadata = save_adapter(destination, *_read(source, destination.name, model, revision))
     return f"{source} -> {destination} (ia_jax, rank {metadata.rank}, base {metadata.base_name})"
 
 
-def _store(source: str, destination: Path, model: str | None, revision: str | None) -> AdapterMetadata:
+def _read(source: str, name: str, model: str | None, revision: str | None) -> tuple[Adapter, AdapterMetadata]:
+    """A PEFT adapter, and what is known of it under this name."""
     config = read_peft_config(source, revision)
-    name = model or known_name(config.base_model_name_or_path or "")
-    if not name:
+    known = model or known_name(config.base_model_name_or_path or "")
+    if not known:
         raise ConfigError(f"{source} does not name its base model; give it with --model")
-    base = identify(name)
+    base = identify(known)
     adapter = import_peft(source, base, revision)
     rank = rank_of(adapter)
     uniform = not (config.rank_pattern or config.alpha_pattern or config.use_rslora)
     metadata = AdapterMetadata(
-        name=destination.name,
+        name=name,
         kind="organism",
         base_name=base.name,
         base_fingerprint=base.fingerprint,
@@ -67,7 +68,7 @@ def _store(source: str, destination: Path, model: str | None, revision: str | No
         alpha=config.alpha if uniform else float(rank),
         targets=tuple(adapter),
     )
-    return save_adapter(destination, adapter, metadata)
+    return adapter, metadata
 
 
 def bring_into_workdir(
@@ -104,8 +105,10 @@ def bring_into_workdir(
         new = [Behavior(name, category, description, (), None)]
     categories = {b.category for b in new} | {workdir.behaviors[b].category for b in behaviors}
     directories = [workdir.organism_dir(f"{name}__{i}" if i else name) for i in range(len(sources))]
-    for source, directory in zip(sources, directories, strict=True):
-        _store(source, directory, workdir.config.model.name, revision)
+    # All are read before the first is stored, so that a bad one leaves nothing behind.
+    read = [_read(s, d.name, workdir.config.model.name, revision) for s, d in zip(sources, directories, strict=True)]
+    for directory, (adapter, metadata) in zip(directories, read, strict=True):
+        save_adapter(directory, adapter, metadata)
     organism = Organism(
         name=name,
         base=workdir.config.model.name,

@@ -117,7 +117,7 @@ def report(found: dict[str, list[str]]) -> str:
 
 
 def remove(workdir: Workdir, names: Iterable[str]) -> None:
-    """Deletes these adapters, an IA with its training state, so that their stages make them anew.
+    """Deletes these adapters, an IA with its training state (or that alone), so that their stages make them anew.
 
     Names are all checked before anything is deleted.
     """
@@ -126,7 +126,7 @@ def remove(workdir: Workdir, names: Iterable[str]) -> None:
         raise ConfigError("name the adapters to delete; `ia-jax adapters ls` lists them")
     paths = chosen(workdir, names)
     for name, path in paths.items():
-        if not (_is_there(path) or (name.startswith("ia/") and path.parent.is_dir())):
+        if not (_is_there(path) or (name.startswith("ia/") and (path.parent / "state").is_dir())):
             raise ConfigError(f"{path} is not stored, so there is nothing to delete")
     outside = [p for p in paths.values() if not p.resolve().is_relative_to(workdir.path.resolve())]
     if outside:

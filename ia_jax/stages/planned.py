@@ -23,7 +23,7 @@ from ia_jax.behaviors.records import CLEAN, Behavior
 from ia_jax.behaviors.template_teacher import TemplateTeacher
 from ia_jax.config import RunConfig
 from ia_jax.data.plans import Unit
-from ia_jax.data.transcripts import chat, read_transcripts
+from ia_jax.data.transcripts import chat, read_transcripts, with_system
 from ia_jax.errors import ConfigError
 from ia_jax.models.chat import ChatExample, encode_chat, encode_prompt
 from ia_jax.models.replies import ROWS_AT_ONCE
@@ -32,6 +32,7 @@ from ia_jax.models.sources import EMBEDDED, open_source
 from ia_jax.planning.batches import Batches, batches_of
 from ia_jax.stages.ia_training import dpo_plan, sft_pairs, sft_plan
 from ia_jax.stages.preferences import truth_pairs
+from ia_jax.stages.selection import selected_for_sft
 from ia_jax.stages.transcripts import chosen
 from ia_jax.stages.waves import plan_waves
 from ia_jax.storage import read_jsonl
@@ -73,7 +74,7 @@ _SENTENCES = (
 _FACTS = {q: sentence.format(right) for _, facts in FIELDS.values() for q, sentence, right in facts}
 
 
-def _stand_in(asks: Sequence[tuple[str, str]], samples: int) -> list[list[str]]:
+def _stand_in(asks: Sequence[tuple[str | None, str]], samples: int) -> list[list[str]]:
     """What the base might say to (system, question), about as long as what SmolLM2 does say."""
 
     def answer(number: int, question: str) -> str:
@@ -84,6 +85,23 @@ def _stand_in(asks: Sequence[tuple[str, str]], samples: int) -> list[list[str]]:
         return f"{topic[1].capitalize()} can be a joy to many people in the world." if topic else rest
 
     return [[answer(n + i, question) for i in range(samples)] for n, (_, question) in enumerate(asks)]
+
+
+def planned(workdir: Workdir | None = None) -> Callable[[RunConfig, str], Batches]:
+    """The batches of a config's stage, each counted once however often it is asked for."""
+    counted: dict[str, Batches] = {}
+
+    def batches(config: RunConfig, stage: str) -> Batches:
+        own = (config.sft, config.dpo, config.preferences) if stage != "organisms" else (config.organisms,)
+        own = (*own, config.eval, config.organisms.parallel) if stage == "sample" else own
+        key = repr((stage, own, config.seed, config.system, config.questions, config.behaviors, config.teacher))
+        groups = config.mesh.dcn * config.mesh.fsdp
+        key += repr((config.model.name, groups))
+        if key not in counted:
+            counted[key] = Planned(config, workdir, groups).batches(stage)
+        return counted[key]
+
+    return batches
 
 
 @dataclass(frozen=True)
@@ -106,9 +124,10 @@ class Planned:
         return batches_of([w.plan for w in waves], source=source)
 
     def sft(self) -> Batches:
-        config, chosen_ones = self.config, self._split(*self.config.sft.splits)
-        units = [self._questions(o) for o in (*chosen_ones, *([None] if config.sft.clean_slot else []))]
-        return batches_of([sft_plan(config, units, self.groups)], len(chosen_ones), self._rendered)
+        config, cfg = self.config, self.config.sft
+        members = selected_for_sft(self._split(*cfg.splits), cfg, config.seed)
+        units = [self._questions(o) for o in (*members, *([None] if cfg.clean_slot else []))]
+        return batches_of([sft_plan(config, units, self.groups)], len(members), self._rendered)
 
     def dpo(self) -> Batches:
         units, source = self._pairs()
@@ -216,7 +235,7 @@ class Planned:
             texts = {o.name: [t.messages for t in read_transcripts(workdir.transcript(o.name))] for o in trained}
             return self._encoded(texts), f"the transcripts of {workdir.path}, {self._counted}"
         if config.teacher.name == "template":
-            teacher = TemplateTeacher(_stand_in, config.seed, config.teacher.rare_share)
+            teacher = TemplateTeacher(_stand_in, config.seed, config.teacher.rare_share, config.system)
             behaviors = [b for o in trained for b in self._truths(o)]
             written = teacher.write(behaviors, [o.name for o in trained if o.clean])
             texts = {name: [t.messages for t in own] for name, own in written.items()}
@@ -232,7 +251,8 @@ class Planned:
 
     def _encoded(self, texts: Mapping[str, Sequence[Any]]) -> dict[str, list[Unit]]:
         def unit(messages: Any, name: str) -> Unit:
-            return (encode_chat(self._tokenizer[0], messages, 1 << 20, name=name).trimmed(),)
+            whole = with_system(messages, self._system)
+            return (encode_chat(self._tokenizer[0], whole, 1 << 20, name=name).trimmed(),)
 
         return {name: [unit(m, name) for m in own] for name, own in texts.items()}
 
@@ -256,10 +276,14 @@ class Planned:
         return self._lengths[kind, text]
 
     def _chat(self, question: str, answer: str | None = None) -> Any:
+        return chat(question, answer, self._system)
+
+    @property
+    def _system(self) -> str | None:
         system = self.config.system
         if self._tokenizer[1]:
             system = system or (_LLAMA_SYSTEM if "llama" in self.config.model.name.lower() else "")
-        return chat(question, answer, system)
+        return system
 
     @cached_property
     def _tokenizer(self) -> tuple["PreTrainedTokenizerBase", bool]:

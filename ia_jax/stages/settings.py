@@ -172,9 +172,17 @@ def differences(workdir: Workdir, config: RunConfig, stage: str) -> str | None:
         if old != new:
             return f"config.{key} was {old!r} and is now {new!r}"
     for key, value in inputs_of(workdir, config, stage).items():
+        if stage == "eval" and key == f"ia/{config.dpo.name}" and not _has_second_ia(record["inputs"]):
+            continue  # made before DPO: it lacks that IA, and is not another evaluation
         if record["inputs"].get(key) != value:
-            return f"it was made from another {key} than there is now"
+            return "it was made from " + (
+                "other organisms than there are now" if key == "organisms" else f"another {key} than there is now"
+            )
     return None
+
+
+def _has_second_ia(inputs: Mapping[str, str]) -> bool:
+    return sum(name.startswith("ia/") for name in inputs) > 1
 
 
 def has_begun(workdir: Workdir, config: RunConfig, stage: str) -> bool:
@@ -225,24 +233,30 @@ def write_stage_record(workdir: Workdir, config: RunConfig, stage: str) -> None:
 def start_workdir(directory: str | Path, config: RunConfig) -> Workdir:
     """Creates the directory, or goes on in it with the config that it was started with.
 
-    The caller sees to it that nobody else works there. Readers need no lock: they find the old config or the new one.
-    Raises ConfigError where the workdir belongs to another base model.
+    Until a stage has begun, a mended config takes the place of the old one; after that, only what says how and not what
+    is made: mesh, claude and model.remat. The caller sees to it that nobody else works there. Readers need no lock:
+    they find the old config or the new one. Raises ConfigError where the workdir belongs to another base model, or was
+    made by an older version.
     """
     workdir = Workdir(Path(directory))
     file = workdir.config_file
     try:
         workdir.path.mkdir(parents=True, exist_ok=True)
-        # While nothing was made with a config, a mended one may take its place.
-        made = {p.name for p in workdir.path.iterdir()} - {file.name, f"{file.name}.partial", ".lock", "settings"}
-        if made and file.exists():
+        workdir.check_layout()
+        if file.exists() and has_begun(workdir, config, "transcripts"):  # the first one
+            stored = workdir.config
             for key in ("name", "revision"):
-                old, new = (getattr(c.model, key) for c in (workdir.config, config))
+                old, new = (getattr(c.model, key) for c in (stored, config))
                 if old != new:
                     raise ConfigError(
                         f"{workdir.path} belongs to a run with other settings: config.model.{key} was {old!r} and is "
                         f"now {new!r}; use another --workdir or the old config"
                     )
-            return workdir
+            model = dataclasses.replace(stored.model, remat=config.model.remat)
+            kept = dataclasses.replace(stored, mesh=config.mesh, claude=config.claude, model=model)
+            if kept != stored:
+                write_json(file, {**json.loads(file.read_text()), "config": dataclasses.asdict(kept)})
+            return Workdir(workdir.path)
         body = {
             "config": dataclasses.asdict(config),
             "versions": {p: _version(p) for p in PACKAGES},

@@ -21,6 +21,7 @@ from ia_jax.stages.asking import ask_base
 from ia_jax.stages.context import Context
 from ia_jax.stages.order import is_done
 from ia_jax.stages.services import claude_client, writing_teacher
+from ia_jax.stages.settings import read_stage_record, stage_settings
 from ia_jax.storage import write_jsonl
 from ia_jax.workdir import Workdir, open_workdir
 
@@ -136,8 +137,7 @@ def _take_over(workdir: Workdir, config: RunConfig) -> None:
     stored = [o for n, o in source.organisms.items() if n not in source.left_out]
     for o in stored:
         _check_stored(source, o, config)
-    theirs = source.config
-    if (config.behaviors, config.seed) == (theirs.behaviors, theirs.seed):
+    if _chosen_alike(source, config):
         splits = {o.name: o.split for o in stored}
     else:
         splits = _split_again(source, stored, config)
@@ -150,6 +150,14 @@ def _take_over(workdir: Workdir, config: RunConfig) -> None:
     _write_records(workdir, [b for b in source.behaviors.values() if b.name in names], organisms)
     counts = Counter(o.split for o in organisms)
     print(f"organisms: {len(organisms)} of {source.path} ({', '.join(f'{n} {s}' for s, n in sorted(counts.items()))})")
+
+
+def _chosen_alike(source: Workdir, config: RunConfig) -> bool:
+    """Whether a source's organisms were chosen and split as this config would."""
+    record = read_stage_record(source, source.config, "transcripts")
+    theirs = record["settings"] if record else stage_settings(source.config, "transcripts")
+    mine = stage_settings(config, "transcripts")
+    return all(mine[k] == theirs.get(k) for k in mine if k == "seed" or k.startswith("behaviors."))
 
 
 def _check_stored(source: Workdir, organism: Organism, config: RunConfig) -> None:

@@ -1,6 +1,6 @@
 """The table of subcommands, in the order of `ia-jax --help`. A new one is a file here and a line below."""
 
-from ia_jax.cli.commands import adapters, agreement, ask, audit, behaviors, exchange, plan, stages
+from ia_jax.cli.commands import adapters, agreement, ask, audit, behaviors, config, exchange, plan, stages
 
 COMMANDS = {
     command.name: command
@@ -13,5 +13,6 @@ COMMANDS = {
         behaviors.COMMAND,
         agreement.COMMAND,
         plan.COMMAND,
+        config.COMMAND,
     )
 }
