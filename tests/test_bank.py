@@ -19,7 +19,7 @@ from ia_jax.models import lora as loras
 from ia_jax.models.lora import PROJECTIONS, LoraConfig, Picked, adapter_shardings, has_organism_axis, to_scan
 from ia_jax.models.sampling import decode, generate_tokens
 from ia_jax.models.transformer import param_shardings
-from ia_jax.parallel.mesh import make_mesh, pad_to_mesh
+from ia_jax.parallel.mesh import TRAINING, make_mesh, pad_to_mesh
 from ia_jax.planning.hlo import collectives
 from ia_jax.training import introspection
 from tests import tiny
@@ -81,7 +81,7 @@ def by_hand(directories, organisms, rank, targets, dtype=np.float32):
 
 def picked_on_host(picked, dtype=jnp.float32):
     """What a step sees, [K, ...]."""
-    scanned = jax.jit(lambda p: to_scan((p,), jnp.dtype(dtype))[0])(picked)
+    scanned = jax.jit(lambda p: to_scan((p,), dtype=jnp.dtype(dtype))[0])(picked)
     return jax.tree.map(lambda x: np.swapaxes(np.asarray(x), 0, 1), scanned)
 
 
@@ -358,13 +358,13 @@ def test_no_adapter_crosses_devices(stored, placed, mesh, kind):
 def test_an_adapter_that_crosses_is_seen(placed, mesh, monkeypatch):
     """Taken without regard to where they lie, organisms show in the program: the test above can fail."""
 
-    def anywhere(projection, factor, x, slots):
+    def anywhere(projection, factor, x, slots, rules):
         whole = jax.sharding.reshard(x, P(*(None,) * x.ndim))
         return jnp.swapaxes(whole.at[slots].get(out_sharding=P("fsdp", *(None,) * (x.ndim - 1))), 0, 1)
 
     monkeypatch.setattr(loras, "_pick", anywhere)
     picked = placed[1].take(batch_of(placed[1]))
-    program = jax.jit(lambda p: to_scan((p,), jnp.dtype("float32"))).lower(picked).compile()
+    program = jax.jit(lambda p: to_scan((p,), dtype=jnp.dtype("float32"))).lower(picked).compile()
     assert crossing(program)[1]
 
 
@@ -377,7 +377,7 @@ def test_nothing_flows_back_into_a_bank(placed, mesh):
     def loss(tree):
         from ia_jax.training.losses import sft_loss
 
-        logps = introspection._token_logps(params, Picked(tree, picked.slots), ia, batch, CFG, "none")
+        logps = introspection._token_logps(params, Picked(tree, picked.slots), ia, batch, CFG, TRAINING, "none")
         return sft_loss(logps, batch.target_weight).sum()
 
     assert not any(np.asarray(g).any() for g in jax.tree.leaves(jax.jit(jax.grad(loss))(picked.bank)))
