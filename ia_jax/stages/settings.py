@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from ia_jax.adapters.store import is_complete, read_metadata
-from ia_jax.config import RunConfig
+from ia_jax.config import RunConfig, flat
 from ia_jax.errors import ConfigError, IAError
 from ia_jax.storage import read_json, write_json
 from ia_jax.workdir import Workdir
@@ -45,16 +45,9 @@ def stage_settings(config: RunConfig, stage: str) -> dict[str, Any]:
     left_out = FREE + (_NOT_OF_TRAINING if stage == "organisms" else ())
     return {
         key: value
-        for key, value in _flat(json.loads(json.dumps(dataclasses.asdict(config)))).items()
+        for key, value in json.loads(json.dumps(flat(config))).items()
         if key not in left_out and any(key == part or key.startswith(f"{part}.") for part in DEPENDS[stage])
     }
-
-
-def _flat(node: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
-    out: dict[str, Any] = {}
-    for key, value in node.items():
-        out |= _flat(value, f"{prefix}{key}.") if isinstance(value, Mapping) else {f"{prefix}{key}": value}
-    return out
 
 
 def stage_hash(config: RunConfig, stage: str) -> str:
