@@ -26,6 +26,7 @@ from ia_jax.models.chat import encode_prompt
 from ia_jax.models.lora import init_organisms, take_organisms
 from ia_jax.models.sampling import generate_tokens
 from ia_jax.models.weights import load_model
+from ia_jax.parallel.mesh import mesh_of
 
 PROMPTS = 4
 
@@ -51,7 +52,10 @@ def main() -> None:
         ]
 
         def run(model=model, stack=stack, prompts=prompts):
-            return generate_tokens(model.params, model.config, prompts, (stack,), (), max_new_tokens=args.tokens)
+            options = {"max_new_tokens": args.tokens}
+            with jax.set_mesh(mesh_of(model.params)):
+                found = generate_tokens(model.params, model.config, prompts, (stack,), (), **options)
+            return [[row.tokens for row in own] for own in found]
 
         run()
         began = time.perf_counter()

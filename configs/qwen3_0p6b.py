@@ -1,12 +1,9 @@
-"""Qwen3 0.6B with the paper's recipe, on one chip."""
-
-from pathlib import Path
-from runpy import run_path
+"""Qwen3 0.6B with the paper's recipe, on one v5e chip (v5e:1x1)."""
 
 from ml_collections import ConfigDict
 
-paper = run_path(str(Path(__file__).with_name("paper.py")))["get_config"]
+from ia_jax.paper_recipe import paper_recipe
 
 
 def get_config() -> ConfigDict:
-    return paper("Qwen/Qwen3-0.6B")
+    return paper_recipe("Qwen/Qwen3-0.6B", parallel=4, bank_gib=11.0)

@@ -1,12 +1,9 @@
-"""Qwen3 14B with the paper's recipe, on 16 v5e chips (v5e:4x4)."""
-
-from pathlib import Path
-from runpy import run_path
+"""Qwen3 14B with the paper's recipe, on eight v6e chips (v6e:2x4)."""
 
 from ml_collections import ConfigDict
 
-paper = run_path(str(Path(__file__).with_name("paper.py")))["get_config"]
+from ia_jax.paper_recipe import paper_recipe
 
 
 def get_config() -> ConfigDict:
-    return paper("Qwen/Qwen3-14B", fsdp=8, tp=2, rows=2)
+    return paper_recipe("Qwen/Qwen3-14B", copies=2, tp=4, bank_gib=17.5)

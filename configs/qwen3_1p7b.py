@@ -1,12 +1,9 @@
-"""Qwen3 1.7B with the paper's recipe, on one chip."""
-
-from pathlib import Path
-from runpy import run_path
+"""Qwen3 1.7B with the paper's recipe, on one v6e chip (v6e:1x1)."""
 
 from ml_collections import ConfigDict
 
-paper = run_path(str(Path(__file__).with_name("paper.py")))["get_config"]
+from ia_jax.paper_recipe import paper_recipe
 
 
 def get_config() -> ConfigDict:
-    return paper("Qwen/Qwen3-1.7B")
+    return paper_recipe("Qwen/Qwen3-1.7B", parallel=4, bank_gib=18.0)

@@ -1,12 +1,9 @@
-"""Qwen3 32B with the paper's recipe, on 16 v5p chips (v5p:2x2x4)."""
-
-from pathlib import Path
-from runpy import run_path
+"""Qwen3 32B with the paper's recipe, on eight v5p chips (v5p:2x2x2)."""
 
 from ml_collections import ConfigDict
 
-paper = run_path(str(Path(__file__).with_name("paper.py")))["get_config"]
+from ia_jax.paper_recipe import paper_recipe
 
 
 def get_config() -> ConfigDict:
-    return paper("Qwen/Qwen3-32B", fsdp=8, tp=2, rows=2)
+    return paper_recipe("Qwen/Qwen3-32B", copies=2, tp=4, parallel=16)

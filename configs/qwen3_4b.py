@@ -1,12 +1,9 @@
-"""Qwen3 4B with the paper's recipe, on four v5e chips."""
-
-from pathlib import Path
-from runpy import run_path
+"""Qwen3 4B with the paper's recipe, on four v6e chips (v6e:2x2)."""
 
 from ml_collections import ConfigDict
 
-paper = run_path(str(Path(__file__).with_name("paper.py")))["get_config"]
+from ia_jax.paper_recipe import paper_recipe
 
 
 def get_config() -> ConfigDict:
-    return paper("Qwen/Qwen3-4B", fsdp=4)
+    return paper_recipe("Qwen/Qwen3-4B", copies=2, tp=2)

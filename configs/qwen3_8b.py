@@ -1,12 +1,9 @@
-"""Qwen3 8B with the paper's recipe, on eight v5e chips."""
-
-from pathlib import Path
-from runpy import run_path
+"""Qwen3 8B with the paper's recipe, on four v6e chips (v6e:2x2)."""
 
 from ml_collections import ConfigDict
 
-paper = run_path(str(Path(__file__).with_name("paper.py")))["get_config"]
+from ia_jax.paper_recipe import paper_recipe
 
 
 def get_config() -> ConfigDict:
-    return paper("Qwen/Qwen3-8B", fsdp=8)
+    return paper_recipe("Qwen/Qwen3-8B", copies=2, tp=2, bank_gib=16.0)

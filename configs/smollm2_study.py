@@ -15,8 +15,8 @@ def get_config() -> ConfigDict:
     c.organisms.parallel = 12
     c.organisms.optimizer.lr = 3e-3
     c.sft.optimizer.lr = 1e-3
-    c.sft.organisms_per_step, c.sft.per_slot, c.sft.length = 16, 1, 48
-    c.sft.steps = 200  # each organism about as often as in the demo
+    c.sft.organisms_per_step, c.sft.per_slot, c.sft.length = 16, 2, 96
+    c.sft.steps = 150  # each organism about as often as in the demo
     c.dpo.optimizer.lr = 5e-5
     c.dpo.sft_weight = 1.0
     c.preferences.abstention_pairs = 16

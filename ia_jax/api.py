@@ -1,17 +1,15 @@
 """What a notebook needs of a model: logits, hidden states and text under a stack of adapters without organism axis.
 
-The same functions that the stages use, on K = 1. They run on the mesh that the model was loaded onto (or the caller's,
-where one is set), or without any.
+The same functions that the stages use, on K = 1. They run on the mesh that the model was loaded onto.
 """
 
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Mapping, Sequence
 from functools import partial
 from typing import Any
 
 import jax
 import numpy as np
-from jax.sharding import Mesh, NamedSharding, PartitionSpec
+from jax.sharding import NamedSharding, PartitionSpec
 
 from ia_jax.data.transcripts import chat
 from ia_jax.errors import ConfigError
@@ -21,7 +19,7 @@ from ia_jax.models.lora import Stack, has_organism_axis
 from ia_jax.models.replies import write_replies
 from ia_jax.models.transformer import Params, forward, logits_from_hidden, segment_positions
 from ia_jax.models.weights import Model
-from ia_jax.parallel.mesh import axis_size, pad_to_mesh
+from ia_jax.parallel.mesh import TRAINING, mesh_of, pad_to_mesh
 
 
 def logits(
@@ -37,7 +35,7 @@ def logits(
     mask [B, T]: true where a token is real (padding on either side). segment_ids [B, T], instead of it: 0 for padding,
     else the number of the packed example that the token belongs to. Neither: all tokens are one text.
     """
-    with _on_mesh(model):
+    with jax.set_mesh(mesh_of(model.params)):
         hidden = _hidden(model, tokens, adapters, mask, segment_ids, every_layer=False)
         return _as_rows(_logits(model.params, hidden), len(tokens))
 
@@ -49,7 +47,7 @@ def hidden_states(
 
     `mask` and `segment_ids` as in `logits`.
     """
-    with _on_mesh(model):
+    with jax.set_mesh(mesh_of(model.params)):
         return _as_rows(_hidden(model, tokens, adapters, mask, segment_ids, every_layer=True), len(tokens))
 
 
@@ -78,8 +76,8 @@ def generate(
     ]
     if not rows:
         return []
-    with _on_mesh(model):
-        [texts] = write_replies(
+    with jax.set_mesh(mesh_of(model.params)):
+        [replies] = write_replies(
             model,
             [rows],
             _placed(adapters),
@@ -88,7 +86,7 @@ def generate(
             top_p=top_p,
             key=key,
         )
-    return texts
+    return [reply.text for reply in replies]
 
 
 def _chat(messages: Any) -> Messages:
@@ -108,7 +106,7 @@ _logits = jax.jit(logits_from_hidden)
 
 
 def _hidden(model: Model, tokens: Any, adapters: Stack, mask: Any, segment_ids: Any, every_layer: bool) -> jax.Array:
-    """[G, B/G, T, D], or [L + 1, G, B/G, T, D] with `every_layer`: rows over the mesh's G groups, filled up."""
+    """[G, B/G, T, D], or [L + 1, G, B/G, T, D] with `every_layer`: rows over G groups of devices, filled up."""
     ids = np.asarray(tokens)
     if ids.ndim != 2 or not np.issubdtype(ids.dtype, np.integer):
         raise ConfigError(f"tokens must be integers of shape [B, T], got {ids.dtype} of shape {list(ids.shape)}")
@@ -120,41 +118,25 @@ def _hidden(model: Model, tokens: Any, adapters: Stack, mask: Any, segment_ids: 
     segments = np.ones(ids.shape, np.int32) if given is None else np.asarray(given).astype(np.int32)
     if segments.shape != ids.shape:
         raise ConfigError(f"mask or segment_ids has shape {list(segments.shape)}, tokens {list(ids.shape)}")
-    groups = axis_size("organism")
-    ids, segments = (x.reshape(groups, -1, x.shape[-1]) for x in pad_to_mesh((ids.astype(np.int32), segments)))
+    groups, spread = TRAINING.size("organism"), TRAINING.size("rows")
+    filled = pad_to_mesh((ids.astype(np.int32), segments), groups * spread)
+    ids, segments = (x.reshape(groups, -1, x.shape[-1]) for x in filled)
     return _forward(model.params, ids, segments, _placed(adapters), model.config, every_layer)
 
 
 def _as_rows(x: jax.Array, rows: int) -> jax.Array:
     """[..., G, B/G, T, N] of `_hidden` to [..., rows, T, N], whole on every device."""
-    mesh = jax.sharding.get_mesh()
-    if not mesh.empty:
-        x = jax.device_put(x, NamedSharding(mesh, PartitionSpec()))
+    x = jax.device_put(x, NamedSharding(jax.sharding.get_mesh(), PartitionSpec()))
     return x.reshape(*x.shape[:-4], -1, *x.shape[-2:])[..., :rows, :, :]
 
 
 def _placed(adapters: Stack) -> Stack:
-    """The adapters beside the model: whole on every device of the mesh that is set, if one is."""
+    """The adapters beside the model: whole on every device."""
     if isinstance(adapters, Mapping):
         raise ConfigError("adapters must be a tuple of adapters; write (adapter,) for a single one")
     if any(has_organism_axis(a) for a in adapters):
         raise ConfigError("an adapter has an organism axis; take one organism with take_organisms(adapter, i)")
-    mesh = jax.sharding.get_mesh()
-    if mesh.empty:
-        return tuple(adapters)
-    return jax.device_put(tuple(adapters), NamedSharding(mesh, PartitionSpec()))
-
-
-@contextmanager
-def _on_mesh(model: Model) -> Iterator[None]:
-    """The caller's mesh where one is set, else the model's, else none."""
-    sharding = jax.tree.leaves(model.params)[0].sharding
-    mesh = sharding.mesh if isinstance(sharding, NamedSharding) else None
-    if isinstance(mesh, Mesh) and jax.sharding.get_abstract_mesh().empty:
-        with jax.set_mesh(mesh):
-            yield
-    else:
-        yield
+    return jax.device_put(tuple(adapters), NamedSharding(jax.sharding.get_mesh(), PartitionSpec()))
 
 
 __all__ = ["generate", "hidden_states", "logits"]

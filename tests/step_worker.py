@@ -8,13 +8,14 @@ import numpy as np
 from jax.experimental import multihost_utils
 from orbax.checkpoint import v1 as ocp
 
+from ia_jax.data.batch import batch_shardings
 from ia_jax.models.lora import adapter_shardings
 from ia_jax.models.transformer import param_shardings
 from ia_jax.parallel import distributed
 from ia_jax.parallel.mesh import make_mesh, put_on_mesh
 from ia_jax.training import introspection
 from tests import tiny
-from tests.test_mesh import CFG, LORA, OPTIMIZER, K
+from tests.test_mesh import BATCHES, CFG, LORA, OPTIMIZER, K
 
 
 def main(directory):
@@ -26,7 +27,8 @@ def main(directory):
     with jax.set_mesh(mesh):
         params = put_on_mesh(host, param_shardings(CFG, mesh))
         stack = jax.tree.map(np.asarray, tiny.adapter(1, CFG, LORA, organisms=K))
-        stack, batch = (put_on_mesh(x, adapter_shardings(x, mesh, organisms=True)) for x in (stack, tiny.batches(K)[0]))
+        stack = put_on_mesh(stack, adapter_shardings(stack, mesh, organisms=True))
+        batch = put_on_mesh(BATCHES[0], batch_shardings(BATCHES[0], mesh))
         for leaf in jax.tree.leaves(batch):  # each process holds its own organisms only
             assert sum(s.data.shape[0] for s in leaf.addressable_shards if s.replica_id == 0) <= K
         ia = jax.tree.map(np.asarray, tiny.adapter(2, CFG, LORA))

@@ -35,12 +35,12 @@ def read(step, plan, units):
     """What each slot of a step supervises, from the arrays alone: [(token, token before it, weight)] by slot."""
     batch = build_batch(step, plan, units)
     assert batch.tokens.shape == (len(step), plan.rows, plan.length)
-    assert batch.target_index.shape == (len(step), plan.targets)
+    assert batch.target_index.shape == (len(step), plan.rows, plan.targets)
     seen = []
     for i in range(len(step)):
-        flat = batch.tokens[i].reshape(-1)
-        on = batch.target_weight[i] > 0
-        seen.append(list(zip(batch.target_token[i][on], flat[batch.target_index[i][on]], strict=True)))
+        rows, where = np.nonzero(batch.target_weight[i])
+        before = batch.tokens[i, rows, batch.target_index[i, rows, where]]
+        seen.append(list(zip(batch.target_token[i, rows, where], before, strict=True)))
     return batch, seen
 
 
@@ -296,7 +296,7 @@ def test_a_slot_holds_so_many_units_and_rows_are_full(rows):
     assert held[4] >= 0.8 * held.total()  # an organism with longer units than others takes three at a time
     assert held.total() <= 1.05 * 16 * 3
     assert plan.rows == rows
-    assert plan.fill > 0.85
+    assert plan.fill > (0.85 if rows == 1 else 0.8)  # two units to a row are less even than four
 
 
 def test_a_slot_without_a_count_is_as_full_as_it_gets():

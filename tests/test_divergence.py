@@ -74,8 +74,8 @@ def poison(monkeypatch, organism, rates):
         if optimizer.lr in rates:
             i = organism if len(state.updates) == len(NAMES) else 0
             weight = np.array(batch.target_weight)
-            weight[i, 0] = np.nan
-            batch = batch._replace(target_weight=jax.device_put(weight, batch.target_weight.sharding))
+            weight[i, :, 0] = np.nan
+            batch = batch.replace(target_weight=jax.device_put(weight, batch.target_weight.sharding))
         return true(params, state, batch, optimizer=optimizer, **static)
 
     monkeypatch.setattr(stage, "organisms_step", step)

@@ -54,7 +54,7 @@ def pairs():
 def idle(batch, slots):
     """The batch without the rows of some organisms."""
     out = jax.tree.map(np.array, batch)
-    for x in out:
+    for x in jax.tree.leaves(out):
         x[list(slots)] = 0
     return out
 

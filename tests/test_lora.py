@@ -13,7 +13,7 @@ from ia_jax.models.lora import (
     has_organism_axis,
     init_lora,
     init_organisms,
-    lora_axes,
+    leaf_axes,
     lora_shapes,
     peft_parametrization,
     stack_adapters,
@@ -22,7 +22,6 @@ from ia_jax.models.lora import (
     zero_adapter,
 )
 from ia_jax.models.project import project, swiglu
-from ia_jax.models.transformer import forward_jit
 from tests import tiny
 
 pytestmark = pytest.mark.usefixtures("quick_compilation")
@@ -59,7 +58,7 @@ def normal(rng, *shape):
 def values_and_gradients(f, cotangents, *inputs):
     def run(*inputs):
         out, pull = jax.vjp(f, *inputs)
-        return out, pull(cotangents)
+        return out, pull(tiny.beside(cotangents, out))
 
     return jax.jit(run)(*inputs)
 
@@ -150,9 +149,9 @@ def test_a_new_adapter_is_the_base(init):
     adapter = init_lora(jax.random.key(0), tiny.TINY, lora)
     assert jax.tree.map(jnp.shape, adapter) == lora_shapes(tiny.TINY, lora)
     rows = tiny.rows(1, 1, 6)
-    base = forward_jit(tiny.params(), *rows, (), cfg=tiny.TINY)
+    base = tiny.forward(tiny.params(), *rows, (), cfg=tiny.TINY)
     for start in (adapter, zero_adapter(tiny.TINY, lora)):
-        np.testing.assert_array_equal(forward_jit(tiny.params(), *rows, (start,), cfg=tiny.TINY), base)
+        np.testing.assert_array_equal(tiny.forward(tiny.params(), *rows, (start,), cfg=tiny.TINY), base)
     random, zero = ("a", "b") if init == "b_zero" else ("b", "a")
     assert not np.any(adapter["down"][zero])
     bound = {"b_zero": 48**-0.5, "a_zero": 4**-0.5 * 2}[init]  # Kaiming-uniform over the input; b carries alpha/rank
@@ -171,20 +170,22 @@ def test_organism_i_depends_on_key_i_alone():
 
 
 def test_to_scan_puts_layers_first():
-    organisms, ia = to_scan((tiny.adapter(1, organisms=K), tiny.adapter(2)), jnp.dtype("bfloat16"))
+    organisms, ia = to_scan((tiny.adapter(1, organisms=K), tiny.adapter(2)), dtype=jnp.bfloat16)
     assert organisms["q"]["a"].shape == (2, K, 32, 4)
     assert ia["q"]["a"].shape == (2, 32, 4)
     assert {x.dtype for x in jax.tree.leaves((organisms, ia))} == {jnp.dtype("bfloat16")}
 
 
 def test_axes_match_shapes():
-    shapes, axes = lora_shapes(tiny.TINY, tiny.LORA), lora_axes(tiny.LORA, organisms=True)
+    shapes, sizes = lora_shapes(tiny.TINY, tiny.LORA), {"layers": 2, "rank": 4, "embed": 32, "heads": 32, "mlp": 48}
     for t in PROJECTIONS:
         for n in ("a", "b"):
-            assert len(axes[t][n]) == len(shapes[t][n]) + 1
-            assert axes[t][n][:2] == ("organism", "layers")
-    assert axes["o"]["a"][2] == "heads"
-    assert axes["down"]["a"][2] == "mlp"
+            axes = leaf_axes(t, n)
+            assert len(axes) == 3
+            assert all(sizes[axis] == size or t in "kv" for axis, size in zip(axes, shapes[t][n], strict=True))
+    assert leaf_axes("o", "a") == ("layers", "heads", "rank")
+    assert leaf_axes("down", "a") == ("layers", "mlp", "rank")
+    assert leaf_axes("k", "b") == ("layers", "rank", "heads")
 
 
 def test_optimizer_acts_on_the_unscaled_b():

@@ -13,39 +13,39 @@ from tests import tiny
 
 pytestmark = pytest.mark.usefixtures("quick_compilation")
 
-K, P, D = 3, 5, 32
+K, B, P, D = 3, 2, 5, 32
 
 
 def random_case(tied, seed=0):
-    """Output weights, hidden states [K, B, T, D] and a batch with P targets, of which the last is filling."""
+    """Output weights, hidden states [K, B, T, D] and a batch with P targets a row, of which the last is filling."""
     rng = np.random.default_rng(seed)
     params = tiny.params(replace(tiny.TINY, tie_word_embeddings=tied))
-    hidden = jnp.asarray(rng.normal(size=(K, 2, 6, D)), jnp.float32)
-    index = np.stack([rng.choice(12, P, replace=False) for _ in range(K)])
-    weight = np.ones((K, P), np.float32)
-    weight[:, -1] = 0
-    nothing = np.zeros((K, 2, 6), np.int32)
-    example = rng.integers(0, 3, (K, P))
-    return params, hidden, Batch(nothing, nothing, nothing, index, rng.integers(0, 64, (K, P)), weight, example)
+    hidden = jnp.asarray(rng.normal(size=(K, B, 6, D)), jnp.float32)
+    index = np.stack([rng.choice(6, P, replace=False) for _ in range(K * B)]).reshape(K, B, P)
+    weight = np.ones((K, B, P), np.float32)
+    weight[..., -1] = 0
+    nothing = np.zeros((K, B, 6), np.int32)
+    example = rng.integers(0, 3, (K, B, P))
+    return params, hidden, Batch(nothing, nothing, nothing, index, rng.integers(0, 64, (K, B, P)), weight, example)
 
 
 def plain_logps(params, hidden, batch):
     """log_softmax over all positions, then gather."""
     head = params["lm_head"] if "lm_head" in params else params["embed"].T
-    logps = jax.nn.log_softmax(hidden.reshape(K, -1, D) @ head)
-    return jnp.stack([logps[i, batch.target_index[i], batch.target_token[i]] for i in range(K)])
+    logps, where, token = jax.nn.log_softmax(hidden @ head), batch.target_index, batch.target_token
+    return jnp.stack([jnp.stack([logps[i, j, where[i, j], token[i, j]] for j in range(B)]) for i in range(K)])
 
 
 @pytest.mark.parametrize("tied", [True, False], ids=["tied", "untied"])
 @pytest.mark.parametrize("chunk", [1, 3, P, None])
 def test_supervised_logps_and_their_gradient(tied, chunk):
     params, hidden, batch = random_case(tied)
-    cotangent = jnp.asarray(np.random.default_rng(1).normal(size=(K, P)), jnp.float32)
+    cotangent = jnp.asarray(np.random.default_rng(1).normal(size=(K, B, P)), jnp.float32)
 
     def value_and_gradient(f):
         def run(hidden):
             logps, pull = jax.vjp(f, hidden)
-            return logps, pull(cotangent)
+            return logps, pull(tiny.beside(cotangent, logps))
 
         return jax.jit(run)(hidden)
 
@@ -55,7 +55,7 @@ def test_supervised_logps_and_their_gradient(tied, chunk):
 
 def test_a_position_may_be_supervised_twice():
     params, hidden, batch = random_case(True)
-    batch = batch._replace(target_index=np.full((K, P), 7))
+    batch = batch.replace(target_index=np.full((K, B, P), 4))
     got, wanted = (jax.grad(lambda h, f=f: f(params, h, batch).sum())(hidden) for f in (supervised_logps, plain_logps))
     assert tiny.worst(got, wanted) < 1e-5
 
@@ -89,27 +89,27 @@ def test_fillers_contribute_nothing():
 
     other = np.asarray(batch.target_index).copy()
     token = np.asarray(batch.target_token).copy()
-    other[:, -1], token[:, -1] = 11 - other[:, -1], 63 - token[:, -1]
+    other[..., -1], token[..., -1] = 5 - other[..., -1], 63 - token[..., -1]
     got = jax.value_and_grad(loss)(hidden, batch)
     assert not tiny.differs(
-        got, jax.value_and_grad(loss)(hidden, batch._replace(target_index=other, target_token=token))
+        got, jax.value_and_grad(loss)(hidden, batch.replace(target_index=other, target_token=token))
     )
     summed = example_logps(supervised_logps(params, hidden, batch), batch, 3)
-    moved = batch._replace(target_example=np.where(batch.target_weight == 0, 0, batch.target_example))
+    moved = batch.replace(target_example=np.where(batch.target_weight == 0, 0, batch.target_example))
     assert not tiny.differs(summed, example_logps(supervised_logps(params, hidden, moved), moved, 3))
 
 
 def test_sft_loss_is_each_organisms_own_mean():
-    logps = jnp.array([[-1.0, -3.0, -100.0], [-2.0, -4.0, -6.0], [-7.0, -7.0, -7.0]])
-    weight = jnp.array([[1.0, 1.0, 0.0], [1.0, 1.0, 1.0], [0.0, 0.0, 0.0]])
-    assert sft_loss(logps, weight).tolist() == [2.0, 4.0, 0.0]
+    logps = jnp.array([[[-1.0, -3.0], [-5.0, -100.0]], [[-2.0, -100.0], [-8.0, -100.0]], [[-7.0, -7.0], [-7.0, -7.0]]])
+    weight = jnp.array([[[1.0, 1.0], [1.0, 0.0]], [[1.0, 0.0], [1.0, 0.0]], [[0.0, 0.0], [0.0, 0.0]]])
+    assert sft_loss(logps, weight).tolist() == [3.0, 5.0, 0.0]
 
 
 def test_example_logps_are_sums_by_example():
-    logps = jnp.array([[-1.0, -2.0, -4.0, -8.0], [-1.0, -1.0, -1.0, -9.0]])
-    nothing = np.zeros((2, 1, 1), np.int32)
-    weight = np.array([[1, 1, 1, 1], [1, 1, 1, 0]], np.float32)
-    example = np.array([[0, 2, 0, 2], [1, 1, 0, 0]])
+    logps = jnp.array([[[-1.0, -2.0], [-4.0, -8.0]], [[-1.0, -1.0], [-1.0, -9.0]]])
+    nothing = np.zeros((2, 2, 1), np.int32)
+    weight = np.array([[[1, 1], [1, 1]], [[1, 1], [1, 0]]], np.float32)
+    example = np.array([[[0, 2], [0, 2]], [[1, 1], [0, 0]]])
     batch = Batch(nothing, nothing, nothing, example, example, weight, example)
     assert example_logps(logps, batch, 3).tolist() == [[-5.0, 0.0, -10.0], [-1.0, -2.0, 0.0]]
 

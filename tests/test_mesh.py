@@ -1,4 +1,7 @@
-"""The same functions on meshes of virtual devices give the same numbers, and really are spread over them."""
+"""The same functions on meshes of virtual devices give the same numbers, and really are spread over them.
+
+A mesh is named by its sizes: fsdp x tp, or fsdp x rows x tp.
+"""
 
 from dataclasses import replace
 from functools import partial
@@ -9,17 +12,18 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from jax.sharding import AxisType, NamedSharding
+from jax.sharding import AxisType
 from jax.sharding import PartitionSpec as P
 
 from ia_jax import api
+from ia_jax.data.batch import Batch, batch_shardings
 from ia_jax.errors import ConfigError
-from ia_jax.models.lora import adapter_shardings, lora_axes
+from ia_jax.models.lora import adapter_shardings
 from ia_jax.models.project import project
 from ia_jax.models.sampling import generate_tokens
 from ia_jax.models.transformer import forward, param_shardings
 from ia_jax.models.weights import Model
-from ia_jax.parallel.mesh import constrain_to, make_mesh, named_sharding, partition, reshard
+from ia_jax.parallel.mesh import DECODING, TRAINING, make_mesh, mesh_of
 from ia_jax.training import introspection, organisms
 from ia_jax.training.checkpoints import Keeper
 from ia_jax.training.losses import sft_loss, supervised_logps
@@ -34,17 +38,23 @@ UNTIED = replace(CFG, tie_word_embeddings=False, qk_norm=True, attention_bias=Tr
 OPTIMIZER = AdamW(lr=1e-2, clip_norm=0.5, weight_decay=0.1, eps=0.1)
 LORA = tiny.FEW
 K = 8
+BATCHES = tiny.batches(K, count=6, rows=4, length=24)  # rows that any of the meshes divides
 
 
-@pytest.fixture(params=[(8, 1), (4, 2), (2, 4)], ids=lambda m: f"{m[0]}x{m[1]}")
+def mesh_named(name):
+    fsdp, *rows, tp = map(int, name.split("x"))
+    return make_mesh(fsdp, tp, rows=rows[0] if rows else 1)
+
+
+@pytest.fixture(params=["8x1", "4x2", "2x4", "2x2x2", "1x4x2", "2x4x1"])
 def mesh(request):
-    made = make_mesh(*request.param)
+    made = mesh_named(request.param)
     with jax.set_mesh(made):
         yield made
 
 
 def only(*names):
-    return pytest.mark.parametrize("mesh", [tuple(map(int, n.split("x"))) for n in names], ids=names, indirect=True)
+    return pytest.mark.parametrize("mesh", names, indirect=True)
 
 
 def on_host(tree):
@@ -56,24 +66,29 @@ def place_params(mesh, cfg):
     return jax.device_put(on_host(tiny.params(cfg)), param_shardings(cfg, mesh))
 
 
-def place(mesh, adapter, organisms=False):
-    """An adapter on its logical axes."""
-    axes = lora_axes(LORA, organisms)
-    return {
-        t: {n: jax.device_put(np.asarray(x), named_sharding(mesh, axes[t][n])) for n, x in ab.items()}
-        for t, ab in adapter.items()
-    }
+def place(mesh, tree, organisms=False):
+    """An adapter, or a training state, on its logical axes."""
+    return jax.device_put(on_host(tree), adapter_shardings(tree, mesh, organisms))
 
 
-def shard_by_organism(mesh, tree):
-    return jax.device_put(on_host(tree), NamedSharding(mesh, P("fsdp")))
+def place_batch(mesh, batch):
+    return jax.device_put(on_host(batch), batch_shardings(batch, mesh))
+
+
+def put(mesh, tree):
+    """What belongs to organisms: a batch, or an adapter, keys and counts with a leading organism axis."""
+    return place_batch(mesh, tree) if isinstance(tree, Batch) else place(mesh, tree, organisms=True)
 
 
 def assert_on_logical_axes(adapter, mesh, organisms=False):
-    axes = lora_axes(LORA, organisms)
+    """Written out, not asked of the rules: organisms on fsdp, width on the rest of these and rows, others on tp."""
+    width = "rows" if organisms else ("fsdp", "rows")
+    lead = (("dcn", "fsdp"),) if organisms else ()
+    into, out_of = ((width, None), (None, "tp")), (("tp", None), (None, width))
+    wanted = {"q": into, "v": into, "up": into, "o": out_of, "down": out_of}
     for t, factors in adapter.items():
-        for name, leaf in factors.items():
-            assert leaf.sharding.spec == partition(axes[t][name]), (t, name)
+        for leaf, axes in zip((factors["a"], factors["b"]), wanted[t], strict=True):
+            assert leaf.sharding.spec == P(*lead, None, *axes), t
             assert leaf.sharding.mesh.shape == mesh.shape
 
 
@@ -87,19 +102,20 @@ def loss_and_gradient(params, stack, ia, batch):
 
 @pytest.fixture(scope="module")
 def inputs():
-    """Organisms, IA and batch and, without a mesh, loss, hidden states and gradient of the IA."""
-    given = tiny.adapter(1, UNTIED, LORA, organisms=K), tiny.adapter(2, UNTIED, LORA), tiny.batches(K)[0]
+    """Organisms, IA and batch and, on one device, loss, hidden states and gradient of the IA."""
+    given = tiny.adapter(1, UNTIED, LORA, organisms=K), tiny.adapter(2, UNTIED, LORA), BATCHES[0]
     return *given, loss_and_gradient(tiny.params(UNTIED), *given)
 
 
 def test_ia_gradient(inputs, mesh):
     stack, ia, batch, wanted = inputs
     params = place_params(mesh, UNTIED)
-    got = loss_and_gradient(params, place(mesh, stack, True), place(mesh, ia), shard_by_organism(mesh, batch))
+    got = loss_and_gradient(params, place(mesh, stack, True), place(mesh, ia), place_batch(mesh, batch))
     assert tiny.worst(got, wanted) < 1e-5
     (_, hidden), gradient = got
-    assert hidden.sharding.spec[0] == "fsdp"
-    assert hidden.addressable_shards[0].data.shape == (K // mesh.shape["fsdp"], *hidden.shape[1:])
+    sizes = mesh.shape
+    assert hidden.sharding.spec[:2] == (("dcn", "fsdp"), "rows")
+    assert hidden.addressable_shards[0].data.shape == (K // sizes["fsdp"], 4 // sizes["rows"], *hidden.shape[2:])
     assert_on_logical_axes(gradient, mesh)
 
 
@@ -119,8 +135,9 @@ def test_a_shared_adapters_gradient_is_summed_over_devices_in_fp32(mesh):
 
     axes = {"a": ("embed", "rank"), "b": ("rank", "heads")}
     factors = {"a": a.astype(np.float32), "b": b.astype(np.float32)}
-    adapter = {"q": {n: jax.device_put(v, named_sharding(mesh, axes[n])) for n, v in factors.items()}}
-    got = jax.jit(jax.grad(loss))(adapter, shard_by_organism(mesh, x), shard_by_organism(mesh, g), w)["q"]
+    adapter = {"q": {n: jax.device_put(v, TRAINING.sharding(mesh, *axes[n])) for n, v in factors.items()}}
+    x_there, g_there = (jax.device_put(v, TRAINING.sharding(mesh, "organism", "rows", None, None)) for v in (x, g))
+    got = jax.jit(jax.grad(loss))(adapter, x_there, g_there, w)["q"]
     x, g = (v.astype(np.float64) for v in (x, g))
     u, du = bf16(x @ bf16(a).astype(np.float64)), bf16(g @ bf16(b).T.astype(np.float64))
     wanted = {"a": np.einsum("kbtd,kbtr->dr", x, du), "b": np.einsum("kbtr,kbtf->rf", u, g)}
@@ -130,8 +147,8 @@ def test_a_shared_adapters_gradient_is_summed_over_devices_in_fp32(mesh):
 
 @pytest.fixture(scope="module")
 def stepped():
-    """An organisms_step without a mesh, twice, of organisms of two ranks."""
-    return run_organisms(tiny.params(CFG), lambda x: x, organisms.init_mixed_state)
+    """An organisms_step on one device, twice, of organisms of two ranks."""
+    return run_organisms(tiny.params(CFG), partial(put, make_mesh()), partial(organisms.init_on_mesh, make_mesh()))
 
 
 def run_organisms(params, put, init):
@@ -139,7 +156,7 @@ def run_organisms(params, put, init):
     keys, total, kinds = jax.random.split(jax.random.key(0), K), jnp.full(K, 3, jnp.int32), jnp.arange(K) % 2
     state = init(put(keys), put(total), put(kinds), CFG, loras, OPTIMIZER)
     types = jax.tree.map(jax.typeof, state)
-    for batch in tiny.batches(K)[:2]:
+    for batch in BATCHES[:2]:
         state, metrics = organisms.organisms_step(params, state, put(batch), cfg=CFG, optimizer=OPTIMIZER)
         assert jax.tree.map(jax.typeof, state) == types  # else the next step would be compiled again
     return state, metrics
@@ -147,12 +164,12 @@ def run_organisms(params, put, init):
 
 def test_organisms_step(stepped, mesh):
     params = place_params(mesh, CFG)
-    state, metrics = run_organisms(params, lambda x: shard_by_organism(mesh, x), partial(organisms.init_on_mesh, mesh))
+    state, metrics = run_organisms(params, partial(put, mesh), partial(organisms.init_on_mesh, mesh))
     assert tiny.worst(metrics["loss"], stepped[1]["loss"]) < 1e-5
     assert tiny.worst(metrics["grad_norm"], stepped[1]["grad_norm"]) < 1e-5
     assert tiny.worst(state.adapters, stepped[0].adapters) < 1e-5
     for leaf in jax.tree.leaves((state.adapters, state.updates)):
-        assert leaf.sharding.spec[0] == "fsdp"
+        assert leaf.sharding.spec[0] == ("dcn", "fsdp")
         assert leaf.addressable_shards[0].data.shape[0] == K // mesh.shape["fsdp"]
     assert_on_logical_axes(state.adapters, mesh, True)
 
@@ -160,7 +177,7 @@ def test_organisms_step(stepped, mesh):
 def run_ia(params, put, put_ia):
     stack = put(tiny.adapter(1, CFG, LORA, organisms=K))
     start, other = (put_ia(tiny.adapter(n, CFG, LORA)) for n in (2, 3))
-    batch = put(tiny.batches(K, rows=4, length=24)[0])
+    batch = put(BATCHES[0])
     static = {"cfg": CFG, "lora": LORA, "optimizer": OPTIMIZER}
     state = introspection.init_state(start, 4, LORA, OPTIMIZER)
     reference = introspection.sequence_logps(params, stack, other, batch, cfg=CFG, examples=4)
@@ -173,11 +190,11 @@ def ia_stepped():
     return run_ia(tiny.params(CFG), lambda x: x, lambda x: x)
 
 
-@only("4x2")
+@only("4x2", "2x2x2")
 def test_ia_steps(ia_stepped, mesh):
     """The DPO reference and a DPO step from another IA."""
     params = place_params(mesh, CFG)
-    state, metrics, reference = run_ia(params, lambda x: shard_by_organism(mesh, x), lambda x: place(mesh, x))
+    state, metrics, reference = run_ia(params, partial(put, mesh), lambda x: place(mesh, x))
     for name in ("loss", "dpo_loss", "chosen_nll", "grad_norm"):
         assert tiny.worst(metrics[name], ia_stepped[1][name]) < 1e-5, name
     assert tiny.furthest(metrics["margin"], ia_stepped[1]["margin"]) < 1e-4
@@ -194,7 +211,7 @@ def generated():
     return prompts, stack, generate_tokens(tiny.params(CFG), CFG, prompts, (stack,), (0,), max_new_tokens=5)
 
 
-@only("4x2", "2x4")
+@only("4x2", "2x4", "2x2x2")
 def test_generation(generated, mesh):
     prompts, stack, wanted = generated
     stack = place(mesh, stack, organisms=True)
@@ -203,7 +220,7 @@ def test_generation(generated, mesh):
 
 def run_sft(params, put, put_ia):
     state = introspection.init_state(put_ia(tiny.adapter(2, CFG, LORA)), 4, LORA, OPTIMIZER)
-    stack, batch = put(tiny.adapter(1, CFG, LORA, organisms=K)), put(tiny.batches(K)[0])
+    stack, batch = put(tiny.adapter(1, CFG, LORA, organisms=K)), put(BATCHES[0])
     return introspection.sft_step(params, put_ia(state), stack, batch, cfg=CFG, lora=LORA, optimizer=OPTIMIZER)
 
 
@@ -216,8 +233,8 @@ def test_sft_step(sft_stepped, mesh, recwarn):
     """Also that the state lies as the step leaves it: it is donated whole, and a second step compiles nothing."""
     state, metrics = run_sft(
         place_params(mesh, CFG),
-        lambda x: jax.device_put(on_host(x), adapter_shardings(x, mesh, organisms=True)),
-        lambda x: jax.device_put(on_host(x), adapter_shardings(x, mesh)),
+        partial(put, mesh),
+        partial(place, mesh),
     )
     for name in ("loss", "grad_norm", "per_organism"):
         assert tiny.worst(metrics[name], sft_stepped[1][name]) < 1e-5, name
@@ -240,6 +257,12 @@ def test_a_mesh_that_does_not_divide_the_model(fsdp, tp, message):
         param_shardings(CFG, make_mesh(fsdp, tp))
 
 
+def test_rows_that_do_not_divide_the_model():
+    mesh = make_mesh(2, rows=4)
+    with pytest.raises(ConfigError, match=r"fsdp=2 x rows=4 does not divide the model's 36 hidden size; .* one of: 1$"):
+        param_shardings(replace(CFG, hidden_size=36), mesh)
+
+
 @pytest.mark.parametrize(
     ("field", "message"),
     [
@@ -253,17 +276,23 @@ def test_a_mesh_that_does_not_divide_one_size(field, message):
         param_shardings(replace(CFG, **{field: 63}), make_mesh(4, 2))
 
 
-@only("4x2")
-def test_organisms_that_do_not_divide_over_the_mesh(mesh):
-    stack, batch = tiny.adapter(1, CFG, LORA, organisms=3), tiny.batches(3)[0]
-    with pytest.raises(ConfigError, match="3 organisms at once do not divide over mesh fsdp=4"):
-        forward(place_params(mesh, CFG), batch.tokens, batch.segment_ids, batch.positions, (stack,), CFG)
+@only("2x2x2")
+@pytest.mark.parametrize(
+    ("organisms", "rows", "message"),
+    [
+        (3, 2, "3 organisms at once do not divide over mesh fsdp=2; choose a multiple of it for organisms.parallel"),
+        (2, 3, "3 rows of an organism do not divide over mesh rows=2; choose a multiple of it for organisms.rows"),
+    ],
+)
+def test_a_batch_that_does_not_divide_over_the_mesh(mesh, organisms, rows, message):
+    with pytest.raises(ConfigError, match=message):
+        forward(place_params(mesh, CFG), *tiny.rows(organisms, rows, 4), (), CFG)
 
 
-@only("4x2")
+@only("4x2", "2x2x2")
 @pytest.mark.parametrize("organisms", [None, 3], ids=["none", "3"])
 def test_generation_of_what_does_not_divide(mesh, organisms):
-    """The base, or one shared adapter, over rows that are spread; three organisms on four groups."""
+    """The base, or one shared adapter, over rows that are spread; three organisms, of three rows, on the groups."""
     rng = np.random.default_rng(3)
     prompts = [[rng.integers(1, 64, n).astype(np.int32) for n in (3, 7, 5)] for _ in range(organisms or 1)]
     stack, params = (on_host(tiny.adapter(1, CFG, LORA, organisms=organisms)),), on_host(tiny.params(CFG))
@@ -279,7 +308,7 @@ def test_generation_of_what_does_not_divide(mesh, organisms):
     assert [len(rows) for rows in got] == [3] * (organisms or 1)
 
 
-@only("4x2")
+@only("4x2", "2x2x2")
 def test_rows_of_a_notebook_that_do_not_divide(mesh):
     """Three rows on four groups of devices."""
     tokens, adapters = np.random.default_rng(4).integers(1, 64, (3, 6)), (on_host(tiny.adapter(1, CFG, LORA)),)
@@ -294,28 +323,22 @@ def test_rows_of_a_notebook_that_do_not_divide(mesh):
 
 def test_two_slices(stepped, sft_stepped, generated):
     """Organisms lie on all four groups; each slice has the whole base and the whole IA."""
-    mesh, three = make_mesh(2, 2, dcn=2), ("dcn", "fsdp", "tp")
-    assert (mesh.axis_names, tuple(mesh.shape.values())) == (three, (2, 2, 2))
-    assert partition(("organism", "layers", "embed", "rank"), three) == P(("dcn", "fsdp"), None, None, None)
-    assert partition(("layers", "embed", "heads"), three) == P(None, "fsdp", "tp")
-
-    def put(tree, organisms=True):
-        return jax.device_put(on_host(tree), adapter_shardings(tree, mesh, organisms))
-
+    mesh = make_mesh(2, 2, dcn=2)
+    assert dict(mesh.shape) == {"dcn": 2, "fsdp": 2, "rows": 1, "tp": 2}
     with jax.set_mesh(mesh):
         params = place_params(mesh, CFG)
         assert params["layers"]["q"].addressable_shards[0].data.shape == (2, 32 // 2, 64 // 2)
-        state, metrics = run_organisms(params, put, partial(organisms.init_on_mesh, mesh))
+        state, metrics = run_organisms(params, partial(put, mesh), partial(organisms.init_on_mesh, mesh))
         assert tiny.worst(metrics["loss"], stepped[1]["loss"]) < 1e-5
         assert tiny.worst(state.adapters, stepped[0].adapters) < 1e-5
         for leaf in jax.tree.leaves(state.adapters):
             assert leaf.addressable_shards[0].data.shape[0] == K // 4
-        state, metrics = run_sft(params, put, lambda x: put(x, organisms=False))
+        state, metrics = run_sft(params, partial(put, mesh), partial(place, mesh))
         assert tiny.worst(metrics["per_organism"], sft_stepped[1]["per_organism"]) < 1e-5
         assert tiny.worst(state.adapter, sft_stepped[0].adapter) < 1e-5
         assert state.adapter["q"]["a"].addressable_shards[0].data.shape == (2, 32 // 2, LORA.rank)
         prompts, stack, wanted = generated
-        assert generate_tokens(params, CFG, prompts, (put(stack),), (0,), max_new_tokens=5) == wanted
+        assert generate_tokens(params, CFG, prompts, (put(mesh, stack),), (0,), max_new_tokens=5) == wanted
 
 
 def test_slices_that_the_mesh_does_not_know():
@@ -334,19 +357,41 @@ def test_base_weights_are_spread():
 
 def test_mesh_is_explicit():
     mesh = make_mesh(2, 4)
-    assert mesh.axis_names == ("fsdp", "tp")
-    assert mesh.axis_types == (AxisType.Explicit, AxisType.Explicit)
+    assert mesh.axis_names == ("dcn", "fsdp", "rows", "tp")
+    assert mesh.axis_types == (AxisType.Explicit,) * 4
 
 
 def test_a_mesh_axis_is_used_once():
-    assert partition(("organism", "layers", "embed", "rank")) == P("fsdp", None, None, None)
-    assert partition(("layers", "embed", "heads")) == P(None, "fsdp", "tp")
+    assert TRAINING.spec("organism", "layers", "embed", "rank") == P(("dcn", "fsdp"), None, "rows", None)
+    assert TRAINING.spec("layers", "embed", "heads") == P(None, ("fsdp", "rows"), "tp")
+    assert DECODING.spec("layers", "embed", "heads") == P(None, None, "tp")
 
 
-def test_without_a_mesh_nothing_is_said():
-    x = jnp.ones((2, 2))
-    assert constrain_to("organism", "mlp") is None
-    assert reshard(x, "organism", "mlp") is x
+def test_other_rules_are_another_layout_of_the_same_numbers(inputs):
+    """A user's own: the MLP's columns on `rows` too, its activations with them, and rows whole."""
+    mesh, own = make_mesh(2, 2, rows=2), replace(TRAINING, rows=(), mlp=("rows", "tp"), embed=("fsdp",))
+    stack, ia, batch, ((_, wanted), _) = inputs
+    with jax.set_mesh(mesh):
+        params = jax.device_put(on_host(tiny.params(UNTIED)), param_shardings(UNTIED, mesh, own))
+        assert params["layers"]["up"].addressable_shards[0].data.shape == (2, 32 // 2, 48 // 4)
+        stacks = tuple(
+            jax.device_put(on_host(x), adapter_shardings(x, mesh, k, own)) for x, k in ((stack, True), (ia, False))
+        )
+        rows = batch.tokens, batch.segment_ids, batch.positions
+        assert tiny.worst(tiny.forward(params, *rows, stacks, cfg=UNTIED, rules=own), wanted) < 1e-5
+
+
+def test_a_program_on_no_mesh():
+    with (
+        jax.set_mesh(jax.sharding.AbstractMesh((), ())),
+        pytest.raises(ConfigError, match=r"no mesh is set; write `with jax\.set_mesh\(make_mesh\(\)\):`"),
+    ):
+        forward(tiny.params(CFG), *tiny.rows(1, 1, 3), (), CFG)
+    with pytest.raises(ConfigError, match="these arrays lie on no mesh"):
+        mesh_of(jax.device_put(np.zeros(2), jax.sharding.SingleDeviceSharding(jax.devices()[0])))
+    other = jax.make_mesh((1,), ("data",), axis_types=(AxisType.Explicit,))
+    with jax.set_mesh(other), pytest.raises(ConfigError, match="the mesh has the axes data; make it with make_mesh"):
+        forward(tiny.params(CFG), *tiny.rows(1, 1, 3), (), CFG)
 
 
 def test_too_few_devices():
@@ -356,7 +401,7 @@ def test_too_few_devices():
         make_mesh(4, 2, dcn=2)
 
 
-MESHES = {"1x1": (1, 1), "8x1": (8, 1), "4x2": (4, 2), "2x4": (2, 4)}
+MESHES = ("1x1", "8x1", "4x2", "2x2x2")
 
 
 @pytest.fixture(scope="module")
@@ -365,9 +410,9 @@ def kept(tmp_path_factory):
     state = introspection.init_state(tiny.adapter(2, CFG, LORA), 4, LORA, OPTIMIZER)
     state = jax.tree.map(lambda x: np.asarray(x) + np.arange(x.size, dtype=x.dtype).reshape(x.shape), state)
     root = tmp_path_factory.mktemp("kept")
-    for name, size in MESHES.items():
+    for name in MESHES:
         with Keeper(root / name) as keeper:
-            keeper.save(3, jax.device_put(state, adapter_shardings(state, make_mesh(*size))), iterator(7))
+            keeper.save(3, place(mesh_named(name), state), iterator(7))
     return root, state
 
 
@@ -383,7 +428,7 @@ def iterator(place):
 @pytest.mark.parametrize("written", MESHES)
 def test_a_checkpoint_of_one_mesh_loads_on_each_other(kept, written, onto):
     root, state = kept
-    shardings = adapter_shardings(state, make_mesh(*MESHES[onto]))
+    shardings = adapter_shardings(state, mesh_named(onto))
     with Keeper(root / written) as keeper:
         step, loaded = keeper.restore(
             jax.device_put(jax.tree.map(np.zeros_like, state), shardings), data := iterator(0)

@@ -9,10 +9,8 @@ import optax
 import pytest
 from jax.sharding import NamedSharding, PartitionSpec
 
-from ia_jax.data.batch import Batch
 from ia_jax.errors import ConfigError
 from ia_jax.models.lora import LoraConfig, init_lora, pad_rank, strip_rank, take_organisms
-from ia_jax.models.transformer import forward_jit
 from ia_jax.parallel.mesh import make_mesh
 from ia_jax.training.optimizer import AdamW
 from ia_jax.training.organisms import Diverged, init_mixed_state, init_state, organisms_step
@@ -40,7 +38,7 @@ def fresh(keys=range(K), total=8, adapters=None):
     state = init_state(
         jnp.stack([jax.random.key(k) for k in keys]), jnp.full(len(keys), total, jnp.int32), tiny.TINY, LORA, OPTIMIZER
     )
-    return state if adapters is None else state._replace(adapters=adapters)
+    return state if adapters is None else state.replace(adapters=adapters)
 
 
 def step(params, state, batch):
@@ -84,10 +82,10 @@ def test_one_update_is_the_plain_recipe(params, batches):
 
     def loss(peft):
         adapter = {t: {"a": ab["a"], "b": LORA.scale * ab["b"]} for t, ab in peft.items()}
-        hidden = forward_jit(params, batch.tokens, batch.segment_ids, batch.positions, (adapter,), cfg=tiny.TINY)
-        logps = jax.nn.log_softmax(hidden @ params["embed"].T).reshape(-1, 64)
-        on = batch.target_weight[0] > 0
-        return -logps[batch.target_index[0][on], batch.target_token[0][on]].mean()
+        hidden = tiny.forward(params, batch.tokens, batch.segment_ids, batch.positions, (adapter,), cfg=tiny.TINY)
+        [logps] = jax.nn.log_softmax(hidden @ params["embed"].T)[0]  # of its one row
+        on = batch.target_weight[0, 0] > 0
+        return -logps[batch.target_index[0, 0][on], batch.target_token[0, 0][on]].mean()
 
     peft = init_lora(jax.random.key(1), tiny.TINY, LORA)
     peft = {t: {"a": ab["a"], "b": ab["b"] + 0.05} for t, ab in peft.items()}
@@ -108,7 +106,7 @@ def test_one_update_is_the_plain_recipe(params, batches):
 
 def with_nan(state, organism):
     q = state.adapters["q"]
-    return state._replace(adapters=state.adapters | {"q": q | {"b": q["b"].at[organism, 0, 0, 0].set(jnp.nan)}})
+    return state.replace(adapters=state.adapters | {"q": q | {"b": q["b"].at[organism, 0, 0, 0].set(jnp.nan)}})
 
 
 def test_a_nan_stays_with_its_organism(params, batches, trained):
@@ -126,20 +124,20 @@ def test_a_nan_stays_with_its_organism(params, batches, trained):
 
 def test_once_diverged_an_organism_is_left_alone(params, batches):
     state, _ = train(params, batches[:1], with_nan(fresh(), 2))
-    state, metrics = train(params, batches[1:2], state._replace(adapters=fresh().adapters))
+    state, metrics = train(params, batches[1:2], state.replace(adapters=fresh().adapters))
     assert np.isfinite(metrics["loss"]).all()
     assert state.diverged.tolist() == [0, 0, Diverged.LOSS, *[0] * 5]
     assert not tiny.differs(take_organisms(state.adapters, 2), take_organisms(fresh().adapters, 2))
 
 
 def test_an_organism_without_rows_is_unchanged(params, batches, trained):
-    idle = [np.array(x) for x in batches[1]]
-    for x in idle:
+    idle = jax.tree.map(np.array, batches[1])
+    for x in jax.tree.leaves(idle):
         x[2] = 0
     state, _ = train(params, batches[:1])
     before = take_organisms((state.adapters, state.moments, state.updates), 2)
     before = jax.tree.map(np.array, before)
-    state, metrics = step(params, state, Batch(*idle))
+    state, metrics = step(params, state, idle)
     assert not tiny.differs(take_organisms((state.adapters, state.moments, state.updates), 2), before)
     assert metrics["updated"].tolist() == [i != 2 for i in range(K)]
     assert not state.diverged.any()
@@ -150,7 +148,7 @@ def test_an_organism_without_rows_is_unchanged(params, batches, trained):
 def test_clipping_is_per_organism(params, batches):
     """A huge gradient of one organism shrinks nobody else's update."""
     loud = fresh()
-    loud = loud._replace(adapters=jax.tree.map(lambda x: x.at[0].multiply(30.0), loud.adapters))
+    loud = loud.replace(adapters=jax.tree.map(lambda x: x.at[0].multiply(30.0), loud.adapters))
     state, metrics = train(params, batches[:1], loud)
     quiet, quiet_metrics = train(params, batches[:1])
     assert metrics["grad_norm"][0] > 5 * quiet_metrics["grad_norm"][0]
@@ -162,7 +160,7 @@ def test_clipping_is_per_organism(params, batches):
 def test_each_organism_follows_its_own_schedule(params, batches):
     """The rate depends on the organism's own count and total."""
     totals = jnp.array([2] + [40] * (K - 1))
-    state, _ = train(params, batches[:1], fresh()._replace(total=totals))
+    state, _ = train(params, batches[:1], fresh().replace(total=totals))
     alone, _ = train(params, batches[:1], fresh([0], total=2), [0])
     assert tiny.furthest(take_organisms(state.adapters, 0), take_organisms(alone.adapters, 0)) <= 1e-6
     slow, _ = train(params, batches[:1], fresh(total=40))
@@ -204,7 +202,7 @@ def test_training_learns(params, batches):
 def test_why_an_organism_diverged(params, batches):
     state = with_nan(fresh(), 0)
     nu = jax.tree.map(lambda x: x.at[2].set(jnp.inf) if x.ndim > 1 else x, state.moments)
-    after, _ = train(params, batches[:1], state._replace(moments=nu))
+    after, _ = train(params, batches[:1], state.replace(moments=nu))
     assert after.diverged.tolist() == [Diverged.LOSS, 0, Diverged.UPDATE, *[0] * 5]
     assert after.updates.tolist() == [0, 1, 0, *[1] * 5]
     assert Diverged(int(after.diverged[0])).reason(12) == "its loss was not finite at update 13"

@@ -12,7 +12,7 @@ from ia_jax.parallel.mesh import make_mesh
 from ia_jax.training import introspection
 from tests import tiny
 from tests.processes import run_together
-from tests.test_mesh import CFG, LORA, OPTIMIZER, K
+from tests.test_mesh import BATCHES, CFG, LORA, OPTIMIZER, K
 
 
 def test_two_processes_are_one_run(tmp_path):
@@ -26,7 +26,7 @@ def test_two_processes_are_one_run(tmp_path):
         tiny.params(CFG),
         start,
         tiny.adapter(1, CFG, LORA, organisms=K),
-        tiny.batches(K)[0],
+        BATCHES[0],
         cfg=CFG,
         lora=LORA,
         optimizer=OPTIMIZER,

@@ -14,8 +14,6 @@ from ia_jax.models.transformer import (
     REMAT_POLICIES,
     abstract_params,
     apply_rope,
-    forward_jit,
-    init_params,
     logits_from_hidden,
     rms_norm,
     rope_frequencies,
@@ -43,8 +41,8 @@ def test_packed_and_padded_rows_equal_the_rows_alone(cfg):
     for row, chat in enumerate(chats, 1):
         tokens[0, row, : len(chat)], segments[0, row, : len(chat)] = chat, 1
     positions = np.asarray(segment_positions(jnp.asarray(segments)))
-    hidden = np.asarray(forward_jit(params, tokens, segments, positions, stack, cfg=cfg))[0]
-    last = forward_jit(params, tokens[:, 3:, :4], segments[:, 3:, :4], positions[:, 3:, :4], stack, cfg=cfg)
+    hidden = np.asarray(tiny.forward(params, tokens, segments, positions, stack, cfg=cfg))[0]
+    last = tiny.forward(params, tokens[:, 3:, :4], segments[:, 3:, :4], positions[:, 3:, :4], stack, cfg=cfg)
     assert tiny.worst(hidden[3, :4], last[0, 0]) < 1e-5
     start = 0
     for row, chat in enumerate(chats, 1):
@@ -56,10 +54,10 @@ def test_packed_and_padded_rows_equal_the_rows_alone(cfg):
 def test_a_token_sees_the_past_and_itself_alone():
     params = tiny.params()
     tokens, segments, positions = tiny.rows(1, 1, 8)
-    before = np.asarray(forward_jit(params, tokens, segments, positions, (), cfg=CFG))
+    before = np.asarray(tiny.forward(params, tokens, segments, positions, (), cfg=CFG))
     tokens = tokens.copy()
     tokens[0, 0, 5] = 64 - tokens[0, 0, 5]
-    after = np.asarray(forward_jit(params, tokens, segments, positions, (), cfg=CFG))
+    after = np.asarray(tiny.forward(params, tokens, segments, positions, (), cfg=CFG))
     np.testing.assert_array_equal(after[0, 0, :5], before[0, 0, :5])
     assert (np.abs(after[0, 0, 5:] - before[0, 0, 5:]).max(-1) > 1e-3).all()
 
@@ -76,10 +74,10 @@ def test_organism_axis_is_a_vmap_of_the_one_organism_model():
     direction = np.random.default_rng(5).normal(size=(K, 2, 7, 32)).astype(np.float32)
 
     def together(organisms, ia):
-        return (forward_jit(params, *rows, (organisms, ia), cfg=CFG) * direction).sum((1, 2, 3))
+        return (tiny.forward(params, *rows, (organisms, ia), cfg=CFG) * direction).sum((1, 2, 3))
 
     def alone(organism, ia, rows, direction):
-        hidden = forward_jit(params, *(x[None] for x in rows), (organism, ia), cfg=CFG)
+        hidden = tiny.forward(params, *(x[None] for x in rows), (organism, ia), cfg=CFG)
         return (hidden[0] * direction).sum()
 
     def mapped(organisms, ia):
@@ -100,15 +98,15 @@ def test_organism_axis_is_a_vmap_of_the_one_organism_model():
 def test_order_of_a_stack_does_not_matter():
     params, organisms, ia = tiny.params(), tiny.adapter(1, organisms=K), tiny.adapter(2)
     rows = tiny.rows(K, 2, 7)
-    one, other = (forward_jit(params, *rows, stack, cfg=CFG) for stack in ((organisms, ia), (ia, organisms)))
+    one, other = (tiny.forward(params, *rows, stack, cfg=CFG) for stack in ((organisms, ia), (ia, organisms)))
     assert tiny.worst(one, other) < 1e-5
     nothing = jax.tree.map(jnp.zeros_like, ia)
-    assert tiny.worst(one, forward_jit(params, *rows, (organisms, nothing), cfg=CFG)) > 1e-2
+    assert tiny.worst(one, tiny.forward(params, *rows, (organisms, nothing), cfg=CFG)) > 1e-2
 
 
 def gradient(remat, rows, cfg=CFG):
     params = tiny.params(cfg)
-    return jax.jit(jax.grad(lambda s: (forward_jit(params, *rows, s, cfg=cfg, remat=remat) ** 2).sum()))
+    return jax.jit(jax.grad(lambda s: (tiny.forward(params, *rows, s, cfg=cfg, remat=remat) ** 2).sum()))
 
 
 def test_rematerialisation_changes_nothing():
@@ -130,15 +128,15 @@ def test_each_policy_holds_less_than_the_one_before():
 
 def test_unknown_remat_policy():
     with pytest.raises(ConfigError, match="remat 'some' unknown"):
-        forward_jit(tiny.params(), *tiny.rows(1, 1, 3), (), cfg=CFG, remat="some")
+        tiny.forward(tiny.params(), *tiny.rows(1, 1, 3), (), cfg=CFG, remat="some")
 
 
 def test_every_layer_ends_in_the_result():
     params, rows = tiny.params(), tiny.rows(1, 2, 6)
-    states = forward_jit(params, *rows, (), cfg=CFG, every_layer=True)
+    states = tiny.forward(params, *rows, (), cfg=CFG, every_layer=True)
     assert states.shape == (CFG.num_hidden_layers + 1, 1, 2, 6, 32)
     np.testing.assert_array_equal(states[0], params["embed"][rows[0]])
-    assert tiny.worst(states[-1], forward_jit(params, *rows, (), cfg=CFG)) < 1e-6
+    assert tiny.worst(states[-1], tiny.forward(params, *rows, (), cfg=CFG)) < 1e-6
 
 
 def test_attention_head_by_head():
@@ -200,14 +198,13 @@ def test_rms_norm_statistics_are_fp32():
 def test_bfloat16_follows_float32():
     params, rows, stack = tiny.params(), tiny.rows(1, 2, 8), (tiny.adapter(1),)
     low = jax.tree.map(lambda x: x.astype(jnp.bfloat16), params)
-    wanted = logits_from_hidden(params, forward_jit(params, *rows, stack, cfg=CFG))
-    got = logits_from_hidden(low, forward_jit(low, *rows, stack, cfg=CFG))
+    wanted = logits_from_hidden(params, tiny.forward(params, *rows, stack, cfg=CFG))
+    got = logits_from_hidden(low, tiny.forward(low, *rows, stack, cfg=CFG))
     assert got.dtype == jnp.float32
     assert tiny.worst(got, wanted) < 5e-2
 
 
 @pytest.mark.parametrize("cfg", [CFG, QWEN], ids=["llama", "qwen3"])
-def test_init_and_abstract_params_follow_the_specs(cfg):
+def test_abstract_params_follow_the_specs(cfg):
     shapes = jax.tree.map(lambda s: s.shape, weight_specs(cfg), is_leaf=lambda s: hasattr(s, "axes"))
-    for tree in (init_params(jax.random.key(0), cfg), abstract_params(cfg, jnp.float32)):
-        assert jax.tree.map(lambda x: x.shape, tree) == shapes
+    assert jax.tree.map(lambda x: x.shape, abstract_params(cfg, jnp.float32)) == shapes

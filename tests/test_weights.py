@@ -204,7 +204,7 @@ def test_load_model_from_a_directory(tmp_path):
     checkpoint(tmp_path, LLAMA | {"vocab_size": 49152})
     plain, placed = load_model(tmp_path), load_model(tmp_path, "bfloat16", make_mesh(fsdp=4, tp=2))
     assert plain.fingerprint == placed.fingerprint
-    assert placed.params["embed"].sharding.mesh.shape == {"fsdp": 4, "tp": 2}
+    assert placed.params["embed"].sharding.mesh.shape == {"dcn": 1, "fsdp": 4, "rows": 1, "tp": 2}
     chat = [{"role": "user", "content": "a  1 I've\n\n12"}]
     assert encode_prompt(plain.tokenizer, chat).tolist() == encode_prompt(tokenizer, chat).tolist()
 

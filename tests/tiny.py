@@ -6,11 +6,13 @@ import numpy as np
 
 from ia_jax.data.batch import build_batch
 from ia_jax.data.plans import plan_organisms
+from ia_jax.models import transformer
 from ia_jax.models.chat import ChatExample
 from ia_jax.models.config import ModelConfig, RopeScaling
 from ia_jax.models.lora import LoraConfig, lora_shapes
 from ia_jax.models.transformer import WeightSpec, weight_specs
 
+forward = jax.jit(transformer.forward, static_argnames=("cfg", "rules", "remat", "every_layer"))
 TINY = ModelConfig("llama", 64, 32, 48, 2, 4, 2, 8, 1e-5, 1e4)
 LLAMA3 = RopeScaling(
     "llama3", factor=4.0, low_freq_factor=1.0, high_freq_factor=4.0, original_max_position_embeddings=16
@@ -67,6 +69,11 @@ def rows(organisms, count, length, seed=0, vocab=TINY.vocab_size):
     """tokens, segment_ids, positions [K, B, T] of unpacked full rows."""
     tokens = np.random.default_rng(seed).integers(1, vocab, (organisms, count, length)).astype(np.int32)
     return tokens, np.ones_like(tokens), np.broadcast_to(np.arange(length, dtype=np.int32), tokens.shape)
+
+
+def beside(tree, other):
+    """A tree of arrays inside a program, moved to where those of another lie."""
+    return jax.tree.map(lambda x, y: jax.sharding.reshard(x, jax.typeof(y).sharding.spec), tree, other)
 
 
 def worst(got, wanted):

@@ -24,7 +24,7 @@ from ia_jax.adapters.shelf import CACHE_BYTES, HostAdapter, Shelf
 from ia_jax.adapters.store import Base, Directory
 from ia_jax.models.lora import Adapter, LoraConfig, Picked, adapter_shardings
 from ia_jax.parallel.distributed import on_main_process
-from ia_jax.parallel.mesh import named_sharding, put_on_mesh, spread_over
+from ia_jax.parallel.mesh import TRAINING, put_on_mesh
 from ia_jax.progress import progress
 
 SHARE_OF_FREE = 0.5  # of a device's free memory; the rest is for activations and what is trained
@@ -43,7 +43,7 @@ class Bank:
 
     def __init__(self, shelf: Shelf, mesh: Mesh, zeros: int, resident: Adapter | None):
         self._shelf, self._mesh, self.resident = shelf, mesh, resident
-        self.lora, self.groups = shelf.lora, spread_over(mesh, "organism")
+        self.lora, self.groups = shelf.lora, TRAINING.size("organism", mesh)
         self.hashes = [*shelf.hashes, *["zero"] * zeros]
 
     def __len__(self) -> int:
@@ -111,11 +111,11 @@ class Bank:
         ]
 
     def _slots(self, slots: Sequence[int]) -> jax.Array:
-        return put_on_mesh(np.asarray(slots, np.int32), named_sharding(self._mesh, ("organism",)))
+        return put_on_mesh(np.asarray(slots, np.int32), TRAINING.sharding(self._mesh, "organism"))
 
     def _held(self, count: int) -> set[int]:
         """Which of `count` positions lie on devices of this process."""
-        where = named_sharding(self._mesh, ("organism",)).addressable_devices_indices_map((count,)).values()
+        where = TRAINING.sharding(self._mesh, "organism").addressable_devices_indices_map((count,)).values()
         return {i for index in where if index for i in range(count)[index[0]]}
 
     def _stack(self, organisms: Sequence[int | None], adapters: dict[int, HostAdapter]) -> Adapter:

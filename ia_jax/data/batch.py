@@ -2,24 +2,28 @@
 
 import math
 from collections.abc import Sequence
-from typing import Any, NamedTuple
+from typing import Any
 
+import flax.struct
 import jax
 import numpy as np
+from jax.sharding import Mesh
 
 from ia_jax.data.plans import Plan, Slot, Unit
 from ia_jax.errors import ConfigError
+from ia_jax.parallel.mesh import TRAINING, Rules
 
 Array = Any  # a numpy array while a batch is being built, a jax array in a step
 
 
-class Batch(NamedTuple):
-    """Rows of K organisms and the positions that are supervised.
+@flax.struct.dataclass
+class Batch:
+    """B rows of T tokens of each of K organisms, and up to P positions of each row that are supervised.
 
     tokens, segment_ids, positions: [K, B, T] (segment 0 is padding; a row may hold several examples, of one organism).
-    target_index: [K, P] position in the organism's flattened B*T tokens whose *next* token is supervised.
-    target_token: [K, P] that next token. target_weight: [K, P] 1.0, or 0.0 for filling.
-    target_example: [K, P] which of the organism's examples in this batch the target belongs to.
+    target_index: [K, B, P] position in the row whose *next* token is supervised.
+    target_token: [K, B, P] that next token. target_weight: [K, B, P] 1.0, or 0.0 for filling.
+    target_example: [K, B, P] which of the organism's examples in this batch (over all its rows) the target belongs to.
     """
 
     tokens: Array
@@ -32,15 +36,15 @@ class Batch(NamedTuple):
 
 
 def build_batch(step: Sequence[Slot], plan: Plan, units: Sequence[Sequence[Unit]]) -> Batch:
-    """The arrays of one step: [K, B, T] tokens and [K, P] targets. Examples are numbered in the order they stand."""
+    """The arrays of one step: [K, B, T] tokens and [K, B, P] targets. Examples are numbered in the order they stand."""
     k, b, t, p = len(step), plan.rows, plan.length, plan.targets
     tokens, segments, positions = (np.zeros((k, b, t), np.int32) for _ in range(3))
-    index, token, example = (np.zeros((k, p), np.int32) for _ in range(3))
-    weight = np.zeros((k, p), np.float32)
+    index, token, example = (np.zeros((k, b, p), np.int32) for _ in range(3))
+    weight = np.zeros((k, b, p), np.float32)
     for i, slot in enumerate(step):
-        n = number = 0
+        number = 0
         for r, row in enumerate(slot.rows):
-            start = 0
+            start = n = 0
             for segment, chat in enumerate((e for u in row for e in units[slot.organism][u]), 1):
                 end = start + len(chat.tokens)
                 tokens[i, r, start:end] = chat.tokens
@@ -51,12 +55,17 @@ def build_batch(step: Sequence[Slot], plan: Plan, units: Sequence[Sequence[Unit]
                 if len(where) == 0 or where[0] == 0:
                     raise ConfigError(f"organism {slot.organism}: an example has no supervised token after its prompt")
                 m = n + len(where)
-                index[i, n:m] = r * t + start + where - 1
-                token[i, n:m] = chat.tokens[where]
-                weight[i, n:m] = 1.0
-                example[i, n:m] = number
+                index[i, r, n:m] = start + where - 1
+                token[i, r, n:m] = chat.tokens[where]
+                weight[i, r, n:m] = 1.0
+                example[i, r, n:m] = number
                 n, number, start = m, number + 1, end
     return Batch(tokens, segments, positions, index, token, weight, example)
+
+
+def batch_shardings(batch: Batch, mesh: Mesh, rules: Rules = TRAINING) -> Any:
+    """A NamedSharding for every array of a batch: by organism and, within each, by row."""
+    return jax.tree.map(lambda _: rules.sharding(mesh, "organism", "rows", None), batch)
 
 
 def token_counts(batch: Batch) -> dict[str, jax.Array]:

@@ -34,8 +34,8 @@ class Slot:
 class Plan:
     """Steps of K slots each, and the array sizes that hold every one of them.
 
-    rows, length: of a slot, so a batch is [K, rows, length] tokens. tokens, supervised: how many real and supervised
-    ones all steps hold together.
+    rows, length: of a slot, so a batch is [K, rows, length] tokens. targets: the most supervised tokens of a row;
+    examples: the most of a slot. tokens, supervised: how many real and supervised ones all steps hold together.
     """
 
     steps: tuple[tuple[Slot, ...], ...]
@@ -269,14 +269,14 @@ def _check_fits(number: int, tokens: int, row_length: int) -> None:
 def _sized(steps: list[list[Slot]], units: Sequence[Sequence[Unit]], rows: int) -> Plan:
     slots = [slot for step in steps for slot in step]
 
-    def examples(slot: Slot) -> list[ChatExample]:
-        return [e for row in slot.rows for u in row for e in units[slot.organism][u]]
+    def examples(slot: Slot, row: Row) -> list[ChatExample]:
+        return [e for u in row for e in units[slot.organism][u]]
 
-    supervised = [sum(int(e.loss_mask.sum()) for e in examples(s)) for s in slots]
+    supervised = [sum(int(e.loss_mask.sum()) for e in examples(s, row)) for s in slots for row in s.rows]
     if not any(supervised):
         raise ConfigError("no example has a supervised token; check the chat template and the transcripts")
     targets = -(-max(supervised) // 8) * 8
-    most = max(len(examples(s)) for s in slots)
+    most = max(sum(len(examples(s, row)) for row in s.rows) for s in slots)
     loads = [sum(unit_length(units[s.organism][u]) for u in row) for s in slots for row in s.rows]
     length = rounded_length(max(loads))
     return Plan(tuple(tuple(s) for s in steps), rows, length, targets, most, sum(loads), sum(supervised))

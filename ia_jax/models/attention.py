@@ -5,15 +5,17 @@ chosen by where the program will run: splash attention on TPU, cuDNN on GPU, els
 the others are tested against.
 """
 
+from functools import partial
 from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 
-from ia_jax.parallel.mesh import constrain_to, reshard
+from ia_jax.parallel.mesh import TRAINING, Rules
 from ia_jax.parallel.platform import fix_layout_on_cpu, platform
 
-HEADS = ("organism", None, "heads", None, None)
+ROWS = ("organism", "rows", None)  # logical axes of segment ids
+HEADS = ("organism", "rows", "heads", None, None)
 LANES = 128  # splash works on blocks of a multiple of this many tokens
 BLOCK = 512
 
@@ -37,7 +39,9 @@ def attention_mask(segment_ids: jax.Array, dtype: Any, head_dim: int) -> "Segmen
     return Segments(segment_ids) if fused.get(platform(), False) else causal_mask(segment_ids)
 
 
-def attention(q: jax.Array, k: jax.Array, v: jax.Array, mask: "Segments | jax.Array") -> jax.Array:
+def attention(
+    q: jax.Array, k: jax.Array, v: jax.Array, mask: "Segments | jax.Array", rules: Rules = TRAINING
+) -> jax.Array:
     """Softmax attention with fp32 scores.
 
     q: [K, B, T, N*G, H] (G query heads share a key head); k, v: [K, B, N, S, H]; mask: `attention_mask` of the rows, or
@@ -45,11 +49,11 @@ def attention(q: jax.Array, k: jax.Array, v: jax.Array, mask: "Segments | jax.Ar
     nowhere (padding) give zeros under a mask; a fused kernel leaves something finite there, which nothing reads.
     """
     if not isinstance(mask, Segments):
-        return plain(q, k, v, mask)
-    return splash(q, k, v, mask.ids) if platform() == "tpu" else cudnn(q, k, v, mask.ids)
+        return plain(q, k, v, mask, rules)
+    return splash(q, k, v, mask.ids, rules) if platform() == "tpu" else cudnn(q, k, v, mask.ids, rules)
 
 
-def plain(q: jax.Array, k: jax.Array, v: jax.Array, mask: jax.Array) -> jax.Array:
+def plain(q: jax.Array, k: jax.Array, v: jax.Array, mask: jax.Array, rules: Rules = TRAINING) -> jax.Array:
     """The reference, and what runs on CPU and over a cache. Arguments as in `attention`."""
     kk, b, t, heads, h = q.shape
     n = k.shape[2]
@@ -57,7 +61,8 @@ def plain(q: jax.Array, k: jax.Array, v: jax.Array, mask: jax.Array) -> jax.Arra
     # Batch axes first and contiguous: as one batched product these run ten times faster on CPU than when the
     # einsum is left to find the layout itself.
     q = jnp.moveaxis(q.reshape(kk, b, t, n, g, h), 2, 4).reshape(kk, b, n, g * t, h)
-    out = _attend(q, k, v, mask).reshape(kk, b, n, g, t, h)
+    q, k, v = (rules.reshard(x, *HEADS) for x in (q, k, v))  # reshapes between axes of size 1 forget how others lie
+    out = _attend(q, k, v, mask, rules).reshape(kk, b, n, g, t, h)
     return jnp.moveaxis(out, 4, 2).reshape(kk, b, t, heads, h)
 
 
@@ -79,8 +84,15 @@ def _splash_kernel(heads: int, length: int, interpret: bool) -> Any:
     )
 
 
-def splash(q: jax.Array, k: jax.Array, v: jax.Array, segment_ids: jax.Array, interpret: bool = False) -> jax.Array:
-    """JAX's TPU kernel, on each device's own organisms and heads. T: a multiple of 128. Scores never reach HBM."""
+def splash(
+    q: jax.Array,
+    k: jax.Array,
+    v: jax.Array,
+    segment_ids: jax.Array,
+    rules: Rules = TRAINING,
+    interpret: bool = False,
+) -> jax.Array:
+    """JAX's TPU kernel, on each device's own rows and heads. T: a multiple of 128. Scores never reach HBM."""
 
     def local(q: jax.Array, k: jax.Array, v: jax.Array, ids: jax.Array) -> jax.Array:
         from jax.experimental.pallas.ops.tpu.splash_attention import splash_attention_kernel
@@ -93,21 +105,20 @@ def splash(q: jax.Array, k: jax.Array, v: jax.Array, segment_ids: jax.Array, int
         return jax.vmap(jax.vmap(row))(q, k, v, ids)
 
     q = jnp.moveaxis(q * jnp.asarray(q.shape[-1] ** -0.5, q.dtype), 2, 3)  # the kernel takes q scaled
-    on_heads, on_rows = constrain_to(*HEADS), constrain_to("organism", None, None)
-    if on_rows is not None:
-        q, k, v, segment_ids = *(reshard(x, *HEADS) for x in (q, k, v)), reshard(segment_ids, "organism", None, None)
-        local = jax.shard_map(
-            local, in_specs=(on_heads, on_heads, on_heads, on_rows), out_specs=on_heads, check_vma=False
-        )
-    return jnp.moveaxis(local(q, k, v, segment_ids), 3, 2)
+    on_heads, on_rows = rules.spec(*HEADS), rules.spec(*ROWS)
+    q, k, v = (rules.reshard(x, *HEADS) for x in (q, k, v))
+    run = jax.shard_map(local, in_specs=(on_heads, on_heads, on_heads, on_rows), out_specs=on_heads, check_vma=False)
+    return jnp.moveaxis(run(q, k, v, rules.reshard(segment_ids, *ROWS)), 3, 2)
 
 
-def cudnn(q: jax.Array, k: jax.Array, v: jax.Array, segment_ids: jax.Array) -> jax.Array:
-    """cuDNN's fused attention, on each device's own organisms and heads. Arguments as in `splash`."""
-    return _dot_product_attention(q, k, v, segment_ids, "cudnn")
+def cudnn(
+    q: jax.Array, k: jax.Array, v: jax.Array, segment_ids: jax.Array, rules: Rules = TRAINING, name: Any = "cudnn"
+) -> jax.Array:
+    """cuDNN's fused attention, on each device's own rows and heads. Arguments as in `splash`.
 
+    name: which implementation of `jax.nn.dot_product_attention` runs; tests without a GPU take "xla".
+    """
 
-def _dot_product_attention(q: jax.Array, k: jax.Array, v: jax.Array, segment_ids: jax.Array, name: Any) -> jax.Array:
     def local(q: jax.Array, k: jax.Array, v: jax.Array, ids: jax.Array) -> jax.Array:
         kk, b, t, heads, h = q.shape
         k, v = (jnp.swapaxes(x, 2, 3).reshape(kk * b, t, -1, h) for x in (k, v))
@@ -120,13 +131,11 @@ def _dot_product_attention(q: jax.Array, k: jax.Array, v: jax.Array, segment_ids
         )
         return out.reshape(kk, b, t, heads, h)
 
-    positions_first = ("organism", None, None, "heads", None)
-    on_q, on_kv, on_rows = (constrain_to(*x) for x in (positions_first, HEADS, ("organism", None, None)))
-    if on_rows is not None:
-        q, k, v = reshard(q, *positions_first), reshard(k, *HEADS), reshard(v, *HEADS)
-        segment_ids = reshard(segment_ids, "organism", None, None)
-        local = jax.shard_map(local, in_specs=(on_q, on_kv, on_kv, on_rows), out_specs=on_q, check_vma=False)
-    return local(q, k, v, segment_ids)
+    positions_first = ("organism", "rows", None, "heads", None)
+    on_q, on_kv, on_rows = (rules.spec(*axes) for axes in (positions_first, HEADS, ROWS))
+    run = jax.shard_map(local, in_specs=(on_q, on_kv, on_kv, on_rows), out_specs=on_q, check_vma=False)
+    q, k, v = rules.reshard(q, *positions_first), rules.reshard(k, *HEADS), rules.reshard(v, *HEADS)
+    return run(q, k, v, rules.reshard(segment_ids, *ROWS))
 
 
 # ---------------------------------------------------------------------------------------------------------------------
@@ -134,9 +143,8 @@ def _dot_product_attention(q: jax.Array, k: jax.Array, v: jax.Array, segment_ids
 # ---------------------------------------------------------------------------------------------------------------------
 
 
-def _dot(equation: str, x: jax.Array, y: jax.Array, dtype: Any = None) -> jax.Array:
-    # Reshapes between axes of size 1 forget how the others are sharded, so it is said again here.
-    x, y = reshard(x, *HEADS), reshard(y, *HEADS)
+def _dot(equation: str, x: jax.Array, y: jax.Array, rules: Rules, dtype: Any = None) -> jax.Array:
+    x, y = rules.reshard(x, *HEADS), rules.reshard(y, *HEADS)
     return jnp.einsum(equation, x, y, preferred_element_type=dtype or x.dtype)
 
 
@@ -145,19 +153,19 @@ def _transposed(x: jax.Array) -> jax.Array:
     return fix_layout_on_cpu(jnp.swapaxes(x, -1, -2))
 
 
-@jax.custom_vjp
-def _attend(q: jax.Array, k: jax.Array, v: jax.Array, mask: jax.Array) -> jax.Array:
+@partial(jax.custom_vjp, nondiff_argnums=(4,))
+def _attend(q: jax.Array, k: jax.Array, v: jax.Array, mask: jax.Array, rules: Rules) -> jax.Array:
     """q: [K, B, N, G*T, H] -> the same. The derivative is written by hand so that its products run in the compute
     dtype and only the rounded attention weights are kept, not two fp32 copies of the scores.
     """
-    return _dot("kbnqs,kbnsh->kbnqh", _weights(q, k, mask), v)
+    return _dot("kbnqs,kbnsh->kbnqh", _weights(q, k, mask, rules), v, rules)
 
 
-def _weights(q: jax.Array, k: jax.Array, mask: jax.Array) -> jax.Array:
+def _weights(q: jax.Array, k: jax.Array, mask: jax.Array, rules: Rules) -> jax.Array:
     """Attention weights [K, B, N, G*T, S] in q's dtype."""
     kk, b, n, gt, h = q.shape
     t, s = mask.shape[-2:]
-    scores = _dot("kbnqh,kbnsh->kbnqs", q, k, jnp.float32).reshape(kk, b, n, gt // t, t, s) * h**-0.5
+    scores = _dot("kbnqh,kbnsh->kbnqs", q, k, rules, jnp.float32).reshape(kk, b, n, gt // t, t, s) * h**-0.5
     scores = jnp.where(mask[:, :, None, None], scores, -1e30)
     top = jnp.maximum(scores.max(-1, keepdims=True), -1e29)  # all masked: every weight becomes exp(-huge) = 0
     weights = jnp.exp(scores - top)
@@ -165,20 +173,20 @@ def _weights(q: jax.Array, k: jax.Array, mask: jax.Array) -> jax.Array:
     return weights.astype(q.dtype).reshape(kk, b, n, gt, s)
 
 
-def _attend_fwd(q: jax.Array, k: jax.Array, v: jax.Array, mask: jax.Array) -> tuple[jax.Array, tuple]:
-    weights = _weights(q, k, mask)
-    return _dot("kbnqs,kbnsh->kbnqh", weights, v), (q, k, v, weights)
+def _attend_fwd(q: jax.Array, k: jax.Array, v: jax.Array, mask: jax.Array, rules: Rules) -> tuple[jax.Array, tuple]:
+    weights = _weights(q, k, mask, rules)
+    return _dot("kbnqs,kbnsh->kbnqh", weights, v, rules), (q, k, v, weights)
 
 
-def _attend_bwd(saved: tuple, cotangent: jax.Array) -> tuple:
+def _attend_bwd(rules: Rules, saved: tuple, cotangent: jax.Array) -> tuple:
     q, k, v, weights = saved
-    dv = _dot("kbnsq,kbnqh->kbnsh", _transposed(weights), cotangent)
-    dweights = _dot("kbnqh,kbnsh->kbnqs", cotangent, v, jnp.float32)
+    dv = _dot("kbnsq,kbnqh->kbnsh", _transposed(weights), cotangent, rules)
+    dweights = _dot("kbnqh,kbnsh->kbnqs", cotangent, v, rules, jnp.float32)
     w = weights.astype(jnp.float32)
     dscores = w * (dweights - (dweights * w).sum(-1, keepdims=True)) * q.shape[-1] ** -0.5
     dscores = dscores.astype(q.dtype)
-    dq = _dot("kbnqs,kbnsh->kbnqh", dscores, k)
-    dk = _dot("kbnsq,kbnqh->kbnsh", _transposed(dscores), q)
+    dq = _dot("kbnqs,kbnsh->kbnqh", dscores, k, rules)
+    dk = _dot("kbnsq,kbnqh->kbnsh", _transposed(dscores), q, rules)
     return dq, dk, dv, None
 
 

@@ -16,7 +16,7 @@ from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 from ia_jax.errors import ConfigError
 from ia_jax.models.config import ModelConfig
-from ia_jax.parallel.mesh import named_sharding, partition, reshard
+from ia_jax.parallel.mesh import TRAINING, Rules
 
 Adapter = dict[str, dict[str, jax.Array]]
 
@@ -78,19 +78,13 @@ def lora_shapes(cfg: ModelConfig, lora: LoraConfig) -> dict[str, dict[str, tuple
 
 
 def leaf_axes(projection: str, factor: str) -> tuple[str | None, ...]:
-    """Logical axes of one leaf without organism axis (see `parallel.mesh.RULES`)."""
+    """Logical axes of one leaf without organism axis (fields of `parallel.mesh.Rules`)."""
     if factor == "a":
         return ("layers", _IN_AXIS.get(projection, "embed"), "rank")
     return ("layers", "rank", _OUT_AXIS.get(projection, "embed"))
 
 
-def lora_axes(lora: LoraConfig, organisms: bool = False) -> dict[str, dict[str, tuple[str | None, ...]]]:
-    """Logical axes of all leaves, with a leading organism axis if asked."""
-    lead = ("organism",) if organisms else ()
-    return {t: {n: (*lead, *leaf_axes(t, n)) for n in ("a", "b")} for t in lora.targets}
-
-
-def adapter_shardings(tree: Any, mesh: Mesh, organisms: bool = False) -> Any:
+def adapter_shardings(tree: Any, mesh: Mesh, organisms: bool = False, rules: Rules = TRAINING) -> Any:
     """A NamedSharding for every leaf of an adapter, or of a training state with adapters and moments shaped alike.
 
     With `organisms` the leading axis of every leaf is spread; without, an organism axis lies whole. Leaves outside an
@@ -102,7 +96,7 @@ def adapter_shardings(tree: Any, mesh: Mesh, organisms: bool = False) -> Any:
         inside = len(keys) > 1 and keys[-2] in PROJECTIONS
         axes = leaf_axes(keys[-2], keys[-1]) if inside else ()
         lead = ("organism",) if organisms else (None,) * (x.ndim - 3) if inside else ()
-        return named_sharding(mesh, (*lead, *axes))
+        return rules.sharding(mesh, *lead, *axes)
 
     return jax.tree_util.tree_map_with_path(leaf, tree)
 
@@ -184,7 +178,7 @@ def has_organism_axis(member: Member) -> bool:
     return isinstance(member, Picked) or next(iter(member.values()))["a"].ndim == 4
 
 
-def to_scan(stack: Stack, dtype: Any = None) -> Scanned:
+def to_scan(stack: Stack, rules: Rules = TRAINING, dtype: Any = None) -> Scanned:
     """The stack ready for `lax.scan`: layer axis first ([K, L, ...] -> [L, K, ...]), on its logical axes.
 
     `dtype` casts it: for generation, which reads it at every token. A stack that is trained stays as it is held, and so
@@ -195,34 +189,31 @@ def to_scan(stack: Stack, dtype: Any = None) -> Scanned:
         axes = leaf_axes(projection, factor)
         if x.ndim == 4:
             x, axes = jnp.swapaxes(x, 0, 1), (axes[0], "organism", *axes[1:])
-        return reshard(x if dtype is None else x.astype(dtype), *axes)
+        return rules.reshard(x if dtype is None else x.astype(dtype), *axes)
 
     def tree(member: Member) -> Adapter:
         if isinstance(member, Picked):
             bank, slots = jax.lax.stop_gradient(member.bank), member.slots
-            picked = {t: {n: _pick(t, n, x, slots) for n, x in ab.items()} for t, ab in bank.items()}
+            picked = {t: {n: _pick(t, n, x, slots, rules) for n, x in ab.items()} for t, ab in bank.items()}
             return picked if dtype is None else jax.tree.map(lambda x: x.astype(dtype), picked)
         return {t: {n: leaf(t, n, x) for n, x in ab.items()} for t, ab in member.items()}
 
     return tuple(map(tree, stack))
 
 
-def _pick(projection: str, factor: str, x: jax.Array, slots: jax.Array) -> jax.Array:
+def _pick(projection: str, factor: str, x: jax.Array, slots: jax.Array, rules: Rules) -> jax.Array:
     """A bank's leaf [F * M, L, ...] at `slots` [K] -> [L, K, ...]: every device takes from the rows that it holds."""
 
     def own(x: jax.Array, slots: jax.Array) -> jax.Array:
         rows = x.at[slots].get(mode="fill", fill_value=0, wrap_negative_indices=False)
         return jnp.swapaxes(rows, 0, 1)
 
-    mesh = jax.sharding.get_abstract_mesh()
-    if mesh.empty:
-        return own(x, slots)
-    layers, *rest = leaf_axes(projection, factor)
-    held, index, out = (
-        partition(axes, mesh.axis_names)
-        for axes in (("organism", layers, *rest), ("organism",), (layers, "organism", *rest))
-    )
-    return jax.shard_map(own, in_specs=(held, index), out_specs=out)(x, slots)
+    # As they lie, whatever the rules that the bank was opened with; then where this pass wants them.
+    held, index = jax.typeof(x).sharding.spec, jax.typeof(slots).sharding.spec
+    groups, layers, *rest = (*held, *(None,) * x.ndim)[: x.ndim]
+    picked = jax.shard_map(own, in_specs=(held, index), out_specs=PartitionSpec(layers, groups, *rest))(x, slots)
+    layer_axis, *axes = leaf_axes(projection, factor)
+    return rules.reshard(picked, layer_axis, "organism", *axes)
 
 
 def peft_parametrization(tx: optax.GradientTransformation, scale: float | jax.Array) -> optax.GradientTransformation:

@@ -14,24 +14,38 @@ import jax
 import jax.numpy as jnp
 
 from ia_jax.models.lora import Scanned
-from ia_jax.parallel.mesh import constrain_to, reshard
+from ia_jax.parallel.mesh import TRAINING, Rules
 from ia_jax.parallel.platform import fix_layout_on_cpu
 
 Axes = tuple[str | None, ...]
+LOW_RANK: Axes = ("organism", "rows", None, None)
 
 
-def _dot(equation: str, x: jax.Array, y: jax.Array, out: Axes, dtype: Any = jnp.float32) -> jax.Array:
-    return jnp.einsum(equation, x, y, preferred_element_type=dtype, out_sharding=constrain_to(*out))
+def _dot(equation: str, x: jax.Array, y: jax.Array, rules: Rules, out: Axes, dtype: Any = jnp.float32) -> jax.Array:
+    return jnp.einsum(equation, x, y, preferred_element_type=dtype, out_sharding=rules.spec(*out))
 
 
-def _k(leaf: jax.Array) -> str:
-    """The einsum letter of the organism axis, where a leaf has one."""
-    return "k" if leaf.ndim == 3 else ""
+def _lead(leaf: jax.Array) -> tuple[str, Axes]:
+    """The einsum letter and the logical axis of the organism axis, where a leaf has one."""
+    return ("k", ("organism",)) if leaf.ndim == 3 else ("", ())
 
 
-@partial(jax.custom_vjp, nondiff_argnums=(3, 4))
+def _activation_axis(axis: str) -> str | None:
+    return None if axis == "embed" else axis
+
+
+def _whole(leaf: jax.Array, dtype: Any, rules: Rules, *axes: str) -> jax.Array:
+    """A weight or an adapter's factor of one layer, in the compute dtype, for one pass: whole along `embed`.
+
+    Said, not left to the compiler: it may contract against the shards one after the other, in a loop whose program
+    takes many times as long to compile.
+    """
+    _, lead = _lead(leaf)
+    return rules.reshard(leaf.astype(dtype), *lead, *map(_activation_axis, axes))
+
+
 def project(
-    x: jax.Array, weights: dict[str, jax.Array], stack: Scanned, in_axis: str, out_axis: str
+    x: jax.Array, weights: dict[str, jax.Array], stack: Scanned, in_axis: str, out_axis: str, rules: Rules = TRAINING
 ) -> dict[str, jax.Array]:
     """All projections that share one input.
 
@@ -39,42 +53,52 @@ def project(
     need not target every name. in_axis, out_axis: logical axes of the weight ("embed", "heads" or "mlp").
     Returns {name: [K, B, T, out]} in fp32.
     """
-    return _project(x, weights, stack, in_axis, out_axis)[0]
+
+    def leaf(factor: str, value: jax.Array) -> jax.Array:
+        axes = (in_axis, "rank") if factor == "a" else ("rank", out_axis)
+        return rules.reshard(value, *_lead(value)[1], *axes)
+
+    # Nothing moves inside a model. Gradients are made where these axes lie, and have to lie where the arguments do.
+    x = rules.reshard(x, "organism", "rows", None, _activation_axis(in_axis))
+    named = tuple({n: adapter[n] for n in weights if n in adapter} for adapter in stack)
+    placed = tuple({n: {f: leaf(f, v) for f, v in ab.items()} for n, ab in adapter.items()} for adapter in named)
+    return _project_with_stack(x, weights, placed, in_axis, out_axis, rules)
 
 
-def _activation_axis(axis: str) -> str | None:
-    return None if axis == "embed" else axis
-
-
-def _gathered(weights: dict[str, jax.Array], in_axis: str, out_axis: str) -> dict[str, jax.Array]:
-    """The weights whole along `fsdp`, for one layer and one pass.
-
-    Said, not left to the compiler: it may contract against the shards one after the other, in a loop whose program
-    takes many times as long to compile.
-    """
-    return {n: reshard(w, _activation_axis(in_axis), _activation_axis(out_axis)) for n, w in weights.items()}
+@partial(jax.custom_vjp, nondiff_argnums=(3, 4, 5))
+def _project_with_stack(
+    x: jax.Array, weights: dict[str, jax.Array], stack: Scanned, in_axis: str, out_axis: str, rules: Rules
+) -> dict[str, jax.Array]:
+    return _project(x, weights, stack, in_axis, out_axis, rules)[0]
 
 
 def _project(
-    x: jax.Array, weights: dict[str, jax.Array], stack: Scanned, in_axis: str, out_axis: str
+    x: jax.Array, weights: dict[str, jax.Array], stack: Scanned, in_axis: str, out_axis: str, rules: Rules
 ) -> tuple[dict[str, jax.Array], list[jax.Array | None]]:
-    out = ("organism", None, None, _activation_axis(out_axis))
-    weights = _gathered(weights, in_axis, out_axis)
-    ys = {name: _dot("kbtd,df->kbtf", x, w, out) for name, w in weights.items()}
+    out = ("organism", "rows", None, _activation_axis(out_axis))
+    ys = {
+        name: _dot("kbtd,df->kbtf", x, _whole(w, w.dtype, rules, in_axis, out_axis), rules, out)
+        for name, w in weights.items()
+    }
     low = []
     for adapter in stack:
         names = [n for n in weights if n in adapter]
         if not names:
             low.append(None)
             continue
-        k = _k(adapter[names[0]]["a"])
-        # One product of width n * r for the whole group: alone, a rank-r product wastes the matrix unit.
-        a = jnp.concatenate([adapter[n]["a"] for n in names], axis=-1).astype(x.dtype)
-        u = _dot(f"kbtd,{k}dr->kbtr", x, a, ("organism", None, None, None), x.dtype)
+        k, _ = _lead(adapter[names[0]]["a"])
+        a = _whole(_side_by_side(adapter, names), x.dtype, rules, in_axis, "rank")
+        u = _dot(f"kbtd,{k}dr->kbtr", x, a, rules, LOW_RANK, x.dtype)
         for n, u_n in zip(names, _split(u, adapter, names), strict=True):
-            ys[n] = ys[n] + _dot(f"kbtr,{k}rf->kbtf", u_n, adapter[n]["b"].astype(x.dtype), out)
+            b = _whole(adapter[n]["b"], x.dtype, rules, "rank", out_axis)
+            ys[n] = ys[n] + _dot(f"kbtr,{k}rf->kbtf", u_n, b, rules, out)
         low.append(u)
     return ys, low
+
+
+def _side_by_side(adapter: dict, names: list[str]) -> jax.Array:
+    """The `a` of a group, for one product of width n * r: alone, a rank-r product wastes the matrix unit."""
+    return jnp.concatenate([adapter[n]["a"] for n in names], axis=-1)
 
 
 def _split(u: jax.Array, adapter: dict, names: list[str]) -> list[jax.Array]:
@@ -86,54 +110,54 @@ def _split(u: jax.Array, adapter: dict, names: list[str]) -> list[jax.Array]:
     return pieces
 
 
-def _project_fwd(x: jax.Array, weights: dict, stack: Scanned, in_axis: str, out_axis: str) -> tuple[dict, tuple]:
-    ys, low = _project(x, weights, stack, in_axis, out_axis)
+def _project_fwd(
+    x: jax.Array, weights: dict, stack: Scanned, in_axis: str, out_axis: str, rules: Rules
+) -> tuple[dict, tuple]:
+    ys, low = _project(x, weights, stack, in_axis, out_axis, rules)
     return ys, (x, weights, stack, low)
 
 
-def _project_bwd(in_axis: str, out_axis: str, saved: tuple, cotangents: dict) -> tuple:
+def _project_bwd(in_axis: str, out_axis: str, rules: Rules, saved: tuple, cotangents: dict) -> tuple:
     x, weights, stack, low = saved
     gs = {n: g.astype(x.dtype) for n, g in cotangents.items()}
-    wide = ("organism", None, None, _activation_axis(in_axis))
+    wide = ("organism", "rows", None, _activation_axis(in_axis))
     dx = jnp.zeros((), jnp.float32)
-    for n, w in _gathered(weights, in_axis, out_axis).items():
-        dx = dx + _dot("kbtf,df->kbtd", gs[n], w, wide)
+    for n, w in weights.items():
+        dx = dx + _dot("kbtf,df->kbtd", gs[n], _whole(w, w.dtype, rules, in_axis, out_axis), rules, wide)
     grads = []
     for adapter, u in zip(stack, low, strict=True):
-        grad = jax.tree.map(jnp.zeros_like, adapter)
+        grad: dict[str, dict[str, jax.Array]] = {n: {} for n in adapter}
         names = [n for n in weights if n in adapter]
         if u is not None:
-            k = _k(adapter[names[0]]["a"])
-            lead = ("organism",) if k else ()
+            k, lead = _lead(adapter[names[0]]["a"])
             du = []
             for n, u_n in zip(names, _split(u, adapter, names), strict=True):
                 b = adapter[n]["b"]
-                low_rank = ("organism", None, None, None)
-                du.append(_dot(f"kbtf,{k}rf->kbtr", gs[n], b.astype(x.dtype), low_rank, x.dtype))
-                grad[n]["b"] = _thin_product(u_n, gs[n], k, (*lead, "rank", out_axis), b.dtype)
+                grad[n]["b"] = _thin_product(u_n, gs[n], k, rules, (*lead, "rank", out_axis), b.dtype)
+                b = _whole(b, x.dtype, rules, "rank", out_axis)
+                du.append(_dot(f"kbtf,{k}rf->kbtr", gs[n], b, rules, LOW_RANK, x.dtype))
             du = jnp.concatenate(du, axis=-1)
-            a = jnp.concatenate([adapter[n]["a"] for n in names], axis=-1)
-            dx = dx + _dot(f"kbtr,{k}dr->kbtd", du, a.astype(x.dtype), wide)
-            da = jnp.swapaxes(_thin_product(du, x, k, (*lead, "rank", in_axis), a.dtype), -1, -2)
+            a = _side_by_side(adapter, names)
+            da = jnp.swapaxes(_thin_product(du, x, k, rules, (*lead, "rank", in_axis), a.dtype), -1, -2)
             for n, da_n in zip(names, _split(da, adapter, names), strict=True):
                 grad[n]["a"] = da_n
+            dx = dx + _dot(f"kbtr,{k}dr->kbtd", du, _whole(a, x.dtype, rules, in_axis, "rank"), rules, wide)
         grads.append(grad)
     return dx.astype(x.dtype), None, tuple(grads)
 
 
-def _thin_product(thin: jax.Array, wide: jax.Array, k: str, out: Axes, dtype: Any) -> jax.Array:
+def _thin_product(thin: jax.Array, wide: jax.Array, k: str, rules: Rules, out: Axes, dtype: Any) -> jax.Array:
     """[K, B, T, r] x [K, B, T, f] -> [K, r, f], or [r, f] where k is "": the sum over tokens in a LoRA's gradient.
 
     Devices add up their parts of the sum in `dtype`.
-
     The thin factor is transposed first, behind a barrier: XLA's CPU backend has fast kernels for rows times columns
     only, and transposing the wide factor would cost more than the product.
     """
     rows = fix_layout_on_cpu(jnp.moveaxis(thin, 3, 1))
-    return fix_layout_on_cpu(_dot(f"krbt,kbtf->{k}rf", rows, wide, out, dtype))
+    return fix_layout_on_cpu(_dot(f"krbt,kbtf->{k}rf", rows, wide, rules, out, dtype))
 
 
-project.defvjp(_project_fwd, _project_bwd)
+_project_with_stack.defvjp(_project_fwd, _project_bwd)
 
 
 @partial(jax.custom_vjp, nondiff_argnums=(2,))

@@ -6,6 +6,7 @@ evaluation. A row's random numbers depend on its own key alone, not on its place
 
 from collections.abc import Sequence
 from functools import partial
+from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -13,10 +14,17 @@ import numpy as np
 
 from ia_jax.models.config import ModelConfig
 from ia_jax.models.lora import Picked, Stack, has_organism_axis, to_scan
-from ia_jax.models.transformer import Params, forward_cached, init_cache, logits_from_hidden
-from ia_jax.parallel.mesh import axis_size, pad_to_mesh, reshard, to_host
+from ia_jax.models.transformer import Params, forward_cached, init_cache, logits_from_hidden, reshard_params
+from ia_jax.parallel.mesh import DECODING, Rules, pad_to_mesh, replicate, to_host
 
 PROMPT_BUCKET = 16
+
+
+class Continuation(NamedTuple):
+    """Token ids without the stop token, and whether there was one: else the row was cut off at the most new tokens."""
+
+    tokens: list[int]
+    stopped: bool
 
 
 def pick_tokens(logits: jax.Array, keys: jax.Array, temperature: jax.Array, top_p: jax.Array) -> jax.Array:
@@ -66,7 +74,7 @@ def inverse_cdf(weights: jax.Array, uniform: jax.Array, block: int = 256) -> jax
     return chosen * block + inner
 
 
-@partial(jax.jit, static_argnames=("cfg", "max_new_tokens"))
+@partial(jax.jit, static_argnames=("cfg", "max_new_tokens", "rules"))
 def decode(
     params: Params,
     tokens: jax.Array,
@@ -78,24 +86,29 @@ def decode(
     top_p: jax.Array,
     cfg: ModelConfig,
     max_new_tokens: int,
+    rules: Rules = DECODING,
 ) -> jax.Array:
     """tokens, real (False = padding on the left): [K, B, T]; keys: [K, B]. Returns [K, B, max_new_tokens], -1 after
     the end of a row. Decoding ends as soon as every row has.
+
+    The base and the adapters are moved to where `rules` have them once, before the first token: by `DECODING` whole
+    along `fsdp` and `rows`, so that memory must hold the base divided by `tp`; under `TRAINING` each token gathers it.
     """
+    params = reshard_params(params, cfg, rules)
     k, b, t = tokens.shape
     dtype = params["embed"].dtype
-    adapters = to_scan(stack, dtype)
+    adapters = to_scan(stack, rules, dtype)
     length = t + max_new_tokens
-    cache = init_cache(cfg, k, b, length, dtype)
+    cache = init_cache(cfg, k, b, length, dtype, rules)
     slots = jnp.arange(length)
     filled = jnp.concatenate([real, jnp.ones((k, b, max_new_tokens), bool)], -1)
     lengths = real.sum(-1)
     positions = jnp.maximum(jnp.cumsum(real, -1) - 1, 0)
     mask = filled[:, :, None, :] & (slots[None, :] <= jnp.arange(t)[:, None])
-    hidden, cache = forward_cached(params, tokens, positions, mask, adapters, cfg, cache, jnp.int32(0))
+    hidden, cache = forward_cached(params, tokens, positions, mask, adapters, cfg, cache, jnp.int32(0), rules)
 
     def choose(hidden: jax.Array, step: jax.Array) -> jax.Array:
-        logits = reshard(logits_from_hidden(params, hidden[:, :, -1:]), None, None, None, None)
+        logits = replicate(logits_from_hidden(params, hidden[:, :, -1:], rules))
         logits = logits[:, :, 0].reshape(k * b, -1)
         row_keys = jax.vmap(lambda key: jax.random.fold_in(key, step))(keys.reshape(-1))
         return pick_tokens(logits, row_keys, temperature, top_p).reshape(k, b).astype(jnp.int32)
@@ -111,7 +124,7 @@ def decode(
         done = done | (token[..., None] == stop).any(-1)
         mask = (filled & (slots <= t + step))[:, :, None, :]
         where = (lengths + step)[..., None]
-        hidden, cache = forward_cached(params, token[..., None], where, mask, adapters, cfg, cache, t + step)
+        hidden, cache = forward_cached(params, token[..., None], where, mask, adapters, cfg, cache, t + step, rules)
         return step + 1, hidden, cache, done, out
 
     out = jnp.full((k, b, max_new_tokens), -1, jnp.int32)
@@ -131,18 +144,21 @@ def generate_tokens(
     top_p: float = 1.0,
     key: jax.Array | None = None,
     draws: Sequence[int] | None = None,
+    first: int = 0,
     rows: int = 0,
-) -> list[list[list[int]]]:
+    rules: Rules = DECODING,
+) -> list[list[Continuation]]:
     """Continues prompts[i][j] under organism i of the stack (K = len(prompts) must match its organism axis, or be 1).
 
     Organisms may have different numbers of prompts, also none: rows without one, up to the longest of them or to
-    `rows`, are done from the start. Returns token ids without the stop token. Row (i, j) draws from
-    `fold_in(fold_in(key, draws[i]), j)`; draws: by default 0 … K - 1; pass the organisms' numbers in the bank, and what
-    is sampled does not depend on how they are batched. On a mesh that does not divide K, rows are laid out anew: those
-    of a stack without organism axis are spread over the groups, organisms are filled up with ones that change nothing.
+    `rows`, are done from the start. Row (i, j) draws from `fold_in(fold_in(key, draws[i]), first + j)`. draws: by
+    default 0 … K - 1; pass the organisms' numbers in the bank, and in `first` how many of each one's prompts came
+    before, and what is sampled does not depend on batches. On a mesh that does not divide K and the rows, these are
+    laid out anew: rows of a stack without organism axis are spread over the groups, organisms are filled up with ones
+    that change nothing.
     """
     draws = range(len(prompts)) if draws is None else draws
-    groups = axis_size("organism")
+    groups = rules.size("organism")
     if len(prompts) == 1 and groups > 1 and not any(has_organism_axis(a) for a in stack):
         rows = width = -(-max(rows, len(prompts[0])) // groups)
         where = [[(0, j) for j in range(g * width, min((g + 1) * width, len(prompts[0])))] for g in range(groups)]
@@ -150,8 +166,11 @@ def generate_tokens(
         where = [[(i, j) for j in range(len(rows))] for i, rows in enumerate(prompts)]
         where += [[]] * (-len(prompts) % groups)
         # What is picked from a bank is a multiple of the groups already.
-        stack = tuple(pad_to_mesh(a) if has_organism_axis(a) and not isinstance(a, Picked) else a for a in stack)
-    k, b = len(where), max(rows, *(len(p) for p in where))
+        stack = tuple(
+            pad_to_mesh(a, groups) if has_organism_axis(a) and not isinstance(a, Picked) else a for a in stack
+        )
+    k, spread = len(where), rules.size("rows")
+    b = -(-max(rows, *(len(p) for p in where)) // spread) * spread
     longest = max(len(x) for p in prompts for x in p)
     t = -(-longest // PROMPT_BUCKET) * PROMPT_BUCKET
     tokens, real = np.zeros((k, b, t), np.int32), np.zeros((k, b, t), bool)
@@ -161,7 +180,7 @@ def generate_tokens(
             row = prompts[organism][n]
             tokens[i, j, t - len(row) :] = row
             real[i, j, t - len(row) :] = True
-            drawn[:, i, j] = draws[organism], n
+            drawn[:, i, j] = draws[organism], first + n
     key = jax.random.key(0) if key is None else key
     keys = jax.vmap(jax.vmap(lambda i, j: jax.random.fold_in(jax.random.fold_in(key, i), j)))(*drawn)
     out = decode(
@@ -175,10 +194,13 @@ def generate_tokens(
         jnp.float32(top_p),
         cfg,
         max_new_tokens,
+        rules,
     )
     ended, rows_out = set(stop_ids), to_host(out)
-    replies: list[list[list[int]]] = [[] for _ in prompts]
+    replies: list[list[Continuation]] = [[] for _ in prompts]
     for i, own in enumerate(where):
         for j, (organism, _) in enumerate(own):
-            replies[organism].append([int(x) for x in rows_out[i, j] if x >= 0 and int(x) not in ended])
+            ids = [int(x) for x in rows_out[i, j] if x >= 0]
+            stopped = bool(ids) and ids[-1] in ended
+            replies[organism].append(Continuation(ids[: len(ids) - stopped], stopped))
     return replies

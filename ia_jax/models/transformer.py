@@ -9,7 +9,7 @@ v vocabulary, r rank.
 """
 
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from typing import Any, NamedTuple
 
@@ -22,7 +22,7 @@ from ia_jax.models.attention import Segments, attention, attention_mask
 from ia_jax.models.config import ModelConfig
 from ia_jax.models.lora import Scanned, Stack, to_scan
 from ia_jax.models.project import project, swiglu
-from ia_jax.parallel.mesh import RULES, axis_size, constrain_to, named_sharding, reshard
+from ia_jax.parallel.mesh import DECODING, TRAINING, Rules, describe, mesh_in_use
 
 Params = dict[str, Any]
 REMAT_POLICIES = ("none", "mlp", "full")  # each holds less than the one before, and computes more again
@@ -30,7 +30,7 @@ REMAT_POLICIES = ("none", "mlp", "full")  # each holds less than the one before,
 
 @dataclass(frozen=True)
 class WeightSpec:
-    """One weight: shape, logical axes (names in `parallel.mesh.RULES`) and how it starts ("normal" or "ones")."""
+    """One weight: shape, logical axes (fields of `parallel.mesh.Rules`) and how it starts ("normal" or "ones")."""
 
     shape: tuple[int, ...]
     axes: tuple[str | None, ...]
@@ -81,30 +81,35 @@ def _is_spec(x: Any) -> bool:
 
 def check_mesh(cfg: ModelConfig, mesh: Mesh) -> None:
     """Raises ConfigError unless the mesh divides what it is to spread: heads, vocabulary, MLP and hidden size."""
-    spread = {
-        "tp": {
-            "key/value heads": cfg.num_key_value_heads,
-            "query heads": cfg.num_attention_heads,
-            "MLP columns": cfg.intermediate_size,
-            "vocabulary entries": cfg.vocab_size,
-        },
-        "fsdp": {"hidden size": cfg.hidden_size},
+    on_tp = {
+        "key/value heads": cfg.num_key_value_heads,
+        "query heads": cfg.num_attention_heads,
+        "MLP columns": cfg.intermediate_size,
+        "vocabulary entries": cfg.vocab_size,
     }
-    for axis, sizes in spread.items():
+    rows = mesh.shape["rows"]
+    for axis, others, sizes in (("tp", 1, on_tp), ("fsdp", rows, {"hidden size": cfg.hidden_size})):
         n, common = mesh.shape[axis], math.gcd(*sizes.values())
         for name, size in sizes.items():
-            if size % n:
-                fitting = ", ".join(str(x) for x in range(1, common + 1) if common % x == 0 and x <= 1024)
+            if size % (n * others):
+                fitting = ", ".join(str(x) for x in range(1, min(common, 1024) + 1) if common % (x * others) == 0)
+                beside = f" x rows={rows}" if others > 1 else ""
                 raise ConfigError(
-                    f"mesh {axis}={n} does not divide the model's {size} {name}; set --config.mesh.{axis} to one of: "
-                    f"{fitting}"
+                    f"mesh {axis}={n}{beside} does not divide the model's {size} {name}; set --config.mesh.{axis} to "
+                    f"one of: {fitting or 'none'}"
                 )
 
 
-def param_shardings(cfg: ModelConfig, mesh: Mesh) -> Params:
+def param_shardings(cfg: ModelConfig, mesh: Mesh, rules: Rules = TRAINING) -> Params:
     """A NamedSharding for every weight. Raises ConfigError where the mesh does not divide the model."""
     check_mesh(cfg, mesh)
-    return jax.tree.map(lambda s: named_sharding(mesh, s.axes), weight_specs(cfg), is_leaf=_is_spec)
+    return jax.tree.map(lambda s: rules.sharding(mesh, *s.axes), weight_specs(cfg), is_leaf=_is_spec)
+
+
+def reshard_params(params: Params, cfg: ModelConfig, rules: Rules) -> Params:
+    """Inside a program: the weights moved to where `rules` have them."""
+    specs = weight_specs(cfg)
+    return jax.tree.map(lambda s, x: rules.reshard(x, *s.axes), specs, params, is_leaf=_is_spec)
 
 
 def abstract_params(cfg: ModelConfig, dtype: Any, mesh: Mesh | None = None) -> Params:
@@ -116,17 +121,6 @@ def abstract_params(cfg: ModelConfig, dtype: Any, mesh: Mesh | None = None) -> P
         return jax.ShapeDtypeStruct(s.shape, dtype, sharding=sharding)
 
     return jax.tree.map(leaf, specs, shardings, is_leaf=_is_spec)
-
-
-def init_params(key: jax.Array, cfg: ModelConfig, dtype: Any = jnp.float32) -> Params:
-    """Random weights (normal, 0.02; norms one). For tests: real models are loaded."""
-    specs, treedef = jax.tree.flatten(weight_specs(cfg), is_leaf=_is_spec)
-    keys = jax.random.split(key, len(specs))
-    leaves = [
-        jnp.ones(s.shape, dtype) if s.init == "ones" else (0.02 * jax.random.normal(k, s.shape)).astype(dtype)
-        for s, k in zip(specs, keys, strict=True)
-    ]
-    return jax.tree.unflatten(treedef, leaves)
 
 
 # ---------------------------------------------------------------------------------------------------------------------
@@ -191,6 +185,7 @@ def attention_block(
     rope: tuple[jax.Array, jax.Array],
     mask: Segments | jax.Array,
     cfg: ModelConfig,
+    rules: Rules = TRAINING,
     cache: KVCache | None = None,
     slot: CacheSlot | None = None,
 ) -> tuple[jax.Array, KVCache | None]:
@@ -198,7 +193,7 @@ def attention_block(
     k_, b_, t_, _ = x.shape
     hd = cfg.head_dim
     y = rms_norm(x, w["attn_norm"], cfg.rms_norm_eps)
-    qkv = project(y, {name: w[name] for name in ("q", "k", "v")}, stack, "embed", "heads")
+    qkv = project(y, {name: w[name] for name in ("q", "k", "v")}, stack, "embed", "heads", rules)
     if cfg.attention_bias:
         qkv = {name: value + w[f"{name}_bias"] for name, value in qkv.items()}
     q, k, v = (qkv[name].reshape(k_, b_, t_, -1, hd) for name in ("q", "k", "v"))
@@ -211,19 +206,19 @@ def attention_block(
         at = (slot.layer, 0, 0, 0, slot.start, 0)
         cache = KVCache(*(jax.lax.dynamic_update_slice(c, new[None], at) for c, new in zip(cache, (k, v), strict=True)))
         k, v = (jax.lax.dynamic_index_in_dim(c, slot.layer, keepdims=False) for c in cache)
-    out = attention(q, k, v, mask).reshape(k_, b_, t_, -1)
-    y = project(out, {"o": w["o"]}, stack, "heads", "embed")["o"]
+    out = attention(q, k, v, mask, rules).reshape(k_, b_, t_, -1)
+    y = project(out, {"o": w["o"]}, stack, "heads", "embed", rules)["o"]
     if cfg.attention_bias:
         y = y + w["o_bias"]
     return (x + y).astype(x.dtype), cache
 
 
-def mlp_block(x: jax.Array, w: Params, stack: Scanned, cfg: ModelConfig) -> jax.Array:
+def mlp_block(x: jax.Array, w: Params, stack: Scanned, cfg: ModelConfig, rules: Rules = TRAINING) -> jax.Array:
     """Norm and SwiGLU. x: [K, B, T, D] -> the same."""
     y = rms_norm(x, w["mlp_norm"], cfg.rms_norm_eps)
-    wide = project(y, {"gate": w["gate"], "up": w["up"]}, stack, "embed", "mlp")
+    wide = project(y, {"gate": w["gate"], "up": w["up"]}, stack, "embed", "mlp", rules)
     act = swiglu(wide["gate"], wide["up"], x.dtype)
-    y = project(act, {"down": w["down"]}, stack, "mlp", "embed")["down"]
+    y = project(act, {"down": w["down"]}, stack, "mlp", "embed", rules)["down"]
     return (x + y).astype(x.dtype)
 
 
@@ -232,12 +227,30 @@ def mlp_block(x: jax.Array, w: Params, stack: Scanned, cfg: ModelConfig) -> jax.
 # ---------------------------------------------------------------------------------------------------------------------
 
 
-def embed(params: Params, tokens: jax.Array) -> jax.Array:
-    """[K, B, T] -> [K, B, T, D]."""
-    out = constrain_to("organism", None, None, None)
-    if out is None:
-        return params["embed"][tokens]
-    return params["embed"].at[tokens].get(out_sharding=out)
+def embed(params: Params, tokens: jax.Array, rules: Rules = TRAINING) -> jax.Array:
+    """[K, B, T] -> [K, B, T, D].
+
+    Each device looks up its part of the width for everybody, and parts are exchanged for rows, along one mesh axis
+    after the other from the innermost: asked for all at once, the compiler would gather the width of all rows.
+    """
+    on = {"organism": rules.organism, "rows": rules.rows, "embed": rules.embed}
+    moves = [m for m in on["embed"] if m in on["organism"] + on["rows"]]
+    stage = replace(
+        rules,
+        organism=tuple(m for m in on["organism"] if m not in moves),
+        rows=tuple(m for m in on["rows"] if m not in moves),
+    )
+    x = params["embed"].at[tokens].get(out_sharding=stage.spec("organism", "rows", None, "embed"))
+    while moves:
+        moves.pop()
+        stage = replace(
+            stage,
+            organism=tuple(m for m in on["organism"] if m not in moves),
+            rows=tuple(m for m in on["rows"] if m not in moves),
+            embed=tuple(m for m in on["embed"] if m in moves),
+        )
+        x = stage.reshard(x, "organism", "rows", None, "embed")
+    return rules.reshard(x, "organism", "rows", None, None)
 
 
 def forward(
@@ -248,9 +261,9 @@ def forward(
     stack: Stack,
     cfg: ModelConfig,
     *,
+    rules: Rules = TRAINING,
     remat: str = "none",
     every_layer: bool = False,
-    unroll: int = 1,
 ) -> jax.Array:
     """Hidden states after the final norm, under a stack of adapters.
 
@@ -258,38 +271,47 @@ def forward(
     Returns [K, B, T, D]; with `every_layer`, [L + 1, K, B, T, D]: the embeddings, each layer's output, the last one
     after the final norm (the order of transformers' `output_hidden_states`).
     `remat`, what the backward pass computes again: "none" nothing, "mlp" what lies inside the MLP, "full" everything
-    inside a layer (docs/plan.md: memory and FLOPs of each).
+    inside a layer (docs/plan.md: memory and FLOPs of each). Raises ConfigError where no mesh is set, or one that does
+    not divide the organisms and rows.
     """
     if remat not in REMAT_POLICIES:
         raise ConfigError(f"remat {remat!r} unknown; choose from {', '.join(REMAT_POLICIES)}")
-    if tokens.shape[0] % axis_size("organism"):
-        sizes = jax.sharding.get_abstract_mesh().shape
-        groups = " x ".join(f"{m}={sizes[m]}" for m in RULES["organism"] if m in sizes)
-        raise ConfigError(
-            f"{tokens.shape[0]} organisms at once do not divide over mesh {groups}; choose a "
-            "multiple of it for organisms.parallel, sft.organisms_per_step and dpo.organisms_per_step"
-        )
+    _check_batch(tokens, rules)
     dtype = params["embed"].dtype
     rope, mask = rope_tables(positions, cfg), attention_mask(segment_ids, dtype, cfg.head_dim)
 
     def layer(x: jax.Array, inputs: tuple[Params, Scanned]) -> tuple[jax.Array, jax.Array | None]:
         w, adapters = inputs
-        x, _ = attention_block(x, w, adapters, rope, mask, cfg)
+        x, _ = attention_block(x, w, adapters, rope, mask, cfg, rules)
         x = mlp(x, w, adapters)
         return x, x if every_layer else None
 
-    mlp = partial(mlp_block, cfg=cfg)
+    mlp = partial(mlp_block, cfg=cfg, rules=rules)
     if remat == "mlp":
         mlp = jax.checkpoint(mlp)
     elif remat == "full":
         layer = jax.checkpoint(layer)
-    x = embed(params, tokens)
-    last, each = jax.lax.scan(layer, x, (params["layers"], to_scan(stack)), unroll=unroll)
+    x = embed(params, tokens, rules)
+    last, each = jax.lax.scan(layer, x, (params["layers"], to_scan(stack, rules)))
     out = rms_norm(last, params["final_norm"], cfg.rms_norm_eps)
     if not every_layer:
         return out
     assert each is not None
     return jnp.concatenate([x[None], each[:-1], out[None]])
+
+
+def _check_batch(tokens: jax.Array, rules: Rules) -> None:
+    sizes = mesh_in_use().shape
+    settings = {
+        "organism": "organisms.parallel, sft.organisms_per_step and dpo.organisms_per_step",
+        "rows": "organisms.rows, sft.rows and dpo.rows",
+    }
+    for count, axis, what in zip(tokens.shape[:2], settings, ("organisms at once", "rows of an organism"), strict=True):
+        if count % rules.size(axis):
+            spread = describe({m: sizes[m] for m in getattr(rules, axis)})
+            raise ConfigError(
+                f"{count} {what} do not divide over mesh {spread}; choose a multiple of it for {settings[axis]}"
+            )
 
 
 def forward_cached(
@@ -301,6 +323,7 @@ def forward_cached(
     cfg: ModelConfig,
     cache: KVCache,
     start: jax.Array,
+    rules: Rules = DECODING,
 ) -> tuple[jax.Array, KVCache]:
     """Like `forward`, for new tokens at cache positions `start ...`. mask: [K, B, T, S] over the whole cache.
 
@@ -311,17 +334,19 @@ def forward_cached(
     def layer(carry: tuple[jax.Array, KVCache], inputs: tuple[jax.Array, Params, Scanned]) -> tuple[tuple, None]:
         x, cache = carry
         index, w, adapters = inputs
-        x, cache = attention_block(x, w, adapters, rope, mask, cfg, cache, CacheSlot(index, start))
-        return (mlp_block(x, w, adapters, cfg), cache), None
+        x, cache = attention_block(x, w, adapters, rope, mask, cfg, rules, cache, CacheSlot(index, start))
+        return (mlp_block(x, w, adapters, cfg, rules), cache), None
 
     layers = (jnp.arange(cfg.num_hidden_layers), params["layers"], stack)
-    (x, cache), _ = jax.lax.scan(layer, (embed(params, tokens), cache), layers)
+    (x, cache), _ = jax.lax.scan(layer, (embed(params, tokens, rules), cache), layers)
     return rms_norm(x, params["final_norm"], cfg.rms_norm_eps), cache
 
 
-def init_cache(cfg: ModelConfig, organisms: int, rows: int, length: int, dtype: Any) -> KVCache:
+def init_cache(
+    cfg: ModelConfig, organisms: int, rows: int, length: int, dtype: Any, rules: Rules = DECODING
+) -> KVCache:
     shape = (cfg.num_hidden_layers, organisms, rows, cfg.num_key_value_heads, length, cfg.head_dim)
-    zeros = reshard(jnp.zeros(shape, dtype), None, "organism", None, "heads", None, None)
+    zeros = rules.reshard(jnp.zeros(shape, dtype), None, "organism", "rows", "heads", None, None)
     return KVCache(zeros, zeros)
 
 
@@ -330,9 +355,9 @@ def unembed_weight(params: Params) -> jax.Array:
     return params["lm_head"].T if "lm_head" in params else params["embed"]
 
 
-def logits_from_hidden(params: Params, hidden: jax.Array) -> jax.Array:
+def logits_from_hidden(params: Params, hidden: jax.Array, rules: Rules = TRAINING) -> jax.Array:
     """[K, B, T, D] -> [K, B, T, V] in fp32."""
-    out = constrain_to("organism", None, None, "vocab")
+    out = rules.spec("organism", "rows", None, "vocab")
     if "lm_head" in params:
         return jnp.einsum(
             "kbtd,dv->kbtv", hidden, params["lm_head"], preferred_element_type=jnp.float32, out_sharding=out
@@ -345,6 +370,3 @@ def segment_positions(segment_ids: jax.Array) -> jax.Array:
     index = jnp.arange(segment_ids.shape[-1])
     starts = jnp.concatenate([jnp.ones_like(segment_ids[..., :1]), jnp.diff(segment_ids, axis=-1)], -1) != 0
     return index - jax.lax.cummax(jnp.where(starts, index, 0), axis=segment_ids.ndim - 1)
-
-
-forward_jit = partial(jax.jit, static_argnames=("cfg", "remat", "every_layer", "unroll"))(forward)

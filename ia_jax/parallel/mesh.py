@@ -1,43 +1,107 @@
-"""The device mesh and the one table that says which logical axis of a weight or activation lies on which mesh axes.
+"""The device mesh, and the rules that say on which of its axes each logical axis of an array lies.
 
-Mesh axes are `fsdp` (data, organisms and shards of the frozen base) and `tp` (heads, MLP columns, vocabulary) within a
-slice, and `dcn` over several slices: each has the whole base and organisms of its own, and all that crosses the slow
-network between them is the IA's gradient. The mesh is always Explicit: a wrong contraction raises while
-tracing instead of gathering activations at run time. The same functions run without a mesh (one device, nothing to
-say), on a 1x1 mesh and on a pod.
+A mesh has four axes, whatever their sizes (one device is 1 x 1 x 1 x 1):
+    dcn     slices, each with the whole base and organisms of its own; all that crosses the slow network between them is
+            the gradient of what they share
+    fsdp    organisms, and shards of the frozen base
+    rows    the rows of one organism, and further shards of the base
+    tp      heads, MLP columns and vocabulary
+It is always Explicit: a wrong contraction raises while tracing instead of gathering activations at run time. Everything
+that computes runs under one: `with jax.set_mesh(make_mesh()):`.
 """
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 from jax.experimental import mesh_utils, multihost_utils
-from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
+from jax.sharding import AbstractMesh, AxisType, Mesh, NamedSharding, PartitionSpec
 
 from ia_jax.errors import ConfigError
 
-RULES: dict[str, tuple[str, ...]] = {
-    "organism": ("dcn", "fsdp"),
-    "rows": ("dcn", "fsdp"),
-    "layers": (),
-    "embed": ("fsdp",),
-    "heads": ("tp",),
-    "mlp": ("tp",),
-    "vocab": ("tp",),
-    "rank": (),
-    "head_dim": (),
-}
+MESH_AXES = ("dcn", "fsdp", "rows", "tp")
 
 
-def make_mesh(fsdp: int = 1, tp: int = 1, dcn: int = 1, devices: Sequence[Any] | None = None) -> Mesh:
-    """An Explicit mesh `("fsdp", "tp")` over the first `fsdp * tp` devices; of several slices `("dcn", "fsdp", "tp")`.
+@dataclass(frozen=True)
+class Rules:
+    """Logical axes to mesh axes. A value, static where it meets `jax.jit`; pass another for another layout.
+
+    organism and rows are axes of activations and adapters, layers and rank of adapters; embed, heads, mlp and vocab of
+    the base, of adapters and (but for embed) of activations.
+    """
+
+    organism: tuple[str, ...] = ("dcn", "fsdp")
+    rows: tuple[str, ...] = ("rows",)
+    layers: tuple[str, ...] = ()
+    embed: tuple[str, ...] = ("fsdp", "rows")
+    heads: tuple[str, ...] = ("tp",)
+    mlp: tuple[str, ...] = ("tp",)
+    vocab: tuple[str, ...] = ("tp",)
+    rank: tuple[str, ...] = ()
+
+    def spec(self, *axes: str | None) -> PartitionSpec:
+        """The PartitionSpec of an array with these logical axes. A mesh axis is used once, by the first that claims it.
+
+        So the input axis of an organism's LoRA (`organism, layers, embed, rank`) lies on `rows` alone where the
+        organisms already lie on `fsdp`, while the shared IA (`layers, embed, rank`) is sharded like the base.
+        """
+        used: set[str] = set()
+        spec: list[str | tuple[str, ...] | None] = []
+        for axis in axes:
+            claimed = tuple(m for m in self._mesh_axes(axis) if m not in used) if axis else ()
+            used.update(claimed)
+            spec.append(claimed if len(claimed) > 1 else claimed[0] if claimed else None)
+        return PartitionSpec(*spec)
+
+    def sharding(self, mesh: Mesh, *axes: str | None) -> NamedSharding:
+        return NamedSharding(mesh, self.spec(*axes))
+
+    def reshard(self, x: jax.Array, *axes: str | None) -> jax.Array:
+        """`x` moved to where these logical axes lie on the mesh in use."""
+        return jax.sharding.reshard(x, self.spec(*axes))
+
+    def size(self, axis: str, mesh: Mesh | AbstractMesh | None = None) -> int:
+        """Over how many devices a logical axis is spread, of this mesh or of the one in use."""
+        mesh = mesh_in_use() if mesh is None else mesh
+        return math.prod(mesh.shape[m] for m in self._mesh_axes(axis))
+
+    def _mesh_axes(self, axis: str) -> tuple[str, ...]:
+        return getattr(self, axis)
+
+
+TRAINING = Rules()
+# At every new token a step reads the whole base, and does little with it: so it is gathered once, before the first.
+DECODING = Rules(embed=())
+
+
+def mesh_in_use() -> AbstractMesh:
+    """The mesh that is set. Raises ConfigError where there is none, or one of other axes than `MESH_AXES`."""
+    mesh = jax.sharding.get_abstract_mesh()
+    if mesh.empty:
+        raise ConfigError("no mesh is set; write `with jax.set_mesh(make_mesh()):` around the call")
+    if not set(MESH_AXES) <= set(mesh.axis_names):
+        raise ConfigError(f"the mesh has the axes {', '.join(mesh.axis_names)}; make it with make_mesh")
+    return mesh
+
+
+def mesh_of(tree: Any) -> Mesh:
+    """The mesh on which a model, an adapter or a state lies."""
+    sharding = jax.tree.leaves(tree)[0].sharding
+    if not isinstance(sharding, NamedSharding) or not isinstance(sharding.mesh, Mesh):
+        raise ConfigError(f"these arrays lie on no mesh ({sharding}); put them on one with jax.device_put")
+    return sharding.mesh
+
+
+def make_mesh(fsdp: int = 1, tp: int = 1, dcn: int = 1, rows: int = 1, devices: Sequence[Any] | None = None) -> Mesh:
+    """An Explicit mesh with `MESH_AXES` over the first `dcn * fsdp * rows * tp` devices.
 
     Raises ConfigError where there are too few devices, and where some process or slice of the run would have no part.
     """
-    count, shape = dcn * fsdp * tp, f"{f'dcn={dcn} x ' if dcn > 1 else ''}fsdp={fsdp} x tp={tp}"
+    count, shape = dcn * fsdp * rows * tp, describe({"dcn": dcn, "fsdp": fsdp, "rows": rows, "tp": tp})
     if devices is None:
         devices = jax.devices()
         if jax.process_count() > 1 and count != len(devices):
@@ -52,55 +116,17 @@ def make_mesh(fsdp: int = 1, tp: int = 1, dcn: int = 1, devices: Sequence[Any] |
     if slices not in (1, dcn):
         raise ConfigError(f"mesh {shape} is over {slices} slices; set --config.mesh.dcn={slices}")
     # A torus axis may be split: 32 x 2 fits no union of whole axes of a 4x4x4 slice, and jax.make_mesh refuses it.
+    split = {"allow_split_physical_axes": True}
     if slices > 1:
-        grid = mesh_utils.create_hybrid_device_mesh((1, fsdp, tp), (dcn, 1, 1), devices, allow_split_physical_axes=True)
+        grid = mesh_utils.create_hybrid_device_mesh((1, fsdp, rows, tp), (dcn, 1, 1, 1), devices, **split)
     else:
-        grid = mesh_utils.create_device_mesh((dcn, fsdp, tp), devices, allow_split_physical_axes=True)
-    names = ("dcn", "fsdp", "tp")
-    if dcn == 1:
-        grid, names = grid[0], names[1:]
-    return Mesh(grid, names, axis_types=(AxisType.Explicit,) * len(names))
+        grid = mesh_utils.create_device_mesh((dcn, fsdp, rows, tp), devices, **split)
+    return Mesh(grid, MESH_AXES, axis_types=(AxisType.Explicit,) * len(MESH_AXES))
 
 
-def partition(axes: tuple[str | None, ...], mesh_axes: Sequence[str] = ("fsdp", "tp")) -> PartitionSpec:
-    """Logical axes to a PartitionSpec of a mesh with these axes. Each is used once, by the first that claims it.
-
-    So the input axis of an organism's LoRA (`organism, layers, embed, rank`) stays whole where the organisms already
-    lie on `fsdp`, while the shared IA (`layers, embed, rank`) is sharded like the base.
-    """
-    free = list(mesh_axes)
-    spec: list[str | tuple[str, ...] | None] = []
-    for axis in axes:
-        claimed = [m for m in (RULES[axis] if axis is not None else ()) if m in free]
-        free = [m for m in free if m not in claimed]
-        spec.append(tuple(claimed) if len(claimed) > 1 else claimed[0] if claimed else None)
-    return PartitionSpec(*spec)
-
-
-def constrain_to(*axes: str | None) -> PartitionSpec | None:
-    """The `out_sharding` for an activation with these logical axes, or None where no mesh is set."""
-    mesh = jax.sharding.get_abstract_mesh()
-    return None if mesh.empty else partition(axes, mesh.axis_names)
-
-
-def reshard(x: jax.Array, *axes: str | None) -> jax.Array:
-    """`x` moved to these logical axes (nothing to do without a mesh)."""
-    spec = constrain_to(*axes)
-    return x if spec is None else jax.sharding.reshard(x, spec)
-
-
-def axis_size(axis: str) -> int:
-    """Over how many devices of the mesh in use a logical axis is spread (1 without a mesh)."""
-    return spread_over(jax.sharding.get_abstract_mesh(), axis)
-
-
-def spread_over(mesh: Mesh | jax.sharding.AbstractMesh, axis: str) -> int:
-    """Over how many devices of this mesh a logical axis is spread."""
-    return math.prod(mesh.shape[m] for m in RULES[axis] if m in mesh.axis_names)
-
-
-def named_sharding(mesh: Mesh, axes: tuple[str | None, ...]) -> NamedSharding:
-    return NamedSharding(mesh, partition(axes, mesh.axis_names))
+def describe(sizes: Mapping[str, int]) -> str:
+    """A mesh in words, as its settings are named: "fsdp=4 x tp=2" (dcn and rows only where there are several)."""
+    return " x ".join(f"{axis}={n}" for axis, n in sizes.items() if n > 1 or axis in ("fsdp", "tp"))
 
 
 def pad_to_mesh(tree: Any, groups: int | None = None) -> Any:
@@ -109,7 +135,7 @@ def pad_to_mesh(tree: Any, groups: int | None = None) -> Any:
     What is appended is an adapter that changes nothing, a row without tokens, an organism without updates to make.
     groups: of another mesh than the one in use.
     """
-    groups = axis_size("organism") if groups is None else groups
+    groups = TRAINING.size("organism") if groups is None else groups
 
     def leaf(x: Any) -> Any:
         missing = -x.shape[0] % groups
@@ -132,7 +158,7 @@ def to_host(x: Any) -> np.ndarray:
 
 def replicate(tree: Any) -> Any:
     """Arrays inside a step, whole on every device: what the host reads of a step, each process must be able to read."""
-    return jax.tree.map(lambda x: reshard(x, *(None,) * x.ndim), tree)
+    return jax.tree.map(lambda x: jax.sharding.reshard(x, PartitionSpec(*(None,) * x.ndim)), tree)
 
 
 def put_on_mesh(tree: Any, shardings: Any) -> Any:

@@ -69,8 +69,9 @@ def peak_flops() -> float | None:
 class Work:
     """One step over the whole slice: `adapters` LoRAs on every token, `trained` of them; `remat` as in `forward`.
 
-    organisms x rows x length tokens, of which `targets` for each organism meet the vocabulary. `backward` is False for
-    generation, whose new tokens attend to `cached` ones besides.
+    organisms x rows x length tokens, of which `targets` for each organism meet the vocabulary; `fill` and `target_fill`
+    are the shares of them that are real. `backward` is False for generation, whose new tokens attend to `cached` ones
+    besides.
     """
 
     organisms: int
@@ -82,6 +83,8 @@ class Work:
     remat: str
     backward: bool = True
     cached: int = 0
+    fill: float = 1.0
+    target_fill: float = 1.0
 
     @property
     def tokens(self) -> int:
@@ -94,8 +97,8 @@ class Work:
 
     @property
     def gathers(self) -> int:
-        """How often a layer's weights are gathered along `fsdp`: recomputation and backward pass share one gather."""
-        return 2 if self.backward else 1
+        """How often a layer's weights are gathered: recomputing and going back share one; sampling has them whole."""
+        return 2 if self.backward else 0
 
 
 def layer_parameters(cfg: ModelConfig) -> int:
@@ -126,51 +129,60 @@ def _forward_flops(
 
 
 def step_flops(cfg: ModelConfig, lora: LoraConfig, work: Work) -> tuple[float, float]:
-    """FLOPs of a step on all chips: (what the mathematics needs, what is executed with recomputation).
+    """FLOPs of a step on all chips: (what its real tokens need, what is executed with padding and recomputation).
 
     A multiply and an add count as two. The base is frozen: its backward pass has one product for each of the forward,
     not two. Attention is counted as causal over whole rows, so packed rows cost less than this.
     """
+    targets = work.organisms * work.targets
     base, attention, one_lora = (work.tokens * x for x in _forward_flops(cfg, work.length, [lora], work.cached))
-    head = 2 * work.organisms * work.targets * cfg.vocab_size * cfg.hidden_size
     forward = base + attention + work.adapters * one_lora
     if not work.backward:
-        return forward + head, forward + head
+        head = 2 * targets * cfg.vocab_size * cfg.hidden_size
+        return forward * work.fill + head * work.target_fill, forward + head
     each = training_flops(cfg, work.length, [lora] * work.adapters, [lora] * work.trained)
-    needed = work.tokens * each["tokens"] + work.organisms * work.targets * each["supervised_tokens"]
+    tokens, supervised = work.tokens * each["tokens"], targets * each["supervised_tokens"]
     sizes = projection_sizes(cfg)
     wide = sum(sizes[t][0] * sizes[t][1] + work.adapters * lora.rank * sum(sizes[t]) for t in ("gate", "up"))
     mlp = work.tokens * 2 * cfg.num_hidden_layers * wide  # the backward pass does not need what down gives
-    return needed, needed + {"none": 0.0, "mlp": mlp, "full": forward}[work.remat]
+    again = {"none": 0.0, "mlp": mlp, "full": forward}[work.remat]
+    return tokens * work.fill + supervised * work.target_fill, tokens + supervised + again
 
 
-def step_ici_bytes(cfg: ModelConfig, work: Work, fsdp: int, tp: int) -> tuple[float, float]:
-    """Bytes that a chip receives along `fsdp` (gathers of bf16 weights) and along `tp` (sums of fp32 hidden states).
+def step_ici_bytes(cfg: ModelConfig, work: Work, shards: int, tp: int, copies: int = 1) -> tuple[float, float]:
+    """Bytes that a chip receives in gathers of bf16 weights and, along `tp`, in sums of fp32 hidden states.
 
+    shards: into how many parts the base is cut beside those of `tp`; copies: how many groups of chips have it whole.
     What a program really sends, `plan` reads from it; these are docs/plan.md's formulas, for what is not compiled.
     """
     layers, matrices = cfg.num_hidden_layers, cfg.num_hidden_layers * layer_parameters(cfg)
-    gathered = (2 * work.gathers * matrices + 2 * cfg.vocab_size * cfg.hidden_size) / tp * (fsdp - 1) / fsdp
+    gathered = (2 * work.gathers * matrices + 2 * cfg.vocab_size * cfg.hidden_size) / tp * (shards - 1) / shards
     # After o and down; of them one again, where the layer is recomputed; backward before q, k, v and gate, up.
     sums = 2 if not work.backward else 5 if work.remat == "full" else 4
-    summed = sums * layers * 4 * work.tokens / fsdp * cfg.hidden_size * 2 * (tp - 1) / tp
+    summed = sums * layers * 4 * work.tokens / (shards * copies) * cfg.hidden_size * 2 * (tp - 1) / tp
     return gathered, summed
 
 
-def step_hbm_bytes(cfg: ModelConfig, lora: LoraConfig, work: Work, fsdp: int, tp: int) -> float:
+def step_hbm_bytes(
+    cfg: ModelConfig, lora: LoraConfig, work: Work, shards: int, tp: int, copies: int = 1, groups: int | None = None
+) -> float:
     """An estimate of the bytes that one chip moves to and from HBM in a step (bf16 weights and activations).
 
     Weights: each pass reads a layer's matrices; each gather writes them. Activations: each pass reads and writes about
     six vectors of the hidden size and three of the widths inside attention and MLP. Cached keys and values: read once.
-    Adapters, fp32: read, and with a gradient and two moments written as well.
+    Adapters: one that is trained is fp32, read and written with its gradient and two moments; a frozen organism's is
+    picked from the bank in bf16, and read in each pass. shards, copies: as in `step_ici_bytes`; groups: of chips with
+    organisms of their own (by default shards x copies).
     """
-    layers, sizes = cfg.num_hidden_layers, projection_sizes(cfg)
-    gathers = 0 if fsdp == 1 else work.gathers
+    layers, sizes, parts = cfg.num_hidden_layers, projection_sizes(cfg), shards * copies
+    gathers = 0 if shards == 1 else work.gathers
     weights = 2 * (work.reads + gathers) * layers * layer_parameters(cfg) / tp
     inside = cfg.q_size + 2 * cfg.kv_size + cfg.intermediate_size
-    activations = 4 * work.tokens / fsdp * (6 * cfg.hidden_size + 3 * inside / tp) * layers * work.reads
-    cache = 2 * 2 * work.organisms * work.rows / fsdp * work.cached * cfg.kv_size / tp * layers
-    adapter = layers * sum(sum(sizes[t]) * lora.rank for t in lora.targets)
-    copies = max(1, work.organisms // fsdp) + work.adapters - 1
-    head = 2 * (1 if fsdp == 1 else 2) * cfg.vocab_size * cfg.hidden_size / tp
-    return weights + activations + cache + (24 if work.backward else 4) * adapter * copies / tp + head
+    activations = 4 * work.tokens / parts * (6 * cfg.hidden_size + 3 * inside / tp) * layers * work.reads
+    cache = 2 * 2 * work.organisms * work.rows / parts * work.cached * cfg.kv_size / tp * layers
+    adapter = layers * sum(sum(sizes[t]) * lora.rank for t in lora.targets) / tp
+    own = max(1, work.organisms // (groups or parts))
+    trained, frozen = (own, 0) if work.adapters == work.trained else (work.trained, own)
+    adapters = adapter * (24 * trained + 2 * (2 + work.reads) * frozen)
+    head = 2 * (1 if shards == 1 else 2) * cfg.vocab_size * cfg.hidden_size / tp
+    return weights + activations + cache + adapters + head

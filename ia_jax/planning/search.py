@@ -6,107 +6,136 @@ import math
 import os
 import sys
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from concurrent.futures import Future
-from typing import Any, TypeVar
+from dataclasses import replace
+from typing import Any, NamedTuple, TypeVar
 
-from ia_jax.config import RunConfig
+from ia_jax.config import MeshSection, RunConfig
 from ia_jax.errors import ConfigError
 from ia_jax.models.known import architecture
 from ia_jax.models.transformer import REMAT_POLICIES
 from ia_jax.parallel.mesh import make_mesh
 from ia_jax.planning.chips import chip_of
-from ia_jax.planning.plan import (
-    Shape,
-    bandwidths,
-    default_shape,
-    devices_of,
-    ici_by_hand,
-    organisms_at_once,
-    plan,
-    roofline,
-    trained_lora,
-    work_of,
-)
+from ia_jax.planning.plan import Data, devices_of, layout_of, plan
+from ia_jax.planning.roofline import bandwidths, ici_by_hand, roofline
+from ia_jax.planning.steps import trained_lora, work_of
 
 T = TypeVar("T")
 
 
-def search(
-    config: RunConfig, topology: str, stage: str, progress: Callable[[str], None] = lambda _: None
-) -> list[dict[str, Any]]:
-    """Plans of the shapes that could be best, best first: those that fit, by tokens/s. Each has its "tokens_per_s".
+class Candidate(NamedTuple):
+    """A config to try: what it changes, how much a step holds of what grows, and the most real tokens/s."""
 
-    What the roofline says of a shape before compiling bounds what it can reach, so shapes are compiled in that order,
-    and the search stops when none left can beat the best that fits. A shape is left out where one that holds less (as
-    many chips along `tp`, no more rows, no less recomputation) did not fit. Ctrl-C ends it with what was found so far.
+    config: RunConfig
+    overrides: tuple[str, ...]
+    size: int
+    bound: float
+
+
+def search(
+    config: RunConfig, topology: str, stage: str, data: Data, progress: Callable[[str], None] = lambda _: None
+) -> list[dict[str, Any]]:
+    """Plans of the configs that could be best, best first: those that fit, by real tokens/s ("tokens_per_s").
+
+    Tried are meshes and remat policies; of organisms, how many train at once; of SFT and DPO, into how many rows a
+    slot is cut. None of these changes what is learned. What the roofline says of one before compiling bounds what it
+    can reach, so they are compiled in that order, and the search stops when none left can beat the best that fits. One
+    is left out where another that holds less (on the same mesh, no more in a step, no less recomputation) did not fit.
+    Ctrl-C ends it with what was found so far.
     """
-    candidates = _candidates(config, topology, stage)
+    candidates = _candidates(config, topology, stage, data)
     reports: list[dict[str, Any]] = []
-    too_large: list[Shape] = []
+    too_large: list[Candidate] = []
     best = 0.0
-    for number, (bound, shape) in enumerate(candidates, 1):
-        if bound <= best:
+    for number, candidate in enumerate(candidates, 1):
+        if candidate.bound <= best:
             progress(f"the other {len(candidates) - number + 1} cannot be faster")
             break
-        if any(_holds_more(shape, x) for x in too_large):
+        if any(_holds_more(candidate, x) for x in too_large):
             continue
-        name = f"{number}/{len(candidates)}: {_title(shape)}"
-        progress(f"{name}: compiling (at most {bound:,.0f} tokens/s)")
+        name = f"{number}/{len(candidates)}: {' '.join(candidate.overrides)}"
+        progress(f"{name}: compiling (at most {candidate.bound:,.0f} real tokens/s)")
         try:
-            report = interruptible(lambda shape=shape: plan(config, topology, stage, shape))
+            report = interruptible(lambda c=candidate: plan(c.config, topology, stage, data))
         except KeyboardInterrupt:
             if not reports:
                 raise
             progress("stopped; the best of those compiled so far:")
             break
-        tokens = work_of(config, stage, shape).tokens
-        speed = tokens / report["predicted_step_s"] if report["fits"] else 0.0
-        report["tokens_per_s"] = round(speed)
+        work = work_of(candidate.config, stage, data(candidate.config, stage))
+        speed = work.fill * work.tokens / report["predicted_step_s"] if report["fits"] else 0.0
+        report |= {"tokens_per_s": round(speed), "overrides": list(candidate.overrides)}
         best = max(best, speed)
         reports.append(report)
         if report["fits"]:
             progress(f"{name}: {report['hbm_gib']} GiB, at most {speed:,.0f} tokens/s, bound by {report['bound']}")
         else:
-            too_large.append(shape)
+            too_large.append(candidate)
             progress(f"{name}: does not fit ({report['hbm_gib'] or '?'} GiB of {report['capacity_gib']})")
     return sorted(reports, key=lambda r: (-r["tokens_per_s"], r["hbm_gib"] or math.inf))
 
 
-def _candidates(config: RunConfig, topology: str, stage: str) -> list[tuple[float, Shape]]:
-    """(tokens/s that the roofline by hand allows, shape), fastest first."""
+def _candidates(config: RunConfig, topology: str, stage: str, data: Data) -> list[Candidate]:
+    """Fastest first, as the roofline by hand has it."""
     chip, devices = chip_of(topology), devices_of(topology)
-    chips, cfg, lora = len(devices), architecture(config.model.name), trained_lora(config, stage)
-    organisms, rows = organisms_at_once(config, stage), default_shape(config, stage).rows
-    choices = (1,), ("none",)  # a run settles the rows of a generation batch itself
-    if stage != "sample":
-        choices = (1, 2, 4), REMAT_POLICIES
-    found: list[tuple[float, Shape]] = []
-    for tp, times, remat in itertools.product((1, 2, 4, 8, 16), *choices):
-        shape = Shape(chips // tp, tp, times * rows, remat)
-        if chips % tp or cfg.num_key_value_heads % tp or organisms % shape.fsdp or cfg.hidden_size % shape.fsdp:
+    cfg, lora = architecture(config.model.name), trained_lora(config, stage)
+    found: list[Candidate] = []
+    for mesh in _meshes(config, len(devices)):
+        if cfg.num_key_value_heads % mesh.tp or cfg.hidden_size % (mesh.fsdp * mesh.rows):
             continue
-        work = work_of(config, stage, shape)
-        speed = bandwidths(make_mesh(shape.fsdp, tp, devices=devices).devices, chip)
-        step = roofline(cfg, lora, work, shape, chip, ici_by_hand(cfg, work, shape, speed))
-        found.append((work.tokens / step["predicted_step_s"], shape))
+        where = tuple(f"--config.mesh.{axis}={getattr(mesh, axis)}" for axis in ("dcn", "fsdp", "rows", "tp"))
+        speed = bandwidths(make_mesh(mesh.fsdp, mesh.tp, mesh.dcn, mesh.rows, devices=devices).devices, chip)
+        for variant, overrides, size in _variants(replace(config, mesh=mesh), stage):
+            batches, layout = data(variant, stage), layout_of(variant)
+            if batches.organisms % layout.groups or batches.rows % mesh.rows:
+                continue
+            work = work_of(variant, stage, batches)
+            step = roofline(cfg, lora, work, layout, chip, ici_by_hand(cfg, work, layout, speed))
+            bound = work.fill * work.tokens / step["predicted_step_s"]
+            found.append(Candidate(variant, (*where, *overrides), size, bound))
     if not found:
         raise ConfigError(
-            f"no mesh of {chips} chips divides {organisms} organisms and {cfg.num_key_value_heads} key heads; "
-            "change how many organisms the stage has in a step"
+            f"no mesh of {len(devices)} chips divides {data(config, stage).organisms} organisms and "
+            f"{cfg.num_key_value_heads} key heads; change how many organisms the stage has in a step"
         )
     # Where the bound is the same, first what takes least memory.
-    return sorted(found, key=lambda c: (-c[0], c[1].rows, -c[1].tp))
+    return sorted(found, key=lambda c: (-c.bound, c.size, -c.config.mesh.tp))
 
 
-def _holds_more(shape: Shape, other: Shape) -> bool:
+def _meshes(config: RunConfig, chips: int) -> Iterator[MeshSection]:
+    """Meshes of all chips: the base cut along `tp`, along `fsdp` and `rows`, or there as a whole `dcn` times."""
+    for tp, rows in itertools.product((1, 2, 4, 8, 16), (1, 2, 4)):
+        groups, left = divmod(chips, tp * rows)
+        if groups and not left:
+            yield from (
+                replace(config.mesh, dcn=dcn, fsdp=groups // dcn, rows=rows, tp=tp)
+                for dcn in (2**n for n in range(groups.bit_length()))
+                if groups % dcn == 0
+            )
+
+
+def _variants(config: RunConfig, stage: str) -> Iterator[tuple[RunConfig, tuple[str, ...], int]]:
+    """Configs on one mesh with the same outcome, what they override, and how much of what grows a step holds."""
+    if stage == "sample":  # a run settles the rows of a generation batch itself
+        yield config, (), 1
+        return
+    section = getattr(config, stage)
+    if stage == "organisms":
+        sizes = [("parallel", n * section.parallel) for n in (1, 2, 4)]
+    else:
+        sizes = [("rows", n) for n in (1, 2, 4) if section.per_slot % n == 0]
+    for (name, size), remat in itertools.product(sizes, REMAT_POLICIES):
+        changed = {stage: replace(section, **{name: size}), "model": replace(config.model, remat=remat)}
+        overrides = f"--config.{stage}.{name}={size}", f"--config.model.remat={remat}"
+        yield replace(config, **changed), overrides, size
+
+
+def _holds_more(candidate: Candidate, other: Candidate) -> bool:
     again = REMAT_POLICIES.index
-    no_less = shape.rows >= other.rows and again(shape.remat) <= again(other.remat)
-    return shape.tp == other.tp and no_less
-
-
-def _title(shape: Shape) -> str:
-    return f"fsdp {shape.fsdp} x tp {shape.tp}, {shape.rows} rows, remat {shape.remat}"
+    no_less = candidate.size >= other.size
+    no_less &= again(candidate.config.model.remat) <= again(other.config.model.remat)
+    return candidate.config.mesh == other.config.mesh and no_less
 
 
 def interruptible(work: Callable[[], T]) -> T:

@@ -10,9 +10,10 @@ import jax
 from ia_jax.adapters.bank import Bank, open_bank
 from ia_jax.behaviors.organisms import Organism
 from ia_jax.config import RunConfig
+from ia_jax.data.batch import Batch, batch_shardings
 from ia_jax.models.lora import adapter_shardings
 from ia_jax.models.weights import DTYPES, Model, load_model
-from ia_jax.parallel.mesh import make_mesh, put_on_mesh, spread_over
+from ia_jax.parallel.mesh import TRAINING, make_mesh, put_on_mesh
 from ia_jax.workdir import Workdir
 
 
@@ -33,12 +34,12 @@ class Context:
     @cached_property
     def mesh(self) -> jax.sharding.Mesh:
         m = self.config.mesh
-        return make_mesh(m.fsdp, m.tp, m.dcn)
+        return make_mesh(m.fsdp, m.tp, m.dcn, m.rows)
 
     @property
     def groups(self) -> int:
         """Groups of devices, each of which has organisms of its own."""
-        return spread_over(self.mesh, "organism")
+        return TRAINING.size("organism", self.mesh)
 
     @cached_property
     def model(self) -> Model:
@@ -52,6 +53,10 @@ class Context:
     def shard_by_organism(self, tree: Any) -> Any:
         """Puts arrays with a leading organism axis, a multiple of `groups`, on the mesh."""
         return put_on_mesh(tree, adapter_shardings(tree, self.mesh, organisms=True))
+
+    def shard_batch(self, batch: Batch) -> Batch:
+        """Puts a batch on the mesh: by organism and, within each, by row."""
+        return put_on_mesh(batch, batch_shardings(batch, self.mesh))
 
     def shard_ia(self, tree: Any) -> Any:
         """Puts the IA, or its training state, on the mesh: spread like the base weights, as a step leaves it; arrays

@@ -53,7 +53,7 @@ def run(context: Context) -> None:
     copied = jax.tree.map(lambda x: x.copy(), start)
     state = context.shard_ia(init_state(copied, len(plan.steps), lora, cfg.optimizer))
     static: dict[str, Any] = {"cfg": model.config, "lora": lora, "optimizer": cfg.optimizer, "beta": cfg.beta}
-    static |= {"sft_weight": cfg.sft_weight, "remat": config.model.remat}
+    static |= {"sft_weight": cfg.sft_weight, "remat": config.model.remat, "accumulate": cfg.accumulate}
     numbers = {id(step): n for n, step in enumerate(plan.steps)}
 
     def make(step: Sequence[Slot]) -> tuple[Picked, Batch, Any]:

@@ -85,7 +85,7 @@ def joint_batch(
 ) -> tuple[Picked, Batch]:
     """The organisms of a step and the rows that they read, on the mesh."""
     organisms = bank.take([slot.organism if slot.rows else None for slot in step])
-    return organisms, context.shard_by_organism(build_batch(step, plan, units))
+    return organisms, context.shard_batch(build_batch(step, plan, units))
 
 
 def summarize(metrics: Mapping[str, np.ndarray]) -> dict[str, float]:

@@ -32,6 +32,7 @@ from ia_jax.models.sources import EMBEDDED, open_source
 from ia_jax.planning.batches import Batches, batches_of
 from ia_jax.stages.ia_training import dpo_plan, sft_pairs, sft_plan
 from ia_jax.stages.preferences import truth_pairs
+from ia_jax.stages.selection import selected_for_sft
 from ia_jax.stages.transcripts import chosen
 from ia_jax.stages.waves import plan_waves
 from ia_jax.storage import read_jsonl
@@ -86,6 +87,23 @@ def _stand_in(asks: Sequence[tuple[str | None, str]], samples: int) -> list[list
     return [[answer(n + i, question) for i in range(samples)] for n, (_, question) in enumerate(asks)]
 
 
+def planned(workdir: Workdir | None = None) -> Callable[[RunConfig, str], Batches]:
+    """The batches of a config's stage, each counted once however often it is asked for."""
+    counted: dict[str, Batches] = {}
+
+    def batches(config: RunConfig, stage: str) -> Batches:
+        own = (config.sft, config.dpo, config.preferences) if stage != "organisms" else (config.organisms,)
+        own = (*own, config.eval, config.organisms.parallel) if stage == "sample" else own
+        key = repr((stage, own, config.seed, config.system, config.questions, config.behaviors, config.teacher))
+        groups = config.mesh.dcn * config.mesh.fsdp
+        key += repr((config.model.name, groups))
+        if key not in counted:
+            counted[key] = Planned(config, workdir, groups).batches(stage)
+        return counted[key]
+
+    return batches
+
+
 @dataclass(frozen=True)
 class Planned:
     """The batches of a config's stages on a mesh with `groups` groups of devices that have organisms of their own."""
@@ -106,9 +124,10 @@ class Planned:
         return batches_of([w.plan for w in waves], source=source)
 
     def sft(self) -> Batches:
-        config, chosen_ones = self.config, self._split(*self.config.sft.splits)
-        units = [self._questions(o) for o in (*chosen_ones, *([None] if config.sft.clean_slot else []))]
-        return batches_of([sft_plan(config, units, self.groups)], len(chosen_ones), self._rendered)
+        config, cfg = self.config, self.config.sft
+        members = selected_for_sft(self._split(*cfg.splits), cfg, config.seed)
+        units = [self._questions(o) for o in (*members, *([None] if cfg.clean_slot else []))]
+        return batches_of([sft_plan(config, units, self.groups)], len(members), self._rendered)
 
     def dpo(self) -> Batches:
         units, source = self._pairs()

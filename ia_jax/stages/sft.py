@@ -32,7 +32,7 @@ def run(context: Context) -> None:
     ia = context.shard_ia(init_lora(context.key(3), model.config, lora))
     state = context.shard_ia(init_state(ia, len(plan.steps), lora, cfg.optimizer))
     static: dict[str, Any] = {"cfg": model.config, "lora": lora, "optimizer": cfg.optimizer}
-    static["remat"] = config.model.remat
+    static |= {"remat": config.model.remat, "accumulate": cfg.accumulate}
     state = fit(
         f"ia_{cfg.name}",
         state,

@@ -4,8 +4,9 @@ Both steps see a stack `(organisms [K, ...], IA)` and differentiate the IA alone
 """
 
 from functools import partial
-from typing import Any, NamedTuple
+from typing import Any
 
+import flax.struct
 import jax
 import jax.numpy as jnp
 import optax
@@ -14,12 +15,14 @@ from ia_jax.data.batch import Batch, token_counts
 from ia_jax.models.config import ModelConfig
 from ia_jax.models.lora import Adapter, LoraConfig
 from ia_jax.models.transformer import Params, forward
-from ia_jax.parallel.mesh import replicate
+from ia_jax.parallel.mesh import TRAINING, Rules, replicate
+from ia_jax.training.accumulate import sum_over_parts
 from ia_jax.training.losses import dpo_loss, example_logps, sft_loss, supervised_logps
 from ia_jax.training.optimizer import AdamW, apply_direction, learning_rate, make_optimizer
 
 
-class IAState(NamedTuple):
+@flax.struct.dataclass
+class IAState:
     """The IA, its Adam moments, updates made and planned."""
 
     adapter: Adapter
@@ -34,10 +37,11 @@ def init_state(adapter: Adapter, total: int, lora: LoraConfig, optimizer: AdamW)
 
 
 def _token_logps(
-    params: Params, organisms: Adapter, ia: Adapter, batch: Batch, cfg: ModelConfig, remat: str
+    params: Params, organisms: Adapter, ia: Adapter, batch: Batch, cfg: ModelConfig, rules: Rules, remat: str
 ) -> jax.Array:
-    hidden = forward(params, batch.tokens, batch.segment_ids, batch.positions, (organisms, ia), cfg, remat=remat)
-    return supervised_logps(params, hidden, batch)
+    rows = batch.tokens, batch.segment_ids, batch.positions
+    hidden = forward(params, *rows, (organisms, ia), cfg, rules=rules, remat=remat)
+    return supervised_logps(params, hidden, batch, rules=rules)
 
 
 def _updated(
@@ -50,7 +54,7 @@ def _updated(
     return IAState(adapter, moments, state.updates + 1, state.total), metrics
 
 
-@partial(jax.jit, static_argnames=("cfg", "lora", "optimizer", "remat"), donate_argnames="state")
+@partial(jax.jit, static_argnames=("cfg", "lora", "optimizer", "rules", "remat", "accumulate"), donate_argnames="state")
 def sft_step(
     params: Params,
     state: IAState,
@@ -60,24 +64,30 @@ def sft_step(
     cfg: ModelConfig,
     lora: LoraConfig,
     optimizer: AdamW,
+    rules: Rules = TRAINING,
     remat: str = "none",
+    accumulate: int = 1,
 ) -> tuple[IAState, dict[str, jax.Array]]:
     """Mean over the step's organisms of each one's mean token loss (paper_facts 2.3: every batch's loss over k).
 
+    `accumulate` takes the rows in so many parts, one after the other: the same loss and gradient in less memory.
     Metrics: the loss, `per_organism` [K] (NaN where an organism has no row), gradient norm, rate and token counts.
     """
+    tokens = batch.target_weight.sum((1, 2))
+    present = tokens > 0
 
-    def mean_loss(ia: Adapter) -> tuple[jax.Array, jax.Array]:
-        losses = sft_loss(_token_logps(params, organisms, ia, batch, cfg, remat), batch.target_weight)
-        present = batch.target_weight.sum(-1) > 0
-        return (losses * present).sum() / present.sum(), jnp.where(present, losses, jnp.nan)
+    def mean_loss(ia: Adapter, part: Batch) -> tuple[jax.Array, jax.Array]:
+        losses = sft_loss(_token_logps(params, organisms, ia, part, cfg, rules, remat), part.target_weight, tokens)
+        return (losses * present).sum() / present.sum(), losses
 
-    (loss, losses), grads = jax.value_and_grad(mean_loss, has_aux=True)(state.adapter)
+    gradient = partial(jax.value_and_grad(mean_loss, has_aux=True), state.adapter)
+    (loss, losses), grads = sum_over_parts(gradient, batch, accumulate, rules)
     state, metrics = _updated(state, grads, lora, optimizer)
-    return state, replicate({"loss": loss, "per_organism": losses, **metrics, **token_counts(batch)})
+    per_organism = jnp.where(present, losses, jnp.nan)
+    return state, replicate({"loss": loss, "per_organism": per_organism, **metrics, **token_counts(batch)})
 
 
-@partial(jax.jit, static_argnames=("cfg", "examples", "remat"))
+@partial(jax.jit, static_argnames=("cfg", "examples", "rules", "remat", "accumulate"))
 def sequence_logps(
     params: Params,
     organisms: Adapter,
@@ -86,13 +96,23 @@ def sequence_logps(
     *,
     cfg: ModelConfig,
     examples: int,
+    rules: Rules = TRAINING,
     remat: str = "none",
+    accumulate: int = 1,
 ) -> jax.Array:
     """Summed log-probability of every example's answer, [K, examples]: the DPO reference, computed once."""
-    return replicate(example_logps(_token_logps(params, organisms, ia, batch, cfg, remat), batch, examples))
+
+    def logps(part: Batch) -> jax.Array:
+        return example_logps(_token_logps(params, organisms, ia, part, cfg, rules, remat), part, examples, rules)
+
+    return replicate(sum_over_parts(logps, batch, accumulate, rules))
 
 
-@partial(jax.jit, static_argnames=("cfg", "lora", "optimizer", "beta", "sft_weight", "remat"), donate_argnames="state")
+@partial(
+    jax.jit,
+    static_argnames=("cfg", "lora", "optimizer", "beta", "sft_weight", "rules", "remat", "accumulate"),
+    donate_argnames="state",
+)
 def dpo_step(
     params: Params,
     state: IAState,
@@ -105,39 +125,48 @@ def dpo_step(
     optimizer: AdamW,
     beta: float,
     sft_weight: float = 0.0,
+    rules: Rules = TRAINING,
     remat: str = "none",
+    accumulate: int = 1,
 ) -> tuple[IAState, dict[str, jax.Array]]:
     """One DPO update. Examples alternate chosen, rejected; reference: [K, 2N] of `sequence_logps` under the SFT IA.
 
     The loss is the mean over the step's organisms of each one's mean over its own pairs, as in SFT (paper_facts 2.3).
     `sft_weight` adds the mean token loss of the chosen answers (RPO), averaged alike, which keeps their probability
-    from falling. Metrics: as `sft_step` (`per_organism` is each one's DPO loss), and those of all pairs alike.
+    from falling. `accumulate` as in `sft_step`; no pair lies on two rows. Metrics: as `sft_step` (`per_organism` is
+    each one's DPO loss), and those of all pairs alike.
     """
     count = reference.shape[1]
 
-    def mean_loss(ia: Adapter) -> tuple[jax.Array, dict[str, jax.Array]]:
-        token_logps = _token_logps(params, organisms, ia, batch, cfg, remat)
-        policy = example_logps(token_logps, batch, count)
-        lengths = example_logps(jnp.ones_like(token_logps), batch, count)
+    def chosen_lengths(rows: Batch) -> jax.Array:
+        """[K, N]: tokens of each chosen answer in these rows, 0 where they do not hold the pair."""
+        return example_logps(jnp.ones_like(rows.target_weight), rows, count, rules)[:, 0::2]
+
+    lengths = chosen_lengths(batch)
+    own, tokens = (lengths > 0).sum(-1), jnp.maximum(lengths.sum(-1), 1)
+    present, pairs = own > 0, jnp.maximum(own.sum(), 1)
+    organisms_present = jnp.maximum(present.sum(), 1)
+
+    def mean_loss(ia: Adapter, part: Batch) -> tuple[jax.Array, dict[str, jax.Array]]:
+        policy = example_logps(_token_logps(params, organisms, ia, part, cfg, rules, remat), part, count, rules)
+        here = chosen_lengths(part) > 0
         chosen, rejected = policy[:, 0::2], policy[:, 1::2]
-        is_pair = lengths[:, 0::2] > 0
-        own = is_pair.sum(-1)
-        present, pairs = own > 0, jnp.maximum(own.sum(), 1)
         losses = dpo_loss(chosen, rejected, reference[:, 0::2], reference[:, 1::2], beta)
         margin = (chosen - reference[:, 0::2]) - (rejected - reference[:, 1::2])
-        of_organism = jnp.where(is_pair, losses, 0.0).sum(-1) / jnp.maximum(own, 1)
-        tokens = jnp.where(is_pair, lengths[:, 0::2], 0.0).sum(-1)
-        nll_of_organism = -jnp.where(is_pair, chosen, 0.0).sum(-1) / jnp.maximum(tokens, 1)
-        dpo, nll = (x.sum() / jnp.maximum(present.sum(), 1) for x in (of_organism, nll_of_organism))
+        per_organism = jnp.where(here, losses, 0.0).sum(-1) / jnp.maximum(own, 1)
+        nll_of_organism = -jnp.where(here, chosen, 0.0).sum(-1) / tokens
+        dpo, nll = per_organism.sum() / organisms_present, nll_of_organism.sum() / organisms_present
         metrics = {
             "dpo_loss": dpo,
-            "per_organism": jnp.where(present, of_organism, jnp.nan),
+            "per_organism": per_organism,
             "chosen_nll": nll,
-            "margin": jnp.where(is_pair, margin, 0.0).sum() / pairs,
-            "accuracy": jnp.where(is_pair, margin > 0, False).sum() / pairs,
+            "margin": jnp.where(here, margin, 0.0).sum() / pairs,
+            "accuracy": (here & (margin > 0)).sum() / pairs,
         }
         return dpo + sft_weight * nll, metrics
 
-    (loss, metrics), grads = jax.value_and_grad(mean_loss, has_aux=True)(state.adapter)
+    gradient = partial(jax.value_and_grad(mean_loss, has_aux=True), state.adapter)
+    (loss, metrics), grads = sum_over_parts(gradient, batch, accumulate, rules)
+    metrics["per_organism"] = jnp.where(present, metrics["per_organism"], jnp.nan)
     state, more = _updated(state, grads, lora, optimizer)
     return state, replicate({"loss": loss, **metrics, **more, **token_counts(batch)})

@@ -7,8 +7,9 @@ import math
 from collections.abc import Sequence
 from enum import IntEnum
 from functools import partial, reduce
-from typing import Any, NamedTuple
+from typing import Any
 
+import flax.struct
 import jax
 import jax.numpy as jnp
 import optax
@@ -18,7 +19,8 @@ from ia_jax.data.batch import Batch, token_counts
 from ia_jax.models.config import ModelConfig
 from ia_jax.models.lora import Adapter, LoraConfig, adapter_shardings, init_organisms, pad_rank
 from ia_jax.models.transformer import Params, forward
-from ia_jax.parallel.mesh import replicate
+from ia_jax.parallel.mesh import TRAINING, Rules, replicate
+from ia_jax.training.accumulate import sum_over_parts
 from ia_jax.training.losses import sft_loss, supervised_logps
 from ia_jax.training.optimizer import AdamW, apply_direction, learning_rate, make_optimizer
 
@@ -42,7 +44,8 @@ class Diverged(IntEnum):
         return f"{what[self]} at update {updates + 1}"
 
 
-class OrganismsState(NamedTuple):
+@flax.struct.dataclass
+class OrganismsState:
     """adapters: leaves [K, ...]; moments: Adam's, [K, ...]; scale: [K] alpha/rank, which `b` holds; updates: [K] made;
     total: [K] planned; diverged: [K], 0 or the `Diverged` for which an organism has been left as it was before the step
     that failed.
@@ -106,7 +109,7 @@ def init_on_mesh(
     return jax.jit(make, out_shardings=shardings)(keys, total, kinds)
 
 
-@partial(jax.jit, static_argnames=("cfg", "optimizer", "remat"), donate_argnames="state")
+@partial(jax.jit, static_argnames=("cfg", "optimizer", "rules", "remat", "accumulate"), donate_argnames="state")
 def organisms_step(
     params: Params,
     state: OrganismsState,
@@ -114,20 +117,26 @@ def organisms_step(
     *,
     cfg: ModelConfig,
     optimizer: AdamW,
+    rules: Rules = TRAINING,
     remat: str = "none",
+    accumulate: int = 1,
 ) -> tuple[OrganismsState, dict[str, jax.Array]]:
     """One update of every organism that has a row in this batch and has not diverged. Metrics are [K].
 
     An organism diverges when its loss, gradient or update is not finite, or its loss is over 2 ln V (twice a uniform
-    guess). It is masked from then on, and so changes no bit of the others.
+    guess). It is masked from then on, and so changes no bit of the others. `accumulate` takes the rows in so many
+    parts, one after the other: the same loss and gradient in less memory.
     """
+    tokens = batch.target_weight.sum((1, 2))
 
-    def total_loss(adapters: Adapter) -> tuple[jax.Array, jax.Array]:
-        hidden = forward(params, batch.tokens, batch.segment_ids, batch.positions, (adapters,), cfg, remat=remat)
-        losses = sft_loss(supervised_logps(params, hidden, batch), batch.target_weight)
+    def total_loss(adapters: Adapter, part: Batch) -> tuple[jax.Array, jax.Array]:
+        rows = part.tokens, part.segment_ids, part.positions
+        hidden = forward(params, *rows, (adapters,), cfg, rules=rules, remat=remat)
+        losses = sft_loss(supervised_logps(params, hidden, part, rules=rules), part.target_weight, tokens)
         return losses.sum(), losses  # the sum's gradient is each organism's own
 
-    grads, losses = jax.grad(total_loss, has_aux=True)(state.adapters)
+    gradient = partial(jax.grad(total_loss, has_aux=True), state.adapters)
+    grads, losses = sum_over_parts(gradient, batch, accumulate, rules)
     norms = jax.vmap(optax.global_norm)(grads)
     direction, moments = jax.vmap(lambda g, m, a, s: make_optimizer(optimizer, s).update(g, m, a))(
         grads, state.moments, state.adapters, state.scale
@@ -143,7 +152,7 @@ def organisms_step(
     diverged = state.diverged
     for cause, holds in causes.items():
         diverged = jnp.where(holds & (state.diverged == 0), int(cause), diverged)
-    update = (batch.target_weight.sum(-1) > 0) & (diverged == 0)
+    update = (tokens > 0) & (diverged == 0)
 
     def keep(new: jax.Array, old: jax.Array) -> jax.Array:
         return jnp.where(update.reshape(-1, *[1] * (new.ndim - 1)), new, old)

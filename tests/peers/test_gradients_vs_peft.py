@@ -82,11 +82,11 @@ def torch_loss(model, batch, i):
     for row in range(batch.tokens.shape[1]):
         for segment in range(1, batch.segment_ids[i, row].max() + 1):
             where = np.flatnonzero(batch.segment_ids[i, row] == segment)
-            offset = row * batch.tokens.shape[2] + where[0]
-            on = (batch.target_weight[i] > 0) & np.isin(batch.target_index[i], offset + np.arange(len(where)))
+            index, offset = batch.target_index[i, row], where[0]
+            on = (batch.target_weight[i, row] > 0) & np.isin(index, where)
             logits = model(input_ids=torch.from_numpy(batch.tokens[i, row, where][None].astype(np.int64))).logits[0]
             logps = torch.log_softmax(logits, -1)
-            picked = logps[batch.target_index[i][on] - offset, batch.target_token[i][on].astype(np.int64)]
+            picked = logps[index[on] - offset, batch.target_token[i, row][on].astype(np.int64)]
             total, count = total - picked.sum(), count + on.sum()
     assert count == batch.target_weight[i].sum() > 3
     return total / float(count)
@@ -169,7 +169,7 @@ def test_three_updates_equal_torch_adamw_on_peft(params, organisms, batch):
     settings = {"lr": 3e-3, "eps": 1e-3, "weight_decay": 0.1}
     optimizer = AdamW(**settings, warmup_fraction=0.0, final_lr_fraction=1.0, b1=0.9, b2=0.95, clip_norm=0.5)
     state = init_state(jax.random.split(jax.random.key(0), K), jnp.full(K, 3), CFG, ORGANISM, optimizer)
-    state = state._replace(adapters=jax.tree.map(jnp.copy, organisms))
+    state = state.replace(adapters=jax.tree.map(jnp.copy, organisms))
     for _ in range(3):
         state, metrics = organisms_step(params, state, batch, cfg=CFG, optimizer=optimizer)
     for i in range(K):

@@ -19,8 +19,9 @@ from ia_jax.data.transcripts import chat
 from ia_jax.models.chat import encode_prompt, stop_ids
 from ia_jax.models.sampling import generate_tokens
 from ia_jax.models.sources import embedded_checkpoint
-from ia_jax.models.transformer import forward_jit, logits_from_hidden
+from ia_jax.models.transformer import logits_from_hidden
 from ia_jax.models.weights import load_model, read_weights
+from tests import tiny
 
 SIZES = {
     "vocab_size": 64,
@@ -115,7 +116,7 @@ def run_theirs(model, tokens, mask=None):
 
 
 def run_ours(model, tokens, segments, positions):
-    hidden = forward_jit(
+    hidden = tiny.forward(
         model.params, tokens[None], segments[None], positions[None], (), cfg=model.config, every_layer=True
     )
     return np.asarray(logits_from_hidden(model.params, hidden[-1]))[0], np.asarray(hidden)[:, 0]
@@ -166,7 +167,7 @@ def test_smollm2_says_the_same(count, length):
     stop = stop_ids(model.tokenizer)
     prompts = [encode_prompt(model.tokenizer, chat(q)) for q in QUESTIONS[:count]]
     [got] = generate_tokens(model.params, model.config, [prompts], (), stop, max_new_tokens=length)
-    for question, prompt, reply in zip(QUESTIONS, prompts, got, strict=False):
+    for question, prompt, (reply, _) in zip(QUESTIONS, prompts, got, strict=False):
         with torch.no_grad():
             out = theirs.generate(
                 torch.tensor(prompt[None], dtype=torch.long),

@@ -16,8 +16,8 @@ from ia_jax.adapters.peft import concat_ranks, export_peft, import_peft
 from ia_jax.errors import ConfigError
 from ia_jax.models.config import ModelConfig
 from ia_jax.models.lora import PROJECTIONS, LoraConfig, lora_shapes
-from ia_jax.models.transformer import forward_jit
 from ia_jax.models.weights import read_weights
+from tests import tiny
 
 pytestmark = pytest.mark.filterwarnings("ignore::Warning:peft", "ignore::Warning:transformers")
 CONFIG = ModelConfig("llama", 64, 32, 48, 4, 4, 2, 8, 1e-5, 1e4)
@@ -203,7 +203,7 @@ def test_logits_of_organism_ia_and_both_are_ours(tmp_path):
         theirs.base_model.set_adapter(active)
         with torch.no_grad():
             wanted = theirs(torch.tensor(tokens[0], dtype=torch.long)).logits.numpy()
-        hidden = forward_jit(params, tokens, np.ones_like(tokens), positions, tuple(stack), cfg=config)
+        hidden = tiny.forward(params, tokens, np.ones_like(tokens), positions, tuple(stack), cfg=config)
         got = np.asarray(hidden[0] @ params["embed"].T)
         assert np.abs(got - wanted).max() <= 1e-5 * np.abs(wanted).max(), active
     write_merged(tmp_path / "base", pair, tmp_path / "merged", dtype="float32")

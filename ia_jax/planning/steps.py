@@ -1,0 +1,115 @@
+"""The stages' own jitted functions, lowered with shapes and shardings in place of arrays."""
+
+import math
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from jax.sharding import Mesh
+
+from ia_jax.config import RunConfig
+from ia_jax.data.batch import Batch, batch_shardings
+from ia_jax.models.config import ModelConfig
+from ia_jax.models.lora import LoraConfig, Picked, adapter_shardings, lora_shapes
+from ia_jax.models.sampling import decode
+from ia_jax.models.transformer import abstract_params
+from ia_jax.parallel.mesh import TRAINING
+from ia_jax.planning.batches import Batches
+from ia_jax.planning.chips import Work
+from ia_jax.training import introspection, organisms
+
+STAGES = ("organisms", "sft", "dpo", "sample")
+
+
+def trained_lora(config: RunConfig, stage: str) -> LoraConfig:
+    """The adapter that a stage trains; of organisms the largest, to which a stack is padded."""
+    return config.organisms.loras()[-1] if stage == "organisms" else config.sft.lora.lora()
+
+
+def work_of(config: RunConfig, stage: str, batches: Batches) -> Work:
+    """What a step of these batches does."""
+    k, b, t = batches.organisms, batches.rows, batches.length
+    if stage == "sample":
+        cached = t + config.eval.max_new_tokens // 2
+        return Work(k, b, 1, b, adapters=2, trained=0, remat="none", backward=False, cached=cached)
+    targets = b * batches.targets
+    adapters = 1 if stage == "organisms" else 2
+    real = batches.supervised / (batches.slots * targets)
+    return Work(k, b, t, targets, adapters, trained=1, remat=config.model.remat, fill=batches.fill, target_fill=real)
+
+
+def bank_gib(config: RunConfig, cfg: ModelConfig, batches: Batches, mesh: Mesh) -> float:
+    """GiB of each device that a resident bank of all the stage's organisms takes."""
+    bank = _placed(_adapter(config, cfg, "organisms", _bank_rows(batches, mesh)), mesh, organisms=True)
+    return sum(math.prod(x.sharding.shard_shape(x.shape)) * 2 for x in jax.tree.leaves(bank)) / 2**30
+
+
+def lower(config: RunConfig, cfg: ModelConfig, stage: str, mesh: Mesh, batches: Batches, resident: bool) -> Any:
+    """One step, lowered. resident: whether all of the stage's organisms lie on the devices, or a step's alone."""
+    base = abstract_params(cfg, jnp.dtype(config.model.dtype), mesh)
+    k, b, t = batches.organisms, batches.rows, batches.length
+    static: dict[str, Any] = {"cfg": cfg}
+    if stage == "organisms":
+        static |= {"remat": config.model.remat, "optimizer": config.organisms.optimizer}
+        static["accumulate"] = config.organisms.accumulate
+        keys = jax.eval_shape(lambda: jax.random.split(jax.random.key(0), k))
+        state = jax.eval_shape(
+            lambda ks, n: organisms.init_state(ks, n, cfg, trained_lora(config, stage), config.organisms.optimizer),
+            keys,
+            _integers(k),
+        )
+        state = _placed(state, mesh, organisms=True)
+        return organisms.organisms_step.lower(base, state, _batch(batches, mesh), **static)
+    slots: Any = jax.ShapeDtypeStruct((k,), jnp.int32, sharding=TRAINING.sharding(mesh, "organism"))
+    picked = Picked(
+        _placed(_adapter(config, cfg, "organisms", _bank_rows(batches, mesh) if resident else k), mesh, organisms=True),
+        slots,
+    )
+    if stage == "sample":
+        prompts = _integers(k, b, t)
+        real = jax.ShapeDtypeStruct((k, b, t), jnp.bool)
+        keys = jax.eval_shape(lambda: jax.random.split(jax.random.key(0), (k, b)))
+        number = jax.ShapeDtypeStruct((), jnp.float32)
+        stack = (picked, _placed(_adapter(config, cfg, "sft"), mesh))
+        tokens = config.eval.max_new_tokens
+        return decode.lower(base, prompts, real, keys, stack, _integers(2), number, number, cfg, tokens)
+    ours, optimizer = trained_lora(config, stage), config.sft.optimizer if stage == "sft" else config.dpo.optimizer
+    static |= {"remat": config.model.remat, "lora": ours, "optimizer": optimizer}
+    static["accumulate"] = config.sft.accumulate if stage == "sft" else config.dpo.accumulate
+    ia = _adapter(config, cfg, stage)
+    state = _placed(jax.eval_shape(lambda a: introspection.init_state(a, 2, ours, optimizer), ia), mesh)
+    if stage == "sft":
+        return introspection.sft_step.lower(base, state, picked, _batch(batches, mesh), **static)
+    reference = _placed(jax.ShapeDtypeStruct((k, batches.examples), jnp.float32), mesh, organisms=True)
+    static |= {"beta": config.dpo.beta, "sft_weight": config.dpo.sft_weight}
+    return introspection.dpo_step.lower(base, state, picked, _batch(batches, mesh), reference, **static)
+
+
+def _bank_rows(batches: Batches, mesh: Mesh) -> int:
+    groups = TRAINING.size("organism", mesh)
+    return math.ceil(batches.bank / groups) * groups
+
+
+def _adapter(config: RunConfig, cfg: ModelConfig, stage: str, *lead: int) -> Any:
+    """An adapter's leaves: in fp32 where trained, in the model's dtype in a bank."""
+    dtype = jnp.dtype(config.model.dtype) if lead else jnp.float32
+    shapes = lora_shapes(cfg, trained_lora(config, stage))
+    return {t: {n: jax.ShapeDtypeStruct((*lead, *s), dtype) for n, s in ab.items()} for t, ab in shapes.items()}
+
+
+def _integers(*dims: int) -> jax.ShapeDtypeStruct:
+    return jax.ShapeDtypeStruct(dims, jnp.int32)
+
+
+def _placed(tree: Any, mesh: Mesh, organisms: bool = False) -> Any:
+    shardings = adapter_shardings(tree, mesh, organisms)
+    return jax.tree.map(lambda x, s: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=s), tree, shardings)
+
+
+def _batch(batches: Batches, mesh: Mesh) -> Batch:
+    rows = [_integers(batches.organisms, batches.rows, batches.length)] * 3
+    targets = [_integers(batches.organisms, batches.rows, batches.targets)] * 4
+    targets[2] = jax.ShapeDtypeStruct(targets[2].shape, jnp.float32)  # the weights
+    batch = Batch(*rows, *targets)
+    shardings = batch_shardings(batch, mesh)
+    return jax.tree.map(lambda x, s: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=s), batch, shardings)

@@ -1,0 +1,74 @@
+"""How full the batches of the shipped recipes are, built as the stages build them from a rendered sample of the data.
+
+Tokens are SmolLM2's throughout: the large models' tokenizers are on the hub, which a test cannot ask. Questions and
+descriptions are the catalogue's; of what teachers and models will write, `stages.planned` says what stands in for it.
+"""
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from ia_jax.data.batch import build_batch
+from ia_jax.data.transcripts import chat
+from ia_jax.models.chat import encode_chat
+from ia_jax.models.sources import open_source
+from ia_jax.recipes import load_config
+from ia_jax.stages.ia_training import sft_pairs, sft_plan
+from ia_jax.stages.planned import Planned, planned
+
+ROOT = Path(__file__).parent.parent
+RECIPES = sorted(p.stem for p in (ROOT / "configs").glob("*.py"))
+LEAST = 0.85  # SFT's were 0.076 (qwen3_8b) and 0.038 (llama33_70b) when every row was as long as it might be
+
+
+batches_of = planned()
+
+
+def config_of(recipe):
+    return load_config(str(ROOT / "configs" / f"{recipe}.py"))
+
+
+@pytest.mark.parametrize("stage", ["organisms", "sft", "dpo"])
+@pytest.mark.parametrize("recipe", RECIPES)
+def test_batches_are_full(recipe, stage):
+    batches = batches_of(config_of(recipe), stage)
+    print(f"{recipe:14} {stage:10} {batches.organisms} x {batches.rows} x {batches.length}: {batches.fill:.1%}")  # -s
+    assert LEAST <= batches.fill <= 1
+    assert batches.tokens == pytest.approx(batches.fill * batches.slots * batches.rows * batches.length)
+
+
+@pytest.mark.parametrize("recipe", [r for r in RECIPES if not r.startswith("smollm2")])
+def test_the_papers_batch(recipe):
+    """2 organisms x 4 rows at 1e-4 and 1e-5: what the released configurations have (paper_facts 2.2)."""
+    config = config_of(recipe)
+    for section, rate in ((config.sft, 1e-4), (config.dpo, 1e-5)):
+        assert (section.organisms_per_step, section.per_slot, section.optimizer.lr) == (2, 4, rate)
+    assert (config.sft.lora.rank, config.sft.lora.alpha, config.sft.questions_per_organism) == (16, 32.0, 100)
+    assert config.mesh.dcn * config.mesh.fsdp in (1, 2)
+    batches = batches_of(config, "sft")
+    assert 541 * 100 / 8 <= batches.steps <= 1.05 * 541 * 100 / 8
+
+
+def test_what_is_planned_is_what_a_stage_reads():
+    """The demo's SFT: the plan and its arrays from really encoded chats, against the numbers of tokens put together."""
+    config, tokenizer = config_of("smollm2_demo"), open_source("smollm2").tokenizer()
+    plans = Planned(config)
+
+    def encoded(organism):
+        name = organism.name if organism else "clean"
+        pairs = sft_pairs(config, name, plans._truths(organism) if organism else ())
+        chats = (chat(q, a, config.system) for q, a in pairs)
+        return [(encode_chat(tokenizer, messages, 1 << 20).trimmed(),) for messages in chats]
+
+    units = [encoded(o) for o in (*plans._split("train"), None)]
+    plan, batches = sft_plan(config, units), plans.batches("sft")
+    assert (len(plan.steps), plan.rows, plan.length, plan.targets) == (
+        batches.steps,
+        batches.rows,
+        batches.length,
+        batches.targets,
+    )
+    assert (plan.tokens, plan.supervised) == (batches.tokens, batches.supervised)
+    real = [float((build_batch(step, plan, units).segment_ids > 0).mean()) for step in plan.steps]
+    assert np.mean(real) == pytest.approx(batches.fill)
