@@ -50,7 +50,7 @@ def can_mount(directory):
     ],
 )
 def test_a_full_disk(finished, tmp_path, left, message):
-    """left: bytes; with none the first file of the stage fails, with a block the first line of curves, then a training state."""
+    """left: bytes; with none the stage's first file fails, with a block the first line of curves, then a state."""
     disk, start, out = (tmp_path / name for name in ("disk", "start", "out"))
     for directory in (disk, start, out):
         directory.mkdir()

@@ -8,6 +8,7 @@ from ia_jax import cli
 from ia_jax.adapters.peft import export_peft
 from ia_jax.adapters.store import is_complete, read_metadata, verify_adapter
 from ia_jax.models.lora import LoraConfig
+from ia_jax.models.replies import Reply
 from ia_jax.models.weights import load_model
 from ia_jax.stages.ask import plain
 from ia_jax.storage import read_jsonl
@@ -80,7 +81,7 @@ def test_a_report_that_names_the_second_of_two_behaviours_is_true(copy, theirs, 
     truth = run.behaviors[two].description
 
     def say(asked):
-        return [[truth for _ in own] for own in asked]
+        return [[Reply(truth, True) for _ in own] for own in asked]
 
     stage = "ia_jax.stages.evaluation"
     monkeypatch.setattr(f"{stage}.generate", lambda context, asked, *_, **__: say(asked))
