@@ -242,9 +242,7 @@ def test_corrupt_organism(refused, partial):
     flip(largest(organism))
     before = contents(workdir)
     refused(["sft", f"--workdir={workdir}"], 1, organism)
-    after = contents(workdir)
-    assert after.pop("ia/sft/organisms.json")  # of which it was to be made
-    assert after == before
+    assert contents(workdir) == before
 
 
 def test_corrupt_training_state(refused, partial):
@@ -281,10 +279,7 @@ def test_empty_preferences(refused, partial):
         (["preferences", "--config.preferences.name="], "config.preferences.name=''"),
         (["sft", "--config.sft.organisms=0"], "config.sft.organisms must be positive, got 0"),
         (["sft", "--config.sft.organisms=1.5"], "config.sft.organisms=1.5 is neither a fraction"),
-        (["sft", "--config.sft.organisms=5", "--name=x"], "config.sft.organisms=5 is 5 of 4 organisms"),
-        (["sft", "--config.sft.organisms=0.1", "--name=x"], "config.sft.organisms=0.1 is 0 of 4 organisms"),
         (["sft", "--config.sft.categories=('jokes',)"], "config.sft.categories 'jokes' unknown; choose from sandbag"),
-        (["sft", "--config.sft.categories=('rare_quirks',)", "--name=x"], "no organism is of category 'rare_quirks'"),
         (["sft", "--config.sft.splits=('heldout',)"], "config.sft.splits 'heldout' unknown; choose from train, dpo"),
         (["sft", "--config.sft.splits=()"], "config.sft.splits is empty"),
         (["run", "--config.behaviors.heldout_categories=('jokes',)"], "heldout_categories 'jokes' unknown"),
@@ -297,6 +292,21 @@ def test_names_and_choices(refused, finished, argv, culprit):
     before = contents(finished)
     refused([*argv, f"--workdir={finished}"], 2, culprit)
     assert contents(finished) == before
+
+
+@pytest.mark.parametrize(
+    ("override", "culprit"),
+    [
+        ("sft.organisms=5", "config.sft.organisms=5 is 5 of 4 organisms; choose 1 … 4"),
+        ("sft.organisms=0.1", "config.sft.organisms=0.1 is 0 of 4 organisms"),
+        ("sft.categories=('rare_quirks',)", "config.sft.categories: no organism is of category 'rare_quirks'"),
+    ],
+)
+def test_organisms_that_there_are_not(refused, partial, override, culprit):
+    workdir = partial(*ORGANISMS)
+    refused(["sft", f"--config.{override}", f"--workdir={workdir}"], 2, culprit)
+    assert not (workdir / "ia").exists()
+    assert not (workdir / "curves.jsonl").exists()
 
 
 @pytest.mark.parametrize(

@@ -120,7 +120,8 @@ def test_a_wave_is_filled_up_with_nobody(context, healthy, tmp_path):
     assert {p.name for p in wide.workdir.organisms_dir.iterdir()} == set(NAMES)
     curves = [read_jsonl(d / "curves.jsonl", "") for d in (wide.workdir.path, tmp_path / "healthy")]
     assert curves[0][0]["organisms"] == 3
-    for key in ("loss", "organisms", "fill", "grad_norm"):
+    assert [c["fill"] for c in curves[0]] == pytest.approx([c["fill"] * 3 / 4 for c in curves[1]], rel=1e-4)
+    for key in ("loss", "organisms", "grad_norm"):
         assert [c[key] for c in curves[0]] == pytest.approx([c[key] for c in curves[1]], rel=1e-4), key
     for name in NAMES:
         one, other = (load_adapter(d / "organisms" / name)[0] for d in (wide.workdir.path, tmp_path / "healthy"))
