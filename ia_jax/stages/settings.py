@@ -70,9 +70,11 @@ def name_of(config: RunConfig, stage: str) -> str:
 
 
 def with_name(config: RunConfig, stage: str, name: str) -> RunConfig:
-    """The config with a stage's name set. Raises ConfigError for a stage that has none."""
+    """The config with a stage's name set. Raises ConfigError for a stage that has none, or the other IA's name."""
     if stage not in ("sft", "preferences", "dpo", "eval"):
         raise ConfigError(f"--name={name}: `ia-jax {stage}` writes to one place only; leave --name out")
+    if name == {"sft": config.dpo.name, "dpo": config.sft.name}.get(stage):
+        raise ConfigError(f"--name={name} is what the other IA is called; choose another name")
     return dataclasses.replace(config, **{stage: dataclasses.replace(getattr(config, stage), name=name)})
 
 
