@@ -70,8 +70,8 @@ def save(run: Workdir, count: int) -> None:
     save_adapters(items())
 
 
-def train(run: Workdir, count: int, epochs: int, resident: bool) -> dict[str, float]:
-    """Epochs of joint steps in which every adapter has one row of `TOKENS` tokens."""
+def train(run: Workdir, count: int, epochs: int, steps: int | None, resident: bool) -> dict[str, float]:
+    """Epochs of joint steps (the first `steps` of them) in which every adapter has one row of `TOKENS` tokens."""
     from ia_jax.models.weights import load_model
     from ia_jax.training.introspection import init_state, sft_step
 
@@ -81,7 +81,7 @@ def train(run: Workdir, count: int, epochs: int, resident: bool) -> dict[str, fl
     mask = np.arange(TOKENS) >= TOKENS // 2
     units = [[(ChatExample(rng.integers(1, 49152, TOKENS).astype(np.int32), mask),)] for _ in range(count)]
     plan = plan_joint(units, organisms_per_step=PER_STEP, per_slot=1, seed=0, length=TOKENS)
-    plan = replace(plan, steps=plan.steps * epochs)
+    plan = replace(plan, steps=(plan.steps * epochs)[:steps])
     began = time.monotonic()
     directories = [run.organism_dir(n) for n in names(count)]
     bank = open_bank(directories, model, mesh, dtype="bfloat16", budget_bytes=1 << 40 if resident else 0)
@@ -148,6 +148,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--count", type=int, default=700)
     parser.add_argument("--epochs", type=int, default=1)
+    parser.add_argument("--steps", type=int, help="of joint training, at most")
     parser.add_argument("--directory", type=Path, required=True, help="where the adapters go; they are kept")
     parser.add_argument("--only", choices=("streamed", "resident"), help="the adapters are there already")
     parser.add_argument("--json", action="store_true")
@@ -155,7 +156,7 @@ def main() -> None:
     run = start_workdir(args.directory, RunConfig())
     result: dict[str, float] = {"count": args.count}
     if args.only:
-        result |= train(run, args.count, args.epochs, args.only == "resident")
+        result |= train(run, args.count, args.epochs, args.steps, args.only == "resident")
     else:
         parts = {
             "save_s": lambda: save(run, args.count),
@@ -171,6 +172,7 @@ def main() -> None:
         for kind in ("streamed", "resident"):
             command = [sys.executable, __file__, f"--only={kind}", "--json", f"--directory={args.directory}"]
             command += [f"--count={args.count}", f"--epochs={args.epochs}"]
+            command += [f"--steps={args.steps}"] if args.steps is not None else []
             printed = subprocess.run(command, check=True, stdout=subprocess.PIPE, text=True).stdout.splitlines()[-1]
             result |= {f"{kind}_{k}": v for k, v in json.loads(printed).items() if k != "count"}
     print(json.dumps(result) if args.json else "\n".join(f"{k:>26}  {v:.6g}" for k, v in result.items()))

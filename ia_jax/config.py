@@ -308,15 +308,14 @@ def parse_config(config: Mapping[str, Any]) -> RunConfig:
     that the mesh does not divide.
     """
     parsed = _parse(RunConfig, config, "config")
-    fsdp = parsed.mesh.fsdp
+    dcn, fsdp = parsed.mesh.dcn, parsed.mesh.fsdp
     for axis, size in dataclasses.asdict(parsed.mesh).items():
         if size < 1:
             raise ConfigError(f"config.mesh.{axis}={size} must be at least 1")
     for stage, count in (("sft", parsed.sft.organisms_per_step), ("dpo", parsed.dpo.organisms_per_step)):
-        if count % fsdp:
-            raise ConfigError(
-                f"config.{stage}.organisms_per_step={count} must be a multiple of config.mesh.fsdp={fsdp}"
-            )
+        if count % (dcn * fsdp):
+            what = f"config.mesh.fsdp={fsdp}" if dcn == 1 else f"config.mesh.dcn={dcn} x fsdp={fsdp}"
+            raise ConfigError(f"config.{stage}.organisms_per_step={count} must be a multiple of {what}")
     rows = parsed.mesh.rows
     for stage in ("organisms", "sft", "dpo"):
         count, parts = getattr(parsed, stage).rows, getattr(parsed, stage).accumulate

@@ -133,8 +133,8 @@ def test_every_device_holds_its_own_organisms(stored, mesh):
 
 @only("4x2")
 def test_each_file_is_read_once(stored, mesh, monkeypatch):
-    read, true = [], store._load_here
-    monkeypatch.setattr(store, "_load_here", lambda path: read.append(path.name) or true(path))
+    read, true = [], store.read_arrays
+    monkeypatch.setattr(store, "read_arrays", lambda path, names: read.append(path.name) or true(path, names))
     bank = open_bank(stored, BASE, mesh, dtype=jnp.float32)
     for batch in bank.arrange(range(COUNT), 8) * 2:
         bank.take(batch)
@@ -229,7 +229,8 @@ def placed(stored, mesh):
         made = jax.tree.map(np.asarray, introspection.init_state(ia, 4, IA, OPTIMIZER))
         return jax.device_put(made, adapter_shardings(made, mesh))
 
-    batch = jax.tree.map(np.asarray, tiny.batches(8, rows=1, length=20)[0])
+    batch = jax.tree.map(np.asarray, tiny.batches(8, rows=1, length=40)[0])
+    assert batch.tokens.shape == (8, 1, 40)  # no size of the model: see `crossing`
     return params, bank, state, jax.device_put(batch, adapter_shardings(batch, mesh, organisms=True))
 
 
@@ -324,7 +325,7 @@ def crossing(program):
     """Collectives of a compiled program: all, and those of an array shaped like (a part of) an organism's adapter.
 
     An adapter's leaf has the organisms' rank (5, or 10 and 15 where projections share an input) beside a size of the
-    model. Activations of that rank have neither: tokens are 20, of 8 organisms, 1 or 2 rows of each.
+    model. Activations of that rank have none: tokens are 40 (20 in decode), of 8 organisms, 1 or 2 rows of each.
     """
     all_of_them = collectives(program.as_text(), lambda *_: "")
     sizes = {n // tp for n in (CFG.hidden_size, CFG.intermediate_size, CFG.q_size, CFG.kv_size) for tp in (1, 2)}

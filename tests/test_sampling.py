@@ -178,3 +178,20 @@ def test_organisms_without_prompts_get_no_replies(monkeypatch):
     assert [[len(own) for own in block] for block in blocks] == [[0, 2, 1]]
     assert replies.write_replies(model, [[], []], (), max_new_tokens=1) == [[], []]
     assert len(blocks) == 1
+
+
+def test_slices_do_not_show_in_what_is_sampled(params, organisms, prompts, monkeypatch):
+    decoder = SimpleNamespace(decode=lambda ids, skip_special_tokens: " ".join(map(str, ids)))
+    model = SimpleNamespace(params=params, config=CFG, tokenizer=decoder)
+    monkeypatch.setattr(replies, "stop_ids", lambda tokenizer: NEVER)
+    asked = [[prompts[0][0]] * 5, [prompts[1][1]] * 2, []]
+
+    def write(rows):
+        monkeypatch.setattr(replies, "ROWS_AT_ONCE", rows)
+        key = jax.random.key(7)
+        return replies.write_replies(model, asked, (organisms,), max_new_tokens=NEW, temperature=1.5, key=key)
+
+    whole = write(96)
+    assert write(6) == whole
+    assert [len(own) for own in whole] == [5, 2, 0]
+    assert len(set(whole[0])) == 5

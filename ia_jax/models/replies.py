@@ -41,10 +41,10 @@ def write_replies(
     """Replies to prompts[i][j] (token ids) under organism i of the stack; one list for a stack without organism axis.
 
     Greedy at temperature 0, else sampled with `key` (and `draws`, as in `generate_tokens`). Runs in slices of about
-    `ROWS_AT_ONCE` rows, so that memory does not grow with the number of prompts; `on_slice` is called after each.
+    `ROWS_AT_ONCE` rows, so that memory does not grow with the number of prompts, which are sampled alike in any slices;
+    `on_slice` is called after each.
     """
     tokenizer, stop = model.tokenizer, stop_ids(model.tokenizer)
-    key = jax.random.key(0) if key is None else key
     starts = slice_starts(prompts)
     rows = min(starts.step, starts.stop)
     replies: list[list[Reply]] = [[] for _ in prompts]
@@ -59,8 +59,9 @@ def write_replies(
             max_new_tokens=max_new_tokens,
             temperature=temperature,
             top_p=top_p,
-            key=jax.random.fold_in(key, start),
+            key=key,
             draws=draws,
+            first=start,
             rows=rows,  # the last slice too, so that one program serves all
         )
         for own, found in zip(replies, out, strict=True):

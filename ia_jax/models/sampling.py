@@ -144,17 +144,18 @@ def generate_tokens(
     top_p: float = 1.0,
     key: jax.Array | None = None,
     draws: Sequence[int] | None = None,
+    first: int = 0,
     rows: int = 0,
     rules: Rules = DECODING,
 ) -> list[list[Continuation]]:
     """Continues prompts[i][j] under organism i of the stack (K = len(prompts) must match its organism axis, or be 1).
 
     Organisms may have different numbers of prompts, also none: rows without one, up to the longest of them or to
-    `rows`, are done from the start. Row (i, j) draws from
-    `fold_in(fold_in(key, draws[i]), j)`; draws: by default 0 … K - 1; pass the organisms' numbers in the bank, and what
-    is sampled does not depend on how they are batched. On a mesh that does not divide K and the rows, these are laid
-    out anew: rows of a stack without organism axis are spread over the groups, organisms are filled up with ones that
-    change nothing.
+    `rows`, are done from the start. Row (i, j) draws from `fold_in(fold_in(key, draws[i]), first + j)`. draws: by
+    default 0 … K - 1; pass the organisms' numbers in the bank, and in `first` how many of each one's prompts came
+    before, and what is sampled does not depend on batches. On a mesh that does not divide K and the rows, these are
+    laid out anew: rows of a stack without organism axis are spread over the groups, organisms are filled up with ones
+    that change nothing.
     """
     draws = range(len(prompts)) if draws is None else draws
     groups = rules.size("organism")
@@ -179,7 +180,7 @@ def generate_tokens(
             row = prompts[organism][n]
             tokens[i, j, t - len(row) :] = row
             real[i, j, t - len(row) :] = True
-            drawn[:, i, j] = draws[organism], n
+            drawn[:, i, j] = draws[organism], first + n
     key = jax.random.key(0) if key is None else key
     keys = jax.vmap(jax.vmap(lambda i, j: jax.random.fold_in(jax.random.fold_in(key, i), j)))(*drawn)
     out = decode(

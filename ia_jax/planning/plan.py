@@ -45,7 +45,7 @@ def plan(config: RunConfig, topology: str, stage: str, data: Data) -> dict[str, 
     chip, devices = chip_of(topology), devices_of(topology)
     cfg, layout = architecture(config.model.name), layout_of(config)
     _check_size(layout, topology, len(devices))
-    mesh = make_mesh(layout.fsdp, layout.tp, layout.dcn, layout.rows, devices)
+    mesh = make_mesh(layout.fsdp, layout.tp, layout.dcn, layout.rows, devices=devices)
     batches = data(config, stage)
     work, lora = work_of(config, stage, batches), trained_lora(config, stage)
     needed = bank_gib(config, cfg, batches, mesh) if batches.bank else 0.0

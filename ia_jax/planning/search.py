@@ -82,13 +82,13 @@ def _candidates(config: RunConfig, topology: str, stage: str, data: Data) -> lis
     cfg, lora = architecture(config.model.name), trained_lora(config, stage)
     found: list[Candidate] = []
     for mesh in _meshes(config, len(devices)):
-        if cfg.num_key_value_heads % mesh.tp or cfg.hidden_size % mesh.fsdp:
+        if cfg.num_key_value_heads % mesh.tp or cfg.hidden_size % (mesh.fsdp * mesh.rows):
             continue
-        where = tuple(f"--config.mesh.{axis}={getattr(mesh, axis)}" for axis in ("dcn", "fsdp", "tp"))
-        speed = bandwidths(make_mesh(mesh.fsdp, mesh.tp, mesh.dcn, devices=devices).devices, chip)
+        where = tuple(f"--config.mesh.{axis}={getattr(mesh, axis)}" for axis in ("dcn", "fsdp", "rows", "tp"))
+        speed = bandwidths(make_mesh(mesh.fsdp, mesh.tp, mesh.dcn, mesh.rows, devices=devices).devices, chip)
         for variant, overrides, size in _variants(replace(config, mesh=mesh), stage):
             batches, layout = data(variant, stage), layout_of(variant)
-            if batches.organisms % layout.groups:
+            if batches.organisms % layout.groups or batches.rows % mesh.rows:
                 continue
             work = work_of(variant, stage, batches)
             step = roofline(cfg, lora, work, layout, chip, ici_by_hand(cfg, work, layout, speed))
@@ -104,12 +104,12 @@ def _candidates(config: RunConfig, topology: str, stage: str, data: Data) -> lis
 
 
 def _meshes(config: RunConfig, chips: int) -> Iterator[MeshSection]:
-    """Meshes of all chips: the base cut along `tp`, along `fsdp`, or there as a whole `dcn` times."""
-    for tp in (1, 2, 4, 8, 16):
-        groups = chips // tp
-        if chips % tp == 0:
+    """Meshes of all chips: the base cut along `tp`, along `fsdp` and `rows`, or there as a whole `dcn` times."""
+    for tp, rows in itertools.product((1, 2, 4, 8, 16), (1, 2, 4)):
+        groups, left = divmod(chips, tp * rows)
+        if groups and not left:
             yield from (
-                replace(config.mesh, dcn=dcn, fsdp=groups // dcn, tp=tp)
+                replace(config.mesh, dcn=dcn, fsdp=groups // dcn, rows=rows, tp=tp)
                 for dcn in (2**n for n in range(groups.bit_length()))
                 if groups % dcn == 0
             )

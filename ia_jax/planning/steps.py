@@ -74,8 +74,8 @@ def lower(config: RunConfig, cfg: ModelConfig, stage: str, mesh: Mesh, batches: 
         tokens = config.eval.max_new_tokens
         return decode.lower(base, prompts, real, keys, stack, _integers(2), number, number, cfg, tokens)
     ours, optimizer = trained_lora(config, stage), config.sft.optimizer if stage == "sft" else config.dpo.optimizer
-    accumulate = config.sft.accumulate if stage == "sft" else config.dpo.accumulate
-    static |= {"remat": config.model.remat, "lora": ours, "optimizer": optimizer, "accumulate": accumulate}
+    static |= {"remat": config.model.remat, "lora": ours, "optimizer": optimizer}
+    static["accumulate"] = config.sft.accumulate if stage == "sft" else config.dpo.accumulate
     ia = _adapter(config, cfg, stage)
     state = _placed(jax.eval_shape(lambda a: introspection.init_state(a, 2, ours, optimizer), ia), mesh)
     if stage == "sft":
@@ -107,8 +107,9 @@ def _placed(tree: Any, mesh: Mesh, organisms: bool = False) -> Any:
 
 
 def _batch(batches: Batches, mesh: Mesh) -> Batch:
-    k, b, t, p = batches.organisms, batches.rows, batches.length, batches.targets
-    index = _integers(k, b, p)
-    batch = Batch(*[_integers(k, b, t)] * 3, index, index, jax.ShapeDtypeStruct(index.shape, jnp.float32), index)
+    rows = [_integers(batches.organisms, batches.rows, batches.length)] * 3
+    targets = [_integers(batches.organisms, batches.rows, batches.targets)] * 4
+    targets[2] = jax.ShapeDtypeStruct(targets[2].shape, jnp.float32)  # the weights
+    batch = Batch(*rows, *targets)
     shardings = batch_shardings(batch, mesh)
     return jax.tree.map(lambda x, s: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=s), batch, shardings)
