@@ -77,7 +77,7 @@ def test_flops_agree_with_xla():
     k, b, t = 2, 2, 64
     work = Work(k, b, t, b * t, adapters=2, trained=1, remat="none")
     i = jax.ShapeDtypeStruct((k, b, t), jnp.int32)
-    p = jax.ShapeDtypeStruct((k, b * t), jnp.int32)
+    p = jax.ShapeDtypeStruct((k, b, t), jnp.int32)
     batch = Batch(i, i, i, p, p, jax.ShapeDtypeStruct(p.shape, jnp.float32), p)
     lora = LoraConfig(8, 16.0)
     state = jax.eval_shape(
