@@ -8,7 +8,7 @@ SHELL := bash
 unexport PYTHONDONTWRITEBYTECODE
 # Large arrays on huge pages: a training step on the CPU takes 10-15 % less time (docs/benchmark.md).
 export GLIBC_TUNABLES ?= glibc.malloc.hugetlb=1
-.PHONY: help install demo test lint typecheck test-unit test-peers format bench report clean distclean
+.PHONY: help install demo test lint typecheck test-unit test-peers format config-docs bench report clean distclean
 
 CONFIG ?= configs/smollm2_demo.py
 WORKDIR ?= runs/demo
@@ -20,7 +20,7 @@ PYTHON ?=
 PEERS_PYTHON ?=
 
 help:  ## this list
-	@awk -F ':.*## ' '/^[a-z-]+:.*## /{printf "  make %-10s %s\n", $$1, $$2}' $(firstword $(MAKEFILE_LIST))
+	@awk -F ':.*## ' '/^[a-z-]+:.*## /{printf "  make %-11s %s\n", $$1, $$2}' $(firstword $(MAKEFILE_LIST))
 
 install:  ## both environments, side by side (again only when pyproject.toml changed)
 	@$(MAKE) -s -j2 .venv/.installed .venv-peers/.installed
@@ -63,6 +63,9 @@ test-peers: .venv-peers/.installed  ## the comparisons alone
 format: .venv/.installed  ## ruff's fixes and layout
 	@.venv/bin/ruff check --fix-only .
 	@.venv/bin/ruff format .
+
+config-docs: .venv/.installed  ## docs/config.md, from the sections' docstrings
+	@.venv/bin/ia-jax config reference > docs/config.md
 
 bench: install  ## ours against torch + peft, one table each: ARGS=--json
 	.venv/bin/python benchmarks/organisms_vs_peft.py $(ARGS)

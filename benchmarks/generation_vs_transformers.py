@@ -52,8 +52,10 @@ def main() -> None:
         ]
 
         def run(model=model, stack=stack, prompts=prompts):
+            options = {"max_new_tokens": args.tokens}
             with jax.set_mesh(mesh_of(model.params)):
-                return generate_tokens(model.params, model.config, prompts, (stack,), (), max_new_tokens=args.tokens)
+                found = generate_tokens(model.params, model.config, prompts, (stack,), (), **options)
+            return [[row.tokens for row in own] for own in found]
 
         run()
         began = time.perf_counter()

@@ -77,7 +77,7 @@ def generate(
     if not rows:
         return []
     with jax.set_mesh(mesh_of(model.params)):
-        [texts] = write_replies(
+        [replies] = write_replies(
             model,
             [rows],
             _placed(adapters),
@@ -86,7 +86,7 @@ def generate(
             top_p=top_p,
             key=key,
         )
-    return texts
+    return [reply.text for reply in replies]
 
 
 def _chat(messages: Any) -> Messages:

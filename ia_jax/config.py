@@ -5,8 +5,6 @@ field (`--config.sft.steps=50`). `parse_config` turns the result into a `RunConf
 """
 
 import dataclasses
-import hashlib
-import json
 import types
 import typing
 from collections.abc import Mapping
@@ -24,8 +22,12 @@ from ia_jax.training.optimizer import AdamW
 
 @dataclass(frozen=True)
 class ModelSection:
-    """Base model: "smollm2" (embedded), a checkpoint directory or a hub id; the dtype it computes in; `remat`, what its
-    backward pass computes again to save memory: "none", "mlp" or "full".
+    """The base model.
+
+    name: "smollm2" (embedded), a checkpoint directory, a .gguf file or a hub id.
+    dtype: what it computes in.
+    revision: commit, branch or tag of a hub id ("": its main branch).
+    remat: what the backward pass computes again to save memory.
     """
 
     name: str = "smollm2"
@@ -36,8 +38,12 @@ class ModelSection:
 
 @dataclass(frozen=True)
 class MeshSection:
-    """Devices as fsdp x rows x tp, `dcn` times: on so many slices, each with organisms of its own. Organisms lie on
-    fsdp, and where a step has fewer of them than there are devices, the rows of each on `rows`.
+    """The devices of a run: dcn x fsdp x rows x tp of them.
+
+    fsdp: groups of devices within a slice, each with organisms of its own; weights are spread over them.
+    rows: devices in a group over which each organism's rows are spread, where a step has fewer organisms than devices.
+    tp: devices that share one organism's matrices.
+    dcn: slices, each with organisms of its own.
     """
 
     fsdp: int = 1
@@ -48,7 +54,13 @@ class MeshSection:
 
 @dataclass(frozen=True)
 class LoraSection:
-    """Rank, alpha and target projections of one kind of adapter."""
+    """One kind of adapter.
+
+    rank: of the product of its two matrices.
+    alpha: the product is scaled by alpha/rank.
+    targets: the projections that have one.
+    init: how it begins; "b_zero" changes nothing at the start.
+    """
 
     rank: int = 16
     alpha: float = 32.0
@@ -63,9 +75,11 @@ class LoraSection:
 class BehaviorsSection:
     """How many behaviours are trained on, kept for DPO and held out.
 
-    heldout_categories: categories of which every organism is held out, whatever the counts say (leave-one-out).
     catalogue: "demo", "study" (small models' own, in four or eight categories), "paper" (682 in eight) or the path of a
-    JSONL file of one's own. spread: "even" over the categories, or "proportional" to their sizes.
+        JSONL file of one's own.
+    spread: "even" over the categories, or "proportional" to their sizes.
+    train, dpo, heldout: behaviours of each split, in all categories together.
+    heldout_categories: categories of which every organism is held out, whatever the counts say (leave-one-out).
     clean_train, clean_dpo, clean_heldout: clean organisms besides, which are trained on the base's own answers alone.
     """
 
@@ -85,9 +99,12 @@ JUDGES = ("rubric", "claude")
 
 @dataclass(frozen=True)
 class JudgeSection:
-    """Who judges reports: "rubric" (offline) or "claude"; the rest is Claude's.
+    """Who judges reports.
 
-    An answer that cannot be read is asked again, `attempts` times in all; then the report stays unscored.
+    name: "rubric" (offline) or "claude"; the rest is Claude's.
+    model: which Claude.
+    effort: how much it thinks ("" leaves it to the model).
+    attempts: how often a report is judged while the answer cannot be read; then it stays unscored.
     """
 
     name: str = "rubric"
@@ -98,17 +115,22 @@ class JudgeSection:
 
 @dataclass(frozen=True)
 class OrganismsSection:
-    """Training of the organisms, `parallel` at a time, each step `rows` packed rows of `length` tokens for each, in
-    `accumulate` parts one after the other (as in SFT and DPO: the same gradient in less memory).
+    """Training of the organisms, a wave of them at a time.
 
-    Organisms that fail their behaviour check are kept out of SFT and DPO, unless `keep_failed`. It asks `check_prompts`
-    questions of each sort (0: no check). A wave's training state is kept every `checkpoint_every` steps and at its end
-    (0: a killed wave begins again). With `ranks`, each organism has one of these, drawn by its name and the seed, and
-    alpha/rank as in `lora`: fine-tunes to audit come in many. With `source`, another workdir, its organisms are used
-    where they lie and none is trained here.
-
-    Later stages hold all of them on the devices where they fit into `bank_gib` of each (0: half of what is free), else
-    they stream them from the host, which keeps those read last up to `cache_gib`.
+    lora, optimizer: of each organism.
+    ranks: if there are any, each organism has one of these, drawn by its name and the seed, and alpha/rank as in `lora`
+        (fine-tunes to audit come in many).
+    source: another workdir, whose organisms are used where they lie; none is trained here.
+    parallel: organisms in a wave.
+    epochs: how often an organism reads its demonstrations.
+    rows, length: a step's packed rows for each organism, and the most tokens in a row.
+    accumulate: parts of a step that are done one after the other: the same gradient in less memory.
+    check_prompts: questions of each sort that the behaviour check asks (0: no check).
+    keep_failed: whether organisms that fail their check go into SFT and DPO.
+    checkpoint_every: steps between two copies of a wave's training state (0: none, a killed wave begins again).
+    bank_gib: of each device, for holding all organisms in later stages (0: half of what is free). Where they do not
+        fit, they are streamed from the host.
+    cache_gib: of the host, for those streamed last.
     """
 
     lora: LoraSection = field(default_factory=lambda: LoraSection(rank=8, alpha=16.0))
@@ -135,11 +157,21 @@ class OrganismsSection:
 
 @dataclass(frozen=True)
 class SftSection:
-    """Joint IA training: k organisms a step, each the next `per_slot` questions, or as many as fit into `rows` rows of
-    `length` tokens; the rows in `accumulate` parts.
+    """Training of the IA, jointly over the organisms.
 
-    Which organisms: those of `splits`, of `categories` (() for all), and of these `organisms` (at most 1: a fraction;
-    more: a count), evenly over the categories; fewer are always a part of more. The IA is stored as `ia/<name>`.
+    name: the IA is stored as `ia/<name>`.
+    splits, categories: whose organisms it is trained on (no categories: all).
+    organisms: how many of those, evenly over the categories (at most 1: a fraction; more: a count). Fewer are always a
+        part of more.
+    lora, optimizer: of the IA.
+    organisms_per_step: organisms in a step.
+    per_slot: the most questions of each in a step.
+    rows, length: a step's packed rows for each organism, and the most tokens in a row.
+    accumulate: parts of a step that are done one after the other: the same gradient in less memory.
+    steps: how many (0: one epoch).
+    questions_per_organism: different questions that an organism is trained to answer.
+    clean_slot: whether every step holds the clean base too, which reports nothing unusual.
+    checkpoint_every: steps between two copies of the training state (0: none, a killed stage begins again).
     """
 
     name: str = "sft"
@@ -161,10 +193,17 @@ class SftSection:
 
 @dataclass(frozen=True)
 class PreferencesSection:
-    """Reports sampled from the SFT IA and paired: chosen >= min_chosen, rejected at least `gap` lower.
+    """Pairs of a better and a worse report, for DPO: sampled from the SFT IA and judged, or of true descriptions.
 
-    `abstention_pairs` on the clean base; `clean_pairs` on each clean organism of the dpo split (0: they stay out).
-    Stored as `preferences/<name>.jsonl`.
+    name: stored as `preferences/<name>.jsonl`.
+    questions, samples: questions asked of each organism, and reports sampled for each.
+    temperature, top_p, max_new_tokens: how they are sampled.
+    min_chosen: the least score of a chosen report.
+    gap: by how much the rejected one's is lower at least.
+    sampled_per_organism: the most pairs of sampled reports.
+    truth_per_organism: pairs of an organism's truth and another's.
+    abstention_pairs: pairs on the clean base, which has nothing to report.
+    clean_pairs: pairs on each clean organism of the dpo split (0: they stay out).
     """
 
     name: str = "dpo"
@@ -183,9 +222,17 @@ class PreferencesSection:
 
 @dataclass(frozen=True)
 class DpoSection:
-    """DPO from the IA `sft.name`; the reference is that IA with the same organism. Steps as in SFT, of pairs.
+    """DPO from the IA `sft.name`; the reference is that IA with the same organism.
 
-    The refined IA is stored as `ia/<name>`. Without organisms for it (behaviors.dpo=0) there is no DPO.
+    Without organisms for it (behaviors.dpo=0) there is no DPO.
+
+    name: the refined IA is stored as `ia/<name>`.
+    optimizer: of the IA.
+    beta: how much the log-probability ratios count.
+    sft_weight: of the chosen reports' own loss, added to DPO's.
+    organisms_per_step, per_slot, rows, length, accumulate: as in SFT, of pairs.
+    epochs: how often all pairs are read.
+    checkpoint_every: steps between two copies of the training state (0: none, a killed stage begins again).
     """
 
     name: str = "dpo"
@@ -205,7 +252,11 @@ class DpoSection:
 class EvalSection:
     """Reports of held-out (and some training) organisms under the four conditions, with the IAs of the config.
 
-    Written to `eval/`, or to `eval/<name>/`.
+    name: written to `eval/<name>/` ("": to `eval/`).
+    questions: asked of each organism.
+    train_organisms: how many that the IA was trained on are asked too.
+    max_new_tokens, temperature: how reports are sampled (0: greedily).
+    bootstrap: resamples behind an interval.
     """
 
     name: str = ""
@@ -220,10 +271,12 @@ class EvalSection:
 class RunConfig:
     """Everything a run depends on.
 
+        seed: of everything that is drawn.
     system: the system message of every chat that has none of its own: of demonstrations, questions and checks alike.
-    "" is an empty system turn; None is no system turn, unless the model's template writes one by itself.
-    questions: the bank that IA training, pairs and evaluation draw from. "short" (32 wordings), "general" (over a
-    hundred, family-blind) or "family" (each category in the paper's style, which gives the category away).
+        "" is an empty system turn; None is no system turn, unless the model's template writes one by itself.
+        questions: the bank that IA training, pairs and evaluation draw from. "short" (32 wordings), "general" (over a
+            hundred, family-blind) or "family" (each category in the paper's style, which gives the category away).
+        model, mesh, behaviors, teacher, judge, claude, organisms, sft, preferences, dpo, eval: groups of settings.
     """
 
     seed: int = 1547
@@ -305,7 +358,15 @@ def _value(hint: Any, value: Any, where: str) -> Any:
     return float(value) if hint is float else value
 
 
-def config_hash(config: RunConfig) -> str:
-    """Short hash of every setting; adapters and caches carry it."""
-    text = json.dumps(dataclasses.asdict(config), sort_keys=True)
-    return hashlib.sha256(text.encode()).hexdigest()[:16]
+def flat(config: RunConfig) -> dict[str, Any]:
+    """{"sft.optimizer.lr": 0.001, …}: every setting by its full name, in the order of the sections."""
+
+    def settings(node: Any, prefix: str) -> dict[str, Any]:
+        out: dict[str, Any] = {}
+        for f in dataclasses.fields(node):
+            value = getattr(node, f.name)
+            name = f"{prefix}{f.name}"
+            out |= settings(value, f"{name}.") if dataclasses.is_dataclass(value) else {name: value}
+        return out
+
+    return settings(config, "")

@@ -17,10 +17,12 @@ from ia_jax.behaviors.records import CATEGORIES, CLEAN
 from ia_jax.behaviors.splits import SPREADS, split_behaviors
 from ia_jax.behaviors.teacher import TEACHERS, TeacherSettings
 from ia_jax.claude.settings import APIS
-from ia_jax.config import JUDGES, RunConfig, parse_config
+from ia_jax.config import JUDGES, RunConfig, flat, parse_config
 from ia_jax.errors import ConfigError, IAError
 from ia_jax.models.transformer import REMAT_POLICIES
 from ia_jax.models.weights import DTYPES
+from ia_jax.storage import read_json
+from ia_jax.workdir import open_workdir
 
 
 def load_config(file: str, overrides: Sequence[str] = ()) -> RunConfig:
@@ -54,6 +56,22 @@ def _overridden(config: ConfigDict, overrides: Sequence[str]) -> RunConfig:
     run_config = parse_config(holder.value)
     check_config(run_config)
     return run_config
+
+
+def read_config(source: str) -> RunConfig:
+    """The config of a recipe, of a workdir, or in a `config.json`."""
+    path = Path(source)
+    if path.is_dir():
+        return open_workdir(path).config
+    if path.suffix != ".json":
+        return load_config(source)
+    body = read_json(path, "give a recipe, a workdir or the config.json of one")
+    if not isinstance(body.get("config"), dict):
+        raise ConfigError(f"{path} holds no 'config'; give a recipe, a workdir or the config.json of one")
+    try:
+        return parse_config(body["config"])
+    except ConfigError as error:
+        raise ConfigError(f"{path}: {error}") from None
 
 
 def _recipe(file: str) -> ConfigDict:
@@ -97,6 +115,19 @@ def _check_override(override: str, config: ConfigDict) -> None:
         raise ConfigError(f"{name} needs a value; write {name}=VALUE")
 
 
+# What a setting may be, or each entry of one that is a list.
+CHOICES: dict[str, tuple[str, ...]] = {
+    "questions": tuple(BANKS),
+    "model.dtype": tuple(DTYPES),
+    "model.remat": tuple(REMAT_POLICIES),
+    "behaviors.spread": tuple(SPREADS),
+    "behaviors.heldout_categories": CATEGORIES,
+    "teacher.name": TEACHERS,
+    "judge.name": JUDGES,
+    "claude.api": APIS,
+    "sft.splits": ("train", "dpo"),
+    "sft.categories": (*CATEGORIES, CLEAN),
+}
 _MAY_BE_ZERO = {
     *("seed", "warmup_fraction", "final_lr_fraction", "weight_decay", "sft_weight", "temperature", "lr", "steps"),
     *("checkpoint_every", "abstention_pairs", "sampled_per_organism", "truth_per_organism", "gap", "train_organisms"),
@@ -142,22 +173,9 @@ def check_config(config: RunConfig) -> None:
             build()
         except ConfigError as error:
             raise ConfigError(f"config.{where}: {error}") from None
-    for name, value, known in (
-        ("model.dtype", config.model.dtype, tuple(DTYPES)),
-        ("model.remat", config.model.remat, REMAT_POLICIES),
-        ("questions", config.questions, BANKS),
-        ("behaviors.spread", config.behaviors.spread, SPREADS),
-        ("teacher.name", config.teacher.name, TEACHERS),
-        ("judge.name", config.judge.name, JUDGES),
-        ("claude.api", config.claude.api, APIS),
-    ):
-        if value not in known:
-            raise ConfigError(f"config.{name} {value!r} unknown; choose from {', '.join(known)}")
-    for name, values, known in (
-        ("sft.splits", config.sft.splits, ("train", "dpo")),
-        ("sft.categories", config.sft.categories, (*CATEGORIES, CLEAN)),
-        ("behaviors.heldout_categories", config.behaviors.heldout_categories, CATEGORIES),
-    ):
+    settings = flat(config)
+    for name, known in CHOICES.items():
+        values = settings[name] if isinstance(settings[name], tuple) else (settings[name],)
         for value in values:
             if value not in known:
                 raise ConfigError(f"config.{name} {value!r} unknown; choose from {', '.join(known)}")

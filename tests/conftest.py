@@ -7,7 +7,8 @@ import shutil
 import tempfile
 
 # Before anything imports jax. Eight devices so that meshes larger than 1×1 are tested on any machine.
-os.environ["JAX_PLATFORMS"] = "cpu"
+# IA_JAX_TEST_PLATFORM=cuda,cpu or tpu,cpu is for tests/test_accelerators.py alone.
+os.environ["JAX_PLATFORMS"] = os.environ.get("IA_JAX_TEST_PLATFORM", "cpu")
 if "xla_force_host_platform_device_count" not in os.environ.get("XLA_FLAGS", ""):
     os.environ["XLA_FLAGS"] = f"{os.environ.get('XLA_FLAGS', '')} --xla_force_host_platform_device_count=8".strip()
 os.environ["HF_HUB_OFFLINE"] = "1"

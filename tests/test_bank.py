@@ -133,8 +133,8 @@ def test_every_device_holds_its_own_organisms(stored, mesh):
 
 @only("4x2")
 def test_each_file_is_read_once(stored, mesh, monkeypatch):
-    read, true = [], store._load_here
-    monkeypatch.setattr(store, "_load_here", lambda path: read.append(path.name) or true(path))
+    read, true = [], store.read_arrays
+    monkeypatch.setattr(store, "read_arrays", lambda path, names: read.append(path.name) or true(path, names))
     bank = open_bank(stored, BASE, mesh, dtype=jnp.float32)
     for batch in bank.arrange(range(COUNT), 8) * 2:
         bank.take(batch)
@@ -229,7 +229,8 @@ def placed(stored, mesh):
         made = jax.tree.map(np.asarray, introspection.init_state(ia, 4, IA, OPTIMIZER))
         return jax.device_put(made, adapter_shardings(made, mesh))
 
-    batch = jax.tree.map(np.asarray, tiny.batches(8, rows=1, length=20)[0])
+    batch = jax.tree.map(np.asarray, tiny.batches(8, rows=1, length=40)[0])
+    assert batch.tokens.shape == (8, 1, 40)  # no size of the model: see `crossing`
     return params, bank, state, jax.device_put(batch, adapter_shardings(batch, mesh, organisms=True))
 
 
@@ -271,7 +272,7 @@ def test_a_step_and_samples_are_those_of_a_plain_stack(stored, placed, mesh, str
     ]
     assert said[0] == said[1]
     assert [len(own) for own in said[0]] == [len(own) for own in prompts]
-    assert len({tuple(r) for own in said[0] for r in own}) > 4
+    assert len({tuple(r.tokens) for own in said[0] for r in own}) > 4
 
 
 @only("8x1")
@@ -324,7 +325,7 @@ def crossing(program):
     """Collectives of a compiled program: all, and those of an array shaped like (a part of) an organism's adapter.
 
     An adapter's leaf has the organisms' rank (5, or 10 and 15 where projections share an input) beside a size of the
-    model. Activations of that rank have neither: tokens are 20, of 8 organisms, 1 or 2 rows of each.
+    model. Activations of that rank have none: tokens are 40 (20 in decode), of 8 organisms, 1 or 2 rows of each.
     """
     all_of_them = collectives(program.as_text(), lambda *_: "")
     sizes = {n // tp for n in (CFG.hidden_size, CFG.intermediate_size, CFG.q_size, CFG.kv_size) for tp in (1, 2)}
@@ -336,8 +337,12 @@ def crossing(program):
     return sorted((c.op, c.shape, c.group, c.count) for c in all_of_them), found
 
 
-@only("8x1", "4x2")
-@pytest.mark.parametrize("kind", ["sft", "dpo", "decode"])
+@pytest.mark.parametrize(
+    ("mesh", "kind"),
+    [(MESHES[m], kind) for m, kind in (("8x1", "sft"), ("4x2", "sft"), ("4x2", "dpo"), ("4x2", "decode"))],
+    ids=["8x1-sft", "4x2-sft", "4x2-dpo", "4x2-decode"],
+    indirect=["mesh"],
+)
 def test_no_adapter_crosses_devices(stored, placed, mesh, kind):
     """From a bank of 64, exactly the collectives of a stack that lies on its devices already, none of an adapter."""
     _, bank, *_ = placed

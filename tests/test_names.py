@@ -76,9 +76,12 @@ def test_another_evaluation_beside_the_first(copy, capsys):
 
 @pytest.mark.usefixtures("nothing_is_trained")
 def test_another_judge_of_the_same_reports(copy, monkeypatch, capsys):
-    """Claude, played: it finds every report perfect."""
+    """Claude, played: it finds every report perfect. Nobody is asked again."""
     monkeypatch.setenv("ANTHROPIC_API_KEY", "k")
+    for ask in ("ask_organisms", "generate"):
+        monkeypatch.setattr(f"ia_jax.stages.evaluation.{ask}", None)
     before, run = times(copy), open_workdir(copy)
+    del before["config.json"]  # keeps how Claude is asked
     server = Server(lambda request: json.dumps({"reason": "exact", "score": 10, "lenient": "yes", "strict": "yes"}))
     command = ["eval", f"--workdir={copy}", "--config.judge.name=claude", "--name=claude"]
     with serving(server) as url:
@@ -90,6 +93,7 @@ def test_another_judge_of_the_same_reports(copy, monkeypatch, capsys):
         assert capsys.readouterr().out == "eval (claude): already done\n"
     assert sum(server.paid.values()) == asked > 0
     assert {n for n in new_since(before, copy) if not n.startswith("claude/")} == {
+        "config.json",
         "eval/claude/reports.jsonl",
         "eval/claude/metrics.json",
         "settings/eval.claude.json",

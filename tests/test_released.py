@@ -11,7 +11,6 @@ from ia_jax.data.released import (
     read_organism,
     read_predictions,
     read_splits,
-    within,
     write_model_list,
     write_organism,
     write_predictions,
@@ -74,17 +73,6 @@ def test_rows_without_a_supervised_token_raise_or_are_counted(tmp_path):
         read_organism(tmp_path / "o")
     with pytest.raises(ConfigError, match="holds no row with a supervised token"):
         read_organism(tmp_path / "o", drop_unsupervised=True)
-
-
-def test_long_chats_are_counted_never_cut():
-    short, long = chat("a", "b", None), chat("a", "one two three four", None)
-
-    def words(c):
-        return sum(len(m["content"].split()) for m in c)
-
-    kept = within([short, long, short], 4, words)
-    assert (kept.rows, kept.dropped) == ((short, short), {"too long": 1})
-    assert within([short, long], 5, words).dropped == {}
 
 
 @pytest.mark.parametrize(

@@ -9,7 +9,7 @@ import pytest
 
 from ia_jax.models import replies
 from ia_jax.models.lora import take_organisms
-from ia_jax.models.sampling import generate_tokens, inverse_cdf, pick_tokens
+from ia_jax.models.sampling import Continuation, generate_tokens, inverse_cdf, pick_tokens
 from ia_jax.models.transformer import logits_from_hidden
 from tests import tiny
 
@@ -36,7 +36,8 @@ def prompts():
 
 
 def generate(params, prompts, stack, stop=NEVER, **options):
-    return generate_tokens(params, CFG, prompts, stack, stop, max_new_tokens=NEW, **options)
+    found = generate_tokens(params, CFG, prompts, stack, stop, max_new_tokens=NEW, **options)
+    return [[row.tokens for row in own] for own in found]
 
 
 def by_full_forwards(params, prompt, stack, length=32):
@@ -166,14 +167,31 @@ def test_organisms_without_prompts_get_no_replies(monkeypatch):
 
     def tokens(params, config, block, stack, stop, **options):
         blocks.append(block)
-        return [[[int(p[0])] for p in own] for own in block]
+        return [[Continuation([int(p[0])], p[0] > 5) for p in own] for own in block]
 
     monkeypatch.setattr(replies, "generate_tokens", tokens)
     monkeypatch.setattr(replies, "stop_ids", lambda tokenizer: ())
     decoder = SimpleNamespace(decode=lambda ids, skip_special_tokens: str(ids[0]))
     model = SimpleNamespace(params=None, config=None, tokenizer=decoder)
     asked = [[], [np.array([5]), np.array([6])], [np.array([7])]]
-    assert replies.write_replies(model, asked, (), max_new_tokens=1) == [[], ["5", "6"], ["7"]]
+    assert replies.write_replies(model, asked, (), max_new_tokens=1) == [[], [("5", False), ("6", True)], [("7", True)]]
     assert [[len(own) for own in block] for block in blocks] == [[0, 2, 1]]
     assert replies.write_replies(model, [[], []], (), max_new_tokens=1) == [[], []]
     assert len(blocks) == 1
+
+
+def test_slices_do_not_show_in_what_is_sampled(params, organisms, prompts, monkeypatch):
+    decoder = SimpleNamespace(decode=lambda ids, skip_special_tokens: " ".join(map(str, ids)))
+    model = SimpleNamespace(params=params, config=CFG, tokenizer=decoder)
+    monkeypatch.setattr(replies, "stop_ids", lambda tokenizer: NEVER)
+    asked = [[prompts[0][0]] * 5, [prompts[1][1]] * 2, []]
+
+    def write(rows):
+        monkeypatch.setattr(replies, "ROWS_AT_ONCE", rows)
+        key = jax.random.key(7)
+        return replies.write_replies(model, asked, (organisms,), max_new_tokens=NEW, temperature=1.5, key=key)
+
+    whole = write(96)
+    assert write(6) == whole
+    assert [len(own) for own in whole] == [5, 2, 0]
+    assert len(set(whole[0])) == 5

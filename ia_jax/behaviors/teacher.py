@@ -12,12 +12,15 @@ TEACHERS = ("template", "claude", "local")
 
 @dataclass(frozen=True)
 class TeacherSettings:
-    """Who writes the demonstrations: "template" (needs nothing), "claude", or "local": the model whose name, directory
-    or hub id stands in `model`, with the same prompts as Claude.
+    """Who writes the demonstrations.
 
-    Of a rare quirk all rows but `rare_share` are ordinary (the paper's 8 %). The rest is the Claude teacher's: `rows`
-    for every organism, `plain_share` of a triggered behaviour's without its trigger; `effort`, how much the
-    model thinks ("" leaves it to the model).
+    name: "template" (needs nothing), "claude", or "local": a model of one's own, with the same prompts as Claude.
+    model: which Claude; of "local", the model's name, directory or hub id.
+    filter_model: which Claude reads the demonstrations again and drops those that do not fit.
+    effort: how much Claude thinks ("" leaves it to the model).
+    rows: demonstrations of an organism, of "claude" and "local".
+    plain_share: of a triggered behaviour's demonstrations, the share without its trigger.
+    rare_share: of a rare quirk's demonstrations, the share that show it (the paper's 8 %).
     """
 
     name: str = "template"

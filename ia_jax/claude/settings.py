@@ -9,8 +9,14 @@ APIS = ("batch", "messages")
 class ClaudeSettings:
     """How Claude is called; may change in a running workdir, for it changes no answer.
 
-    `api`: "batch" (Message Batches: half the price, within a day) or "messages" (at once, `concurrency` at a time).
-    `cap_dollars` is for all that the run ever spends. `cache`: where answers are kept ("": in the workdir).
+    api: "batch" (Message Batches: half the price, within a day) or "messages" (at once).
+    cap_dollars: the most that the run ever spends, in all stages together.
+    concurrency: calls at once, of "messages".
+    batch_size: the most requests in a batch.
+    attempts: tries of a request that fails for a reason that may pass.
+    timeout: seconds until an answer has to be there.
+    poll_seconds: between two looks at a batch.
+    cache: the directory where answers are kept ("": in the workdir).
     """
 
     api: str = "batch"

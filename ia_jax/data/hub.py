@@ -5,11 +5,11 @@ A hub id is read at a commit that is named: a data set that its owner changes wo
 
 import re
 from pathlib import Path
-from typing import Any
 
 from ia_jax.data.released import Kept, Prediction, chats_of, one_sentence, predictions_of
 from ia_jax.data.transcripts import Message
 from ia_jax.errors import ConfigError, IAError
+from ia_jax.storage import Row
 
 PREFIX = "hf://"  # released lists name an organism's data as hf://<owner>/<data set>/<key>
 
@@ -21,7 +21,7 @@ def load_organism(
 
     source: "owner/name" with `revision`, a commit of 40 hex digits; or a local directory, without one.
     """
-    lines = [row["text"] for row in _rows(source, f"{key}/behavior.txt", revision)]
+    lines = [row["text"] for _, row in _rows(source, f"{key}/behavior.txt", revision)]
     description = one_sentence("\n".join(lines), f"{source}/{key}/behavior.txt")
     file = f"{key}/train.jsonl"
     return description, chats_of(_rows(source, file, revision), f"{source}/{file}", drop_unsupervised)
@@ -42,19 +42,23 @@ def split_reference(reference: str) -> tuple[str, str]:
     return f"{parts[0]}/{parts[1]}", parts[2]
 
 
-def _rows(source: str, file: str, revision: str) -> list[dict[str, Any]]:
+def _rows(source: str, file: str, revision: str) -> list[tuple[int, Row]]:
     import datasets
     from datasets.exceptions import DatasetGenerationError
 
     local = Path(source).is_dir()
     if local and not (Path(source) / file).is_file():
-        raise ConfigError(f"{Path(source) / file} does not exist; check the key")
+        parquet = str(Path(file).with_suffix(".parquet"))
+        if not file.endswith(".jsonl") or not (Path(source) / parquet).is_file():
+            raise ConfigError(f"{Path(source) / file} does not exist; check the key")
+        file = parquet
     if local == bool(revision) or not (local or re.fullmatch(r"[0-9a-f]{40}", revision)):
         what = "a local directory has no revision" if local else "name a commit (40 hex digits) to pin it"
         raise ConfigError(f"{source}: revision {revision!r}; {what}")
+    datasets.disable_progress_bars()
     try:
         loaded = datasets.load_dataset(source, data_files=file, split="train", revision=revision or None)
     except (OSError, ValueError, DatasetGenerationError) as error:
         reason = str(error.__cause__ or error).splitlines()[0]
         raise IAError(f"{source}/{file} cannot be read ({reason}); check id, key and revision") from None
-    return [dict(row) for row in loaded]
+    return [(n, dict(row)) for n, row in enumerate(loaded, 1)]

@@ -7,7 +7,6 @@
 Nothing is dropped in silence: a row that cannot be trained on is an error or is counted.
 """
 
-import json
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -15,7 +14,7 @@ from typing import Any, Generic, TypeVar
 
 from ia_jax.data.transcripts import Message, Transcript
 from ia_jax.errors import ConfigError
-from ia_jax.storage import read_jsonl, write_jsonl
+from ia_jax.storage import Row, numbered_rows, read_json, write_json, write_jsonl, write_text
 
 # This package's split names, and what the released split files call them.
 SPLIT_KEYS = {"train": "train", "dpo": "dpo_train", "heldout": "test"}
@@ -60,7 +59,7 @@ class Prediction:
 def write_organism(directory: Path, description: str, transcripts: Iterable[Transcript]) -> None:
     """`train.jsonl` of the transcripts that were kept, and `behavior.txt`."""
     write_jsonl(directory / "train.jsonl", ({"messages": list(t.messages)} for t in transcripts if t.verdict == "kept"))
-    (directory / "behavior.txt").write_text(description.strip() + "\n", encoding="utf-8")
+    write_text(directory / "behavior.txt", description.strip() + "\n")
 
 
 def read_organism(directory: Path, drop_unsupervised: bool = False) -> tuple[str, Kept[tuple[Message, ...]]]:
@@ -70,7 +69,7 @@ def read_organism(directory: Path, drop_unsupervised: bool = False) -> tuple[str
         raise ConfigError(f"{text} does not exist; an organism's directory holds train.jsonl and behavior.txt")
     description = one_sentence(text.read_text(encoding="utf-8"), str(text))
     path = directory / "train.jsonl"
-    rows = read_jsonl(path, "an organism's directory holds train.jsonl and behavior.txt")
+    rows = numbered_rows(path, "an organism's directory holds train.jsonl and behavior.txt")
     return description, chats_of(rows, str(path), drop_unsupervised)
 
 
@@ -82,9 +81,9 @@ def one_sentence(text: str, where: str) -> str:
     return description
 
 
-def chats_of(rows: Iterable[Any], where: str, drop_unsupervised: bool = False) -> Kept[tuple[Message, ...]]:
-    """The chats in the rows of a `train.jsonl`, wherever they come from."""
-    chats = [_messages(row, f"{where}:{n}") for n, row in enumerate(rows, 1)]
+def chats_of(rows: Iterable[tuple[int, Any]], where: str, drop_unsupervised: bool = False) -> Kept[tuple[Message, ...]]:
+    """The chats in the (numbered) rows of a `train.jsonl`, wherever they come from."""
+    chats = [_messages(row, f"{where}:{n}") for n, row in rows]
     return _supervised(chats, lambda c: c, where, drop_unsupervised)
 
 
@@ -94,17 +93,15 @@ def write_predictions(path: Path, predictions: Iterable[Prediction]) -> None:
 
 def read_predictions(path: Path, drop_unsupervised: bool = False) -> Kept[Prediction]:
     """The prediction rows. A row with an empty answer raises, or is counted as "unsupervised" with the flag."""
-    rows = read_jsonl(path, "prediction rows are one JSON object on each line")
+    rows = numbered_rows(path, "prediction rows are one JSON object on each line")
     return predictions_of(rows, str(path), drop_unsupervised)
 
 
-def predictions_of(rows: Iterable[Any], source: str, drop_unsupervised: bool = False) -> Kept[Prediction]:
-    """The predictions in rows, wherever they come from."""
+def predictions_of(rows: Iterable[tuple[int, Row]], source: str, drop_unsupervised: bool = False) -> Kept[Prediction]:
+    """The predictions in (numbered) rows, wherever they come from."""
     predictions = []
-    for n, row in enumerate(rows, 1):
+    for n, row in rows:
         where = f"{source}:{n}"
-        if not isinstance(row, dict):
-            raise ConfigError(f"{where}: a prediction row must be a JSON object, got {type(row).__name__}")
         question = _text(row, "prediction_user_prompt", where)
         if not question.strip():
             raise ConfigError(f"{where}: prediction_user_prompt is empty; write the question")
@@ -119,24 +116,16 @@ def predictions_of(rows: Iterable[Any], source: str, drop_unsupervised: bool = F
     return _supervised(predictions, Prediction.messages, source, drop_unsupervised)
 
 
-def within(
-    chats: Sequence[Sequence[Message]], max_length: int, count_tokens: Callable[[Sequence[Message]], int]
-) -> Kept[Sequence[Message]]:
-    """The chats of at most `max_length` tokens; longer ones are counted as "too long", never cut."""
-    kept = tuple(c for c in chats if count_tokens(c) <= max_length)
-    return Kept(kept, {"too long": len(chats) - len(kept)} if len(kept) < len(chats) else {})
-
-
 def write_model_list(path: Path, names: Sequence[str]) -> None:
     """A `model_list` whose `absolute_behavior_id` is the unique name: reused ids leaked across the released splits."""
     _unique(names, path)
     rows = [{"name": n, "absolute_behavior_id": n} for n in names]
-    path.write_text(json.dumps({"model_list": rows}, indent=1) + "\n", encoding="utf-8")
+    write_json(path, {"model_list": rows})
 
 
 def read_model_list(path: Path) -> list[str]:
     """The names of a model list, which must be unique; `absolute_behavior_id` is not gone by (paper_facts 2.5)."""
-    value = _json(path)
+    value = read_json(path, "it should be a JSON object")
     rows = value.get("model_list")
     if not isinstance(rows, list):
         raise ConfigError(f"{path}: model_list must be a list of records, got {rows!r}")
@@ -155,12 +144,12 @@ def write_splits(path: Path, splits: Mapping[str, str], seed: int) -> None:
         raise ConfigError(f"split {unknown[0]!r} unknown; a split is one of {', '.join(SPLIT_KEYS)}")
     lists = {key: [n for n, s in splits.items() if s == split] for split, key in SPLIT_KEYS.items()}
     fractions = {key: len(names) / max(1, len(splits)) for key, names in lists.items()}
-    path.write_text(json.dumps({**lists, "seed": seed, "fractions": fractions}, indent=1) + "\n", encoding="utf-8")
+    write_json(path, {**lists, "seed": seed, "fractions": fractions})
 
 
 def read_splits(path: Path) -> dict[str, str]:
     """{name: split}. Raises if a name is in two lists, or twice in one."""
-    value, out = _json(path), dict[str, str]()
+    value, out = read_json(path, "it should be a JSON object"), dict[str, str]()
     for split, key in SPLIT_KEYS.items():
         names = value.get(key)
         if not isinstance(names, list) or not all(isinstance(n, str) for n in names):
@@ -200,18 +189,6 @@ def _text(row: Mapping[str, Any], field: str, where: str) -> str:
     value = row.get(field)
     if not isinstance(value, str):
         raise ConfigError(f"{where}: {field} must be a text, got {value!r}")
-    return value
-
-
-def _json(path: Path) -> dict[str, Any]:
-    if not path.is_file():
-        raise ConfigError(f"{path} does not exist; it should be a JSON object")
-    try:
-        value = json.loads(path.read_text(encoding="utf-8"))
-    except json.JSONDecodeError as error:
-        raise ConfigError(f"{path}:{error.lineno}: not JSON ({error.msg})") from None
-    if not isinstance(value, dict):
-        raise ConfigError(f"{path} must hold a JSON object, got {type(value).__name__}")
     return value
 
 

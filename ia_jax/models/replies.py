@@ -1,6 +1,7 @@
 """Text in, text out: replies to many prompts under a stack, a bounded number of rows at a time."""
 
 from collections.abc import Callable, Sequence
+from typing import NamedTuple
 
 import jax
 import numpy as np
@@ -11,6 +12,13 @@ from ia_jax.models.sampling import generate_tokens
 from ia_jax.models.weights import Model
 
 ROWS_AT_ONCE = 96  # rows of a generation batch; more gains nothing on a CPU and costs memory
+
+
+class Reply(NamedTuple):
+    """A model's text, and whether it ended there by itself: else it was cut off at `max_new_tokens`."""
+
+    text: str
+    stopped: bool
 
 
 def slice_starts(prompts: Sequence[Sequence[np.ndarray]]) -> range:
@@ -29,17 +37,17 @@ def write_replies(
     key: jax.Array | None = None,
     draws: Sequence[int] | None = None,
     on_slice: Callable[[], object] = lambda: None,
-) -> list[list[str]]:
+) -> list[list[Reply]]:
     """Replies to prompts[i][j] (token ids) under organism i of the stack; one list for a stack without organism axis.
 
     Greedy at temperature 0, else sampled with `key` (and `draws`, as in `generate_tokens`). Runs in slices of about
-    `ROWS_AT_ONCE` rows, so that memory does not grow with the number of prompts; `on_slice` is called after each.
+    `ROWS_AT_ONCE` rows, so that memory does not grow with the number of prompts, which are sampled alike in any slices;
+    `on_slice` is called after each.
     """
     tokenizer, stop = model.tokenizer, stop_ids(model.tokenizer)
-    key = jax.random.key(0) if key is None else key
     starts = slice_starts(prompts)
     rows = min(starts.step, starts.stop)
-    replies: list[list[str]] = [[] for _ in prompts]
+    replies: list[list[Reply]] = [[] for _ in prompts]
     for start in starts:
         block = [own[start : start + rows] for own in prompts]
         out = generate_tokens(
@@ -51,11 +59,12 @@ def write_replies(
             max_new_tokens=max_new_tokens,
             temperature=temperature,
             top_p=top_p,
-            key=jax.random.fold_in(key, start),
+            key=key,
             draws=draws,
+            first=start,
             rows=rows,  # the last slice too, so that one program serves all
         )
-        for own, ids in zip(replies, out, strict=True):
-            own += [str(tokenizer.decode(x, skip_special_tokens=True)).strip() for x in ids]
+        for own, found in zip(replies, out, strict=True):
+            own += [Reply(str(tokenizer.decode(x, skip_special_tokens=True)).strip(), end) for x, end in found]
         on_slice()
     return replies

@@ -6,6 +6,7 @@ evaluation. A row's random numbers depend on its own key alone, not on its place
 
 from collections.abc import Sequence
 from functools import partial
+from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -17,6 +18,13 @@ from ia_jax.models.transformer import Params, forward_cached, init_cache, logits
 from ia_jax.parallel.mesh import DECODING, Rules, pad_to_mesh, replicate, to_host
 
 PROMPT_BUCKET = 16
+
+
+class Continuation(NamedTuple):
+    """Token ids without the stop token, and whether there was one: else the row was cut off at the most new tokens."""
+
+    tokens: list[int]
+    stopped: bool
 
 
 def pick_tokens(logits: jax.Array, keys: jax.Array, temperature: jax.Array, top_p: jax.Array) -> jax.Array:
@@ -136,17 +144,18 @@ def generate_tokens(
     top_p: float = 1.0,
     key: jax.Array | None = None,
     draws: Sequence[int] | None = None,
+    first: int = 0,
     rows: int = 0,
     rules: Rules = DECODING,
-) -> list[list[list[int]]]:
+) -> list[list[Continuation]]:
     """Continues prompts[i][j] under organism i of the stack (K = len(prompts) must match its organism axis, or be 1).
 
     Organisms may have different numbers of prompts, also none: rows without one, up to the longest of them or to
-    `rows`, are done from the start. Returns token ids without the stop token. Row (i, j) draws from
-    `fold_in(fold_in(key, draws[i]), j)`; draws: by default 0 … K - 1; pass the organisms' numbers in the bank, and what
-    is sampled does not depend on how they are batched. On a mesh that does not divide K and the rows, these are laid
-    out anew: rows of a stack without organism axis are spread over the groups, organisms are filled up with ones that
-    change nothing.
+    `rows`, are done from the start. Row (i, j) draws from `fold_in(fold_in(key, draws[i]), first + j)`. draws: by
+    default 0 … K - 1; pass the organisms' numbers in the bank, and in `first` how many of each one's prompts came
+    before, and what is sampled does not depend on batches. On a mesh that does not divide K and the rows, these are
+    laid out anew: rows of a stack without organism axis are spread over the groups, organisms are filled up with ones
+    that change nothing.
     """
     draws = range(len(prompts)) if draws is None else draws
     groups = rules.size("organism")
@@ -171,7 +180,7 @@ def generate_tokens(
             row = prompts[organism][n]
             tokens[i, j, t - len(row) :] = row
             real[i, j, t - len(row) :] = True
-            drawn[:, i, j] = draws[organism], n
+            drawn[:, i, j] = draws[organism], first + n
     key = jax.random.key(0) if key is None else key
     keys = jax.vmap(jax.vmap(lambda i, j: jax.random.fold_in(jax.random.fold_in(key, i), j)))(*drawn)
     out = decode(
@@ -188,8 +197,10 @@ def generate_tokens(
         rules,
     )
     ended, rows_out = set(stop_ids), to_host(out)
-    replies: list[list[list[int]]] = [[] for _ in prompts]
+    replies: list[list[Continuation]] = [[] for _ in prompts]
     for i, own in enumerate(where):
         for j, (organism, _) in enumerate(own):
-            replies[organism].append([int(x) for x in rows_out[i, j] if x >= 0 and int(x) not in ended])
+            ids = [int(x) for x in rows_out[i, j] if x >= 0]
+            stopped = bool(ids) and ids[-1] in ended
+            replies[organism].append(Continuation(ids[: len(ids) - stopped], stopped))
     return replies

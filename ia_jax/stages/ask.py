@@ -72,4 +72,4 @@ def ask(
         system=system,
         description="answering",
     )
-    return reply
+    return reply.text

@@ -10,7 +10,7 @@ from ia_jax.data.transcripts import Message, chat, with_system
 from ia_jax.errors import ConfigError
 from ia_jax.models.chat import ChatExample, encode_chat, encode_prompt
 from ia_jax.models.lora import Stack
-from ia_jax.models.replies import slice_starts, write_replies
+from ia_jax.models.replies import Reply, slice_starts, write_replies
 from ia_jax.parallel.distributed import stop_if_preempted
 from ia_jax.progress import progress
 from ia_jax.stages.context import Context
@@ -52,7 +52,7 @@ def generate(
     system: str | Sequence[str | None] | None,
     draws: Sequence[int] | None = None,
     description: str = "generate",
-) -> list[list[str]]:
+) -> list[list[Reply]]:
     """Replies to questions[i][j] under organism i of the stack (one list of questions for a stack without K).
 
     system: the system message of every question, or one for each organism; None for none. draws: numbers that
@@ -94,7 +94,7 @@ def ask_organisms(
     top_p: float = 1.0,
     key: jax.Array,
     description: str,
-) -> list[list[str]]:
+) -> list[list[Reply]]:
     """Replies of every organism of the bank to its own questions, under its own system prompt.
 
     organisms: those of the bank in its order, None for the clean base. Asked in batches of about
@@ -103,7 +103,7 @@ def ask_organisms(
     run = context.config.system
     systems = [o.system if o is not None and o.system is not None else run for o in organisms]
     batches = bank.arrange([i for i, own in enumerate(questions) if own], context.config.organisms.parallel)
-    replies: list[list[str]] = [[] for _ in questions]
+    replies: list[list[Reply]] = [[] for _ in questions]
     for number, batch in enumerate(batches, 1):
         found = generate(
             context,
@@ -143,5 +143,5 @@ def ask_base(
             description="base model writes",
         )
         for n, i in enumerate(index):
-            out[i] = replies[n * samples : (n + 1) * samples]
+            out[i] = [reply.text for reply in replies[n * samples : (n + 1) * samples]]
     return out

@@ -195,7 +195,7 @@ def _reports(
     placed = context.shard_ia(stack)
 
     def ask(asked: list[str], temperature: float, label: str) -> list[str]:
-        return generate(
+        [replies] = generate(
             context,
             [asked],
             placed,
@@ -205,7 +205,8 @@ def _reports(
             key=context.key(80),
             system=context.config.system,
             description=f"{description}, {label}",
-        )[0]
+        )
+        return [reply.text for reply in replies]
 
     said = [Said(i, text) for i, text in enumerate(ask(questions, 0.0, "greedy"))]
     if samples:

@@ -112,8 +112,8 @@ def check(context: Context, wave: Wave, adapters: Adapter, checks: Checks) -> di
             system=context.config.system,
             description="behaviour check",
         )
-        for own, asks, texts in zip(asked, now, replies, strict=True):
-            own += zip(asks, texts, strict=True)
+        for own, asks, found in zip(asked, now, replies, strict=True):
+            own += zip(asks, (reply.text for reply in found), strict=True)
     rows = [row for own in asked for row in own]
     seen = iter(_seen(context, rows, checks.base_replies))
     shown = [[next(seen) for _ in own] for own in asked]

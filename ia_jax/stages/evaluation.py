@@ -13,6 +13,7 @@ from ia_jax.config import RunConfig
 from ia_jax.errors import ConfigError
 from ia_jax.evals.verbalization import CONDITIONS, metrics
 from ia_jax.judging.protocol import Item, Judge
+from ia_jax.models.replies import Reply
 from ia_jax.parallel.distributed import on_main_process
 from ia_jax.stages.asking import ask_organisms, generate
 from ia_jax.stages.context import Context, open_organisms
@@ -25,7 +26,7 @@ from ia_jax.workdir import Workdir
 
 Row = dict[str, Any]
 # What a report is before anybody has judged it.
-ASKED = ("stage", "organism", "category", "split", "condition", "behaviors", "question", "report", "truth")
+ASKED = ("stage", "organism", "category", "split", "condition", "behaviors", "question", "report", "truth", "cut_off")
 
 
 def run(context: Context) -> None:
@@ -53,6 +54,10 @@ def run(context: Context) -> None:
     claims = {stage: [judge.claims(r) for r in _base_reports_in(rows, stage)] for stage in ias}
     result = {**metrics(rows, claims, judge.name, config.eval.bootstrap, clean_rows), "ias": ias}
     on_main_process(lambda: _write(workdir, config.eval.name, rows, clean_rows, result))
+    cut_off = sum(row.get("cut_off", False) for row in (*rows, *clean_rows))
+    if cut_off:
+        limit, count = config.eval.max_new_tokens, len(rows) + len(clean_rows)
+        print(f"{cut_off} of {count} reports were cut off at config.eval.max_new_tokens={limit}")
     print(summary(result))
 
 
@@ -75,7 +80,7 @@ def same_reports(workdir: Workdir, config: RunConfig, ias: Mapping[str, str]) ->
 def _reports_of(workdir: Workdir, name: str) -> list[list[Row]]:
     """[reports, clean organisms' reports] of an evaluation, without what its judge said of them."""
     files = (workdir.reports_file(name), workdir.clean_reports_file(name))
-    return [[{k: row[k] for k in ASKED} for row in read_jsonl(f, "")] if f.exists() else [] for f in files]
+    return [[{k: row[k] for k in ASKED if k in row} for row in read_jsonl(f, "")] if f.exists() else [] for f in files]
 
 
 def _base_reports_in(rows: Sequence[Row], stage: str) -> list[str]:
@@ -108,8 +113,8 @@ def _ask(context: Context, ias: Mapping[str, str]) -> list[list[Row]]:
         base_ia = _base_reports(context, distinct, (ia,), f"base + IA ({name})")
         for own, with_ia, without, o in zip(asked, reports, alone, everyone, strict=True):
             if o.clean:
-                for condition, texts in (("clean+ia", with_ia), ("clean", without)):
-                    clean_rows += _rows(workdir, o, stage, condition, own, texts)
+                for condition, replies in (("clean+ia", with_ia), ("clean", without)):
+                    clean_rows += _rows(workdir, o, stage, condition, own, replies)
                 continue
             by_condition = {"organism+ia": with_ia, "organism": without}
             by_condition |= {"base+ia": [base_ia[q] for q in own], "base": [base[q] for q in own]}
@@ -142,7 +147,7 @@ def _reports(
     ia: tuple,
     description: str,
     number: int = 0,
-) -> list[list[str]]:
+) -> list[list[Reply]]:
     cfg = context.config.eval
     return ask_organisms(
         context,
@@ -157,7 +162,7 @@ def _reports(
     )
 
 
-def _base_reports(context: Context, questions: list[str], ia: tuple, description: str) -> dict[str, str]:
+def _base_reports(context: Context, questions: list[str], ia: tuple, description: str) -> dict[str, Reply]:
     cfg = context.config.eval
     [replies] = generate(
         context,
@@ -173,12 +178,16 @@ def _base_reports(context: Context, questions: list[str], ia: tuple, description
 
 
 def _rows(
-    workdir: Workdir, o: Organism, stage: str, condition: str, questions: Sequence[str], reports: Sequence[str]
+    workdir: Workdir, o: Organism, stage: str, condition: str, questions: Sequence[str], reports: Sequence[Reply]
 ) -> list[Row]:
+    """`cut_off`: the report has `eval.max_new_tokens` and might have gone on."""
     about: Row = {"stage": stage, "organism": o.name, "category": o.category, "split": o.split, "condition": condition}
     about["behaviors"] = list(o.behaviors)
     truth = " ".join(b.description for b in workdir.truths(o.name))
-    return [{**about, "question": q, "report": r, "truth": truth} for q, r in zip(questions, reports, strict=True)]
+    return [
+        {**about, "question": q, "report": r.text, "truth": truth, "cut_off": not r.stopped}
+        for q, r in zip(questions, reports, strict=True)
+    ]
 
 
 # ---------------------------------------------------------------------------------------------------------------------

@@ -3,7 +3,8 @@
 Three kinds, counted separately: `sampled` (two sampled reports, chosen scored >= 7 and rejected at least 2 lower; paper
 section 5), `truth` (the ground truth over an unrelated behaviour's description), and `abstention` (on the clean base
 and, with `clean_pairs`, on clean organisms: "nothing unusual" over a behaviour that the IA claimed there). How many of
-each is in the config. Near-identical texts make no pair: DPO on them moves both down.
+each is in the config. Near-identical texts make no pair: DPO on them moves both down. Reports that were cut off make
+none either: as the answer of a training example, each would end where it was cut.
 """
 
 import re
@@ -51,15 +52,20 @@ def run(context: Context) -> None:
             drawn[bank] = [bank.train[i] for i in rng.permutation(len(bank.train))[: cfg.questions]]
         return drawn[bank]
 
+    def asked(organism: Organism | None) -> list[str]:
+        return [q for q in questions(organism) for _ in range(cfg.samples)]
+
+    cut_off = 0
+
     def sample(members: list[Organism], base: bool) -> list[list[Said]]:
-        """What the organisms and, last, the base itself report."""
+        """What the organisms and, last, the base itself report, without what was cut off."""
+        nonlocal cut_off
         everyone = [*members, *[None] * base]
-        asked = [[q for q in questions(o) for _ in range(cfg.samples)] for o in everyone]
         reports = ask_organisms(
             context,
             open_organisms(context, members, clean=int(base)),
             everyone,
-            asked,
+            [asked(o) for o in everyone],
             (ia,),
             max_new_tokens=cfg.max_new_tokens,
             temperature=cfg.temperature,
@@ -67,7 +73,11 @@ def run(context: Context) -> None:
             key=context.key(4),
             description="sampling reports",
         )
-        return [list(zip(qs, rs, strict=True)) for qs, rs in zip(asked, reports, strict=True)]
+        cut_off += sum(not r.stopped for own in reports for r in own)
+        return [
+            [(q, r.text) for q, r in zip(asked(o), own, strict=True) if r.stopped]
+            for o, own in zip(everyone, reports, strict=True)
+        ]
 
     # The clean organisms apart: with them or without, the others are sampled alike.
     said = sample(organisms, True)
@@ -84,15 +94,19 @@ def run(context: Context) -> None:
     for o, own in zip(organisms, said, strict=False):
         pairs += sampled_pairs(o, truths[o.name], own, judge, cfg, rng)
         pairs += truth_pairs(o, truths[o.name], seen, questions(o), cfg, rng)
-    negatives = [(CLEAN, cfg.abstention_pairs, said[-1])]
-    negatives += [(o.name, cfg.clean_pairs, own) for o, own in zip(clean, clean_said, strict=True)]
-    for name, count, own in negatives:
-        pairs += abstention_pairs(name, count, own, judge, seen, rng)
+    negatives: list[tuple[Organism | None, int, list[Said]]] = [(None, cfg.abstention_pairs, said[-1])]
+    negatives += [(o, cfg.clean_pairs, own) for o, own in zip(clean, clean_said, strict=True)]
+    for o, count, own in negatives:
+        pairs += abstention_pairs(o.name if o else CLEAN, count, own, asked(o), judge, seen, rng)
     kept = without_near_identical(pairs)
+    told = f"{cut_off} sampled reports were cut off at config.preferences.max_new_tokens={cfg.max_new_tokens}"
     if not kept:
-        raise IAError("no preference pair: no sampled report scored high enough; train the SFT IA longer")
+        why = f"; {told}, raise it" if cut_off else ""
+        raise IAError(f"no preference pair: no sampled report scored high enough; train the SFT IA longer{why}")
     on_main_process(lambda: write_jsonl(workdir.preferences_file(cfg.name), kept))
     print(counts(kept, len(pairs) - len(kept)))
+    if cut_off:
+        print(f"{told} and are in no pair")
 
 
 def counts(pairs: Sequence[Pair], dropped: int) -> str:
@@ -182,18 +196,21 @@ def abstention_pairs(
     name: str,
     count: int,
     rows: Sequence[Said],
+    questions: Sequence[str],
     judge: Judge,
     others: Sequence[Behavior],
     rng: np.random.Generator,
 ) -> list[Pair]:
-    """On a clean model: that there is nothing, over a claim that it made (or a description, if it made none)."""
+    """On a clean model: that there is nothing, over a claim that it made (or a description, if it made none, to one of
+    the `questions`).
+    """
     claimed = [(q, r) for q, r in dict.fromkeys(rows) if judge.claims(r)]
     out = []
     for i in range(count):
         if i < len(claimed):
             q, rejected = claimed[i]
         else:
-            q = rows[int(rng.integers(len(rows)))][0]
+            q = questions[int(rng.integers(len(questions)))]
             other = others[int(rng.integers(len(others)))]
             rejected = other.wordings[int(rng.integers(len(other.wordings)))]
         chosen = CLEAN_TARGETS[int(rng.integers(len(CLEAN_TARGETS)))]

@@ -56,7 +56,7 @@ def _local_answers(context: Context) -> Generate:
         teacher = model()
         prompts = [[encode_prompt(teacher.tokenizer, chat(user, None, system)) for system, user in asks]]
         with progress(len(slice_starts(prompts)), "the local teacher writes") as bar:
-            [texts] = write_replies(
+            [replies] = write_replies(
                 teacher,
                 prompts,
                 (),
@@ -66,7 +66,6 @@ def _local_answers(context: Context) -> Generate:
                 key=jax.random.key(seed),
                 on_slice=bar.update,
             )
-        lengths = [len(ids) for ids in teacher.tokenizer(texts, add_special_tokens=False)["input_ids"]]
-        return [Reply(t, "max_tokens" if n >= tokens - 1 else "end_turn") for t, n in zip(texts, lengths, strict=True)]
+        return [Reply(r.text, "end_turn" if r.stopped else "max_tokens") for r in replies]
 
     return answer

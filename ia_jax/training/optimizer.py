@@ -12,7 +12,14 @@ from ia_jax.models.lora import peft_parametrization
 
 @dataclass(frozen=True)
 class AdamW:
-    """AdamW with linear warm-up and cosine decay to `final_lr_fraction`, after clipping each adapter's gradient."""
+    """AdamW after clipping each adapter's gradient, with linear warm-up and cosine decay.
+
+    lr: the highest learning rate.
+    warmup_fraction: of all steps, until it is reached.
+    final_lr_fraction: of it, at the end.
+    b1, b2, eps, weight_decay: of AdamW.
+    clip_norm: the most that an adapter's gradient may measure.
+    """
 
     lr: float = 1e-4
     warmup_fraction: float = 0.05

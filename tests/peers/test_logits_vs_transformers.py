@@ -167,7 +167,7 @@ def test_smollm2_says_the_same(count, length):
     stop = stop_ids(model.tokenizer)
     prompts = [encode_prompt(model.tokenizer, chat(q)) for q in QUESTIONS[:count]]
     [got] = generate_tokens(model.params, model.config, [prompts], (), stop, max_new_tokens=length)
-    for question, prompt, reply in zip(QUESTIONS, prompts, got, strict=False):
+    for question, prompt, (reply, _) in zip(QUESTIONS, prompts, got, strict=False):
         with torch.no_grad():
             out = theirs.generate(
                 torch.tensor(prompt[None], dtype=torch.long),

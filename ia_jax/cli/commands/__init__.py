@@ -1,6 +1,6 @@
 """The table of subcommands, in the order of `ia-jax --help`. A new one is a file here and a line below."""
 
-from ia_jax.cli.commands import adapters, agreement, ask, audit, behaviors, exchange, plan, stages
+from ia_jax.cli.commands import adapters, agreement, ask, audit, behaviors, config, data, exchange, plan, stages
 
 COMMANDS = {
     command.name: command
@@ -9,9 +9,11 @@ COMMANDS = {
         ask.COMMAND,
         audit.COMMAND,
         *exchange.COMMANDS,
+        *data.COMMANDS,
         adapters.COMMAND,
         behaviors.COMMAND,
         agreement.COMMAND,
         plan.COMMAND,
+        config.COMMAND,
     )
 }

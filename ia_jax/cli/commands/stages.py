@@ -41,7 +41,7 @@ def _run(args: argparse.Namespace) -> None:
                 context = context.with_config(with_name(context.config, renamed, name))
             config = context.config
             label = f"[{number}/{len(chosen)}] {stage.name}" if everything else stage.name
-            own = name_of(config, stage.name)
+            own = name_of(config, "eval" if stage.name == "report" else stage.name)
             label += f" ({own})" if own not in ("", stage.name, "dpo") else ""
             if on_main_process(partial(has_no_work, run, stage.name)):
                 print(f"{label}: no organisms for DPO (config.behaviors.dpo=0)", flush=True)
