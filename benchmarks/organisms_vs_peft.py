@@ -107,7 +107,7 @@ def time_organisms(context: Context, units: list[list[Unit]], args: argparse.Nam
     model, k = context.model, len(units)
     plan = plan_organisms(units, list(range(k)), epochs=3, rows=1, length=128)
     full = [s for s in plan.steps if all(slot.rows for slot in s)][: args.steps]
-    batches = [context.shard_by_organism(build_batch(s, plan, units)) for s in full]
+    batches = [context.shard_batch(build_batch(s, plan, units)) for s in full]
     keys = context.shard_by_organism(jax.vmap(jax.random.key)(jnp.arange(k)))
     total = context.shard_by_organism(jnp.full(k, len(full), jnp.int32))
     state = organisms.init_state(keys, total, model.config, ORGANISM, OPTIMIZER)
@@ -138,7 +138,7 @@ def time_joint(context: Context, args: argparse.Namespace) -> tuple[dict, dict]:
         for b in behaviors
     ]
     plan = plan_joint(units, organisms_per_step=k, per_slot=3, seed=0, length=128, steps=args.steps)
-    batches = [context.shard_by_organism(build_batch(s, plan, units)) for s in plan.steps]
+    batches = [context.shard_batch(build_batch(s, plan, units)) for s in plan.steps]
     keys = context.shard_by_organism(jax.vmap(jax.random.key)(jnp.arange(k)))
     stack = init_organisms(keys, model.config, ORGANISM)
     ia = context.shard_ia(init_lora(jax.random.key(9), model.config, IA))

@@ -360,7 +360,7 @@ def test_an_adapter_that_crosses_is_seen(placed, mesh, monkeypatch):
 
     def anywhere(projection, factor, x, slots, rules):
         whole = jax.sharding.reshard(x, P(*(None,) * x.ndim))
-        return jnp.swapaxes(whole.at[slots].get(out_sharding=P("fsdp", *(None,) * (x.ndim - 1))), 0, 1)
+        return jnp.swapaxes(whole.at[slots].get(out_sharding=P(("dcn", "fsdp"), *(None,) * (x.ndim - 1))), 0, 1)
 
     monkeypatch.setattr(loras, "_pick", anywhere)
     picked = placed[1].take(batch_of(placed[1]))

@@ -78,7 +78,7 @@ def test_organism_axis_is_a_vmap_of_the_one_organism_model():
 
     def alone(organism, ia, rows, direction):
         hidden = tiny.forward(params, *(x[None] for x in rows), (organism, ia), cfg=CFG)
-        return (hidden[0] * direction).sum()
+        return (hidden * direction).sum()
 
     def mapped(organisms, ia):
         return jax.vmap(alone, (0, None, 0, 0))(organisms, ia, rows, direction)

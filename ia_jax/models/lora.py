@@ -12,7 +12,7 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 import optax
-from jax.sharding import Mesh, NamedSharding, PartitionSpec
+from jax.sharding import AbstractMesh, Mesh, NamedSharding, PartitionSpec
 
 from ia_jax.errors import ConfigError
 from ia_jax.models.config import ModelConfig
@@ -84,7 +84,7 @@ def leaf_axes(projection: str, factor: str) -> tuple[str | None, ...]:
     return ("layers", "rank", _OUT_AXIS.get(projection, "embed"))
 
 
-def adapter_shardings(tree: Any, mesh: Mesh, organisms: bool = False, rules: Rules = TRAINING) -> Any:
+def adapter_shardings(tree: Any, mesh: Mesh | AbstractMesh, organisms: bool = False, rules: Rules = TRAINING) -> Any:
     """A NamedSharding for every leaf of an adapter, or of a training state with adapters and moments shaped alike.
 
     With `organisms` the leading axis of every leaf is spread; without, an organism axis lies whole. Leaves outside an
@@ -122,17 +122,6 @@ def init_organisms(keys: jax.Array, cfg: ModelConfig, lora: LoraConfig) -> Adapt
     return jax.vmap(lambda k: init_lora(k, cfg, lora))(keys)
 
 
-def zero_adapter(cfg: ModelConfig, lora: LoraConfig) -> Adapter:
-    """An adapter that is exactly the base model."""
-    return {t: {n: jnp.zeros(s, jnp.float32) for n, s in ab.items()} for t, ab in lora_shapes(cfg, lora).items()}
-
-
-def stack_adapters(adapters: list[Adapter]) -> Adapter:
-    """K adapters of the same targets as one tree with a leading organism axis, padded to the largest rank."""
-    rank = max(rank_of(adapter) for adapter in adapters)
-    return jax.tree.map(lambda *leaves: jnp.stack(leaves), *[pad_rank(adapter, rank) for adapter in adapters])
-
-
 def rank_of(adapter: Adapter) -> int:
     return next(iter(adapter.values()))["a"].shape[-1]
 
@@ -166,7 +155,7 @@ def take_organisms(stacked: Adapter, index: Any) -> Adapter:
     """Organism(s) `index` out of a stacked adapter; on a mesh one lies whole where the organisms were spread."""
 
     def take(x: jax.Array) -> jax.Array:
-        if jax.sharding.get_abstract_mesh().empty:
+        if not isinstance(x, jax.Array) or jax.sharding.get_abstract_mesh().empty:
             return x[index]
         rest = (*jax.typeof(x).sharding.spec, *(None,) * x.ndim)[1 : x.ndim]
         return x.at[index].get(out_sharding=PartitionSpec(*(None,) * jnp.ndim(index), *rest))

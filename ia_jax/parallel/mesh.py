@@ -57,7 +57,7 @@ class Rules:
             spec.append(claimed if len(claimed) > 1 else claimed[0] if claimed else None)
         return PartitionSpec(*spec)
 
-    def sharding(self, mesh: Mesh, *axes: str | None) -> NamedSharding:
+    def sharding(self, mesh: Mesh | AbstractMesh, *axes: str | None) -> NamedSharding:
         return NamedSharding(mesh, self.spec(*axes))
 
     def reshard(self, x: jax.Array, *axes: str | None) -> jax.Array:
@@ -133,7 +133,7 @@ def pad_to_mesh(tree: Any, groups: int | None = None) -> Any:
     """Arrays [K, ...] with zeros appended along K up to a multiple of the device groups that organisms are spread over.
 
     What is appended is an adapter that changes nothing, a row without tokens, an organism without updates to make.
-    groups: of another mesh than the one in use.
+    groups: another number of which to be a multiple.
     """
     groups = TRAINING.size("organism") if groups is None else groups
 

@@ -32,7 +32,7 @@ def sum_over_parts(function: Callable[[Batch], Out], batch: Batch, parts: int, r
     def split(x: jax.Array) -> jax.Array:
         # Part a has every row j * parts + a: so each device splits what it has.
         x = rules.reshard(x, "organism", "rows", None).reshape(k, rows // parts, parts, x.shape[-1])
-        return jnp.moveaxis(x, 2, 0)
+        return rules.reshard(jnp.moveaxis(x, 2, 0), None, "organism", "rows", None)
 
     def add(total: Any, part: Batch) -> tuple[Any, None]:
         return jax.tree.map(jnp.add, total, function(part)), None

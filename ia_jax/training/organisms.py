@@ -19,7 +19,7 @@ from ia_jax.data.batch import Batch, token_counts
 from ia_jax.models.config import ModelConfig
 from ia_jax.models.lora import Adapter, LoraConfig, adapter_shardings, init_organisms, pad_rank
 from ia_jax.models.transformer import Params, forward
-from ia_jax.parallel.mesh import TRAINING, Rules, replicate
+from ia_jax.parallel.mesh import TRAINING, Rules, mesh_in_use, replicate
 from ia_jax.training.accumulate import sum_over_parts
 from ia_jax.training.losses import sft_loss, supervised_logps
 from ia_jax.training.optimizer import AdamW, apply_direction, learning_rate, make_optimizer
@@ -127,6 +127,8 @@ def organisms_step(
     guess). It is masked from then on, and so changes no bit of the others. `accumulate` takes the rows in so many
     parts, one after the other: the same loss and gradient in less memory.
     """
+    placed = adapter_shardings(state, mesh_in_use(), organisms=True, rules=rules)
+    state = jax.tree.map(jax.sharding.reshard, state, placed)  # nothing moves where `init_on_mesh` made it
     tokens = batch.target_weight.sum((1, 2))
 
     def total_loss(adapters: Adapter, part: Batch) -> tuple[jax.Array, jax.Array]:
