@@ -93,7 +93,7 @@ def one_goes_on(together):
     copy = together[0].with_name("copy")
     shutil.copytree(together[0], copy)
     stored = json.loads((copy / "config.json").read_text())
-    stored["config"]["mesh"] = {"fsdp": 4, "tp": 1, "dcn": 1}
+    stored["config"]["mesh"] = {"fsdp": 1, "tp": 2, "dcn": 1}
     (copy / "config.json").write_text(json.dumps(stored))
     assert cli.main(["sft", f"--workdir={copy}", "--traceback"]) == 0
     return copy
