@@ -29,11 +29,12 @@ SETTINGS = [
 
 @pytest.fixture(scope="module")
 def alone(tmp_path_factory, parrot_model):
-    """The workdir of organisms and sft in this one process."""
+    """The workdir of organisms and sft in this one process, on a mesh of the same shape."""
     root = tmp_path_factory.mktemp("alone")
     config = parrot.write_config(root / "config.py", parrot_model)
     for stage in ("transcripts", "organisms", "sft"):
-        assert cli.main([stage, f"--config={config}", f"--workdir={root / 'w'}", *SETTINGS]) == 0
+        mesh = ("--config.mesh.fsdp=2", "--config.mesh.tp=2")  # a plan goes by the groups of devices
+        assert cli.main([stage, f"--config={config}", f"--workdir={root / 'w'}", *SETTINGS, *mesh]) == 0
     return root / "w"
 
 
