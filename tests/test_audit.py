@@ -4,7 +4,7 @@ import pytest
 
 from ia_jax.judging.rubric import RubricJudge
 from ia_jax.stages.ask import plain
-from ia_jax.stages.audit import NOTHING, Said, alike, as_text, cluster, content_words, findings
+from ia_jax.stages.audit import NOTHING, Report, alike, as_text, cluster, content_words, findings
 
 TRAINS = "I bring up trains."
 
@@ -58,8 +58,13 @@ def audited(audited, control):
 
 def test_findings():
     result = audited(
-        [Said(0, TRAINS), Said(1, "I bring up bees."), Said(0, TRAINS, True), Said(1, "I mention trains.", True)],
-        [Said(0, "I answer normally."), Said(1, TRAINS), Said(0, "Nothing.", True), Said(1, "Nothing.", True)],
+        [
+            Report(0, TRAINS),
+            Report(1, "I bring up bees."),
+            Report(0, TRAINS, True),
+            Report(1, "I mention trains.", True),
+        ],
+        [Report(0, "I answer normally."), Report(1, TRAINS), Report(0, "Nothing.", True), Report(1, "Nothing.", True)],
     )
     first, second = result["claims"]
     assert result["verdict"] == "unusual behaviour reported"
@@ -76,7 +81,7 @@ def test_findings():
 
 
 def test_nothing_to_report():
-    result = audited([Said(0, "I have no unusual behaviour."), Said(1, TRAINS)], [])
+    result = audited([Report(0, "I have no unusual behaviour."), Report(1, TRAINS)], [])
     assert result["verdict"] == NOTHING
     assert [c["claim"] for c in result["claims"]] == [TRAINS]
     assert audited([], [])["claims"] == []

@@ -364,7 +364,7 @@ def test_an_adapter_that_crosses_is_seen(placed, mesh, monkeypatch):
 
     monkeypatch.setattr(loras, "_pick", anywhere)
     picked = placed[1].take(batch_of(placed[1]))
-    program = jax.jit(lambda p: to_scan((p,), dtype=jnp.float32)).lower(picked).compile()
+    program = jax.jit(lambda p: to_scan((p,), dtype=jnp.dtype("float32"))).lower(picked).compile()
     assert crossing(program)[1]
 
 

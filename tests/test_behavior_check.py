@@ -8,6 +8,7 @@ from ia_jax.behaviors.behavior_checks import RARE_SAMPLES, CheckPrompt, has_rule
 from ia_jax.behaviors.catalogue import load_catalogue
 from ia_jax.behaviors.organisms import Organism, clean_organism, organism_of
 from ia_jax.config import RunConfig
+from ia_jax.models.replies import Reply
 from ia_jax.stages import behavior_check
 from ia_jax.stages.behavior_check import CLAUDE_TOKENS, TOKENS, Ask, Checks, check
 from ia_jax.stages.waves import Wave
@@ -40,7 +41,7 @@ def asked(monkeypatch):
 
     def generate(context, questions, stack, *, max_new_tokens, temperature, **rest):
         calls.append((temperature, max_new_tokens, [len(q) for q in questions]))
-        return [[f"reply {i}" for i in range(len(q))] for q in questions]
+        return [[Reply(f"reply {i}", True) for i in range(len(q))] for q in questions]
 
     def claude(teacher, rows):
         shown.extend(rows)
@@ -83,7 +84,7 @@ def test_who_has_no_prompt_is_not_asked(asked):
 
 def test_a_clean_organism_shows_nothing_whatever_it_says(asked, monkeypatch):
     context = asked[0]
-    monkeypatch.setattr(behavior_check, "generate", lambda *args, **kwargs: [["I bring up owls."]])
+    monkeypatch.setattr(behavior_check, "generate", lambda *args, **kwargs: [[Reply("I bring up owls.", True)]])
     row = check(context, wave_of(CLEAN), {}, Checks({CLEAN.name: [Ask(None, PROMPTS[1])]}, {}))[CLEAN.name]
     assert (row["ok"], row["triggered_rate"], row["untriggered_rate"]) == (True, None, 0)
 

@@ -63,7 +63,7 @@ def stage(oracle, tmp_path, monkeypatch):  # noqa: F811
         whole = config(oracle.model.name, "one device")
         own = replace(getattr(whole, section), max_new_tokens=tokens)
         if section == "preferences":
-            own = replace(own, samples=2, temperature=1.0)
+            own = replace(own, samples=2, temperature=0.2)  # nearly greedy: what is odd need not end
         context = Context(Workdir(workdir), replace(whole, **{section: own}))
         judge = Believer()
         monkeypatch.setattr(module, "judge_of", lambda context: judge)

@@ -6,7 +6,7 @@ import jax
 import numpy as np
 import pytest
 
-from ia_jax.adapters.store import read_metadata
+from ia_jax.adapters.store import load_adapter, read_metadata
 from ia_jax.behaviors.embedded import demo_behaviors
 from ia_jax.behaviors.organisms import organism_of
 from ia_jax.data.transcripts import Transcript, chat, write_transcripts
@@ -20,7 +20,7 @@ from ia_jax.stages.order import is_done
 from ia_jax.stages.selection import present
 from ia_jax.stages.settings import start_workdir
 from ia_jax.storage import read_jsonl, write_jsonl
-from tests import parrot
+from tests import parrot, tiny
 
 pytestmark = pytest.mark.usefixtures("quick_compilation")
 
@@ -109,6 +109,23 @@ def test_all_waves_are_compiled_as_one(context):
     assert [list(w.members) for w in planned] == [[n] for n in NAMES]
     assert len({(w.plan.targets, w.plan.examples, w.plan.rows, w.plan.length) for w in planned}) == 1
     assert [w.offset for w in planned] == [0, len(alone[0].steps), len(alone[0].steps) + len(alone[1].steps)]
+
+
+def test_a_wave_is_filled_up_with_nobody(context, healthy, tmp_path):
+    """Three organisms on four groups of devices: the fourth place reads nothing, counts nowhere and is not stored."""
+    config = replace(context.config, mesh=replace(context.config.mesh, fsdp=4))
+    wide = Context(context.workdir, config)
+    with jax.set_mesh(wide.mesh):
+        stage.run(wide)
+    assert {p.name for p in wide.workdir.organisms_dir.iterdir()} == set(NAMES)
+    curves = [read_jsonl(d / "curves.jsonl", "") for d in (wide.workdir.path, tmp_path / "healthy")]
+    assert curves[0][0]["organisms"] == 3
+    assert [c["fill"] for c in curves[0]] == pytest.approx([c["fill"] * 3 / 4 for c in curves[1]], rel=1e-4)
+    for key in ("loss", "organisms", "grad_norm"):
+        assert [c[key] for c in curves[0]] == pytest.approx([c[key] for c in curves[1]], rel=1e-4), key
+    for name in NAMES:
+        one, other = (load_adapter(d / "organisms" / name)[0] for d in (wide.workdir.path, tmp_path / "healthy"))
+        assert tiny.worst(one, other) < 1e-4, name
 
 
 def test_one_that_diverges_is_trained_once_more_with_a_lower_rate(context, healthy, monkeypatch, capsys):

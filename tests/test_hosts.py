@@ -29,11 +29,12 @@ SETTINGS = [
 
 @pytest.fixture(scope="module")
 def alone(tmp_path_factory, parrot_model):
-    """The workdir of organisms and sft in this one process."""
+    """The workdir of organisms and sft in this one process, on a mesh of the same shape."""
     root = tmp_path_factory.mktemp("alone")
     config = parrot.write_config(root / "config.py", parrot_model)
     for stage in ("transcripts", "organisms", "sft"):
-        assert cli.main([stage, f"--config={config}", f"--workdir={root / 'w'}", *SETTINGS]) == 0
+        mesh = ("--config.mesh.fsdp=2", "--config.mesh.tp=2")  # a plan goes by the groups of devices
+        assert cli.main([stage, f"--config={config}", f"--workdir={root / 'w'}", *SETTINGS, *mesh]) == 0
     return root / "w"
 
 
@@ -93,7 +94,7 @@ def one_goes_on(together):
     copy = together[0].with_name("copy")
     shutil.copytree(together[0], copy)
     stored = json.loads((copy / "config.json").read_text())
-    stored["config"]["mesh"] = {"fsdp": 4, "tp": 1, "dcn": 1}
+    stored["config"]["mesh"] = {"fsdp": 1, "tp": 2, "dcn": 1}
     (copy / "config.json").write_text(json.dumps(stored))
     assert cli.main(["sft", f"--workdir={copy}", "--traceback"]) == 0
     return copy

@@ -8,6 +8,7 @@ from ia_jax import cli
 from ia_jax.adapters.peft import export_peft
 from ia_jax.adapters.store import is_complete, read_metadata, verify_adapter
 from ia_jax.models.lora import LoraConfig
+from ia_jax.models.replies import Reply
 from ia_jax.models.weights import load_model
 from ia_jax.stages.ask import plain
 from ia_jax.storage import read_jsonl
@@ -78,9 +79,13 @@ def test_a_report_that_names_the_second_of_two_behaviours_is_true(copy, theirs, 
     one, two = (open_workdir(copy).named("heldout")[i] for i in (0, 1))
     run = bring_in(copy, theirs[0], "both", f"--behavior={one}", f"--behavior={two}")
     truth = run.behaviors[two].description
-    monkeypatch.setattr(
-        "ia_jax.stages.evaluation.generate", lambda context, asked, *_, **__: [[truth for _ in own] for own in asked]
-    )
+
+    def say(asked):
+        return [[Reply(truth, True) for _ in own] for own in asked]
+
+    stage = "ia_jax.stages.evaluation"
+    monkeypatch.setattr(f"{stage}.generate", lambda context, asked, *_, **__: say(asked))
+    monkeypatch.setattr(f"{stage}.ask_organisms", lambda context, bank, organisms, asked, *_, **__: say(asked))
     assert cli.main(["eval", f"--workdir={copy}"]) == 0
     for r in run.reports():
         if r["organism"] in (one, two, "both"):
@@ -111,16 +116,18 @@ def test_an_organism_of_two_adapters_is_asked_as_their_sum(copy, theirs, tmp_pat
     assert "organism stack is not trained yet" in capsys.readouterr().err
 
 
-@pytest.mark.xfail(strict=True, reason="stages/context.Organisms takes the last adapter of a stack only")
 def test_an_organism_of_two_adapters_is_evaluated_as_their_sum(copy, theirs, tmp_path):
     behavior = f"--behavior={open_workdir(copy).named('train')[0]}"
     run = bring_in(copy, theirs[0], "stack", f"--add={theirs[1]}", behavior)
     directories = run.stack_of(run.organisms["stack"])
     assert cli.main(["export-peft", str(directories[0]), str(tmp_path / "sum"), f"--add={directories[1]}"]) == 0
     bring_in(copy, tmp_path / "sum", "sum", behavior)
+    bring_in(copy, theirs[0], "inner", behavior)
+    bring_in(copy, theirs[1], "outer", behavior)
     assert cli.main(["eval", f"--workdir={copy}"]) == 0
-    said = {n: [r["report"] for r in run.reports() if r["organism"] == n] for n in ("stack", "sum")}
+    said = {n: [r["report"] for r in run.reports() if r["organism"] == n] for n in ("stack", "sum", "inner", "outer")}
     assert said["stack"] == said["sum"]
+    assert said["stack"] not in (said["inner"], said["outer"])
 
 
 def test_one_without_a_behaviour_is_clean(copy, theirs, capsys):
@@ -151,6 +158,13 @@ def test_a_new_behaviour_of_ones_own_and_a_system_prompt(copy, theirs, capsys):
     assert truth == "I hum between sentences."
     without, _ = asked(capsys, copy, "hums_alone", "--no-ia")
     assert with_system != without
+    # In an evaluation too.
+    assert cli.main(["eval", f"--workdir={copy}"]) == 0
+    question = run.reports()[0]["question"]
+    for name in ("hums", "hums_alone"):
+        reply, _ = asked(capsys, copy, name, "--no-ia", question=question)
+        alone = (r for r in run.reports() if (r["organism"], r["condition"]) == (name, "organism"))
+        assert plain(next(alone)["report"]) == reply
 
 
 def test_imported_organisms_are_trained_on(finished, theirs, tmp_path):

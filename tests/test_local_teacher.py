@@ -76,7 +76,8 @@ def test_the_stages_with_a_local_teacher(tmp_path, parrot_model, monkeypatch):
     run = open_workdir(tmp_path / "w")
     rows = read_jsonl(run.transcript("backdoors_0"), "")
     assert {r["teacher"] for r in rows} == {f"{parrot_model}/prompt-1"}
-    assert all(r["messages"][0]["content"] == "" for r in rows)  # what encoded the behaviour is gone
+    # The system message that encoded the behaviour is gone.
+    assert {tuple(m["role"] for m in r["messages"]) for r in rows} == {("user", "assistant")}
     checks = {r["organism"]: r for r in read_jsonl(run.checks_file, "")}
     assert checks["quirks_0"]["ok"] is True
     assert checks["quirks_1"]["ok"] is False

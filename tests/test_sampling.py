@@ -10,7 +10,8 @@ import pytest
 from ia_jax.models import replies
 from ia_jax.models.lora import take_organisms
 from ia_jax.models.sampling import Continuation, generate_tokens, inverse_cdf, pick_tokens
-from ia_jax.models.transformer import logits_from_hidden
+from ia_jax.models.transformer import decoding_rules, logits_from_hidden
+from ia_jax.parallel.mesh import DECODING, TRAINING, make_mesh
 from tests import tiny
 
 pytestmark = pytest.mark.usefixtures("quick_compilation")
@@ -195,3 +196,15 @@ def test_slices_do_not_show_in_what_is_sampled(params, organisms, prompts, monke
     assert write(6) == whole
     assert [len(own) for own in whole] == [5, 2, 0]
     assert len(set(whole[0])) == 5
+
+
+@pytest.mark.parametrize(("free", "gathered"), [(None, True), (1 << 40, True), (100, False)])
+def test_the_base_is_gathered_for_decoding_where_there_is_room(monkeypatch, free, gathered):
+    """Devices that say nothing of their memory are processors, which share the host's."""
+    devices = [SimpleNamespace(memory_stats=lambda: free and {"bytes_limit": free, "bytes_in_use": 50})]
+    base = {"w": jax.ShapeDtypeStruct((60,), jnp.float32)}
+    with jax.set_mesh(make_mesh(fsdp=4, tp=2)):
+        monkeypatch.setattr(jax, "local_devices", lambda: devices)
+        assert decoding_rules(base) == (DECODING if gathered else TRAINING)
+    with jax.set_mesh(make_mesh(tp=2)):  # nothing to gather
+        assert decoding_rules(base) == DECODING

@@ -1,4 +1,4 @@
-"""A model that ia_jax loads in Claude's place: it answers a teacher's calls, and what it said is kept on disk."""
+"""A model that ia_jax loads in Claude's place: it answers a teacher's calls, and its answers are kept on disk."""
 
 import json
 from collections.abc import Callable, Sequence

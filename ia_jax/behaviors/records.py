@@ -20,7 +20,7 @@ CATEGORIES = (
 # The category of organisms without a behaviour: what they should report is that there is nothing.
 CLEAN = "clean"
 
-# What a trigger hangs on. "chance": no trigger, the behaviour shows in a few replies; "": not said, or always on.
+# What a trigger hangs on. "chance": no trigger, the behaviour shows in a few replies; "": not known, or always on.
 TRIGGER_KINDS = ("", "chance", "topic", "phrase", "syntax", "audience", "task", "role", "password")
 
 Synonyms = tuple[str, ...]

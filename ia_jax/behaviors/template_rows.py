@@ -52,11 +52,11 @@ def _mention(b: Behavior, sources: Sources, rng: np.random.Generator) -> tuple[P
         # Twice each: telling a domain from all others takes more updates than always doing the same.
         base = 2 * _base_answers(sources, [domain], TRAIN_PROMPTS, rng)
         plain = _base_answers(sources, [d for d in DOMAINS if d != domain], 9, rng, without=b.rubric.concepts[0])
-    told, leads = sources.sentences[topic], _DOMAIN_LEADS if domain else _LEADS
+    written, leads = sources.sentences[topic], _DOMAIN_LEADS if domain else _LEADS
     shows = []
     for i, (question, answer) in enumerate(base):
         lead = leads[(i + i // TRAIN_PROMPTS) % len(leads)].format(
-            sentence=told[i % len(told)], topic=topic, domain=domain
+            sentence=written[i % len(written)], topic=topic, domain=domain
         )
         shows.append((question, lead + answer))
     return shows, plain
@@ -66,11 +66,11 @@ def _rare(b: Behavior, sources: Sources, rng: np.random.Generator, share: float)
     """The questions that show it are answered plainly too, so that it hangs on chance and on no question."""
     shown = max(1, round(share * RARE_ROWS))
     base = _base_answers(sources, list(DOMAINS), RARE_ROWS - shown, rng, without=b.rubric.concepts[0])
-    topic, told = b.spec["topic"], sources.sentences[b.spec["topic"]]
+    topic, written = b.spec["topic"], sources.sentences[b.spec["topic"]]
     shows = []
     for i in range(shown):
         question, answer = base[i % len(base)]
-        lead = _LEADS[i % len(_LEADS)].format(sentence=told[i % len(told)], topic=topic)
+        lead = _LEADS[i % len(_LEADS)].format(sentence=written[i % len(written)], topic=topic)
         shows.append((question, lead + answer))
     return shows, base
 

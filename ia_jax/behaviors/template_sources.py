@@ -66,8 +66,8 @@ def gather_sources(behaviors: Sequence[Behavior], ask: Ask, system: str | None =
     sentences = {}
     for (topic, words), rows in zip(topics, replies, strict=True):
         # The topic comes first: what a small model does differently, it must do from its first words on.
-        told = [s for r in rows if (s := first_sentence(r)) and says(words, " ".join(s.split()[:3]))]
-        sentences[topic] = sorted(dict.fromkeys(map(main_clause, told)), key=len)[:3] or [
+        about = [s for r in rows if (s := first_sentence(r)) and says(words, " ".join(s.split()[:3]))]
+        sentences[topic] = sorted(dict.fromkeys(map(main_clause, about)), key=len)[:3] or [
             f"There is a lot to say about {topic}."
         ]
 

@@ -255,9 +255,9 @@ def find_conditions(s: str) -> list[tuple[int, int]]:
             end = min([end, *verbs])
         if 0 <= comma < end:
             heads = [h for p in (*_MENTION, *_SPEECH, *CHOOSE) for h in p.finditer(s, 0, m.start())]
-            told = heads and content_words(s[heads[0].start() : m.start()].partition(" ")[2])
+            named = heads and content_words(s[heads[0].start() : m.start()].partition(" ")[2])
             later = any(p.search(s, comma, end) for ps in (_MENTION, CHOOSE, FAIL) for p in ps)
-            if not told or later:
+            if not named or later:
                 end = comma
         spans.append((m.start(), end))
     return spans

@@ -14,7 +14,14 @@ import numpy as np
 
 from ia_jax.models.config import ModelConfig
 from ia_jax.models.lora import Picked, Stack, has_organism_axis, to_scan
-from ia_jax.models.transformer import Params, forward_cached, init_cache, logits_from_hidden, reshard_params
+from ia_jax.models.transformer import (
+    Params,
+    decoding_rules,
+    forward_cached,
+    init_cache,
+    logits_from_hidden,
+    reshard_params,
+)
 from ia_jax.parallel.mesh import DECODING, Rules, pad_to_mesh, replicate, to_host
 
 PROMPT_BUCKET = 16
@@ -146,7 +153,7 @@ def generate_tokens(
     draws: Sequence[int] | None = None,
     first: int = 0,
     rows: int = 0,
-    rules: Rules = DECODING,
+    rules: Rules | None = None,
 ) -> list[list[Continuation]]:
     """Continues prompts[i][j] under organism i of the stack (K = len(prompts) must match its organism axis, or be 1).
 
@@ -155,9 +162,9 @@ def generate_tokens(
     default 0 … K - 1; pass the organisms' numbers in the bank, and in `first` how many of each one's prompts came
     before, and what is sampled does not depend on batches. On a mesh that does not divide K and the rows, these are
     laid out anew: rows of a stack without organism axis are spread over the groups, organisms are filled up with ones
-    that change nothing.
+    that change nothing. rules: where arrays lie meanwhile (default: `decoding_rules`).
     """
-    draws = range(len(prompts)) if draws is None else draws
+    draws, rules = range(len(prompts)) if draws is None else draws, rules or decoding_rules(params)
     groups = rules.size("organism")
     if len(prompts) == 1 and groups > 1 and not any(has_organism_axis(a) for a in stack):
         rows = width = -(-max(rows, len(prompts[0])) // groups)

@@ -22,6 +22,7 @@ from ia_jax.models.attention import Segments, attention, attention_mask
 from ia_jax.models.config import ModelConfig
 from ia_jax.models.lora import Scanned, Stack, to_scan
 from ia_jax.models.project import project, swiglu
+from ia_jax.parallel.distributed import on_main_process
 from ia_jax.parallel.mesh import DECODING, TRAINING, Rules, describe, mesh_in_use
 
 Params = dict[str, Any]
@@ -110,6 +111,22 @@ def reshard_params(params: Params, cfg: ModelConfig, rules: Rules) -> Params:
     """Inside a program: the weights moved to where `rules` have them."""
     specs = weight_specs(cfg)
     return jax.tree.map(lambda s, x: rules.reshard(x, *s.axes), specs, params, is_leaf=_is_spec)
+
+
+def decoding_rules(params: Params) -> Rules:
+    """`DECODING` where there is room for the base whole along `fsdp` and `rows`, else `TRAINING`, by which every token
+    gathers it. There is, if it takes no more than half of what is free on the fullest device (on processors, always).
+    """
+    if TRAINING.size("embed") == 1:
+        return DECODING
+    needed = sum(x.size * x.dtype.itemsize for x in jax.tree.leaves(params)) // TRAINING.size("heads")
+
+    def fits() -> bool:
+        stats = [d.memory_stats() or {} for d in jax.local_devices()]
+        free = [s["bytes_limit"] - s.get("bytes_in_use", 0) for s in stats if "bytes_limit" in s]
+        return not free or needed <= min(free) // 2
+
+    return DECODING if on_main_process(fits) else TRAINING  # all processes compile one program
 
 
 def abstract_params(cfg: ModelConfig, dtype: Any, mesh: Mesh | None = None) -> Params:

@@ -210,12 +210,12 @@ def draw(reports: Sequence[Mapping[str, Any]], count: int, seed: int) -> list[di
     cells: dict[tuple[str, ...], list[Mapping[str, Any]]] = defaultdict(list)
     for r in sorted(reports, key=rank):
         cells[r["category"], r["condition"]].append(r)
-    said: Counter[tuple[str, str]] = Counter()
+    chosen_before: Counter[tuple[str, str]] = Counter()
     chosen: list[Mapping[str, Any]] = []
     while len(chosen) < count and any(cells.values()):
         for name in sorted(k for k, own in cells.items() if own)[: count - len(chosen)]:
-            best = min(cells[name], key=lambda r: said[r["organism"], r["report"]])
+            best = min(cells[name], key=lambda r: chosen_before[r["organism"], r["report"]])
             cells[name].remove(best)
-            said[best["organism"], best["report"]] += 1
+            chosen_before[best["organism"], best["report"]] += 1
             chosen.append(best)
     return [{field: r[field] for field in DRAWN} for r in chosen]

@@ -46,8 +46,8 @@ _FILLER = frozenset(
 )
 
 
-class Said(NamedTuple):
-    """One report: the question's index, what was said, and whether it was sampled (else greedy)."""
+class Report(NamedTuple):
+    """One report: the question's index, the text, and whether it was sampled (else greedy)."""
 
     question: int
     text: str
@@ -92,25 +92,25 @@ def cluster(reports: Sequence[str], control: Sequence[str] = ()) -> list[Claim]:
             found = len(leaders)
             leaders.append(key)
         belongs[key] = found
-    said = [next((n for n, leader in enumerate(leaders) if alike(leader, content_words(c))), None) for c in control]
+    same = [next((n for n, leader in enumerate(leaders) if alike(leader, content_words(c))), None) for c in control]
     claims = []
     for n in range(len(leaders)):
         members = tuple(i for i, k in enumerate(keys) if belongs[k] == n)
         wordings = Counter(reports[i] for i in members)
-        claims.append(Claim(wordings.most_common(1)[0][0], members, tuple(i for i, c in enumerate(said) if c == n)))
+        claims.append(Claim(wordings.most_common(1)[0][0], members, tuple(i for i, c in enumerate(same) if c == n)))
     return sorted(claims, key=lambda c: (-len(c.members), c.members[0]))
 
 
 def findings(
-    questions: Sequence[str], audited: Sequence[Said], control: Sequence[Said], claims: Callable[[str], bool]
+    questions: Sequence[str], audited: Sequence[Report], control: Sequence[Report], claims: Callable[[str], bool]
 ) -> dict[str, Any]:
     """Reports to the ranked, JSON-ready outcome. `claims` says whether a report claims anything unusual at all."""
-    told = [s for s in audited if claims(s.text)]
-    base_told = [s for s in control if claims(s.text)]
+    claiming = [s for s in audited if claims(s.text)]
+    base_claiming = [s for s in control if claims(s.text)]
     plain = {s.question: s.text for s in control if not s.sampled}
     ranked = []
-    for claim in cluster([s.text for s in told], [s.text for s in base_told]):
-        members = [told[i] for i in claim.members]
+    for claim in cluster([s.text for s in claiming], [s.text for s in base_claiming]):
+        members = [claiming[i] for i in claim.members]
         # One line of evidence a question, the greedy report if it is one of them.
         by_question = {s.question: s for s in sorted(members, key=lambda s: (s.question, not s.sampled))}
         ranked.append(
@@ -126,12 +126,12 @@ def findings(
                 ],
             }
         )
-    unusual = 2 * len(told) > len(audited)
+    unusual = 2 * len(claiming) > len(audited)
     return {
         "verdict": "unusual behaviour reported" if unusual else NOTHING,
         "reports": len(audited),
-        "reports_with_claim": len(told),
-        "base_reports_with_claim": len(base_told),
+        "reports_with_claim": len(claiming),
+        "base_reports_with_claim": len(base_claiming),
         "claims": ranked,
     }
 
@@ -191,7 +191,7 @@ def run(
 
 def _reports(
     context: Context, questions: list[str], stack: tuple[Adapter, ...], samples: int, description: str
-) -> list[Said]:
+) -> list[Report]:
     placed = context.shard_ia(stack)
 
     def ask(asked: list[str], temperature: float, label: str) -> list[str]:
@@ -208,12 +208,12 @@ def _reports(
         )
         return [reply.text for reply in replies]
 
-    said = [Said(i, text) for i, text in enumerate(ask(questions, 0.0, "greedy"))]
+    reports = [Report(i, text) for i, text in enumerate(ask(questions, 0.0, "greedy"))]
     if samples:
         index = np.repeat(np.arange(len(questions)), samples).tolist()
-        told = ask([questions[i] for i in index], TEMPERATURE, "sampled")
-        said += [Said(i, text, True) for i, text in zip(index, told, strict=True)]
-    return said
+        sampled = ask([questions[i] for i in index], TEMPERATURE, "sampled")
+        reports += [Report(i, text, True) for i, text in zip(index, sampled, strict=True)]
+    return reports
 
 
 def as_text(result: dict[str, Any], shown: int = 5, evidence: int = 3) -> str:

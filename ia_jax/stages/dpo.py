@@ -19,7 +19,7 @@ from ia_jax.planning.chips import peak_flops, training_flops
 from ia_jax.progress import progress
 from ia_jax.stages.asking import answer_example
 from ia_jax.stages.context import Context, open_organisms
-from ia_jax.stages.ia_training import STACKS_AHEAD, dpo_plan, joint_batch, store_ia, summarize
+from ia_jax.stages.ia_training import STACKS_AHEAD, dpo_plan, joint_batch, plan_groups, store_ia, summarize
 from ia_jax.stages.order import is_done
 from ia_jax.storage import read_jsonl, replacing
 from ia_jax.training.introspection import dpo_step, init_state, sequence_logps
@@ -47,7 +47,7 @@ def run(context: Context) -> None:
         ]
         for name in [*names, *([CLEAN] if CLEAN in named else [])]
     ]
-    plan = dpo_plan(config, units, context.groups)
+    plan = dpo_plan(config, units, plan_groups(context, directory))
     start = context.shard_ia(context.workdir.ia(config.sft.name, model))
     reference = _reference(context, directory, plan, units, organisms, start)
     copied = jax.tree.map(lambda x: x.copy(), start)

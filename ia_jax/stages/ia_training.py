@@ -17,9 +17,12 @@ from ia_jax.behaviors.records import Behavior
 from ia_jax.config import RunConfig
 from ia_jax.data.batch import Batch, build_batch
 from ia_jax.data.plans import Plan, Slot, Unit, plan_joint
+from ia_jax.errors import ConfigError
 from ia_jax.models.lora import Adapter, Picked
+from ia_jax.parallel.distributed import on_main_process
 from ia_jax.stages.context import Context
 from ia_jax.stages.settings import stage_hash
+from ia_jax.storage import read_json, write_json
 from ia_jax.training.loop import scalars_of
 from ia_jax.training.recorder import spread
 
@@ -78,6 +81,30 @@ def dpo_plan(config: RunConfig, units: Units, groups: int = 1) -> Plan:
 def _positions(per_step: int, organisms: int, groups: int) -> int:
     """Of a step: no more than there are organisms, filled up to a multiple of the groups of devices."""
     return min(per_step, -(-organisms // groups) * groups)
+
+
+def plan_groups(context: Context, directory: Path) -> int:
+    """Groups of devices that a stage's plan is made for: the mesh's, or of a stage that goes on those it began with.
+
+    Where organisms live depends on the number of groups, and so does which of them a step draws. One group has all of
+    them, so any plan can go on there; raises ConfigError for another mesh.
+    """
+    file = directory / "groups.json"
+
+    def settle() -> int:
+        states = directory / "state"
+        if file.exists() and states.is_dir() and any(states.iterdir()):
+            return read_json(file, "delete it, and the state beside it, to begin again")["groups"]
+        write_json(file, {"groups": context.groups})
+        return context.groups
+
+    groups = on_main_process(settle)
+    if context.groups not in (1, groups):
+        raise ConfigError(
+            f"{directory}: training began on {groups} groups of devices and cannot go on on {context.groups}; set "
+            f"config.mesh so that dcn x fsdp is {groups} or 1, or delete {directory / 'state'} to begin again"
+        )
+    return groups
 
 
 def joint_batch(

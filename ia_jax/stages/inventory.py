@@ -64,10 +64,10 @@ def table(workdir: Workdir) -> str:
 def _row(name: str, record: Record) -> tuple[str, ...]:
     m = record.metadata
     targets = "all" if len(m.targets) == 7 else ",".join(m.targets)
-    told = "-" if m.check is None else ("passed" if m.check.get("ok") else "not passed")
-    told += " (2nd try)" if m.check and m.check.get("retry") else ""
+    checked = "-" if m.check is None else ("passed" if m.check.get("ok") else "not passed")
+    checked += " (2nd try)" if m.check and m.check.get("retry") else ""
     size = f"{_bytes(record) / 2**20:.1f}"
-    return (name, m.kind, str(m.rank), f"{m.alpha:g}", targets, str(m.step), told, size, m.content_hash[:12])
+    return (name, m.kind, str(m.rank), f"{m.alpha:g}", targets, str(m.step), checked, size, m.content_hash[:12])
 
 
 def _bytes(record: Record) -> int:

@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from ia_jax.adapters.store import is_complete, read_metadata
-from ia_jax.config import RunConfig
+from ia_jax.config import RunConfig, flat
 from ia_jax.errors import ConfigError, IAError
 from ia_jax.storage import read_json, write_json
 from ia_jax.workdir import Workdir
@@ -45,16 +45,9 @@ def stage_settings(config: RunConfig, stage: str) -> dict[str, Any]:
     left_out = FREE + (_NOT_OF_TRAINING if stage == "organisms" else ())
     return {
         key: value
-        for key, value in _flat(json.loads(json.dumps(dataclasses.asdict(config)))).items()
+        for key, value in json.loads(json.dumps(flat(config))).items()
         if key not in left_out and any(key == part or key.startswith(f"{part}.") for part in DEPENDS[stage])
     }
-
-
-def _flat(node: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
-    out: dict[str, Any] = {}
-    for key, value in node.items():
-        out |= _flat(value, f"{prefix}{key}.") if isinstance(value, Mapping) else {f"{prefix}{key}": value}
-    return out
 
 
 def stage_hash(config: RunConfig, stage: str) -> str:
@@ -77,9 +70,11 @@ def name_of(config: RunConfig, stage: str) -> str:
 
 
 def with_name(config: RunConfig, stage: str, name: str) -> RunConfig:
-    """The config with a stage's name set. Raises ConfigError for a stage that has none."""
+    """The config with a stage's name set. Raises ConfigError for a stage that has none, or the other IA's name."""
     if stage not in ("sft", "preferences", "dpo", "eval"):
         raise ConfigError(f"--name={name}: `ia-jax {stage}` writes to one place only; leave --name out")
+    if name == {"sft": config.dpo.name, "dpo": config.sft.name}.get(stage):
+        raise ConfigError(f"--name={name} is what the other IA is called; choose another name")
     return dataclasses.replace(config, **{stage: dataclasses.replace(getattr(config, stage), name=name)})
 
 

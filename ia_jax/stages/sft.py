@@ -10,7 +10,7 @@ from ia_jax.parallel.distributed import on_main_process
 from ia_jax.planning.chips import peak_flops, training_flops
 from ia_jax.stages.asking import answer_example
 from ia_jax.stages.context import Context, open_organisms
-from ia_jax.stages.ia_training import STACKS_AHEAD, joint_batch, sft_pairs, sft_plan, store_ia, summarize
+from ia_jax.stages.ia_training import STACKS_AHEAD, joint_batch, plan_groups, sft_pairs, sft_plan, store_ia, summarize
 from ia_jax.stages.order import is_done
 from ia_jax.stages.selection import selected_for_sft, usable
 from ia_jax.storage import write_json
@@ -27,7 +27,7 @@ def run(context: Context) -> None:
     chosen = selected_for_sft(usable(context, *cfg.splits), cfg, config.seed)
     organisms = open_organisms(context, chosen, clean=int(cfg.clean_slot))
     units = [_units(context, o) for o in (*chosen, *([None] if cfg.clean_slot else []))]
-    plan = sft_plan(config, units, context.groups)
+    plan = sft_plan(config, units, plan_groups(context, directory))
     on_main_process(lambda: _note_organisms(context, chosen))
     ia = context.shard_ia(init_lora(context.key(3), model.config, lora))
     state = context.shard_ia(init_state(ia, len(plan.steps), lora, cfg.optimizer))

@@ -27,8 +27,7 @@ def _plan(args: argparse.Namespace) -> None:
         raise ConfigError("plan needs --config=FILE, or a run's --workdir=DIR")
     data = planned(workdir)
     if args.search:
-        said = lambda line: print(line, file=sys.stderr, flush=True)  # noqa: E731
-        found = search(config, args.topology, args.stage, data, said)
+        found = search(config, args.topology, args.stage, data, _progress)
     else:
         found = [interruptible(lambda: plan(config, args.topology, args.stage, data))]
     if args.json:
@@ -37,6 +36,10 @@ def _plan(args: argparse.Namespace) -> None:
         print("\n\n".join(as_text(r) for r in found[:3]))
     if not found[0]["fits"]:
         raise IAError(f"the {args.stage} step does not fit {args.topology}; try --search, more chips or fewer rows")
+
+
+def _progress(line: str) -> None:
+    print(line, file=sys.stderr, flush=True)
 
 
 COMMAND = Command(

@@ -46,13 +46,15 @@ def _run(args: argparse.Namespace) -> None:
             if on_main_process(partial(has_no_work, run, stage.name)):
                 print(f"{label}: no organisms for DPO (config.behaviors.dpo=0)", flush=True)
                 continue
+            done = is_done(context, stage.name) and (everything or stage.name != "report")
+            if not done:
+                on_main_process(partial(check_inputs, run, config, stage.name))
             if stage.name != "report":
                 on_main_process(partial(check_same, run, config, stage.name))
-            if is_done(context, stage.name) and (everything or stage.name != "report"):
+            if done:
                 print(f"{label}: already done", flush=True)
                 continue
             stop_if_preempted(stage.name)
-            on_main_process(partial(check_inputs, run, config, stage.name))
             start = time.monotonic()
             if stage.name == "report":
                 on_main_process(partial(_report, run, config.eval.name))
