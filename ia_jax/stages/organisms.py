@@ -23,6 +23,7 @@ from ia_jax.behaviors.organisms import Organism
 from ia_jax.data.batch import build_batch
 from ia_jax.data.plans import Unit, dataset, identity_of
 from ia_jax.data.transcripts import read_transcripts
+from ia_jax.models.lora import layers_on
 from ia_jax.parallel.distributed import on_main_process
 from ia_jax.parallel.mesh import to_host
 from ia_jax.planning.chips import peak_flops, training_flops
@@ -248,6 +249,7 @@ def _metadata(context: Context, name: str, step: int, checks: Mapping[str, Row])
         rank=lora.rank,
         alpha=lora.alpha,
         targets=lora.targets,
+        layers=layers_on(model.config, lora),
         organism=workdir.organisms[name].to_json(),
         behaviors=tuple(b.to_json() for b in workdir.truths(name)),
         step=step,
