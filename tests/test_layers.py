@@ -89,36 +89,34 @@ def test_runs_by_hand():
         runs((Placed({}, (1, 7)),), 5)
 
 
-@pytest.mark.parametrize("remat", ["none", "full"])
-@pytest.mark.parametrize("recipe", STACKS.values(), ids=STACKS)
-def test_hidden_states_and_gradients_are_those_of_zeros_elsewhere(params, recipe, remat):
-    stack, rows = stack_of(recipe), tiny.rows(K, 2, 9)
+def states_and_gradient(params, stack, remat="none"):
+    """Every layer's states, and the gradient of the last member, of a loss on the last of them."""
 
-    def states_and_gradient(stack, every):
-        def loss(trained):
-            states = forward(params, *rows, (*stack[:-1], trained), CFG, remat=remat, every_layer=every)
-            return (states[-1] ** 3).sum() if every else (states**3).sum(), states
+    def loss(trained):
+        states = forward(params, *tiny.rows(K, 2, 9), (*stack[:-1], trained), CFG, remat=remat, every_layer=True)
+        return (states[-1] ** 3).sum(), states
 
-        return jax.jit(jax.value_and_grad(loss, has_aux=True))(stack[-1])
+    (_, states), grads = jax.jit(jax.value_and_grad(loss, has_aux=True))(stack[-1])
+    return states, grads
 
-    (_, states), grads = states_and_gradient(stack, every=True)
-    (_, wanted), wanted_grads = states_and_gradient(tuple(map(everywhere, stack)), every=True)
+
+@pytest.mark.parametrize(
+    ("recipe", "remat"), [*((name, "none") for name in STACKS), ("upper", "mlp"), ("upper", "full")]
+)
+def test_states_and_gradients_are_those_of_zeros_elsewhere(params, recipe, remat):
+    stack = stack_of(STACKS[recipe])
+    states, grads = states_and_gradient(params, stack, remat)
+    wanted, wanted_grads = states_and_gradient(params, tuple(map(everywhere, stack)))
     assert states.shape == (6, K, 2, 9, 32)
     assert tiny.worst(states, wanted) < 2e-5
-    assert layers_of(grads) == layers_of(stack[-1])
-    own = jnp.array(layers_of(stack[-1]))
-    assert tiny.worst(grads, Placed(jax.tree.map(lambda g: g[own], wanted_grads), layers_of(grads))) < 1e-4
-    (_, last), _ = states_and_gradient(stack, every=False)
-    assert tiny.worst(last, states[-1]) < 1e-5
+    own = layers_of(stack[-1])
+    assert layers_of(grads) == own
+    assert tiny.worst(grads, Placed(jax.tree.map(lambda g: g[jnp.array(own)], wanted_grads), own)) < 1e-4
 
 
 def scans(jaxpr):
-    """(length, reverse, outputs that are not carried) of every scan of a program."""
-    return [
-        (e.params["length"], e.params["reverse"], len(e.outvars) - e.params["num_carry"])
-        for e in jaxpr.eqns
-        if e.primitive.name == "scan"
-    ]
+    """(length, reverse, number of outputs) of every scan of a program."""
+    return [(e.params["length"], e.params["reverse"], len(e.outvars)) for e in jaxpr.eqns if e.primitive.name == "scan"]
 
 
 def program(params, stack, remat="none"):
@@ -134,8 +132,8 @@ def test_what_lies_below_is_not_differentiated_and_saves_nothing(params, remat):
     found = scans(program(params, stack, remat).jaxpr)
     forwards, backwards = ([f for f in found if f[1] is reverse] for reverse in (False, True))
     assert [f[0] for f in forwards] == [3, 2]
-    assert forwards[0][2] == 0  # the lower run hands on its last state and nothing else
-    assert forwards[1][2] > 0
+    assert forwards[0][2] == 1  # the lower run hands on its last state and nothing else
+    assert forwards[1][2] > 1
     assert [b[0] for b in backwards] == [2]
     # On all layers there is one scan each way, as ever.
     whole = scans(program(params, tuple(map(everywhere, stack)), remat).jaxpr)
@@ -144,7 +142,7 @@ def test_what_lies_below_is_not_differentiated_and_saves_nothing(params, remat):
 
 def test_a_backward_pass_keeps_no_copy_of_the_base():
     """Of a base whose matrices outweigh everything else: temporaries shrink with the layers that are trained."""
-    cfg = replace(CFG, num_hidden_layers=8, hidden_size=128, intermediate_size=512)
+    cfg = replace(CFG, num_hidden_layers=16, hidden_size=128, intermediate_size=512)
     base = jax.eval_shape(lambda: tiny.params(cfg))
     matrices = sum(x.size * 4 for x in jax.tree.leaves(base["layers"]) if x.ndim > 2)
     tokens = jax.ShapeDtypeStruct((1, 1, 16), jnp.int32)
@@ -157,9 +155,8 @@ def test_a_backward_pass_keeps_no_copy_of_the_base():
 
         return jax.jit(jax.grad(loss)).lower(ia, base, tokens).compile().memory_analysis().temp_size_in_bytes
 
-    whole, upper, one = temporaries(), temporaries(4, 5, 6, 7), temporaries(7)
-    assert one < upper < whole
-    assert upper < matrices / 4
+    whole, upper, one = temporaries(), temporaries(*range(8, 16)), temporaries(15)
+    assert max(upper, one) < min(whole, matrices / 4)
 
 
 @pytest.mark.parametrize("recipe", [STACKS["upper"], STACKS["two frozen"]], ids=["upper", "two frozen"])
@@ -222,8 +219,8 @@ def test_one_of_thirty_layers_takes_a_thirtieth(tmp_path):
     whole, one = (
         store.save_adapter(
             tmp_path / str(len(n)),
-            init_lora(jax.random.key(0), cfg, kind(*n, rank=16)),
-            metadata(rank=16, targets=kind().targets, layers=n or None),
+            init_lora(jax.random.key(0), cfg, kind(*n, rank=64)),
+            metadata(rank=64, targets=kind().targets, layers=n or None),
         )
         for n in ((), (17,))
     )

@@ -43,7 +43,6 @@ class AdapterMetadata:
     rank: int
     alpha: float
     targets: tuple[str, ...]
-    layers: tuple[int, ...] | None = None
     organism: dict[str, Any] | None = field(default=None, hash=False)
     behaviors: tuple[dict[str, Any], ...] = field(default=(), hash=False)
     step: int = 0
@@ -52,6 +51,7 @@ class AdapterMetadata:
     content_hash: str = ""
     format: int = FORMAT
     created: str = ""
+    layers: tuple[int, ...] | None = None
 
     @property
     def lora(self) -> LoraConfig:

@@ -40,7 +40,13 @@ class Dropout:
 
 def row_keys(keys: jax.Array, rows: int) -> jax.Array:
     """A key for every row of each organism: [K] -> [K, B]."""
-    return jax.vmap(lambda key: jax.vmap(lambda row: jax.random.fold_in(key, row))(jnp.arange(rows)))(keys)
+    return _fold_in(jnp.broadcast_to(keys[:, None], (len(keys), rows)), jnp.arange(rows))
+
+
+def _fold_in(keys: jax.Array, numbers: int | jax.Array) -> jax.Array:
+    """`fold_in` of keys [K, B], where they lie."""
+    data = jax.sharding.reshard(jnp.broadcast_to(jnp.asarray(numbers), keys.shape), jax.typeof(keys).sharding.spec)
+    return jax.vmap(jax.vmap(jax.random.fold_in))(keys, data)
 
 
 def for_pass(dropout: Dropout | None, shape: tuple[int, ...], members: int, rules: Rules = TRAINING) -> Dropout | None:
@@ -67,8 +73,7 @@ def fold(dropout: Dropout | None, number: int | jax.Array) -> Dropout | None:
     """The dropout of one part of a pass: of a layer, and within it of a group of projections."""
     if dropout is None:
         return None
-    keys = jax.vmap(jax.vmap(lambda key: jax.random.fold_in(key, number)))(dropout.keys)
-    return Dropout(dropout.rate, keys, dropout.member)
+    return Dropout(dropout.rate, _fold_in(dropout.keys, number), dropout.member)
 
 
 def of_group(dropout: Dropout | None, projection: str) -> Dropout | None:
