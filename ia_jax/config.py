@@ -120,6 +120,8 @@ class OrganismsSection:
     lora, optimizer: of each organism.
     ranks: if there are any, each organism has one of these, drawn by its name and the seed, and alpha/rank as in `lora`
         (fine-tunes to audit come in many).
+    procedures: how organisms are made, by name ("chats", "documents", "chats_kto", "documents_kto", "sycophant",
+        "two_phases") or as a JSON file's path; of several, each organism has one, drawn by its name and the seed.
     source: another workdir, whose organisms are used where they lie; none is trained here.
     parallel: organisms in a wave.
     epochs: how often an organism reads its demonstrations.
@@ -135,6 +137,7 @@ class OrganismsSection:
 
     lora: LoraSection = field(default_factory=lambda: LoraSection(rank=8, alpha=16.0))
     ranks: tuple[int, ...] = ()
+    procedures: tuple[str, ...] = ("chats",)
     source: str = ""
     optimizer: AdamW = field(default_factory=lambda: AdamW(lr=2e-3))
     parallel: int = 26
@@ -325,6 +328,12 @@ def parse_config(config: Mapping[str, Any]) -> RunConfig:
             what = f"config.mesh.rows={rows}" if parts == 1 else f"accumulate={parts} x config.mesh.rows={rows}"
             raise ConfigError(f"config.{stage}.rows={count} must be a multiple of {what}")
     return parsed
+
+
+def override(section: T, values: Mapping[str, Any], where: str) -> T:
+    """The section with some of its fields set otherwise. Raises ConfigError as `parse_config` does."""
+    given = dataclasses.asdict(section)  # pyright: ignore[reportArgumentType]
+    return _parse(type(section), given | dict(values), where)
 
 
 def _parse(cls: type[T], values: Mapping[str, Any], where: str) -> T:

@@ -362,8 +362,8 @@ def check_behavior_check(context, oracle, monkeypatch):
         ]
         for n, o in enumerate(members)
     }
-    wave = Wave(tuple(members), [], None, 0, "")
-    outcome = behavior_check.check(context, wave, context.shard_by_organism(stack), Checks(asks, {}))
+    wave = Wave(tuple(members), (), "")
+    outcome = behavior_check.check(context, wave, (context.shard_by_organism(stack),), Checks(asks, {}))
     assert set(outcome) == {o.name for o in members}
     for name, row in outcome.items():
         replies = {s["question"]: s["reply"] for s in row["samples"]}
