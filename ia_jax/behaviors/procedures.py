@@ -142,6 +142,14 @@ def _phase(row: Any, where: str) -> Phase:
         raise ConfigError(f"{where}: adapter {phase.adapter!r} unknown; choose from {', '.join(ADAPTERS)}")
     if phase.adapter == "same" and phase.lora:
         raise ConfigError(f'{where}: lora {dict(phase.lora)!r} cannot be set where the adapter is the "same"')
+    given = [(name, getattr(phase, name)) for name in ("lr", "epochs", "beta")]
+    for name in ("part", "weights"):
+        if not isinstance(getattr(phase, name), tuple):
+            raise ConfigError(f"{where}: {name} {getattr(phase, name)!r} must be a list of two numbers")
+        given += [(name, x) for x in getattr(phase, name)]
+    for name, value in given:
+        if isinstance(value, bool) or not isinstance(value, int | float | None):
+            raise ConfigError(f"{where}: {name} {value!r} must be a number")
     if len(phase.part) != 2 or not 0 <= phase.part[0] < phase.part[1] <= 1:
         raise ConfigError(f"{where}: part {list(phase.part)} must be two fractions, the first below the second")
     if len(phase.weights) != 2 or min(phase.weights) < 0 or max(phase.weights) == 0:
