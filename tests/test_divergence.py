@@ -67,18 +67,18 @@ def context(tmp_path, parrot_model, monkeypatch):
 
 def poison(monkeypatch, organism, rates):
     """The loss of an organism of the wave becomes NaN at every step of a training with one of these rates."""
-    true, calls = stage.organisms_step, []
+    true, calls = stage.train_step, []
 
-    def step(params, state, batch, *, optimizer, **static):
+    def step(params, state, frozen, batch, *, optimizer, **static):
         calls.append(optimizer.lr)
         if optimizer.lr in rates:
             i = organism if len(state.updates) == len(NAMES) else 0
             weight = np.array(batch.target_weight)
             weight[i, :, 0] = np.nan
             batch = batch.replace(target_weight=jax.device_put(weight, batch.target_weight.sharding))
-        return true(params, state, batch, optimizer=optimizer, **static)
+        return true(params, state, frozen, batch, optimizer=optimizer, **static)
 
-    monkeypatch.setattr(stage, "organisms_step", step)
+    monkeypatch.setattr(stage, "train_step", step)
     return calls
 
 
@@ -164,14 +164,14 @@ def test_one_that_diverges_again_is_left_out_and_the_run_goes_on(context, health
     def never(*args, **kwargs):
         raise AssertionError("a settled organism is trained again")
 
-    monkeypatch.setattr(stage, "organisms_step", never)
+    monkeypatch.setattr(stage, "train_step", never)
     stage.run(context)
 
 
 @pytest.mark.parametrize("killed_in", ["training", "storing"])
 def test_a_killed_wave_goes_on(context, healthy, monkeypatch, killed_in):
     calls = []
-    true_step, true_save = stage.organisms_step, stage.save_organisms
+    true_step, true_save = stage.train_step, stage.save_organisms
 
     def step(*args, **kwargs):
         calls.append(None)
@@ -184,14 +184,14 @@ def test_a_killed_wave_goes_on(context, healthy, monkeypatch, killed_in):
         raise Killed
 
     with monkeypatch.context() as patch:
-        patch.setattr(stage, "organisms_step", step)
+        patch.setattr(stage, "train_step", step)
         if killed_in == "storing":
             patch.setattr(stage, "save_organisms", save)
         with pytest.raises(Killed):
             stage.run(context)
     first, times = len(calls), [p.stat().st_mtime_ns for p in context.workdir.path.glob("organisms/*")]
     with monkeypatch.context() as patch:
-        patch.setattr(stage, "organisms_step", step)
+        patch.setattr(stage, "train_step", step)
         stage.run(context)
     assert contents(context) == healthy
     steps = len(read_jsonl(context.workdir.path / "curves.jsonl", ""))

@@ -33,9 +33,11 @@ from ia_jax.stages.settings import stage_hash
 from ia_jax.stages.waves import Wave, lora_of, plan_waves, seed_of, wave_of
 from ia_jax.storage import read_jsonl, write_jsonl
 from ia_jax.training.loop import fit
+from ia_jax.training.losses import Sft
 from ia_jax.training.optimizer import AdamW
-from ia_jax.training.organisms import Diverged, OrganismsState, init_on_mesh, organisms_step
 from ia_jax.training.recorder import spread
+from ia_jax.training.state import Diverged, TrainState, init_on_mesh
+from ia_jax.training.trainer import train_step
 from ia_jax.workdir import Workdir
 
 RETRY_LR = 0.2  # of the learning rate, for an organism that diverged
@@ -133,7 +135,7 @@ def _train_and_store(
     return _diverged(wave, state)
 
 
-def _diverged(wave: Wave, state: OrganismsState) -> dict[str, str]:
+def _diverged(wave: Wave, state: TrainState) -> dict[str, str]:
     """{name: why} of the organisms that were masked while the wave was trained."""
     codes, updates = to_host(state.diverged), to_host(state.updates)
     return {n: Diverged(int(codes[i])).reason(int(updates[i])) for n, i in wave.members.items() if codes[i]}
@@ -155,7 +157,7 @@ def _leave_out(workdir: Workdir, organism: Organism, reason: str) -> None:
     print(f"organism {name}: left out ({reason})", flush=True)
 
 
-def _train(context: Context, wave: Wave, optimizer: AdamW, stage: str) -> OrganismsState:
+def _train(context: Context, wave: Wave, optimizer: AdamW, stage: str) -> TrainState:
     """The wave's final state, from its newest checkpoint if there is one."""
     config, model, plan = context.config, context.model, wave.plan
     cfg = config.organisms
@@ -173,11 +175,13 @@ def _train(context: Context, wave: Wave, optimizer: AdamW, stage: str) -> Organi
     return fit(
         stage,
         state,
-        lambda s, batch: organisms_step(
+        lambda s, batch: train_step(
             model.params,
             s,
+            (),
             batch,
             cfg=model.config,
+            loss=Sft(),
             optimizer=optimizer,
             remat=config.model.remat,
             accumulate=cfg.accumulate,
@@ -201,8 +205,9 @@ def summarize(m: Mapping[str, np.ndarray]) -> dict[str, float]:
     on = m["updated"]
     if not on.any():
         return {}
-    loss, norm = m["loss"][on], m["grad_norm"][on]
-    scalars = {"loss": float(loss.mean()), **spread(loss), "grad_norm": float(norm.mean())}
+    means = {name: float(x[on].mean()) for name, x in m.items() if x.ndim and name not in ("loss", "lr", "updated")}
+    loss = m["loss"][on]
+    scalars = {"loss": float(loss.mean()), **spread(loss), **means}
     return {**scalars, "organisms": float(on.sum()), "fill": float(m["fill"])}
 
 
@@ -214,7 +219,7 @@ def summarize(m: Mapping[str, np.ndarray]) -> dict[str, float]:
 def _store(
     context: Context,
     wave: Wave,
-    state: OrganismsState,
+    state: TrainState,
     checks: Checks,
     notes: Mapping[str, dict[str, object]],
 ) -> None:
@@ -229,11 +234,11 @@ def _store(
     todo = on_main_process(missing)
     if not todo:
         return
-    rows = check(context, wave, state.adapters, checks)
+    rows = check(context, wave, state.member, checks)
     rows = {n: {**row, **({"retry": notes[n]} if n in notes else {})} for n, row in rows.items()}
     steps = to_host(state.updates)
     items = [(i, workdir.organism_dir(name), _metadata(context, name, int(steps[i]), rows)) for name, i in todo.items()]
-    save_organisms(state.adapters, items)
+    save_organisms(state.member, items)
     for name, i in todo.items():
         print(_line(name, int(steps[i]), rows.get(name)), flush=True)
 
