@@ -8,7 +8,7 @@ devices is one in fp32. Nothing is computed for W, which is frozen.
 """
 
 from functools import partial
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -19,6 +19,12 @@ from ia_jax.parallel.platform import fix_layout_on_cpu
 
 Axes = tuple[str | None, ...]
 LOW_RANK: Axes = ("organism", "rows", None, None)
+
+
+class Trained(NamedTuple):
+    """A layer's matrix that is trained itself, as in a full fine-tune: it gets a gradient, by plain autodiff."""
+
+    matrix: jax.Array
 
 
 def _dot(equation: str, x: jax.Array, y: jax.Array, rules: Rules, out: Axes, dtype: Any = jnp.float32) -> jax.Array:
@@ -62,6 +68,9 @@ def project(
     x = rules.reshard(x, "organism", "rows", None, _activation_axis(in_axis))
     named = tuple({n: adapter[n] for n in weights if n in adapter} for adapter in stack)
     placed = tuple({n: {f: leaf(f, v) for f, v in ab.items()} for n, ab in adapter.items()} for adapter in named)
+    if any(isinstance(w, Trained) for w in weights.values()):
+        plain = {n: w.matrix for n, w in weights.items()}  # pyright: ignore[reportAttributeAccessIssue]
+        return _project(x, plain, placed, in_axis, out_axis, rules)[0]
     return _project_with_stack(x, weights, placed, in_axis, out_axis, rules)
 
 

@@ -5,7 +5,7 @@ same bits.
 """
 
 import hashlib
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -21,16 +21,15 @@ from ia_jax.data.batch import Batch, Beside, build_batch
 from ia_jax.data.beside import plan_mismatched
 from ia_jax.data.plans import Plan, Slot, Unit, dataset, identity_of
 from ia_jax.data.units import kto_units
-from ia_jax.models.lora import Adapter, LoraConfig, Stack
-from ia_jax.parallel.distributed import stop_if_preempted
+from ia_jax.models.lora import Adapter, LoraConfig, Stack, adapter_shardings
 from ia_jax.parallel.mesh import to_host
 from ia_jax.planning.chips import peak_flops, training_flops
-from ia_jax.progress import progress
 from ia_jax.stages.context import Context
 from ia_jax.stages.waves import Reading, Wave, lora_of, loras_of
 from ia_jax.training.loop import fit
 from ia_jax.training.losses import Dpo, Kto, Loss, Sft
 from ia_jax.training.recorder import spread
+from ia_jax.training.reference import stored_reference
 from ia_jax.training.state import Diverged, TrainState, init_on_mesh, init_state
 from ia_jax.training.trainer import reference_logps, train_step
 from ia_jax.workdir import Workdir
@@ -120,10 +119,15 @@ def _train(
         member = jax.tree.map(jnp.copy, before.member)
         keys, total = (context.shard_by_organism(x) for x in (keys, total))
         state = init_state(member, total, cfg.optimizer, scale=before.scale, keys=keys, lr=lr)
+        state = jax.device_put(state, adapter_shardings(state, context.mesh, organisms=True))
     if before is not None:
         state = state.replace(diverged=before.diverged)
     started = (*frozen, *([before.member] if before is not None and phase.adapter == "same" else []))
-    besides = _besides(context, reading, started) if phase.loss != "sft" else None
+    identity = hashlib.sha256(repr((names, cfg.optimizer, lr_factor, number)).encode()).hexdigest()[:16]
+    what = (seeds, list(loras), phase.to_json(), [content_hash(a) for a in started])
+    content = identity_of(plan, reading.units, what)
+    file = states_dir(context.workdir) / f"reference_{content}.npy"
+    besides = _besides(context, reading, started, file) if phase.loss != "sft" else None
     numbers = {id(step): n for n, step in enumerate(plan.steps)}
 
     def make(step: Sequence[Slot]) -> tuple[Batch, Beside]:
@@ -131,8 +135,6 @@ def _train(
         return batch, Beside() if besides is None else besides(numbers[id(step)])
 
     each = [training_flops(model.config, plan.length, [lora], [lora]) for lora in loras]
-    identity = hashlib.sha256(repr((names, cfg.optimizer, lr_factor, number)).encode()).hexdigest()[:16]
-    what = (seeds, list(loras), phase.to_json(), [content_hash(a) for a in started])
     return fit(
         stage,
         state,
@@ -152,7 +154,7 @@ def _train(
         len(plan.steps),
         context.workdir.path,
         checkpoints=states_dir(context.workdir) / identity,
-        identity=identity_of(plan, reading.units, what),
+        identity=content,
         every=cfg.checkpoint_every,
         offset=reading.offset,
         summarize=summarize,
@@ -166,17 +168,18 @@ def states_dir(workdir: Workdir) -> Path:
     return workdir.path / "organisms_state"
 
 
-def _besides(context: Context, reading: Reading, stack: Stack) -> Callable[[int], Beside]:
+def _besides(context: Context, reading: Reading, stack: Stack, file: Path) -> Callable[[int], Beside]:
     """What a preference loss reads beside each step: what the stack says of the answers before the phase changes it,
-    computed once; of KTO, also other rows' answers to the same prompts.
+    computed once; of KTO, also other rows' answers to the same prompts. file: where to keep it.
     """
-    plan, own = reading.plan, _references(context, reading.plan, reading.units, stack)
+    plan = reading.plan
+    own = _references(context, plan, reading.units, stack, file)
     if reading.phase.loss != "kto":
         return lambda step: Beside(reference=context.shard_by_organism(own[step]))
     length = context.config.organisms.length
     mismatched = [kto_units([e for (e,) in units], length)[1] if units else [] for units in reading.units]
     others = plan_mismatched(plan, mismatched)
-    theirs = _references(context, others, mismatched, stack)
+    theirs = _references(context, others, mismatched, stack, file.with_stem(f"{file.stem}_mismatched"))
 
     def beside(step: int) -> Beside:
         batch = context.shard_batch(build_batch(others.steps[step], others, mismatched))
@@ -186,31 +189,30 @@ def _besides(context: Context, reading: Reading, stack: Stack) -> Callable[[int]
     return beside
 
 
-def _references(context: Context, plan: Plan, units: Sequence[Sequence[Unit]], stack: Stack) -> list[np.ndarray]:
-    """[K, examples] of each step: the summed log-probability of each example under a stack."""
-    model, out = context.model, []
-    with progress(len(plan.steps), "reference") as bar:
-        for step in plan.steps:
-            logps = reference_logps(
-                model.params,
-                stack,
-                context.shard_batch(build_batch(step, plan, units)),
-                cfg=model.config,
-                examples=plan.examples,
-                remat=context.config.model.remat,
-                accumulate=context.config.organisms.accumulate,
-            )
-            out.append(np.asarray(logps))
-            bar.update(1)
-            stop_if_preempted("reference")
-    return out
+def _references(context: Context, plan: Plan, units: Sequence[Sequence[Unit]], stack: Stack, file: Path) -> np.ndarray:
+    """[steps, K, examples]: the summed log-probability of each example under a stack."""
+    model, config = context.model, context.config
+
+    def logps(step: int) -> jax.Array:
+        return reference_logps(
+            model.params,
+            stack,
+            context.shard_batch(build_batch(plan.steps[step], plan, units)),
+            cfg=model.config,
+            examples=plan.examples,
+            remat=config.model.remat,
+            accumulate=config.organisms.accumulate,
+        )
+
+    return stored_reference(file, len(plan.steps), logps, "reference")
 
 
-def summarize(m: Any) -> dict[str, float]:
+def summarize(m: Mapping[str, np.ndarray]) -> dict[str, float]:
     """One step's scalars over the organisms that were updated in it; nothing if none was (all have diverged)."""
     on = m["updated"]
     if not on.any():
         return {}
-    loss, norm = m["loss"][on], m["grad_norm"][on]
-    scalars = {"loss": float(loss.mean()), **spread(loss), "grad_norm": float(norm.mean())}
+    means = {name: float(x[on].mean()) for name, x in m.items() if x.ndim and name not in ("loss", "lr", "updated")}
+    loss = m["loss"][on]
+    scalars = {"loss": float(loss.mean()), **spread(loss), **means}
     return {**scalars, "organisms": float(on.sum()), "fill": float(m["fill"])}
