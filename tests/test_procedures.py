@@ -183,7 +183,7 @@ def test_organisms_of_each_procedure(parrot_model, tmp_path, capsys, name):
             assert run.phase_rows(phase.data, organism.name).exists()
     # How one was made is answered where adapters are shown.
     first = next(o.name for o in run.organisms.values() if not o.clean)
-    assert cli.main(["adapters", "show", f"--workdir={run.path}", first]) == 0
+    assert cli.main(["adapters", "show", first, f"--workdir={run.path}"]) == 0
     assert '"loss"' in capsys.readouterr().out
     # The joint training of an IA takes them, whatever they are made of.
     assert cli.main(["sft", f"--workdir={run.path}"]) == 0

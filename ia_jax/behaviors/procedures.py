@@ -132,7 +132,8 @@ def _phase(row: Any, where: str) -> Phase:
     unknown = sorted(set(row) - set(names))
     if unknown:
         raise ConfigError(f"{where}: {unknown[0]!r} is not a known setting; a phase has: {', '.join(names)}")
-    phase = Phase(**{k: tuple(v) if isinstance(v, list) else v for k, v in row.items()})
+    values: dict[str, Any] = {k: tuple(v) if isinstance(v, list) else v for k, v in row.items()}
+    phase = Phase(**values)
     if phase.data not in DATA:
         raise ConfigError(f"{where}: data {phase.data!r} unknown; choose from {', '.join(DATA)}")
     if phase.loss not in DATA[phase.data]:

@@ -4,6 +4,7 @@ A phase that is killed goes on from its checkpoint, and those before it from the
 same bits.
 """
 
+import dataclasses
 import hashlib
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
@@ -94,7 +95,7 @@ def _train(
     context: Context,
     wave: Wave,
     number: int,
-    frozen: Stack,
+    frozen: tuple[Adapter, ...],
     loras: Sequence[LoraConfig],
     before: TrainState | None,
     stage: str,
@@ -121,8 +122,8 @@ def _train(
         state = init_state(member, total, cfg.optimizer, scale=before.scale, keys=keys, lr=lr)
         state = jax.device_put(state, adapter_shardings(state, context.mesh, organisms=True))
     if before is not None:
-        state = state.replace(diverged=before.diverged)
-    started = (*frozen, *([before.member] if before is not None and phase.adapter == "same" else []))
+        state = dataclasses.replace(state, diverged=before.diverged)
+    started: tuple[Adapter, ...] = (*frozen, *([before.member] if before is not None and phase.adapter == "same" else []))
     identity = hashlib.sha256(repr((names, cfg.optimizer, lr_factor, number)).encode()).hexdigest()[:16]
     what = (seeds, list(loras), phase.to_json(), [content_hash(a) for a in started])
     content = identity_of(plan, reading.units, what)
