@@ -80,6 +80,15 @@ def one_device():
         yield
 
 
+@pytest.fixture(scope="module", autouse=True)
+def programs_are_dropped():
+    """Compiled programs go with their module: a process may map 65,530 regions, and XLA crashes when none is left."""
+    import jax
+
+    yield
+    jax.clear_caches()
+
+
 @pytest.fixture(scope="module")
 def quick_compilation():
     """For modules that use it: tiny programs spend their time in the compiler, so it is told to do less."""
@@ -135,9 +144,11 @@ def finished(tmp_path_factory, parrot_model):
     printed = io.StringIO()
     # Whichever module asks first: its programs must be those of other processes, to which bits are compared.
     before = jax.config.values["jax_disable_most_optimizations"]
+    jax.clear_caches()
     jax.config.update("jax_disable_most_optimizations", False)
     with contextlib.redirect_stdout(printed):
         assert cli.main(["run", f"--config={config}", f"--workdir={root / 'workdir'}", "--traceback"]) == 0
     jax.config.update("jax_disable_most_optimizations", before)
+    jax.clear_caches()  # what was compiled one way is not taken for the other
     (root / "stdout.txt").write_text(printed.getvalue())
     return root / "workdir"

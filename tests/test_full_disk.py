@@ -44,13 +44,13 @@ def can_mount(directory):
 @pytest.mark.parametrize(
     ("left", "message"),
     [
-        (0, "ia/sft/organisms.json: No space left"),
-        (4096, "curves.jsonl: No space left"),
+        (0, "ia/sft/groups.json: No space left"),
+        (8192, "curves.jsonl: No space left"),
         (200_000, "state of step 4 could not"),
     ],
 )
 def test_a_full_disk(finished, tmp_path, left, message):
-    """left: bytes; with none the stage's first file fails, with a block the first line of curves, then a state."""
+    """left: bytes; with none the stage's first file fails, with two blocks the first line of curves, then a state."""
     disk, start, out = (tmp_path / name for name in ("disk", "start", "out"))
     for directory in (disk, start, out):
         directory.mkdir()

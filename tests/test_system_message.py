@@ -3,6 +3,7 @@
 import json
 from types import SimpleNamespace
 
+import jax
 import numpy as np
 import pytest
 
@@ -12,6 +13,7 @@ from ia_jax.config import RunConfig
 from ia_jax.data.transcripts import chat, with_system
 from ia_jax.models.chat import DATE
 from ia_jax.models.config import ModelConfig
+from ia_jax.models.replies import Reply
 from ia_jax.stages import asking
 from ia_jax.storage import read_jsonl
 from tests import parrot
@@ -75,7 +77,7 @@ def test_everything_is_rendered_as_transformers_renders_the_row(tokenizer, syste
 
     def write(model, rows, stack, **settings):
         prompts.extend(tokenizer.decode(own) for each in rows for own in each)
-        return [["" for _ in each] for each in rows]
+        return [[Reply("", True) for _ in each] for each in rows]
 
     for module in (asking, api):
         monkeypatch.setattr(module, "write_replies", write)
@@ -93,7 +95,7 @@ def test_everything_is_rendered_as_transformers_renders_the_row(tokenizer, syste
     asking.generate(context, [[QUESTION]], (), max_new_tokens=1, system=system)
     asking.ask_base(context_with_key(context), [(system, QUESTION)], 1)
     model = SimpleNamespace(tokenizer=tokenizer, params={"embed": np.zeros(1)})
-    monkeypatch.setattr(api, "_on_mesh", lambda model: monkeypatch.context())
+    monkeypatch.setattr(api, "mesh_of", lambda params: jax.sharding.get_mesh())
     api.generate(model, [QUESTION], system=system)
     api.generate(model, [row(system, USER)])
     assert prompts == [asked] * 4
