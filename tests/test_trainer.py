@@ -334,7 +334,7 @@ def test_full_fine_tunes_that_do_not_fit():
         (lambda: Dpo(sft_weight=-1), "Dpo: sft_weight=-1 must not be negative"),
         (lambda: Sft(kl_weight=-1), "Sft: kl_weight=-1 must not be negative"),
         (lambda: Dpo(kind="hinge"), "Dpo kind 'hinge' unknown; choose from sigmoid, ipo, sigmoid_norm"),
-        (lambda: fresh(lr=np.ones(3)), "lr has 3 values, but there are 4 organisms; give one for each, or a number for all"),
+        (lambda: fresh(lr=np.ones(3)), "lr has 3 values, but there are 4 organisms; give one for each"),
         (
             lambda: init_state(tiny.adapter(2), 3, OPTIMIZER, lr=np.ones(2)),
             "lr has 2 values, but this member has no organism axis",
