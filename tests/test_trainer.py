@@ -271,7 +271,7 @@ def tuned():
     frozen = (tiny.adapter(1, cfg, tiny.FEW, organisms=2),)
 
     def train(pick, kl_weight=0.0):
-        loss = Sft(kl_weight)
+        loss, pick = Sft(kl_weight), np.array(pick)
         start = jax.tree.map(lambda x: x[pick], init_differences(cfg, 2))
         state = init_state(start, np.full(len(pick), 4), OPTIMIZER, scale=None)
         stack = jax.tree.map(lambda x: x[pick], frozen)
@@ -334,10 +334,10 @@ def test_full_fine_tunes_that_do_not_fit():
         (lambda: Dpo(sft_weight=-1), "Dpo: sft_weight=-1 must not be negative"),
         (lambda: Sft(kl_weight=-1), "Sft: kl_weight=-1 must not be negative"),
         (lambda: Dpo(kind="hinge"), "Dpo kind 'hinge' unknown; choose from sigmoid, ipo, sigmoid_norm"),
-        (lambda: fresh(lr=np.ones(3)), "lr has 3 values for 4 organisms; give one for each, or a number for all"),
+        (lambda: fresh(lr=np.ones(3)), "lr has 3 values, but there are 4 organisms; give one for each"),
         (
             lambda: init_state(tiny.adapter(2), 3, OPTIMIZER, lr=np.ones(2)),
-            "lr has 2 values for a member without organism axis",
+            "lr has 2 values, but this member has no organism axis",
         ),
         (lambda: finite(np.array([[0.0, 1.0], [2.0, -np.inf]]), "reference"), "example 1 of organism 1 is -inf"),
     ],

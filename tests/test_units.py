@@ -147,7 +147,7 @@ def test_mismatched_answers_are_read_in_the_steps_of_their_prompts(rows):
 
 
 def test_plain_chats_come_round_in_the_organisms_own_order(rows):
-    units = [kto_units(own, 100)[0] for own in (rows[0], rows[1][:2])]
+    units = [kto_units(own, 100)[0] for own in (rows[0], rows[1][:3])]
     plan = plan_organisms(units, [0, 1], epochs=2, rows=1, length=24)
     plain = tiny.units(2, 5, seed=3)
     beside = plan_plain(plan, plain, [7, 8], per_step=2, rows=2)

@@ -33,7 +33,7 @@ def kto_units(rows: Sequence[ChatExample], length: int, name: str = "preferences
         if len(supervised) == 0 or supervised[0] == 0 or not row.loss_mask[supervised[0] :].all():
             raise ConfigError(f"{name}: row {number}: KTO takes chats with one answer, at their end")
     for wanted, word in ((True, "desirable"), (False, "undesirable")):
-        if not any(row.desirable is wanted for row in rows):
+        if not any(bool(row.desirable) is wanted for row in rows):
             raise ConfigError(f"{name}: none of {len(rows)} answers is {word}; KTO needs both kinds, SFT one")
     starts = [int(np.flatnonzero(row.loss_mask)[0]) for row in rows]
     answers = [row.tokens[start:] for row, start in zip(rows, starts, strict=True)]

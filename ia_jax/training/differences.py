@@ -17,7 +17,7 @@ from ia_jax.models.config import ModelConfig
 from ia_jax.models.lora import PROJECTIONS, Picked, Stack, has_organism_axis
 from ia_jax.models.project import Trained
 from ia_jax.models.transformer import Params, abstract_params
-from ia_jax.parallel.mesh import mesh_in_use
+from ia_jax.parallel.mesh import mesh_in_use, replicate
 
 Difference = Params
 TREES = 4  # of a difference's size, while it is trained: itself, its gradient, and two moments
@@ -66,6 +66,8 @@ def by_organism(
         raise ConfigError(f"a stack has {len(places)} full fine-tunes; add their differences up to one")
     _check_device()
     [place] = places
+    # Said whole, which on one device they are: a slice of what is spread would have a cotangent of another type.
+    stack, rows = replicate((stack, rows))
     difference, adapters = stack[place], stack[:place] + stack[place + 1 :]
     trained = place == len(stack) - 1
     shared = [not has_organism_axis(member) for member in adapters]
@@ -79,7 +81,8 @@ def by_organism(
             m if same else m._replace(slots=own(m.slots)) if isinstance(m, Picked) else jax.tree.map(own, m)
             for m, same in zip(adapters, shared, strict=True)
         )
-        return function(_marked(weights) if trained else weights, members, jax.tree.map(own, rows), trained)[0]
+        weights = _marked(weights) if trained else weights
+        return replicate(function(weights, members, jax.tree.map(own, rows), trained))[0]
 
     count = jax.tree.leaves(rows)[0].shape[0]
     if count == 1:

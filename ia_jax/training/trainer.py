@@ -12,6 +12,7 @@ trained on the mean of the losses of those organisms that a step reads.
 """
 
 import math
+from dataclasses import replace
 from functools import partial, reduce
 from operator import add
 from typing import Any
@@ -101,7 +102,7 @@ def train_step(
         terms, weights = scores.terms, loss.weights
         main = next(iter(terms.values()))
         if plain is not None:
-            away = _mean_kl(params, stack, *plain, plain_tokens, cfg=cfg, rules=rules, remat=remat, dropout=dropout)
+            away = _mean_kl(params, stack, plain, plain_tokens, cfg=cfg, rules=rules, remat=remat, dropout=dropout)
             terms, weights = terms | {"kl": away}, weights | {"kl": loss.kl_weight}
         own = {name: over_organisms(term) for name, term in terms.items()}
         value = reduce(add, (weights[name] * own[name] for name in own))
@@ -133,7 +134,7 @@ def _updated(state: TrainState, grads: Any, optimizer: AdamW) -> tuple[TrainStat
     direction, moments = by_member(direct)(grads, state.moments, state.member, state.scale)
     lr = learning_rate(optimizer, (state.updates + 1) / jnp.maximum(state.total, 1), state.lr)
     member = by_member(apply_direction)(state.member, direction, lr)
-    after = state.replace(member=member, moments=moments, updates=state.updates + 1)
+    after = replace(state, member=member, moments=moments, updates=state.updates + 1)
     return after, {"grad_norm": norms, "lr": lr}
 
 
@@ -159,7 +160,7 @@ def _masked(
 
     member, moments = jax.tree.map(keep, (after.member, after.moments), (state.member, state.moments))
     updates = state.updates + update
-    return after.replace(member=member, moments=moments, updates=updates, diverged=diverged), update
+    return replace(after, member=member, moments=moments, updates=updates, diverged=diverged), update
 
 
 def _finite_by_organism(tree: Any) -> jax.Array:
@@ -199,9 +200,8 @@ def _token_logps(
 def _mean_kl(
     params: Params,
     stack: Stack,
-    plain: Batch,
-    drawn: jax.Array | None,
-    tokens: jax.Array,
+    plain: tuple[Batch, Any],
+    tokens: jax.Array | None,
     *,
     cfg: ModelConfig,
     rules: Rules,
@@ -213,7 +213,9 @@ def _mean_kl(
     def hidden_before(params: Params, stack: Stack, batch: Batch, trained: bool) -> jax.Array:
         return forward(params, *_rows(batch), stack, cfg, rules=rules)
 
-    before = jax.lax.stop_gradient(by_organism(hidden_before, params, stack[:-1], plain))
+    assert tokens is not None
+    batch, drawn = plain
+    before = jax.lax.stop_gradient(by_organism(hidden_before, params, stack[:-1], batch))
 
     def own(changed: Params, stack: Stack, rows: tuple[Batch, Any, jax.Array], trained: bool) -> jax.Array:
         batch, drawn, before = rows
@@ -222,8 +224,8 @@ def _mean_kl(
         base = params if trained else changed
         return supervised_kl(changed, hidden, base, before, batch, rules=rules, trained_head=trained)
 
-    kl = by_organism(own, params, stack, (plain, drawn, before))
-    return (kl * plain.target_weight).sum((1, 2)) / jnp.maximum(tokens, 1)
+    kl = by_organism(own, params, stack, (batch, drawn, before))
+    return (kl * batch.target_weight).sum((1, 2)) / jnp.maximum(tokens, 1)
 
 
 def _mismatched_kl(see: Any, stack: Stack, beside: Beside, accumulate: int, rules: Rules) -> jax.Array | None:

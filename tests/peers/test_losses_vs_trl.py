@@ -168,14 +168,12 @@ def example(prompt, answer):
     return ChatExample(tokens, np.arange(len(tokens)) >= len(prompt))
 
 
-def both(trainer, adapters, inputs):
-    """trl's loss of each organism."""
+def of_organisms(trainer, adapters, inputs):
+    """trl's loss of each organism, whose weights its models are given."""
     losses = []
     for i in range(K):
-        trainer.model, trainer.ref_model = models(adapters, i)
-        fused = type(trainer).__module__
-        __import__(fused, fromlist=["add_fused_lm_head"]).add_fused_lm_head(trainer.model)
-        __import__(fused, fromlist=["add_fused_lm_head"]).add_fused_lm_head(trainer.ref_model)
+        for theirs, weights in zip((trainer.model, trainer.ref_model), models(adapters, i), strict=True):
+            theirs.load_state_dict(weights.state_dict())
         with torch.no_grad():
             losses.append(trainer.compute_loss(trainer.model, inputs).item())
     return losses
@@ -192,7 +190,7 @@ def stepped(adapters, batch, beside, loss):
 def test_dpo_of_organisms(dpo_trainer, adapters, monkeypatch, kind):
     rows = [dpo_trainer.train_dataset[i] for i in range(3)]
     monkeypatch.setattr(dpo_trainer, "loss_types", [kind])
-    wanted = both(dpo_trainer, adapters, dpo_trainer.data_collator(rows))
+    wanted = of_organisms(dpo_trainer, adapters, dpo_trainer.data_collator(rows))
     pairs = [[example(r["prompt_ids"], r[side]) for side in ("chosen_ids", "rejected_ids")] for r in rows]
     units = [pair_units(pairs)] * K
     plan = plan_organisms(units, range(K), epochs=1, rows=2, length=64)
@@ -206,7 +204,7 @@ def test_dpo_of_organisms(dpo_trainer, adapters, monkeypatch, kind):
 
 def test_kto_of_organisms(kto_trainer, adapters):
     rows = [kto_trainer.train_dataset[i] for i in range(5)]
-    wanted = both(kto_trainer, adapters, kto_trainer.data_collator(rows))
+    wanted = of_organisms(kto_trainer, adapters, kto_trainer.data_collator(rows))
     labelled = [example(r["prompt_ids"], r["completion_ids"])._replace(desirable=r["label"]) for r in rows]
     own, others = kto_units(labelled, 64)
     for (made,), row in zip(others, rows, strict=True):
