@@ -799,9 +799,10 @@ def decoding(session: Session) -> None:
 
 def variants(session: Session, flagged: bool) -> None:
     """What `large` and `decoding` measure first: under this process's flags, or (without any) otherwise programmed."""
+    import jax
     import jax.numpy as jnp
 
-    from ia_jax.models import project
+    from ia_jax.models import project, transformer
 
     cfg = architecture("llama", session.tiny)
     bench = Bench(session, cfg, random_weights(cfg), held=8)
@@ -812,10 +813,59 @@ def variants(session: Session, flagged: bool) -> None:
         bench.decode("rows=64", *rows)
         return
     bench.decode("rows=64 scanned", *rows, unrolled=False)
+    joined, normed = transformer.to_scan, transformer.rms_norm
+    transformer.rms_norm = _norm_by_hand
+    jax.clear_caches()  # a function that is replaced is no reason for jax to trace again
+    bench.train("sft K=4x1 none, norm by hand", "sft", 4, 1, t, s, "none")
+    transformer.to_scan = partial(_joined, joined)
+    jax.clear_caches()
+    bench.train("sft K=4x1 none, norm by hand, adapters joined", "sft", 4, 1, t, s, "none")
+    transformer.to_scan, transformer.rms_norm = joined, normed
     before = project.output_dtype
     project.output_dtype = lambda _: jnp.float32
+    jax.clear_caches()
     bench.train("sft K=4x1 none, fp32 outputs", "sft", 4, 1, t, s, "none")
     project.output_dtype = before
+
+
+def _joined(to_scan: Callable, stack: Any, rules: Any, dtype: Any = None) -> Any:
+    """Organisms and IA as one adapter of both ranks: one batched product where there are two."""
+    import jax.numpy as jnp
+
+    scanned = to_scan(stack, rules, dtype)
+    if len(scanned) != 2:
+        return scanned
+    own, shared = scanned
+
+    def join(target: str, factor: str, axis: int) -> Any:
+        x, y = own[target][factor], shared[target][factor]
+        y = jnp.broadcast_to(y[:, None], (y.shape[0], x.shape[1], *y.shape[1:]))
+        return jnp.concatenate([x.astype(y.dtype), y], axis)
+
+    return ({t: {"a": join(t, "a", -1), "b": join(t, "b", -2)} for t in shared},)
+
+
+def _norm_by_hand(x: Any, weight: Any, eps: float) -> Any:
+    """`rms_norm` that keeps its input and one number a token for the backward pass; the weight gets no gradient."""
+    import jax
+    import jax.numpy as jnp
+
+    @jax.custom_vjp
+    def norm(x: Any, weight: Any) -> Any:
+        return forward(x, weight)[0]
+
+    def forward(x: Any, weight: Any) -> Any:
+        x32 = x.astype(jnp.float32)
+        inverse = jax.lax.rsqrt(jnp.mean(x32 * x32, axis=-1, keepdims=True) + eps)
+        return (x32 * inverse).astype(x.dtype) * weight.astype(x.dtype), (x, weight, inverse)
+
+    def backward(saved: Any, cotangent: Any) -> Any:
+        x, weight, inverse = saved
+        x32, g = x.astype(jnp.float32) * inverse, cotangent.astype(jnp.float32) * weight.astype(jnp.float32)
+        return (inverse * (g - x32 * jnp.mean(g * x32, axis=-1, keepdims=True))).astype(x.dtype), None
+
+    norm.defvjp(forward, backward)
+    return norm(x, weight)
 
 
 if __name__ == "__main__":
