@@ -10,12 +10,15 @@ import heapq
 import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
-import grain
 import numpy as np
 
 from ia_jax.errors import ConfigError
 from ia_jax.models.chat import ChatExample
+
+if TYPE_CHECKING:
+    import grain
 
 Unit = tuple[ChatExample, ...]  # what stays together: one example, or a chosen and a rejected answer
 Row = tuple[int, ...]  # indices of the units packed into one row
@@ -295,10 +298,12 @@ def identity_of(plan: Plan, units: Sequence[Sequence[Unit]], what: object) -> st
     return identity.hexdigest()[:16]
 
 
-def dataset(plan: Plan, make: Callable[[Sequence[Slot]], object], ahead: int = 4) -> grain.IterDataset:
+def dataset(plan: Plan, make: Callable[[Sequence[Slot]], object], ahead: int = 4) -> "grain.IterDataset":
     """The steps of a plan as a grain dataset: built in a background thread, its position part of a checkpoint.
 
     ahead: how many steps are built before they are asked for; what `make` returns is held that many times.
     """
+    import grain  # late: who only builds batches can do without it
+
     steps = grain.MapDataset.range(len(plan.steps)).map(lambda s: make(plan.steps[s]))
     return steps.to_iter_dataset(grain.ReadOptions(num_threads=1, prefetch_buffer_size=ahead))

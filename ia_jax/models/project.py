@@ -15,7 +15,7 @@ import jax.numpy as jnp
 
 from ia_jax.models.lora import Scanned
 from ia_jax.parallel.mesh import TRAINING, Rules
-from ia_jax.parallel.platform import fix_layout_on_cpu
+from ia_jax.parallel.platform import fix_layout_on_cpu, platform
 
 Axes = tuple[str | None, ...]
 LOW_RANK: Axes = ("organism", "rows", None, None)
@@ -29,6 +29,15 @@ class Trained(NamedTuple):
 
 def _dot(equation: str, x: jax.Array, y: jax.Array, rules: Rules, out: Axes, dtype: Any = jnp.float32) -> jax.Array:
     return jnp.einsum(equation, x, y, preferred_element_type=dtype, out_sharding=rules.spec(*out))
+
+
+def output_dtype(x: jax.Array) -> Any:
+    """Of a projection: fp32, and on GPU that of x, in which its products are still summed in fp32.
+
+    There every product of the sum is a call of a library's kernel, which reads and writes the sum: in fp32 this takes
+    half as long as the base's product itself. It is rounded to x's dtype where it goes, anyway.
+    """
+    return x.dtype if platform() == "gpu" else jnp.float32
 
 
 def _lead(leaf: jax.Array) -> tuple[str, Axes]:
@@ -57,7 +66,7 @@ def project(
 
     x: [K, B, T, in]; weights: {name: [in, out]}; stack: one layer's adapters, leaves `[in, r]` or `[K, in, r]`, which
     need not target every name. in_axis, out_axis: logical axes of the weight ("embed", "heads" or "mlp").
-    Returns {name: [K, B, T, out]} in fp32.
+    Returns {name: [K, B, T, out]} in `output_dtype`.
     """
 
     def leaf(factor: str, value: jax.Array) -> jax.Array:
@@ -85,8 +94,9 @@ def _project(
     x: jax.Array, weights: dict[str, jax.Array], stack: Scanned, in_axis: str, out_axis: str, rules: Rules
 ) -> tuple[dict[str, jax.Array], list[jax.Array | None]]:
     out = ("organism", "rows", None, _activation_axis(out_axis))
+    wide = output_dtype(x)
     ys = {
-        name: _dot("kbtd,df->kbtf", x, _whole(w, w.dtype, rules, in_axis, out_axis), rules, out)
+        name: _dot("kbtd,df->kbtf", x, _whole(w, w.dtype, rules, in_axis, out_axis), rules, out, wide)
         for name, w in weights.items()
     }
     low = []
@@ -100,7 +110,7 @@ def _project(
         u = _dot(f"kbtd,{k}dr->kbtr", x, a, rules, LOW_RANK, x.dtype)
         for n, u_n in zip(names, _split(u, adapter, names), strict=True):
             b = _whole(adapter[n]["b"], x.dtype, rules, "rank", out_axis)
-            ys[n] = ys[n] + _dot(f"kbtr,{k}rf->kbtf", u_n, b, rules, out)
+            ys[n] = ys[n] + _dot(f"kbtr,{k}rf->kbtf", u_n, b, rules, out, wide)
         low.append(u)
     return ys, low
 
