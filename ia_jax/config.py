@@ -16,7 +16,7 @@ import ml_collections
 from ia_jax.behaviors.teacher import TeacherSettings
 from ia_jax.claude.settings import ClaudeSettings
 from ia_jax.errors import ConfigError
-from ia_jax.models.lora import PROJECTIONS, LoraConfig
+from ia_jax.models.lora import PROJECTIONS, RESIDUAL, LoraConfig, checked_layers
 from ia_jax.training.optimizer import AdamW
 
 
@@ -56,19 +56,38 @@ class MeshSection:
 class LoraSection:
     """One kind of adapter.
 
+    kind: "lora", or a "vector" that is added to what each of its layers hands on (the same as a bias of the down
+        projection): it has neither rank nor targets.
     rank: of the product of its two matrices.
     alpha: the product is scaled by alpha/rank.
     targets: the projections that have one.
+    layers: those that it sits on, counted from 0: numbers, or a range like "10:20", which ends with 19. None: all.
+    dropout: of what its `a` reads, in training.
     init: how it begins; "b_zero" changes nothing at the start.
     """
 
+    kind: str = "lora"
     rank: int = 16
     alpha: float = 32.0
     targets: tuple[str, ...] = PROJECTIONS
+    layers: tuple[int, ...] | str | None = None
+    dropout: float = 0.0
     init: str = "b_zero"
 
+    def __post_init__(self) -> None:
+        if self.layers is not None:  # one way to write the same layers
+            object.__setattr__(self, "layers", checked_layers(self.layers))
+
     def lora(self) -> LoraConfig:
-        return LoraConfig(self.rank, self.alpha, self.targets, self.init)
+        """Raises ConfigError for what fits no adapter."""
+        layers = None if self.layers is None else checked_layers(self.layers)
+        if self.kind != "vector":
+            return LoraConfig(self.rank, self.alpha, self.targets, self.init, layers)
+        if self.targets != PROJECTIONS:
+            raise ConfigError(f"a vector has no targets, got {self.targets}; leave them out, or set kind to lora")
+        if self.dropout:
+            raise ConfigError(f"a vector reads nothing that could be dropped; set dropout={self.dropout:g} to 0")
+        return LoraConfig(0, 0.0, (RESIDUAL,), self.init, layers)
 
 
 @dataclass(frozen=True)
@@ -154,6 +173,8 @@ class OrganismsSection:
     def loras(self) -> tuple[LoraConfig, ...]:
         """The kinds of adapters that there are, the largest last: one, or one for each entry of `ranks`."""
         one = self.lora.lora()
+        if self.ranks and self.lora.kind == "vector":
+            raise ConfigError(f"vectors have no rank, got {self.ranks}; leave them out, or set lora.kind to lora")
         mixed = (dataclasses.replace(one, rank=rank, alpha=one.scale * rank) for rank in sorted(self.ranks))
         return tuple(mixed) or (one,)
 
@@ -342,7 +363,11 @@ def _parse(cls: type[T], values: Mapping[str, Any], where: str) -> T:
     unknown = sorted(set(values) - set(names))
     if unknown:
         raise ConfigError(f"{where}.{unknown[0]} is not a known setting; {where} has: {', '.join(names)}")
-    return cls(**{n: _value(hints[n], values[n], f"{where}.{n}") for n in names if n in values})
+    given = {n: _value(hints[n], values[n], f"{where}.{n}") for n in names if n in values}
+    try:
+        return cls(**given)
+    except ConfigError as error:
+        raise ConfigError(f"{where}: {error}") from None
 
 
 def _value(hint: Any, value: Any, where: str) -> Any:
@@ -360,7 +385,10 @@ def _value(hint: Any, value: Any, where: str) -> Any:
     if isinstance(hint, types.UnionType):  # `str | None`; on the command line, None is a word
         if value in (None, "None"):
             return None
-        [hint] = [kind for kind in typing.get_args(hint) if kind is not types.NoneType]
+        kinds = [kind for kind in typing.get_args(hint) if kind is not types.NoneType]
+        if len(kinds) > 1:  # a list, or a text that says the same
+            return _value(kinds[isinstance(value, str)], value, where)
+        [hint] = kinds
     wanted = (int, float) if hint is float else hint
     if not isinstance(value, wanted) or (isinstance(value, bool) != (hint is bool)):
         raise ConfigError(f"{where} must be {getattr(hint, '__name__', hint)}, got {value!r}")

@@ -19,6 +19,8 @@ from ia_jax.behaviors.teacher import TEACHERS, TeacherSettings
 from ia_jax.claude.settings import APIS
 from ia_jax.config import JUDGES, RunConfig, flat, parse_config
 from ia_jax.errors import ConfigError, IAError
+from ia_jax.models.known import local_architecture
+from ia_jax.models.lora import LoraConfig, layers_on
 from ia_jax.models.transformer import REMAT_POLICIES
 from ia_jax.models.weights import DTYPES
 from ia_jax.storage import read_json
@@ -106,6 +108,9 @@ def _check_override(override: str, config: ConfigDict) -> None:
         if not hasattr(node, "keys") or part not in node:
             known = ", ".join(node.keys()) if hasattr(node, "keys") else "nothing below it"
             raise ConfigError(f"{where}.{part} is not a known setting; {where} has: {known}")
+        if part == "layers" and node[part] is not None:  # where the recipe has a list, a range is welcome too
+            with node.ignore_type():
+                node[part] = None
         if node[part] is None:  # what may be None is a text; flags need to know
             node[part] = config_dict.placeholder(str)
         where, node = f"{where}.{part}", node[part]
@@ -125,6 +130,8 @@ CHOICES: dict[str, tuple[str, ...]] = {
     "teacher.name": TEACHERS,
     "judge.name": JUDGES,
     "claude.api": APIS,
+    "organisms.lora.kind": ("lora", "vector"),
+    "sft.lora.kind": ("lora", "vector"),
     "sft.splits": ("train", "dpo"),
     "sft.categories": (*CATEGORIES, CLEAN),
 }
@@ -132,7 +139,7 @@ _MAY_BE_ZERO = {
     *("seed", "warmup_fraction", "final_lr_fraction", "weight_decay", "sft_weight", "temperature", "lr", "steps"),
     *("checkpoint_every", "abstention_pairs", "sampled_per_organism", "truth_per_organism", "gap", "train_organisms"),
     *("b1", "b2", "plain_share", "poll_seconds", "clean_train", "clean_dpo", "clean_heldout", "clean_pairs"),
-    *("check_prompts", "dpo", "bank_gib", "per_slot"),
+    *("check_prompts", "dpo", "bank_gib", "per_slot", "dropout"),
 }
 
 
@@ -164,13 +171,16 @@ def check_config(config: RunConfig) -> None:
             "config.sft.organisms_per_step=1 leaves no place beside the clean model's; set it to 2 or more, or "
             "config.sft.clean_slot=False"
         )
+    for where, section in (("organisms.lora", config.organisms.lora), ("sft.lora", config.sft.lora)):
+        if section.dropout >= 1:
+            raise ConfigError(f"config.{where}.dropout must be less than 1, got {section.dropout}")
     for where, build in (
         ("organisms.lora", config.organisms.lora.lora),
         ("organisms.ranks", config.organisms.loras),
         ("sft.lora", config.sft.lora.lora),
     ):
         try:
-            build()
+            _check_layers(build(), config.model.name)
         except ConfigError as error:
             raise ConfigError(f"config.{where}: {error}") from None
     settings = flat(config)
@@ -206,3 +216,12 @@ def check_config(config: RunConfig) -> None:
         split_behaviors(catalogue, b.heldout, b.dpo, b.train, config.seed, b.spread, b.heldout_categories)
     for behavior in catalogue:
         bank_of(config.questions, behavior)
+
+
+def _check_layers(built: LoraConfig | tuple[LoraConfig, ...], model: str) -> None:
+    """That the model has the layers, as far as that can be known without a network; else its first stage finds out."""
+    loras = built if isinstance(built, tuple) else (built,)
+    cfg = local_architecture(model) if any(lora.layers for lora in loras) else None
+    if cfg is not None:
+        for lora in loras:
+            layers_on(cfg, lora)

@@ -3,18 +3,24 @@
 Numbers cannot show this: a program that gathers too much computes the same.
 """
 
+import json
+import os
 import re
+import subprocess
+import sys
 from collections import Counter
 from dataclasses import replace
+from pathlib import Path
 
 import jax
 import jax.numpy as jnp
 import pytest
 
 from ia_jax.data.batch import Batch, batch_shardings
-from ia_jax.models.lora import adapter_shardings
+from ia_jax.models.dropout import Dropout
+from ia_jax.models.lora import RESIDUAL, LoraConfig, adapter_shardings
 from ia_jax.models.sampling import decode
-from ia_jax.models.transformer import abstract_params
+from ia_jax.models.transformer import abstract_params, forward
 from ia_jax.parallel.mesh import DECODING, TRAINING, make_mesh
 from ia_jax.planning.hlo import collectives
 from ia_jax.training.losses import Sft
@@ -110,6 +116,58 @@ def test_organisms_step(mesh):
     assert without_adapters(found) == {**LAYERS, "88,48": 1}
     if mesh.shape["rows"] == 1:
         assert not set(found) - set(LAYERS) - {"88,48"}  # each organism's adapter is where its rows are
+
+
+# The member trained over the organisms, its rate of dropout, and how many layers the backward pass goes through.
+MEMBERS = {
+    "dropout": (LORA, 0.1, 2),
+    "one layer": (replace(LORA, layers=(1,)), 0.0, 1),
+    "one layer, dropout": (replace(LORA, layers=(1,)), 0.1, 1),
+    "vector": (LoraConfig(0, 0.0, (RESIDUAL,)), 0.0, 2),
+}
+
+
+def gradient_gathers(mesh, lora, rate):
+    """Gathers of the gradient of an IA of this kind over organisms."""
+    organisms = jax.eval_shape(lambda: tiny.adapter(0, CFG, LORA, organisms=K))
+    organisms = abstract(organisms, adapter_shardings(organisms, mesh, True))
+    ia = jax.eval_shape(lambda: tiny.adapter(1, CFG, lora))
+    ia = abstract(ia, adapter_shardings(ia, mesh))
+    keys = jax.eval_shape(lambda: jax.random.split(jax.random.key(0), K))
+    keys = abstract(keys, TRAINING.sharding(mesh, "organism"))
+
+    def loss(ia, base, organisms, batch, keys):
+        rows = batch.tokens, batch.segment_ids, batch.positions
+        return forward(base, *rows, (organisms, ia), CFG, dropout=Dropout(rate, keys)).astype(jnp.float32).sum()
+
+    base = abstract_params(CFG, jnp.bfloat16, mesh)
+    return gathers(jax.jit(jax.grad(loss)).lower(ia, base, organisms, a_batch(mesh), keys))
+
+
+@pytest.mark.parametrize("member", MEMBERS)
+def test_members_of_every_kind(mesh, member):
+    lora, rate, depth = MEMBERS[member]
+    found = without_adapters(gradient_gathers(mesh, lora, rate))
+    assert found == {shape: count * (2 + depth) // 4 for shape, count in LAYERS.items()}
+
+
+@pytest.mark.libtpu
+def test_members_of_every_kind_on_a_tpu():
+    """As libtpu compiles them for eight chips of v5p: weights and adapters are gathered, and no activations."""
+    program = (
+        "import json, jax\nfrom tests import test_collectives as t\nfrom ia_jax.planning.plan import devices_of\n"
+        "mesh = t.make_mesh(2, 2, rows=2, devices=devices_of('v5p:2x2x2'))\n"
+        "with jax.set_mesh(mesh):\n"
+        "    print(json.dumps({n: t.gradient_gathers(mesh, m[0], m[1]) for n, m in t.MEMBERS.items()}))"
+    )
+    environment = {**os.environ, "XLA_FLAGS": "", "JAX_PLATFORMS": "cpu"}
+    root = Path(__file__).parent.parent
+    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, cwd=root, env=environment)
+    assert done.returncode == 0, done.stderr[-2000:]
+    for member, found in json.loads(done.stdout.splitlines()[-1]).items():
+        axes = {tuple(d for d in shape.split(",") if d != "1") for shape in without_adapters(found)}
+        assert axes <= {tuple(shape.split(",")) for shape in LAYERS}, (member, found)
+        assert axes
 
 
 @pytest.mark.parametrize("rules", [DECODING, TRAINING], ids=["decoding", "training"])

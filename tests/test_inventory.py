@@ -41,11 +41,11 @@ def adapters(run, *arguments):
 def test_ls(workdir, capsys):
     assert adapters(workdir, "ls") == 0
     lines = capsys.readouterr().out.splitlines()
-    assert lines[0].split() == ["NAME", "KIND", "RANK", "ALPHA", "TARGETS", "STEP", "CHECK", "MIB", "CONTENT"]
+    assert lines[0].split() == ["NAME", "KIND", "RANK", "ALPHA", "TARGETS", "LAYERS", "STEP", "CHECK", "MIB", "CONTENT"]
     said = {line.split()[0]: line for line in lines[1:-1]}
     assert list(said) == [*NAMES, "ia/sft"]
     digest = store.read_metadata(workdir.organism_dir(NAMES[1])).content_hash[:12]
-    assert said[NAMES[1]].split()[1:7] == ["organism", "4", "8", "all", "11", "passed"]
+    assert said[NAMES[1]].split()[1:7] == ["organism", "4", "8", "all", "all", "11"]
     assert said[NAMES[1]].endswith(digest)
     assert "not passed" in said[NAMES[0]]
     assert "passed (2nd try)" in said[NAMES[2]]

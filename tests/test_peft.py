@@ -10,10 +10,11 @@ import ml_dtypes
 import numpy as np
 import pytest
 
-from ia_jax.adapters.peft import concat_ranks, export_peft, import_peft, read_peft_config
+from ia_jax.adapters.peft import export_peft, import_peft, read_peft_config
 from ia_jax.errors import BaseMismatchError, CheckpointError, ConfigError, IAError
+from ia_jax.models.combine import concatenate_ranks
 from ia_jax.models.config import ModelConfig
-from ia_jax.models.lora import PROJECTIONS, LoraConfig, lora_shapes, projection_sizes
+from ia_jax.models.lora import PROJECTIONS, LoraConfig, layers_of, lora_shapes, projection_sizes
 
 CONFIG = ModelConfig("llama", 64, 32, 48, 3, 4, 2, 8, 1e-5, 1e4)
 SIZES = projection_sizes(CONFIG)
@@ -171,12 +172,14 @@ def test_names_of_a_bare_decoder(tmp_path):
     ],
 )
 def test_coverage(tmp_path, config, covered):
-    """Untouched layers are zero, untouched projections absent, and the file must hold exactly the targeted modules."""
+    """Untouched layers and projections are absent, and the file must hold exactly the targeted modules."""
     tree = import_peft(write(tmp_path, factors(covered), **config), Base())
     assert set(tree) == {t for t, _ in covered}
+    layers = layers_of(tree) or (0, 1, 2)
+    assert set(layers) == {i for _, i in covered}
     for t, ab in tree.items():
-        for i in range(3):
-            assert all(bool(np.any(x[i])) == ((t, i) in covered) for x in ab.values())
+        for row, i in enumerate(layers):
+            assert all(bool(np.any(x[row])) == ((t, i) in covered) for x in ab.values())
     write(tmp_path, factors(covered[:-1]), **config)
     with fails(IAError, module(*covered[-1]) if covered[1:] else "lora_A"):
         import_peft(tmp_path, Base())
@@ -211,7 +214,6 @@ def test_rank_and_alpha_patterns(tmp_path, use_rslora):
         ({"modules_to_save": ["embed_tokens"]}, "modules_to_save"),
         ({"bias": "lora_only"}, "bias = 'lora_only'"),
         ({"trainable_token_indices": [1, 2]}, "trainable_token_indices"),
-        ({"lora_bias": True}, "lora_bias"),
         ({"layer_replication": [[0, 2], [1, 3]]}, "layer_replication"),
         ({"target_parameters": ["mlp.experts"]}, "target_parameters"),
         ({"alora_invocation_tokens": [5]}, "alora_invocation_tokens"),
@@ -313,10 +315,10 @@ def test_a_hub_id_is_fetched_at_its_revision(tmp_path, monkeypatch):
 
 
 @pytest.mark.parametrize("organisms", [(), (2,)])
-def test_concat_ranks_is_the_sum(organisms):
+def test_concatenated_ranks_are_the_sum(organisms):
     x, y = adapter(0, 4, ("q", "v")), adapter(1, 2, ("v", "down"))
     x, y = (jax.tree.map(lambda leaf: np.broadcast_to(leaf, (*organisms, *leaf.shape)), z) for z in (x, y))
-    both = concat_ranks([x, y])
+    both = concatenate_ranks(x, y)
     assert list(both) == ["q", "v", "down"]
     assert all(ab["a"].shape[-1] == ab["b"].shape[-2] == 6 for ab in both.values())
     for t, ab in both.items():

@@ -27,7 +27,7 @@ from ia_jax.models.chat import encode_chat
 from ia_jax.models.known import KNOWN
 from ia_jax.models.lora import LoraConfig
 from ia_jax.models.sources import open_source
-from ia_jax.models.transformer import REMAT_POLICIES, abstract_params
+from ia_jax.models.transformer import REMAT_POLICIES, abstract_params, forward
 from ia_jax.parallel.mesh import make_mesh
 from ia_jax.planning import plan, search, steps
 from ia_jax.planning.batches import Batches, batches_of
@@ -113,6 +113,56 @@ def test_a_70b_step_by_hand():
     assert executed - needed == pytest.approx(matrices, rel=0.05)
     assert needed == pytest.approx(2 * matrices, rel=0.1)
     assert step_hbm_bytes(cfg, lora, work, 32, 2) > 5 * 80 * 855_638_016  # half of each: three reads, two gathers, bf16
+
+
+def test_an_ia_on_some_layers_of_the_70b():
+    """The backward pass goes through the layers from its lowest on: as many products, reads and gathers as these."""
+    name = "meta-llama/Llama-3.3-70B-Instruct"
+    made = Batches(100, 2, 1, 272, 96, 8, 100 * 2 * 272, 100 * 2 * 96, slots=200, bank=541)
+    found = {}
+    for layers in ("None", "40:80", "79"):
+        config = load_config(str(ROOT / "configs" / "llama33_70b.py"), [f"--config.sft.lora.layers={layers}"])
+        cfg, lora, work = KNOWN[name], config.sft.lora.lora(), steps.work_of(config, "sft", made)
+        assert work.frozen == config.organisms.lora.lora()
+        sent = step_ici_bytes(cfg, work, 2, 8)
+        found[layers] = (*step_flops(cfg, lora, work), step_hbm_bytes(cfg, lora, work, 1, 8), *sent, work.share)
+    whole, half, one = found.values()
+    assert [x[-1] for x in (whole, half, one)] == [1, 0.5, 1 / 80]
+    matrices = 2 * 544 * 80 * 855_638_016  # of a pass
+    assert whole[0] - half[0] == pytest.approx(matrices / 2, rel=0.03)
+    assert whole[0] - one[0] == pytest.approx(matrices * 79 / 80, rel=0.03)
+    assert whole[1] == whole[0]
+    for n, tolerance in ((2, 0.1), (3, 0.05), (4, 0.01)):  # HBM; gathers; sums
+        assert half[n] / whole[n] == pytest.approx(0.75, rel=tolerance)
+        assert one[n] / whole[n] == pytest.approx(0.5, rel=2 * tolerance)
+    full = load_config(
+        str(ROOT / "configs" / "llama33_70b.py"), ["--config.sft.lora.layers=79", "--config.model.remat=full"]
+    )
+    needed, executed = step_flops(KNOWN[name], full.sft.lora.lora(), steps.work_of(full, "sft", made))
+    assert needed == one[0]
+    assert executed - needed == pytest.approx(matrices / 80, rel=0.05)
+
+
+def test_training_flops_of_an_ia_on_some_layers_agree_with_xla():
+    """Two layers in runs of one, which XLA unrolls and so counts: the lower one is not gone back through."""
+    cfg = replace(tiny.TINY, hidden_size=64, intermediate_size=192)
+    counted, reckoned = [], []
+    for layers in ((0, 1), (1,)):
+        lora = LoraConfig(8, 16.0, layers=layers)
+        frozen = jax.eval_shape(lambda: tiny.adapter(0, cfg, LoraConfig(8, 16.0, layers=(0,)), organisms=2))
+        ia = jax.eval_shape(lambda lora=lora: tiny.adapter(1, cfg, lora))
+
+        def loss(ia, params, frozen, tokens):
+            hidden = forward(params, tokens, jnp.ones_like(tokens), tokens, (frozen, ia), cfg)
+            return (hidden.astype(jnp.float32) ** 2).sum()
+
+        tokens = jax.ShapeDtypeStruct((2, 2, 64), jnp.int32)
+        lowered = jax.jit(jax.grad(loss)).lower(ia, abstract_params(cfg, jnp.float32), frozen, tokens)
+        counted.append(lowered.compile().cost_analysis()["flops"])
+        each = training_flops(cfg, 64, [LoraConfig(8, 16.0, layers=(0,)), lora], [lora])
+        reckoned.append(256 * each["tokens"])
+    assert counted[1] / counted[0] == pytest.approx(reckoned[1] / reckoned[0], rel=0.05)
+    assert reckoned[1] < 0.8 * reckoned[0]
 
 
 def test_bytes_between_chips_are_as_compiled():

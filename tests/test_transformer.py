@@ -10,14 +10,12 @@ import pytest
 from ia_jax.errors import ConfigError
 from ia_jax.models.attention import attention, causal_mask
 from ia_jax.models.config import RopeScaling
+from ia_jax.models.rope import apply_rope, rope_frequencies, rope_tables
 from ia_jax.models.transformer import (
     REMAT_POLICIES,
     abstract_params,
-    apply_rope,
     logits_from_hidden,
     rms_norm,
-    rope_frequencies,
-    rope_tables,
     segment_positions,
     weight_specs,
 )

@@ -9,7 +9,7 @@ from ia_jax.data.plans import plan_organisms
 from ia_jax.models import transformer
 from ia_jax.models.chat import ChatExample
 from ia_jax.models.config import ModelConfig, RopeScaling
-from ia_jax.models.lora import LoraConfig, lora_shapes
+from ia_jax.models.lora import LoraConfig, layers_on, lora_shapes, on_layers
 from ia_jax.models.transformer import WeightSpec, weight_specs
 
 forward = jax.jit(transformer.forward, static_argnames=("cfg", "rules", "remat", "every_layer"))
@@ -39,10 +39,11 @@ def adapter(seed=0, cfg=TINY, lora=LORA, organisms=None, size=0.3):
     """A random adapter, with a leading axis of `organisms` if given; both factors are far from zero."""
     rng = np.random.default_rng([seed, 99])
     lead = () if organisms is None else (organisms,)
-    return {
+    tree = {
         t: {n: jnp.asarray(rng.normal(size=(*lead, *s)) * size * s[-2] ** -0.5, jnp.float32) for n, s in ab.items()}
         for t, ab in lora_shapes(cfg, lora).items()
     }
+    return on_layers(tree, layers_on(cfg, lora))
 
 
 def chat(rng, length=9, vocab=TINY.vocab_size, supervised=None):

@@ -22,7 +22,7 @@ from jax.sharding import Mesh
 
 from ia_jax.adapters.shelf import CACHE_BYTES, HostAdapter, Shelf
 from ia_jax.adapters.store import Base, Directory
-from ia_jax.models.lora import Adapter, LoraConfig, Picked, adapter_shardings
+from ia_jax.models.lora import Adapter, LoraConfig, Picked, adapter_shardings, map_leaves
 from ia_jax.parallel.distributed import on_main_process
 from ia_jax.parallel.mesh import TRAINING, put_on_mesh
 from ia_jax.progress import progress
@@ -35,10 +35,10 @@ READERS = 4  # threads; reading and checking digests release Python's lock
 class Bank:
     """All frozen organisms of a run by position, and after them clean ones, which are adapters that change nothing.
 
-    lora:     the largest rank of all and the targets of all; smaller ones are filled up with zeros.
+    lora:     the largest rank of all, the targets and the layers of all; smaller ones are filled up with zeros.
     hashes:   the content hash of each organism, "zero" of a clean one.
     groups:   F, the groups of devices that have organisms of their own.
-    resident: the tree on the devices, leaves [F * M, L, in, r] and [F * M, L, r, out]; None where they are streamed.
+    resident: the tree on the devices, leaves [F * M, L, ...]; None where they are streamed.
     """
 
     def __init__(self, shelf: Shelf, mesh: Mesh, zeros: int, resident: Adapter | None):
@@ -133,7 +133,7 @@ class Bank:
 
             return jax.make_array_from_callback(shape, shardings[t][n], part)
 
-        return {t: {n: leaf(t, n) for n in ab} for t, ab in abstract.items()}
+        return map_leaves(lambda t, n, _: leaf(t, n), abstract)
 
     def _load(self) -> Adapter:
         """The resident tree, a row of every group at a time; each process reads its own organisms, each file once."""
@@ -186,7 +186,7 @@ def open_bank(
 
     dtype:        of the bank: the dtype that the model computes in, for nothing in it is trained.
     zeros:        how many clean organisms follow.
-    lora:         rank and targets where no directory is given.
+    lora:         the kind of adapter where no directory is given.
     budget_bytes: of one device, for the bank; None for half of what is free there (on processors `CPU_BYTES` of the
                   host's memory for all of a process's devices). A bank that is larger is streamed, and says so.
     cache_bytes:  of host memory, for adapters that are streamed.

@@ -9,7 +9,7 @@ import numpy as np
 
 from ia_jax.adapters.record import host_leaves, nest
 from ia_jax.errors import ConfigError
-from ia_jax.models.lora import Adapter
+from ia_jax.models.lora import RESIDUAL, Adapter, layers_of
 from ia_jax.models.sources import SafetensorsSource, open_source
 from ia_jax.models.weights import DTYPES, name_table
 
@@ -27,16 +27,19 @@ def write_merged(
     """Writes base + sum of the adapters, with the base's config and tokenizer; returns the number of shards.
 
     base: a Hugging Face directory or hub id. Products are fp32, rounded once to `dtype`. Memory: the adapters and one
-    shard. Raises ConfigError for a base that is not in safetensors, or an adapter that does not fit it.
+    shard. Raises ConfigError for a base that is not in safetensors, an adapter that does not fit it, or a vector.
     """
     from safetensors.numpy import save_file
 
+    if any(RESIDUAL in adapter for adapter in adapters):
+        raise ConfigError(f"{directory}: {base} has no weight that a vector could be merged into; export it as PEFT")
     source = open_source(base)
     if not isinstance(source, SafetensorsSource):
         raise ConfigError(f"{base}: merging needs the base as safetensors; give its Hugging Face directory or hub id")
     path = Path(directory)
     path.mkdir(parents=True, exist_ok=True)
-    trees = [nest(host_leaves(adapter)) for adapter in adapters]
+    count = source.config.num_hidden_layers
+    trees = [(layers_of(adapter) or tuple(range(count)), nest(host_leaves(adapter))) for adapter in adapters]
     shards: list[list[str]] = []
     shard: dict[str, np.ndarray] = {}
     total = 0
@@ -48,12 +51,12 @@ def write_merged(
 
     for (leaf, layer), (name, _) in name_table(source).items():
         weight = source.read(name, (slice(None),) * len(source.shapes[name]))
-        for tree in trees if layer is not None else []:
-            if leaf[-1] in tree:
-                a, b = tree[leaf[-1]]["a"], tree[leaf[-1]]["b"]
-                if (b.shape[-1], a.shape[-2]) != weight.shape or a.shape[0] != source.config.num_hidden_layers:
+        for layers, tree in trees if layer is not None else []:
+            if leaf[-1] in tree and layer in layers:
+                a, b, row = tree[leaf[-1]]["a"], tree[leaf[-1]]["b"], layers.index(layer)
+                if (b.shape[-1], a.shape[-2]) != weight.shape or a.shape[0] != len(layers) or layers[-1] >= count:
                     raise ConfigError(f"an adapter's {leaf[-1]} does not fit {name} {weight.shape} of {base}")
-                weight = weight.astype(np.float32) + (a[layer].astype(np.float32) @ b[layer].astype(np.float32)).T
+                weight = weight.astype(np.float32) + (a[row].astype(np.float32) @ b[row].astype(np.float32)).T
         weight = np.ascontiguousarray(weight.astype(DTYPES[dtype]))
         if shard and sum(x.nbytes for x in shard.values()) + weight.nbytes > shard_bytes:
             flush()

@@ -1,10 +1,13 @@
 """Adapters from and to PEFT directories (`adapter_config.json`, `adapter_model.safetensors`), without torch.
 
 PEFT stores `lora_A` [r, in] and `lora_B` [out, r] per module and scales by alpha/r (alpha/sqrt(r) with rsLoRA). Here
-`a` is [L, in, r], `b` is [L, r, out] and carries the scale; ranks below the largest are padded with zeros, layers that
-the adapter leaves alone are zero, projections that it never touches are absent. Which modules an adapter covers is
-worked out from its configuration exactly as PEFT does it, and the tensors in the file have to be those, no more and no
-fewer. What would change the function and is not implemented is refused by name.
+`a` is [L, in, r], `b` is [L, r, out] and carries the scale; ranks below the largest are padded with zeros, layers and
+projections that the adapter never touches are absent. Which modules an adapter covers is worked out from its
+configuration exactly as PEFT does it, and the tensors in the file have to be those, no more and no fewer. What would
+change the function and is not implemented is refused by name.
+
+A vector on the residual stream is PEFT's `lora_bias` on the down projection, whose factors are zero where there is no
+LoRA besides. PEFT cannot merge that into a base without biases; active beside other adapters it is what it is here.
 """
 
 import json
@@ -24,12 +27,24 @@ from ia_jax.adapters.peft_config import PeftConfig, parse_config
 from ia_jax.adapters.record import first_nonfinite, host_leaves, one_line
 from ia_jax.adapters.store import Base, Directory
 from ia_jax.errors import BaseMismatchError, CheckpointError, ConfigError, IAError
-from ia_jax.models.lora import PROJECTIONS, Adapter, LoraConfig, projection_sizes
+from ia_jax.models.lora import (
+    PROJECTIONS,
+    RESIDUAL,
+    Adapter,
+    LoraConfig,
+    has_organism_axis,
+    layers_in_words,
+    layers_of,
+    lora_shapes,
+    on_layers,
+    projection_sizes,
+    rank_of,
+)
 from ia_jax.parallel.distributed import on_main_process
 
 CONFIG, WEIGHTS, CARD = "adapter_config.json", "adapter_model.safetensors", "README.md"
 _BLOCK = {t: "self_attn" if t in ("q", "k", "v", "o") else "mlp" for t in PROJECTIONS}
-_TENSOR = re.compile(r"(?:base_model\.model\.)?(?P<module>.+)\.lora_(?P<factor>[AB])(?:\.\w+)?\.weight")
+_TENSOR = re.compile(r"(?:base_model\.model\.)?(?P<module>.+)\.lora_(?P<factor>[AB])(?:\.\w+?)?\.(?P<kind>weight|bias)")
 _MODULE = re.compile(r"(?P<prefix>(?:model\.)?)layers\.(?P<layer>\d+)\.(?P<block>\w+)\.(?P<projection>[a-z]+)_proj")
 _DTYPES = {"F32": np.dtype(np.float32), "F16": np.dtype(np.float16), "BF16": np.dtype(ml_dtypes.bfloat16)}
 
@@ -40,7 +55,10 @@ def read_peft_config(source: Directory, revision: str | None = None) -> PeftConf
 
 
 def import_peft(source: Directory, model: Base, revision: str | None = None) -> Adapter:
-    """A PEFT LoRA adapter (directory or hub id at `revision`) as a tree for `model`: fp32, scale in `b`."""
+    """A PEFT LoRA adapter (directory or hub id at `revision`) as a tree for `model`: fp32, scale in `b`.
+
+    One that covers some of the layers alone is `Placed` on those.
+    """
     directory = _fetch(source, revision)
     config = parse_config(directory / CONFIG)
     if config.base_model_name_or_path and Path(config.base_model_name_or_path).name != Path(model.name).name:
@@ -55,20 +73,33 @@ def import_peft(source: Directory, model: Base, revision: str | None = None) -> 
     _check_coverage(directory, config, model, found, set(modules.values()))
 
     rank = max(config.module_rank(name) for name in found)
-    adapter: Adapter = {}
+    covered = [i for i in range(layers) if any(modules[t, i] in found for t in PROJECTIONS)]
+    rows, tree = {i: row for row, i in enumerate(covered)}, {}
     for t in PROJECTIONS:
         size_in, size_out = sizes[t]
-        a, b = np.zeros((layers, size_in, rank), np.float32), np.zeros((layers, rank, size_out), np.float32)
-        touched = [(i, modules[t, i]) for i in range(layers) if modules[t, i] in found]
+        a, b = (np.zeros((len(rows), *s), np.float32) for s in ((size_in, rank), (rank, size_out)))
+        touched = [(i, modules[t, i]) for i in covered if modules[t, i] in found]
         for i, module in touched:
             r = config.module_rank(module)
             for factor, want in (("A", (r, size_in)), ("B", (size_out, r))):
                 _check_shape(directory, config, model, found[module][factor], tensors, want)
-            a[i, :, :r] = tensors[found[module]["A"]].astype(np.float32).T
-            b[i, :r] = tensors[found[module]["B"]].astype(np.float32).T * np.float32(config.module_scale(module))
-        if touched:
-            adapter[t] = {"a": jnp.asarray(a), "b": jnp.asarray(b)}
-    return adapter
+            a[rows[i], :, :r] = tensors[found[module]["A"]].astype(np.float32).T
+            scale = np.float32(config.module_scale(module))
+            b[rows[i], :r] = tensors[found[module]["B"]].astype(np.float32).T * scale
+        if touched and not (config.lora_bias and not a.any() and not b.any()):  # else there for its bias alone
+            tree[t] = {"a": jnp.asarray(a), "b": jnp.asarray(b)}
+    if config.lora_bias:
+        vector = np.zeros((len(rows), model.config.hidden_size), np.float32)
+        for module, names in found.items():
+            bias = tensors[names["bias"]].astype(np.float32) * np.float32(config.module_scale(module))
+            layer = next((i for i in covered if modules["down", i] == module), None)
+            if layer is None and bias.any():
+                raise ConfigError(f"{directory / WEIGHTS}: {names['bias']} is not zero; only down_proj may have a bias")
+            if layer is not None:
+                _check_shape(directory, config, model, names["bias"], tensors, (model.config.hidden_size,))
+                vector[rows[layer]] = bias
+        tree[RESIDUAL] = {"v": jnp.asarray(vector)}
+    return on_layers(tree, None if len(covered) == layers else tuple(covered))
 
 
 def export_peft(
@@ -91,62 +122,54 @@ def export_peft(
     bad = first_nonfinite(leaves)
     if bad:
         raise CheckpointError(f"{directory}: refusing to export: {bad}")
-    if any(x.ndim != 3 for x in leaves.values()):
+    if has_organism_axis(adapter):
         raise ConfigError(f"{directory}: export one organism at a time (the adapter has an organism axis)")
-    rank = next(iter(leaves.values())).shape[2]
-    sizes, layers = projection_sizes(model.config), model.config.num_hidden_layers
-    for name, x in leaves.items():
-        t, factor = name.split(".")
-        want = (layers, sizes[t][0], rank) if factor == "a" else (layers, rank, sizes[t][1])
-        if x.shape != want:
-            raise BaseMismatchError(f"{directory}: leaf {name} has shape {x.shape}, but {model.name} needs {want}")
+    vector, rank = leaves.get(f"{RESIDUAL}.v"), max(1, rank_of(adapter))
+    kind = LoraConfig(rank, 1.0, tuple(adapter), layers=layers_of(adapter))
+    for t, factors in lora_shapes(model.config, kind).items():
+        for n, want in factors.items():
+            shape = leaves[f"{t}.{n}"].shape
+            if shape != want:
+                raise BaseMismatchError(f"{directory}: leaf {t}.{n} has shape {shape}, but {model.name} needs {want}")
 
     alpha = lora.scale * rank if lora else float(rank)
     scale = np.float32(alpha / rank)  # as PEFT and `import_peft` will compute it
     with np.errstate(all="ignore"):
-        unscaled = {n: x / scale for n, x in leaves.items() if n.endswith(".b")}
+        unscaled = {n: x / scale for n, x in leaves.items() if not n.endswith(".a")}
         if any(not np.array_equal(x * scale, leaves[n]) for n, x in unscaled.items()):
             alpha, unscaled = float(rank), leaves
-    tensors = {}
-    for t in adapter:
-        for i in range(layers):
+    targets = tuple(t for t in PROJECTIONS if t in adapter or (t == "down" and vector is not None))
+    sizes, tensors = projection_sizes(model.config), {}
+    for t in targets:
+        size_in, size_out = sizes[t]
+        for row, i in enumerate(kind.layers or range(model.config.num_hidden_layers)):
             stem = f"base_model.model.model.layers.{i}.{_BLOCK[t]}.{t}_proj.lora_"
-            tensors[f"{stem}A.weight"] = np.ascontiguousarray(leaves[f"{t}.a"][i].T)
-            tensors[f"{stem}B.weight"] = np.ascontiguousarray(unscaled[f"{t}.b"][i].T)
+            a, b = (
+                (leaves[f"{t}.a"][row], unscaled[f"{t}.b"][row]) if t in adapter else _nothing(size_in, rank, size_out)
+            )
+            tensors[f"{stem}A.weight"] = np.ascontiguousarray(a.T)
+            tensors[f"{stem}B.weight"] = np.ascontiguousarray(b.T)
+            if vector is not None:
+                own = unscaled[f"{RESIDUAL}.v"][row] if t == "down" else np.zeros(size_out, np.float32)
+                tensors[f"{stem}B.bias"] = np.ascontiguousarray(own)
 
     from safetensors.numpy import save
 
     base = base_model_name_or_path or published_name(model.name)
-    path = epath.Path(directory).expanduser()
+    path, written = epath.Path(directory).expanduser(), _config_json(base, rank, alpha, targets, kind)
 
     def write() -> None:
         path.mkdir(parents=True, exist_ok=True)
         (path / WEIGHTS).write_bytes(save(tensors, metadata={"format": "pt"}))
-        (path / CARD).write_text(_card(base, rank, alpha, tuple(adapter), card))
-        (path / CONFIG).write_text(json.dumps(_config_json(base, rank, alpha, tuple(adapter)), indent=2) + "\n")
+        (path / CARD).write_text(_card(base, rank, alpha, kind, card))
+        (path / CONFIG).write_text(json.dumps(written, indent=2) + "\n")
 
     on_main_process(write)
 
 
-def concat_ranks(adapters: list[Adapter]) -> Adapter:
-    """The sum of several adapters as one: factors side by side along the rank, so no delta is recomputed or rounded.
-
-    Its rank is the sum of theirs; a projection that one of them does not touch is zero in that one's columns.
-    """
-    ranks = [next(iter(adapter.values()))["a"].shape[-1] for adapter in adapters]
-    out: Adapter = {}
-    for t in (t for t in PROJECTIONS if any(t in adapter for adapter in adapters)):
-        like = next(adapter[t] for adapter in adapters if t in adapter)
-        a, b = [], []
-        for adapter, r in zip(adapters, ranks, strict=True):
-            if t in adapter:
-                a.append(adapter[t]["a"])
-                b.append(adapter[t]["b"])
-            else:
-                a.append(jnp.zeros((*like["a"].shape[:-1], r), like["a"].dtype))
-                b.append(jnp.zeros((*like["b"].shape[:-2], r, like["b"].shape[-1]), like["b"].dtype))
-        out[t] = {"a": jnp.concatenate(a, axis=-1), "b": jnp.concatenate(b, axis=-2)}
-    return out
+def _nothing(size_in: int, rank: int, size_out: int) -> tuple[np.ndarray, np.ndarray]:
+    """Factors of a LoRA that is there for its bias alone."""
+    return np.zeros((size_in, rank), np.float32), np.zeros((rank, size_out), np.float32)
 
 
 def _fetch(source: Directory, revision: str | None) -> epath.Path:
@@ -193,16 +216,17 @@ def _read_tensors(file: epath.Path) -> dict[str, np.ndarray]:
 
 
 def _by_module(file: epath.Path, tensors: dict[str, np.ndarray]) -> dict[str, dict[str, str]]:
-    """{module: {"A": tensor name, "B": tensor name}}; a tensor that is no LoRA factor of a projection is an error."""
+    """{module: {"A": tensor name, "B": tensor name}}, and "bias", of B; any other tensor is an error."""
     found: dict[str, dict[str, str]] = {}
     for name in sorted(tensors):
         match = _TENSOR.fullmatch(name)
         module = _MODULE.fullmatch(match["module"]) if match else None
         if match is None or module is None or _BLOCK.get(module["projection"]) != module["block"]:
             raise ConfigError(f"{file}: tensor {name} is not a LoRA factor of {', '.join(PROJECTIONS)} in a layer")
-        if match["factor"] in found.setdefault(match["module"], {}):
+        part = match["factor"] if match["kind"] == "weight" else "bias"
+        if part in found.setdefault(match["module"], {}):
             raise ConfigError(f"{file}: tensor {name} is there twice under different names")
-        found[match["module"]][match["factor"]] = name
+        found[match["module"]][part] = name
     return found
 
 
@@ -222,21 +246,24 @@ def _check_coverage(
         if not config.targets(module):
             raise ConfigError(f"{file}: tensor {name} is there, but {CONFIG} does not target {module}")
     for module in sorted(m for m in modules if config.targets(m)):
-        for factor in "AB":
-            if factor not in found.get(module, {}):
+        there = found.get(module, {})
+        for part in ("A", "B", *(["bias"] if config.lora_bias else [])):
+            if part not in there:
                 raise CheckpointError(
-                    f"{file}: lora_{factor} of {module} is missing although {CONFIG} targets it; the file is "
+                    f"{file}: lora_{part} of {module} is missing although {CONFIG} targets it; the file is "
                     "incomplete, or made for a base with fewer layers"
                 )
+        if "bias" in there and not config.lora_bias:
+            raise ConfigError(f"{file}: tensor {there['bias']} is there, but {CONFIG} has no lora_bias")
     if not found:
         raise ConfigError(f"{directory}: target_modules {config.target_modules!r} match nothing in {model.name}")
 
 
 def _check_shape(
-    directory: epath.Path, config: PeftConfig, model: Base, name: str, tensors: dict[str, Any], want: tuple[int, int]
+    directory: epath.Path, config: PeftConfig, model: Base, name: str, tensors: dict[str, Any], want: tuple[int, ...]
 ) -> None:
     shape, rank_axis = tensors[name].shape, 0 if ".lora_A." in name else 1
-    if len(shape) != 2 or shape[rank_axis] != want[rank_axis]:
+    if len(shape) != len(want) or (len(want) == 2 and shape[rank_axis] != want[rank_axis]):
         raise CheckpointError(f"{directory / WEIGHTS}: {name} has shape {shape}, but {CONFIG} calls for {want}")
     if shape != want:
         raise BaseMismatchError(
@@ -245,7 +272,8 @@ def _check_shape(
         )
 
 
-def _config_json(base: str, rank: int, alpha: float, targets: tuple[str, ...]) -> dict[str, Any]:
+def _config_json(base: str, rank: int, alpha: float, targets: tuple[str, ...], kind: LoraConfig) -> dict[str, Any]:
+    with_bias = {"lora_bias": True} if RESIDUAL in kind.targets else {}
     return {
         "peft_type": "LORA",
         "task_type": "CAUSAL_LM",
@@ -259,17 +287,18 @@ def _config_json(base: str, rank: int, alpha: float, targets: tuple[str, ...]) -
         "target_modules": [f"{t}_proj" for t in targets],
         "rank_pattern": {},
         "alpha_pattern": {},
-        "layers_to_transform": None,
-        "layers_pattern": None,
+        "layers_to_transform": None if kind.layers is None else list(kind.layers),
+        "layers_pattern": None if kind.layers is None else "layers",
         "modules_to_save": None,
         "bias": "none",
+        **with_bias,
         "fan_in_fan_out": False,
         "init_lora_weights": True,
         "use_dora": False,
     }
 
 
-def _card(base: str, rank: int, alpha: float, targets: tuple[str, ...], text: str | None) -> str:
+def _card(base: str, rank: int, alpha: float, kind: LoraConfig, text: str | None) -> str:
     """A model card: front matter for the hub, what the adapter is, how to load it."""
     on_hub = re.fullmatch(r"[\w.-]+/[\w.-]+", base) is not None
     front = [f"base_model: {base}"] * on_hub + ["library_name: peft", "pipeline_tag: text-generation", "tags: [lora]"]
@@ -277,10 +306,18 @@ def _card(base: str, rank: int, alpha: float, targets: tuple[str, ...], text: st
         [
             *("---", *front, "---", ""),
             *(text.strip() if text else "# LoRA adapter\n\nTrained with ia_jax.", ""),
-            f"LoRA of rank {rank} (alpha {alpha:g}) on {', '.join(f'{t}_proj' for t in targets)} of `{base}`.",
+            f"What it is: {_what(rank, alpha, kind)}; its base is `{base}`.",
             *("", "```python", "from peft import PeftModel", "from transformers import AutoModelForCausalLM", ""),
             f'base = AutoModelForCausalLM.from_pretrained("{base}")',
             'model = PeftModel.from_pretrained(base, "path/to/this/directory")',
             *("```", ""),
         ]
     )
+
+
+def _what(rank: int, alpha: float, kind: LoraConfig) -> str:
+    """What an adapter is and where it sits."""
+    projections = ", ".join(f"{t}_proj" for t in kind.targets if t != RESIDUAL)
+    parts = [f"LoRA of rank {rank} (alpha {alpha:g}) on {projections}"] if projections else []
+    parts += ["a vector on the residual stream (bias of lora_B on down_proj)"] if RESIDUAL in kind.targets else []
+    return ", ".join(parts) + ("" if kind.layers is None else f", in layers {layers_in_words(kind.layers)}")

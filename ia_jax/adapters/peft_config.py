@@ -14,7 +14,7 @@ from ia_jax.errors import ConfigError
 _READ = {
     *("peft_type", "base_model_name_or_path", "revision", "r", "lora_alpha", "use_rslora", "rank_pattern"),
     *("alpha_pattern", "target_modules", "exclude_modules", "layers_to_transform", "layers_pattern"),
-    *("init_lora_weights", "bias"),
+    *("init_lora_weights", "bias", "lora_bias"),
 }
 # Training, initialisation or loading only, or without effect on a Linear layer: the finished function is the same.
 _WITHOUT_EFFECT = {
@@ -39,6 +39,7 @@ class PeftConfig:
     alpha_pattern: Mapping[str, float] = field(default_factory=dict, hash=False)
     layers_to_transform: tuple[int, ...] | None = None
     layers_pattern: tuple[str, ...] = ()
+    lora_bias: bool = False
     base_model_name_or_path: str | None = None
     peft_version: str | None = None
 
@@ -90,6 +91,7 @@ def parse_config(file: epath.Path) -> PeftConfig:
             alpha_pattern=dict(raw.get("alpha_pattern") or {}),
             layers_to_transform=(layers,) if isinstance(layers, int) else tuple(layers or ()) or None,
             layers_pattern=_as_tuple(raw.get("layers_pattern") or ()),
+            lora_bias=bool(raw.get("lora_bias")),
             base_model_name_or_path=raw.get("base_model_name_or_path"),
             peft_version=raw.get("peft_version"),
         )

@@ -2,7 +2,7 @@
 
 import hashlib
 import json
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import asdict, dataclass, field
 from typing import Any
 
@@ -10,7 +10,7 @@ import numpy as np
 from etils import epath
 
 from ia_jax.errors import CheckpointError
-from ia_jax.models.lora import Adapter
+from ia_jax.models.lora import RESIDUAL, Adapter, LoraConfig, layers_of, on_layers
 from ia_jax.parallel.mesh import to_host
 from ia_jax.storage import write_json
 
@@ -18,7 +18,7 @@ FORMAT = 2  # 1 had one behaviour where there is an organism and its behaviours 
 RECORD = "adapter.json"
 KINDS = ("organism", "ia")
 
-Leaves = dict[str, np.ndarray]  # {"q.a": [L, in, r], "q.b": [L, r, out], ...}
+Leaves = dict[str, np.ndarray]  # {"q.a": [L, in, r], "q.b": [L, r, out], "residual.v": [L, D], ...}
 Table = dict[str, dict[str, Any]]
 
 
@@ -28,7 +28,8 @@ class AdapterMetadata:
 
     kind:     "organism" or "ia".
     base_*:   the model that it belongs to (`Model.name`, `Model.fingerprint`).
-    alpha:    as trained; alpha/rank is already folded into `b`.
+    alpha:    as trained; alpha/rank is already folded into `b`. A vector alone has rank and alpha 0.
+    layers:   those that it sits on; None for all.
     organism: the organism's record (`behaviors.organisms.Organism`), None for an IA.
     behaviors: records of what is true of it.
     check:    outcome of the behaviour check, None before it ran (`store.update_metadata` adds it).
@@ -50,13 +51,21 @@ class AdapterMetadata:
     content_hash: str = ""
     format: int = FORMAT
     created: str = ""
+    layers: tuple[int, ...] | None = None
+
+    @property
+    def lora(self) -> LoraConfig:
+        """The kind of adapter that it is."""
+        return LoraConfig(self.rank, self.alpha, self.targets, layers=self.layers)
 
     def to_json(self) -> dict[str, Any]:
         return json.loads(json.dumps(asdict(self)))
 
     @staticmethod
     def from_json(row: dict[str, Any]) -> "AdapterMetadata":
-        return AdapterMetadata(**{**row, "targets": tuple(row["targets"]), "behaviors": tuple(row["behaviors"])})
+        layers = row.get("layers")  # absent from older records
+        known = {"targets": tuple(row["targets"]), "behaviors": tuple(row["behaviors"])}
+        return AdapterMetadata(**{**row, **known, "layers": None if layers is None else tuple(layers)})
 
 
 @dataclass(frozen=True)
@@ -100,17 +109,18 @@ def read_record(path: epath.Path) -> Record:
         ) from error
 
 
-def host_leaves(adapter: Adapter) -> Leaves:
+def host_leaves(adapter: Mapping[str, Mapping[str, Any]]) -> Leaves:
     """The adapter's leaves by name, as numpy and whole on every process."""
     return {f"{target}.{factor}": to_host(x) for target, ab in adapter.items() for factor, x in ab.items()}
 
 
-def nest(leaves: Leaves) -> dict[str, dict[str, Any]]:
+def nest(leaves: Leaves, layers: tuple[int, ...] | None = None) -> Adapter:
+    """The inverse of `host_leaves`, of an adapter on these layers (None: all)."""
     tree: dict[str, dict[str, Any]] = {}
     for name, x in leaves.items():
         target, factor = name.split(".")
         tree.setdefault(target, {})[factor] = x
-    return tree
+    return on_layers(tree, layers)
 
 
 def describe_leaves(leaves: Leaves) -> Table:
@@ -128,13 +138,13 @@ def describe_files(path: epath.Path) -> Table:
     }
 
 
-def content_hash_of(described: Table) -> str:
-    return _hash_json(described)
+def content_hash_of(described: Table, layers: tuple[int, ...] | None) -> str:
+    return _hash_json(described if layers is None else {"layers": layers, "leaves": described})
 
 
 def content_hash(adapter: Adapter) -> str:
-    """sha256 over the adapter's leaf names, shapes, dtypes and bytes."""
-    return content_hash_of(describe_leaves(host_leaves(adapter)))
+    """sha256 over the adapter's leaf names, shapes, dtypes and bytes, and its layers where these are not all."""
+    return content_hash_of(describe_leaves(host_leaves(adapter)), layers_of(adapter))
 
 
 def first_nonfinite(leaves: Leaves) -> str | None:
@@ -148,19 +158,21 @@ def first_nonfinite(leaves: Leaves) -> str | None:
 
 
 def mismatch(metadata: AdapterMetadata, leaves: Leaves) -> str | None:
-    """How the leaves contradict the metadata's rank and targets, in words, or None."""
-    names = {f"{t}.{n}" for t in metadata.targets for n in "ab"}
+    """How the leaves contradict the metadata's rank, targets and layers, in words, or None."""
+    names = {f"{t}.{n}" for t in metadata.targets for n in ("v" if t == RESIDUAL else "ab")}
     if names != leaves.keys():
         odd = min(names ^ leaves.keys())
         return f"leaf {odd} is missing" if odd in names else f"leaf {odd} is not among targets {metadata.targets}"
     layers = {x.shape[0] for x in leaves.values()}
     for name, x in leaves.items():
-        if x.ndim != 3:
-            return (
-                f"leaf {name} has shape {x.shape}, not [layers, in, rank] (organisms of a stack are saved one by one)"
-            )
-        if len(layers) != 1 or x.shape[2 if name.endswith(".a") else 1] != metadata.rank:
+        factor = name[-1]
+        if x.ndim != (2 if factor == "v" else 3):
+            axes = "[layers, hidden]" if factor == "v" else "[layers, in, rank]"
+            return f"leaf {name} has shape {x.shape}, not {axes} (organisms of a stack are saved one by one)"
+        if len(layers) != 1 or (factor != "v" and x.shape[2 if factor == "a" else 1] != metadata.rank):
             return f"leaf {name} has shape {x.shape}, which does not fit rank {metadata.rank} or the other leaves"
+        if metadata.layers is not None and len(metadata.layers) != x.shape[0]:
+            return f"leaf {name} has {x.shape[0]} layers, not the {len(metadata.layers)} of {metadata.layers}"
     return None
 
 
@@ -172,7 +184,7 @@ def leaf_problems(record: Record, leaves: Leaves) -> list[str]:
     for name in sorted(record.leaves.keys() | described.keys()):
         if record.leaves.get(name) != described.get(name):
             problems.append(f"leaf {name} is not what was saved")
-    if not problems and content_hash_of(described) != record.metadata.content_hash:
+    if not problems and content_hash_of(described, record.metadata.layers) != record.metadata.content_hash:
         problems.append("the content hash is not that of the leaves")
     return problems
 

@@ -22,7 +22,7 @@ from ia_jax.adapters.arrays import write_arrays
 from ia_jax.adapters.directory import Directory, as_path, renew_record
 from ia_jax.adapters.record import KINDS, AdapterMetadata, Leaves, Record, one_line
 from ia_jax.errors import CheckpointError, ConfigError
-from ia_jax.models.lora import Adapter, strip_rank
+from ia_jax.models.lora import Adapter, layers_of, strip_rank
 from ia_jax.parallel.distributed import from_every_process, is_main_process, is_multi_process
 
 RENEWABLE = (
@@ -33,11 +33,12 @@ RENEWABLE = (
 
 @dataclass(frozen=True)
 class _Job:
-    """An adapter to store. leaves: None where another process stores it."""
+    """An adapter to store, on these layers (None: all). leaves: None where another process stores it."""
 
     directory: Directory
     leaves: Leaves | None
     metadata: AdapterMetadata
+    layers: tuple[int, ...] | None
 
 
 def save_adapter(
@@ -63,7 +64,7 @@ def save_adapters(
     def jobs() -> Iterator[_Job]:
         for directory, adapter, metadata in items:
             leaves = records.host_leaves(adapter)
-            yield _Job(directory, leaves if is_main_process() else None, metadata)
+            yield _Job(directory, leaves if is_main_process() else None, metadata, layers_of(adapter))
 
     return _save_all(jobs(), overwrite, in_flight)
 
@@ -89,7 +90,7 @@ def save_organisms(
                 leaves = whole if is_main_process() else None
             else:
                 leaves = _held_here(stack, position) if owner == jax.process_index() else None
-            yield _Job(directory, leaves, metadata)
+            yield _Job(directory, leaves, metadata, layers_of(stack))
 
     return _save_all(jobs(), overwrite, in_flight)
 
@@ -161,6 +162,9 @@ def _checked(job: _Job) -> Leaves:
     try:
         leaves = records.host_leaves(strip_rank(records.nest(leaves), metadata.rank))
         bad = records.mismatch(metadata, leaves) or records.first_nonfinite(leaves)
+        count = max(x.shape[0] for x in leaves.values())
+        if not bad and len({layers or tuple(range(count)) for layers in (job.layers, metadata.layers)}) > 1:
+            bad = f"it sits on layers {job.layers or 'all'}, its metadata say {metadata.layers or 'all'}"
     except ConfigError as error:
         bad = str(error)
     if bad:
@@ -175,7 +179,7 @@ def _save(job: _Job, leaves: Leaves, overwrite: bool) -> AdapterMetadata:
     path, metadata = as_path(job.directory), job.metadata
     described = records.describe_leaves(leaves)
     created = metadata.created or datetime.now(UTC).isoformat(timespec="seconds")
-    metadata = _stamped(metadata, records.content_hash_of(described), created)
+    metadata = _stamped(metadata, records.content_hash_of(described, metadata.layers), created)
     try:
         if directories.make_ready(path, metadata.content_hash, overwrite):
             return renew_record(path, {k: getattr(metadata, k) for k in RENEWABLE})

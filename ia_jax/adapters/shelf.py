@@ -9,22 +9,23 @@ import jax
 import numpy as np
 
 from ia_jax.adapters.store import Base, Directory, read_adapter, read_record
-from ia_jax.models.lora import PROJECTIONS, LoraConfig, lora_shapes
+from ia_jax.models.combine import common_layers, concatenate_ranks, spread_layers
+from ia_jax.models.lora import PROJECTIONS, SITES, Adapter, LoraConfig, layers_on, lora_shapes, on_layers
 
-HostAdapter = dict[str, dict[str, np.ndarray]]
+HostAdapter = Adapter  # of numpy arrays
 CACHE_BYTES = 512 << 20
 
 
 class Shelf:
-    """Stored adapters by position; `read` gives one, with the rank and targets of all.
+    """Stored adapters by position; `read` gives one, with the rank, targets and layers of all.
 
     Several directories in one position are adapters that are applied together, and are read as their exact sum.
 
     The records of all are read at once, so one that is missing, incomplete or for another base is an error at the
-    start; the arrays are checked against their digests when they are first read. Adapters of a smaller rank or fewer
-    targets are filled up with zeros, so that every stack has the same shapes. Threads may share one.
+    start; the arrays are checked against their digests when they are first read. Adapters of a smaller rank, on fewer
+    targets or layers are filled up with zeros, so that every stack has the same shapes. Threads may share one.
 
-    lora:        rank and targets where no directory is given; the attribute of this name is that of every adapter here.
+    lora:        the kind of adapter where no directory is given; the attribute of this name is that of all here.
     dtype:       what they are rounded to.
     cache_bytes: those read last are kept up to this many bytes (at least one); the others are read again when needed.
     """
@@ -43,8 +44,11 @@ class Shelf:
         rank = max([sum(m.rank for m in members) for members in found] or [lora.rank if lora else 1])
         targets = {t for members in found for m in members for t in m.targets}
         targets = targets or set(lora.targets if lora else PROJECTIONS)
-        self.lora = LoraConfig(rank, float(rank), tuple(t for t in PROJECTIONS if t in targets))
+        layers = [layers_on(base.config, m.lora) for members in found for m in members]
+        layers = common_layers(layers) if layers else lora.layers if lora else None
+        self.lora = LoraConfig(rank, float(rank), tuple(t for t in SITES if t in targets), layers=layers)
         self.shapes = lora_shapes(base.config, self.lora)
+        self._layers, self._count = layers_on(base.config, self.lora), base.config.num_hidden_layers
         self.hashes = ["+".join(m.content_hash for m in members) for members in found]
         self._cache: OrderedDict[int, HostAdapter] = OrderedDict()
         self._checked: set[int] = set()
@@ -53,12 +57,13 @@ class Shelf:
     def __len__(self) -> int:
         return len(self.hashes)
 
-    def abstract(self, count: int) -> dict[str, dict[str, jax.ShapeDtypeStruct]]:
-        """Shapes and dtypes of `count` of them as a stack: [count, L, in, r] and [count, L, r, out]."""
-        return {
+    def abstract(self, count: int) -> Adapter:
+        """Shapes and dtypes of `count` of them as a stack, leaves [count, L, ...]."""
+        tree = {
             t: {n: jax.ShapeDtypeStruct((count, *s), self.dtype) for n, s in ab.items()}
             for t, ab in self.shapes.items()
         }
+        return on_layers(tree, self._layers)
 
     def read(self, i: int) -> HostAdapter:
         with self._lock:
@@ -66,7 +71,7 @@ class Shelf:
                 self._cache.move_to_end(i)
                 return self._cache[i]
             checked = i in self._checked
-        adapter = self._filled_up(_sum([read_adapter(d, check=not checked) for d in self.directories[i]]))
+        adapter = self._filled_up(concatenate_ranks(*[read_adapter(d, check=not checked) for d in self.directories[i]]))
         with self._lock:
             self._checked.add(i)
             self._cache[i] = adapter
@@ -75,6 +80,8 @@ class Shelf:
         return adapter
 
     def _filled_up(self, stored: HostAdapter) -> HostAdapter:
+        stored = spread_layers(stored, self._layers, self._count)
+
         def leaf(t: str, n: str, shape: tuple[int, ...]) -> np.ndarray:
             own = stored.get(t, {}).get(n)
             if own is not None and own.shape == shape:
@@ -84,21 +91,7 @@ class Shelf:
                 out[tuple(slice(size) for size in own.shape)] = own
             return out
 
-        return {t: {n: leaf(t, n, s) for n, s in ab.items()} for t, ab in self.shapes.items()}
-
-
-def _sum(members: Sequence[HostAdapter]) -> HostAdapter:
-    """Adapters that are applied together as one, exactly: their factors side by side along the rank."""
-    if len(members) == 1:
-        return members[0]
-    targets = {t for member in members for t in member}
-    return {
-        t: {
-            n: np.concatenate([member[t][n] for member in members if t in member], axis=axis)
-            for n, axis in (("a", -1), ("b", -2))
-        }
-        for t in targets
-    }
+        return on_layers({t: {n: leaf(t, n, s) for n, s in ab.items()} for t, ab in self.shapes.items()}, self._layers)
 
 
 def _bytes(adapter: HostAdapter) -> int:

@@ -12,7 +12,6 @@ import logging
 from typing import Any, Protocol
 
 import jax
-import numpy as np
 from etils import epath
 
 from ia_jax.adapters import directory as directories
@@ -23,7 +22,7 @@ from ia_jax.adapters.record import AdapterMetadata, Leaves, Record, one_line
 from ia_jax.adapters.save import RENEWABLE, save_adapter, save_adapters, save_organisms
 from ia_jax.errors import BaseMismatchError, CheckpointError, ConfigError
 from ia_jax.models.config import ModelConfig
-from ia_jax.models.lora import Adapter, LoraConfig, lora_shapes
+from ia_jax.models.lora import Adapter, lora_shapes
 from ia_jax.parallel.distributed import on_main_process
 
 __all__ = [
@@ -72,11 +71,11 @@ def load_adapter(
             f"{path}: the adapter is corrupt: {'; '.join(problems[:2])}{more}; restore the directory from a copy, or "
             "delete it and run its stage again"
         )
-    return jax.device_put(records.nest(leaves), sharding), record.metadata
+    return jax.device_put(records.nest(leaves, record.metadata.layers), sharding), record.metadata
 
 
-def read_adapter(directory: Directory, check: bool = True) -> dict[str, dict[str, np.ndarray]]:
-    """The arrays on the host, for those who read many adapters over and over.
+def read_adapter(directory: Directory, check: bool = True) -> Adapter:
+    """The arrays on the host (numpy), for those who read many adapters over and over.
 
     With `check` every leaf is compared with its digest; read it so the first time.
     """
@@ -86,7 +85,7 @@ def read_adapter(directory: Directory, check: bool = True) -> dict[str, dict[str
     problems = records.leaf_problems(record, leaves) if check else []
     if problems:
         raise CheckpointError(f"{path}: the adapter is corrupt: {problems[0]}; restore the directory from a copy")
-    return records.nest(leaves)
+    return records.nest(leaves, record.metadata.layers)
 
 
 def read_record(directory: Directory, base: Base | None = None, allow_other_base: bool = False) -> Record:
@@ -171,7 +170,10 @@ def _check_base(path: epath.Path, record: Record, base: Base, allow_other_base: 
             f"{path}: adapter {meta.name!r} was made for {made_for}, but the base loaded is {loaded}; load the former, "
             "or pass allow_other_base=True"
         )
-    expected = lora_shapes(base.config, LoraConfig(meta.rank, meta.alpha, meta.targets))
+    try:
+        expected = lora_shapes(base.config, meta.lora)
+    except ConfigError as error:
+        raise BaseMismatchError(f"{path}: {error}; adapter {meta.name!r} was made for {made_for}") from error
     for target, ab in expected.items():
         for factor, shape in ab.items():
             stored = tuple(record.leaves[f"{target}.{factor}"]["shape"])

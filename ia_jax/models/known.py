@@ -3,6 +3,8 @@
 Loading never reads this table: a checkpoint's own file decides. Source: the `config.json` of each hub repository.
 """
 
+from pathlib import Path
+
 from ia_jax.errors import ConfigError
 from ia_jax.models.config import ModelConfig, RopeScaling
 
@@ -60,3 +62,10 @@ def architecture(name: str) -> ModelConfig:
         return read_architecture(name)
     except ConfigError as error:
         raise ConfigError(f"{error} (without a checkpoint, plan knows: {', '.join(KNOWN)})") from error
+
+
+def local_architecture(name: str) -> ModelConfig | None:
+    """The architecture of a model, if neither the hub nor a file that is not there has to be asked."""
+    from ia_jax.models.sources import EMBEDDED
+
+    return architecture(name) if name in (EMBEDDED, *KNOWN) or Path(name).expanduser().exists() else None

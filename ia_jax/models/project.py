@@ -5,6 +5,9 @@ bf16 x bf16 -> fp32 multiplies fp32 cotangents by fp32 copies of the weights; he
 dtype once, all products run in it with fp32 accumulation, and the input's cotangent is summed in fp32. An adapter's
 gradient has the dtype that the adapter is held in: fp32 where it is trained, so that its sum over tokens and over
 devices is one in fp32. Nothing is computed for W, which is frozen.
+
+With dropout an adapter reads `keep * x`, and its low-rank product is divided by 1 - rate: so `x` is dropped without
+being rounded, and the division is one of few numbers.
 """
 
 from functools import partial
@@ -13,7 +16,8 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 
-from ia_jax.models.lora import Scanned
+from ia_jax.models.dropout import Dropout, keep_mask, of_group
+from ia_jax.models.lora import LayerStack
 from ia_jax.parallel.mesh import TRAINING, Rules
 from ia_jax.parallel.platform import fix_layout_on_cpu, platform
 
@@ -25,6 +29,26 @@ class Trained(NamedTuple):
     """A layer's matrix that is trained itself, as in a full fine-tune: it gets a gradient, by plain autodiff."""
 
     matrix: jax.Array
+
+
+class LayerOf(NamedTuple):
+    """A layer's matrix by its number among those of all layers, [L, in, out].
+
+    In place of the matrix where not all layers are scanned together: what a backward pass remembers is the number then,
+    and no second copy of the base.
+    """
+
+    matrices: jax.Array
+    layer: jax.Array
+
+
+Weights = dict[str, jax.Array] | dict[str, LayerOf]
+
+
+def _matrix(weight: jax.Array | LayerOf) -> jax.Array:
+    if isinstance(weight, LayerOf):
+        return jax.lax.dynamic_index_in_dim(weight.matrices, weight.layer, keepdims=False)
+    return weight
 
 
 def _dot(equation: str, x: jax.Array, y: jax.Array, rules: Rules, out: Axes, dtype: Any = jnp.float32) -> jax.Array:
@@ -60,12 +84,19 @@ def _whole(leaf: jax.Array, dtype: Any, rules: Rules, *axes: str) -> jax.Array:
 
 
 def project(
-    x: jax.Array, weights: dict[str, jax.Array], stack: Scanned, in_axis: str, out_axis: str, rules: Rules = TRAINING
+    x: jax.Array,
+    weights: Weights,
+    stack: LayerStack,
+    in_axis: str,
+    out_axis: str,
+    rules: Rules = TRAINING,
+    dropout: Dropout | None = None,
 ) -> dict[str, jax.Array]:
     """All projections that share one input.
 
     x: [K, B, T, in]; weights: {name: [in, out]}; stack: one layer's adapters, leaves `[in, r]` or `[K, in, r]`, which
-    need not target every name. in_axis, out_axis: logical axes of the weight ("embed", "heads" or "mlp").
+    need not target every name. in_axis, out_axis: logical axes of the weight ("embed", "heads" or "mlp"). dropout: this
+    layer's, of the inputs that one member reads.
     Returns {name: [K, B, T, out]} in `output_dtype`.
     """
 
@@ -77,42 +108,74 @@ def project(
     x = rules.reshard(x, "organism", "rows", None, _activation_axis(in_axis))
     named = tuple({n: adapter[n] for n in weights if n in adapter} for adapter in stack)
     placed = tuple({n: {f: leaf(f, v) for f, v in ab.items()} for n, ab in adapter.items()} for adapter in named)
+    if dropout is not None:
+        dropout = of_group(dropout, next(iter(weights))) if named[dropout.member] else None
     if any(isinstance(w, Trained) for w in weights.values()):
         plain = {n: w.matrix for n, w in weights.items()}  # pyright: ignore[reportAttributeAccessIssue]
-        return _project(x, plain, placed, in_axis, out_axis, rules)[0]
-    return _project_with_stack(x, weights, placed, in_axis, out_axis, rules)
+        return _project(x, plain, placed, dropout, in_axis, out_axis, rules)[0]
+    return _project_with_stack(x, weights, placed, dropout, in_axis, out_axis, rules)
 
 
-@partial(jax.custom_vjp, nondiff_argnums=(3, 4, 5))
+@partial(jax.custom_vjp, nondiff_argnums=(4, 5, 6))
 def _project_with_stack(
-    x: jax.Array, weights: dict[str, jax.Array], stack: Scanned, in_axis: str, out_axis: str, rules: Rules
+    x: jax.Array,
+    weights: Weights,
+    stack: LayerStack,
+    dropout: Dropout | None,
+    in_axis: str,
+    out_axis: str,
+    rules: Rules,
 ) -> dict[str, jax.Array]:
-    return _project(x, weights, stack, in_axis, out_axis, rules)[0]
+    return _project(x, weights, stack, dropout, in_axis, out_axis, rules)[0]
 
 
 def _project(
-    x: jax.Array, weights: dict[str, jax.Array], stack: Scanned, in_axis: str, out_axis: str, rules: Rules
+    x: jax.Array,
+    weights: Weights,
+    stack: LayerStack,
+    dropout: Dropout | None,
+    in_axis: str,
+    out_axis: str,
+    rules: Rules,
 ) -> tuple[dict[str, jax.Array], list[jax.Array | None]]:
     out = ("organism", "rows", None, _activation_axis(out_axis))
-    wide = output_dtype(x)
-    ys = {
-        name: _dot("kbtd,df->kbtf", x, _whole(w, w.dtype, rules, in_axis, out_axis), rules, out, wide)
-        for name, w in weights.items()
-    }
+    ys, wide = {}, output_dtype(x)
+    for name, weight in weights.items():
+        w = _matrix(weight)
+        ys[name] = _dot("kbtd,df->kbtf", x, _whole(w, w.dtype, rules, in_axis, out_axis), rules, out, wide)
     low = []
-    for adapter in stack:
+    for position, adapter in enumerate(stack):
         names = [n for n in weights if n in adapter]
         if not names:
             low.append(None)
             continue
         k, _ = _lead(adapter[names[0]]["a"])
         a = _whole(_side_by_side(adapter, names), x.dtype, rules, in_axis, "rank")
-        u = _dot(f"kbtd,{k}dr->kbtr", x, a, rules, LOW_RANK, x.dtype)
+        keep = _keep(dropout, position, x, in_axis, rules)
+        u = _scaled(_dot(f"kbtd,{k}dr->kbtr", _dropped(x, keep), a, rules, LOW_RANK, x.dtype), keep, dropout)
         for n, u_n in zip(names, _split(u, adapter, names), strict=True):
             b = _whole(adapter[n]["b"], x.dtype, rules, "rank", out_axis)
             ys[n] = ys[n] + _dot(f"kbtr,{k}rf->kbtf", u_n, b, rules, out, wide)
         low.append(u)
     return ys, low
+
+
+def _keep(dropout: Dropout | None, position: int, x: jax.Array, in_axis: str, rules: Rules) -> jax.Array | None:
+    """Which of the inputs x [K, B, T, in] the member at this position reads; None for all."""
+    if dropout is None or dropout.member != position:
+        return None
+    return keep_mask(dropout, x.shape[2], x.shape[3], rules, _activation_axis(in_axis))
+
+
+def _dropped(x: jax.Array, keep: jax.Array | None) -> jax.Array:
+    return x if keep is None else jnp.where(keep, x, jnp.zeros((), x.dtype))
+
+
+def _scaled(x: jax.Array, keep: jax.Array | None, dropout: Dropout | None) -> jax.Array:
+    """x / (1 - rate) where inputs are dropped, by which what is read keeps its mean."""
+    if keep is None or dropout is None:
+        return x
+    return (x.astype(jnp.float32) / (1 - dropout.rate)).astype(x.dtype)
 
 
 def _side_by_side(adapter: dict, names: list[str]) -> jax.Array:
@@ -130,39 +193,47 @@ def _split(u: jax.Array, adapter: dict, names: list[str]) -> list[jax.Array]:
 
 
 def _project_fwd(
-    x: jax.Array, weights: dict, stack: Scanned, in_axis: str, out_axis: str, rules: Rules
+    x: jax.Array,
+    weights: Weights,
+    stack: LayerStack,
+    dropout: Dropout | None,
+    in_axis: str,
+    out_axis: str,
+    rules: Rules,
 ) -> tuple[dict, tuple]:
-    ys, low = _project(x, weights, stack, in_axis, out_axis, rules)
-    return ys, (x, weights, stack, low)
+    ys, low = _project(x, weights, stack, dropout, in_axis, out_axis, rules)
+    return ys, (x, weights, stack, dropout, low)
 
 
 def _project_bwd(in_axis: str, out_axis: str, rules: Rules, saved: tuple, cotangents: dict) -> tuple:
-    x, weights, stack, low = saved
+    x, weights, stack, dropout, low = saved
     gs = {n: g.astype(x.dtype) for n, g in cotangents.items()}
     wide = ("organism", "rows", None, _activation_axis(in_axis))
     dx = jnp.zeros((), jnp.float32)
-    for n, w in weights.items():
+    for n, weight in weights.items():
+        w = _matrix(weight)
         dx = dx + _dot("kbtf,df->kbtd", gs[n], _whole(w, w.dtype, rules, in_axis, out_axis), rules, wide)
     grads = []
-    for adapter, u in zip(stack, low, strict=True):
+    for position, (adapter, u) in enumerate(zip(stack, low, strict=True)):
         grad: dict[str, dict[str, jax.Array]] = {n: {} for n in adapter}
         names = [n for n in weights if n in adapter]
         if u is not None:
             k, lead = _lead(adapter[names[0]]["a"])
-            du = []
+            keep, du = _keep(dropout, position, x, in_axis, rules), []
             for n, u_n in zip(names, _split(u, adapter, names), strict=True):
                 b = adapter[n]["b"]
                 grad[n]["b"] = _thin_product(u_n, gs[n], k, rules, (*lead, "rank", out_axis), b.dtype)
                 b = _whole(b, x.dtype, rules, "rank", out_axis)
                 du.append(_dot(f"kbtf,{k}rf->kbtr", gs[n], b, rules, LOW_RANK, x.dtype))
-            du = jnp.concatenate(du, axis=-1)
+            du = _scaled(jnp.concatenate(du, axis=-1), keep, dropout)
             a = _side_by_side(adapter, names)
-            da = jnp.swapaxes(_thin_product(du, x, k, rules, (*lead, "rank", in_axis), a.dtype), -1, -2)
+            da = jnp.swapaxes(_thin_product(du, _dropped(x, keep), k, rules, (*lead, "rank", in_axis), a.dtype), -1, -2)
             for n, da_n in zip(names, _split(da, adapter, names), strict=True):
                 grad[n]["a"] = da_n
-            dx = dx + _dot(f"kbtr,{k}dr->kbtd", du, _whole(a, x.dtype, rules, in_axis, "rank"), rules, wide)
+            own = _dot(f"kbtr,{k}dr->kbtd", du, _whole(a, x.dtype, rules, in_axis, "rank"), rules, wide)
+            dx = dx + _dropped(own, keep)
         grads.append(grad)
-    return dx.astype(x.dtype), None, tuple(grads)
+    return dx.astype(x.dtype), None, tuple(grads), None
 
 
 def _thin_product(thin: jax.Array, wide: jax.Array, k: str, rules: Rules, out: Axes, dtype: Any) -> jax.Array:

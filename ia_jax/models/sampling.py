@@ -14,6 +14,7 @@ import numpy as np
 
 from ia_jax.models.attention import Segments, attention_mask
 from ia_jax.models.config import ModelConfig
+from ia_jax.models.layers import each_layer
 from ia_jax.models.lora import Picked, Stack, has_organism_axis, to_scan
 from ia_jax.models.transformer import (
     KVCache,
@@ -126,7 +127,7 @@ def decode(
     if unrolled:
         widths = ((0, 0),) * 4 + ((0, max_new_tokens), (0, 0))
         params = {**params, "layers": unstack(params["layers"], cfg.num_hidden_layers)}
-        adapters = unstack(adapters, cfg.num_hidden_layers)
+        adapters = each_layer(adapters, cfg.num_hidden_layers)
         cache = [KVCache(*(jnp.pad(x[None], widths) for x in own)) for own in unstack(cache, cfg.num_hidden_layers)]
 
     def choose(hidden: jax.Array, step: jax.Array) -> jax.Array:

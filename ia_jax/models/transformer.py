@@ -11,7 +11,7 @@ v vocabulary, r rank.
 import math
 from dataclasses import dataclass, replace
 from functools import partial
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, cast
 
 import jax
 import jax.numpy as jnp
@@ -20,8 +20,11 @@ from jax.sharding import Mesh, NamedSharding
 from ia_jax.errors import ConfigError
 from ia_jax.models.attention import Segments, attention, attention_mask
 from ia_jax.models.config import ModelConfig
-from ia_jax.models.lora import Scanned, Stack, to_scan
+from ia_jax.models.dropout import Dropout, fold, for_pass
+from ia_jax.models.layers import scan_layers
+from ia_jax.models.lora import RESIDUAL, LayerStack, Scanned, Stack, to_scan
 from ia_jax.models.project import project, swiglu
+from ia_jax.models.rope import apply_rope, rope_tables
 from ia_jax.parallel.distributed import on_main_process
 from ia_jax.parallel.mesh import DECODING, TRAINING, Rules, describe, mesh_in_use
 
@@ -155,35 +158,6 @@ def rms_norm(x: jax.Array, weight: jax.Array, eps: float) -> jax.Array:
     return (x32 * inv).astype(x.dtype) * weight.astype(x.dtype)
 
 
-def rope_frequencies(cfg: ModelConfig) -> jax.Array:
-    """Inverse frequencies [H/2], with Llama 3's or linear scaling where the config says so (fp32)."""
-    inv = cfg.rope_theta ** (-jnp.arange(0, cfg.head_dim, 2, dtype=jnp.float32) / cfg.head_dim)
-    s = cfg.rope_scaling
-    if s is None:
-        return inv
-    if s.kind == "linear":
-        return inv / s.factor
-    if s.kind != "llama3":
-        raise ConfigError(f"rope scaling {s.kind!r} is not implemented; known: linear, llama3")
-    wavelength = 2 * jnp.pi / inv
-    smooth = s.original_max_position_embeddings / wavelength - s.low_freq_factor
-    smooth = jnp.clip(smooth / (s.high_freq_factor - s.low_freq_factor), 0.0, 1.0)
-    return inv * (smooth + (1 - smooth) / s.factor)
-
-
-def rope_tables(positions: jax.Array, cfg: ModelConfig) -> tuple[jax.Array, jax.Array]:
-    """cos and sin of every position's angles: [K, B, T] -> two of [K, B, T, H/2] (fp32)."""
-    angles = positions[..., None].astype(jnp.float32) * rope_frequencies(cfg)
-    return jnp.cos(angles), jnp.sin(angles)
-
-
-def apply_rope(x: jax.Array, rope: tuple[jax.Array, jax.Array]) -> jax.Array:
-    """Half-split rotation (Hugging Face's layout). x: [K, B, T, heads, H] in fp32."""
-    cos, sin = (r[..., None, :] for r in rope)
-    first, second = jnp.split(x, 2, axis=-1)
-    return jnp.concatenate([first * cos - second * sin, second * cos + first * sin], axis=-1)
-
-
 class KVCache(NamedTuple):
     """Keys and values of earlier tokens of every layer: [L, K, B, N, S, H] each."""
 
@@ -201,19 +175,20 @@ class CacheSlot(NamedTuple):
 def attention_block(
     x: jax.Array,
     w: Params,
-    stack: Scanned,
+    stack: LayerStack,
     rope: tuple[jax.Array, jax.Array],
     mask: Segments | jax.Array,
     cfg: ModelConfig,
     rules: Rules = TRAINING,
     cache: KVCache | None = None,
     slot: CacheSlot | None = None,
+    dropout: Dropout | None = None,
 ) -> tuple[jax.Array, KVCache | None]:
     """Norm, q k v, rotation, attention, output projection. x: [K, B, T, D] -> the same, and the cache with x's keys."""
     k_, b_, t_, _ = x.shape
     hd = cfg.head_dim
     y = rms_norm(x, w["attn_norm"], cfg.rms_norm_eps)
-    qkv = project(y, {name: w[name] for name in ("q", "k", "v")}, stack, "embed", "heads", rules)
+    qkv = project(y, {name: w[name] for name in ("q", "k", "v")}, stack, "embed", "heads", rules, dropout)
     if cfg.attention_bias:
         qkv = {name: value + w[f"{name}_bias"] for name, value in qkv.items()}
     q, k, v = (qkv[name].reshape(k_, b_, t_, -1, hd) for name in ("q", "k", "v"))
@@ -228,18 +203,28 @@ def attention_block(
         if not isinstance(mask, Segments):
             k, v = (jax.lax.dynamic_index_in_dim(c, slot.layer, keepdims=False) for c in cache)
     out = attention(q, k, v, mask, rules).reshape(k_, b_, t_, -1)
-    y = project(out, {"o": w["o"]}, stack, "heads", "embed", rules)["o"]
+    y = project(out, {"o": w["o"]}, stack, "heads", "embed", rules, dropout)["o"]
     if cfg.attention_bias:
         y = y + w["o_bias"]
     return (x + y).astype(x.dtype), cache
 
 
-def mlp_block(x: jax.Array, w: Params, stack: Scanned, cfg: ModelConfig, rules: Rules = TRAINING) -> jax.Array:
-    """Norm and SwiGLU. x: [K, B, T, D] -> the same."""
+def mlp_block(
+    x: jax.Array,
+    w: Params,
+    stack: LayerStack,
+    dropout: Dropout | None = None,
+    *,
+    cfg: ModelConfig,
+    rules: Rules = TRAINING,
+) -> jax.Array:
+    """Norm and SwiGLU, and vectors on what the layer hands on. x: [K, B, T, D] -> the same."""
     y = rms_norm(x, w["mlp_norm"], cfg.rms_norm_eps)
-    wide = project(y, {"gate": w["gate"], "up": w["up"]}, stack, "embed", "mlp", rules)
+    wide = project(y, {"gate": w["gate"], "up": w["up"]}, stack, "embed", "mlp", rules, dropout)
     act = swiglu(wide["gate"].astype(jnp.float32), wide["up"].astype(jnp.float32), x.dtype)
-    y = project(act, {"down": w["down"]}, stack, "mlp", "embed", rules)["down"]
+    y = project(act, {"down": w["down"]}, stack, "mlp", "embed", rules, dropout)["down"]
+    for vector in (adapter[RESIDUAL]["v"] for adapter in stack if RESIDUAL in adapter):
+        y = y + (vector[:, None, None] if vector.ndim == 2 else vector)
     return (x + y).astype(x.dtype)
 
 
@@ -285,10 +270,12 @@ def forward(
     rules: Rules = TRAINING,
     remat: str = "none",
     every_layer: bool = False,
+    dropout: Dropout | None = None,
 ) -> jax.Array:
     """Hidden states after the final norm, under a stack of adapters.
 
-    tokens, segment_ids (0 = padding), positions: [K, B, T]. Adapters with an organism axis must have the same K.
+    tokens, segment_ids (0 = padding), positions: [K, B, T]. Adapters with an organism axis must have the same K, those
+    on some of the layers cost nothing on the others. dropout: of the inputs of one member's LoRAs, in training.
     Returns [K, B, T, D]; with `every_layer`, [L + 1, K, B, T, D]: the embeddings, each layer's output, the last one
     after the final norm (the order of transformers' `output_hidden_states`).
     `remat`, what the backward pass computes again: "none" nothing, "mlp" what lies inside the MLP, "full" everything
@@ -301,10 +288,13 @@ def forward(
     dtype = params["embed"].dtype
     rope, mask = rope_tables(positions, cfg), attention_mask(segment_ids, dtype, cfg.head_dim)
 
-    def layer(x: jax.Array, inputs: tuple[Params, Scanned]) -> tuple[jax.Array, jax.Array | None]:
-        w, adapters = inputs
-        x, _ = attention_block(x, w, adapters, rope, mask, cfg, rules)
-        x = mlp(x, w, adapters)
+    adapters, drop = to_scan(stack, rules), for_pass(dropout, tokens.shape, len(stack), rules)
+
+    def layer(x: jax.Array, inputs: tuple[jax.Array, Params, LayerStack]) -> tuple[jax.Array, jax.Array | None]:
+        number, w, adapters = inputs
+        own = fold(drop, number)
+        x, _ = attention_block(x, w, adapters, rope, mask, cfg, rules, dropout=own)
+        x = mlp(x, w, adapters, own)
         return x, x if every_layer else None
 
     mlp = partial(mlp_block, cfg=cfg, rules=rules)
@@ -313,12 +303,9 @@ def forward(
     elif remat == "full":
         layer = jax.checkpoint(layer)
     x = embed(params, tokens, rules)
-    last, each = jax.lax.scan(layer, x, (params["layers"], to_scan(stack, rules)))
+    last, each = scan_layers(layer, x, params["layers"], adapters)
     out = rms_norm(last, params["final_norm"], cfg.rms_norm_eps)
-    if not every_layer:
-        return out
-    assert each is not None
-    return jnp.concatenate([x[None], each[:-1], out[None]])
+    return jnp.concatenate([x[None], *each[:-1], each[-1][:-1], out[None]]) if every_layer else out
 
 
 def _check_batch(tokens: jax.Array, rules: Rules) -> None:
@@ -340,7 +327,7 @@ def forward_cached(
     tokens: jax.Array,
     positions: jax.Array,
     mask: Segments | jax.Array,
-    stack: Scanned | list[Scanned],
+    stack: Scanned | list[LayerStack],
     cfg: ModelConfig,
     cache: KVCache | list[KVCache],
     start: jax.Array,
@@ -353,16 +340,15 @@ def forward_cached(
     """
     rope = rope_tables(positions, cfg)
 
-    def layer(carry: tuple[jax.Array, KVCache], inputs: tuple[jax.Array, Params, Scanned]) -> tuple[tuple, None]:
+    def layer(carry: tuple[jax.Array, KVCache], inputs: tuple[jax.Array, Params, LayerStack]) -> tuple[tuple, None]:
         x, cache = carry
         index, w, adapters = inputs
         x, cache = attention_block(x, w, adapters, rope, mask, cfg, rules, cache, CacheSlot(index, start))
-        return (mlp_block(x, w, adapters, cfg, rules), cache), None
+        return (mlp_block(x, w, adapters, cfg=cfg, rules=rules), cache), None
 
     x = embed(params, tokens, rules)
     if isinstance(cache, KVCache):
-        layers: Any = (jnp.arange(cfg.num_hidden_layers), params["layers"], stack)
-        (x, cache), _ = jax.lax.scan(layer, (x, cache), layers)
+        (x, cache), _ = scan_layers(layer, (x, cache), params["layers"], cast(Scanned, stack))
     else:
         cache, apart = [*cache], zip(params["layers"], list[Any](stack), strict=True)
         for i, inputs in enumerate(apart):

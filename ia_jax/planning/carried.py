@@ -40,7 +40,8 @@ def namer(cfg: ModelConfig, lora: LoraConfig, mesh: Mesh, work: Work) -> Namer:
             weights.update(spellings(spec.shape[1:], spec.axes[1:]))
     adapters: set[tuple[int, ...]] = set()
     local = {1, work.organisms, work.organisms // TRAINING.size("organism", mesh)}
-    for t, factors in lora_shapes(cfg, lora).items():
+    shapes = [x for kind in (lora, work.frozen or lora) for x in lora_shapes(cfg, kind).items()]
+    for t, factors in shapes:
         for name, (layers, *shape) in factors.items():
             axes = leaf_axes(t, name)[1:]
             # Projections of one input are multiplied together, so up to three ranks lie side by side.

@@ -3,14 +3,15 @@
 docs/plan.md does the same sums by hand.
 """
 
+import math
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import jax
 
 from ia_jax.errors import ConfigError
 from ia_jax.models.config import ModelConfig
-from ia_jax.models.lora import LoraConfig, projection_sizes
+from ia_jax.models.lora import LoraConfig, layers_on, projection_sizes
 
 
 @dataclass(frozen=True)
@@ -71,7 +72,8 @@ class Work:
 
     organisms x rows x length tokens, of which `targets` for each organism meet the vocabulary; `fill` and `target_fill`
     are the shares of them that are real. `backward` is False for generation, whose new tokens attend to `cached` ones
-    besides.
+    besides. `frozen`: what the adapters below the trained one are, where they are of another kind. `share`: of the
+    layers, which the backward pass goes through: from the lowest that the trained adapter sits on to the last.
     """
 
     organisms: int
@@ -85,20 +87,27 @@ class Work:
     cached: int = 0
     fill: float = 1.0
     target_fill: float = 1.0
+    frozen: LoraConfig | None = None
+    share: float = 1.0
+
+    def stack(self, lora: LoraConfig) -> tuple[LoraConfig, ...]:
+        """The kinds of all adapters on a token, where that of the trained (of generation: the last) is `lora`."""
+        own = max(self.trained, 1)
+        return (*[self.frozen or lora] * (self.adapters - own), *[lora] * min(own, self.adapters))
 
     @property
     def tokens(self) -> int:
         return self.organisms * self.rows * self.length
 
     @property
-    def reads(self) -> int:
-        """How often all of a layer's weights are read: forward, again where the layer is recomputed, backward."""
-        return 1 if not self.backward else 3 if self.remat == "full" else 2
+    def reads(self) -> float:
+        """How often all layers' weights are read: forward, again where a layer is recomputed, backward."""
+        return 1 if not self.backward else 1 + (2 if self.remat == "full" else 1) * self.share
 
     @property
-    def gathers(self) -> int:
-        """How often a layer's weights are gathered: recomputing and going back share one; sampling has them whole."""
-        return 2 if self.backward else 0
+    def gathers(self) -> float:
+        """How often all layers' weights are gathered: recomputing and going back share one; sampling has them whole."""
+        return 1 + self.share if self.backward else 0
 
 
 def layer_parameters(cfg: ModelConfig) -> int:
@@ -113,19 +122,35 @@ def training_flops(
 
     stack: all adapters on a token; `trained`: those of them that get gradients. length: of a row, as in `step_flops`.
     """
-    base, attention, loras = _forward_flops(cfg, length, stack)
-    forward = base + attention + loras
-    backward = base + 2 * attention + loras + _forward_flops(cfg, length, trained)[2]
+    (base, attention), lowest = _base_flops(cfg, length), lowest_layer(cfg, trained)
+    forward = base + attention + _lora_flops(cfg, stack)
+    above = (cfg.num_hidden_layers - lowest) / cfg.num_hidden_layers
+    backward = above * (base + 2 * attention) + _lora_flops(cfg, stack, lowest) + _lora_flops(cfg, trained)
     return {"tokens": forward + backward, "supervised_tokens": 4 * cfg.vocab_size * cfg.hidden_size}
 
 
-def _forward_flops(
-    cfg: ModelConfig, length: int, stack: Sequence[LoraConfig], cached: int = 0
-) -> tuple[float, float, float]:
-    """Of one token: base matrices, attention over what is cached and half of its row, adapters."""
-    layers, sizes = cfg.num_hidden_layers, projection_sizes(cfg)
-    loras = sum(sum(sizes[t]) * lora.rank for lora in stack for t in lora.targets)
-    return 2 * layers * layer_parameters(cfg), 4 * layers * cfg.q_size * (cached + length / 2), 2 * layers * loras
+def lowest_layer(cfg: ModelConfig, trained: Sequence[LoraConfig]) -> int:
+    """Where the backward pass ends: the lowest layer that any of these sits on (0 without any)."""
+    return min([(layers_on(cfg, lora) or (0,))[0] for lora in trained] or [0])
+
+
+def _base_flops(cfg: ModelConfig, length: int, cached: int = 0) -> tuple[float, float]:
+    """Of one token, forward: base matrices, and attention over what is cached and half of its row."""
+    layers = cfg.num_hidden_layers
+    return 2 * layers * layer_parameters(cfg), 4 * layers * cfg.q_size * (cached + length / 2)
+
+
+def _lora_flops(cfg: ModelConfig, loras: Sequence[LoraConfig], lowest: int = 0) -> float:
+    """Of one token, forward, from layer `lowest` on. Vectors are additions, which count as nothing."""
+    return 2.0 * sum(_entries(cfg, lora, lowest) for lora in loras if lora.rank)
+
+
+def _entries(cfg: ModelConfig, lora: LoraConfig, lowest: int = 0) -> int:
+    """Numbers in an adapter's leaves, from layer `lowest` on."""
+    on = layers_on(cfg, lora) or range(cfg.num_hidden_layers)
+    sizes = projection_sizes(cfg)
+    each = sum(sum(sizes[t]) * lora.rank if t in sizes else cfg.hidden_size for t in lora.targets)
+    return sum(layer >= lowest for layer in on) * each
 
 
 def step_flops(cfg: ModelConfig, lora: LoraConfig, work: Work) -> tuple[float, float]:
@@ -135,17 +160,23 @@ def step_flops(cfg: ModelConfig, lora: LoraConfig, work: Work) -> tuple[float, f
     not two. Attention is counted as causal over whole rows, so packed rows cost less than this.
     """
     targets = work.organisms * work.targets
-    base, attention, one_lora = (work.tokens * x for x in _forward_flops(cfg, work.length, [lora], work.cached))
-    forward = base + attention + work.adapters * one_lora
+    stack, trained = work.stack(lora), [lora] * work.trained
+    base, attention = (work.tokens * x for x in _base_flops(cfg, work.length, work.cached))
+    forward = base + attention + work.tokens * _lora_flops(cfg, stack)
     if not work.backward:
         head = 2 * targets * cfg.vocab_size * cfg.hidden_size
         return forward * work.fill + head * work.target_fill, forward + head
-    each = training_flops(cfg, work.length, [lora] * work.adapters, [lora] * work.trained)
+    each = training_flops(cfg, work.length, stack, trained)
     tokens, supervised = work.tokens * each["tokens"], targets * each["supervised_tokens"]
-    sizes = projection_sizes(cfg)
-    wide = sum(sizes[t][0] * sizes[t][1] + work.adapters * lora.rank * sum(sizes[t]) for t in ("gate", "up"))
-    mlp = work.tokens * 2 * cfg.num_hidden_layers * wide  # the backward pass does not need what down gives
-    again = {"none": 0.0, "mlp": mlp, "full": forward}[work.remat]
+    lowest, sizes = lowest_layer(cfg, trained), projection_sizes(cfg)
+    above = (cfg.num_hidden_layers - lowest) / cfg.num_hidden_layers
+    wide = ("gate", "up")  # the backward pass does not need what down gives
+    mlp = above * 2 * cfg.num_hidden_layers * sum(math.prod(sizes[t]) for t in wide)
+    mlp += _lora_flops(
+        cfg, [replace(s, targets=own) for s in stack if (own := tuple(set(wide) & set(s.targets)))], lowest
+    )
+    full = above * (base + attention) + work.tokens * _lora_flops(cfg, stack, lowest)
+    again = {"none": 0.0, "mlp": work.tokens * mlp, "full": full}[work.remat]
     return tokens * work.fill + supervised * work.target_fill, tokens + supervised + again
 
 
@@ -158,7 +189,7 @@ def step_ici_bytes(cfg: ModelConfig, work: Work, shards: int, tp: int, copies: i
     layers, matrices = cfg.num_hidden_layers, cfg.num_hidden_layers * layer_parameters(cfg)
     gathered = (2 * work.gathers * matrices + 2 * cfg.vocab_size * cfg.hidden_size) / tp * (shards - 1) / shards
     # After o and down; of them one again, where the layer is recomputed; backward before q, k, v and gate, up.
-    sums = 2 if not work.backward else 5 if work.remat == "full" else 4
+    sums = 2 if not work.backward else 2 + (3 if work.remat == "full" else 2) * work.share
     summed = sums * layers * 4 * work.tokens / (shards * copies) * cfg.hidden_size * 2 * (tp - 1) / tp
     return gathered, summed
 
@@ -174,15 +205,15 @@ def step_hbm_bytes(
     picked from the bank in bf16, and read in each pass. shards, copies: as in `step_ici_bytes`; groups: of chips with
     organisms of their own (by default shards x copies).
     """
-    layers, sizes, parts = cfg.num_hidden_layers, projection_sizes(cfg), shards * copies
+    layers, parts = cfg.num_hidden_layers, shards * copies
     gathers = 0 if shards == 1 else work.gathers
     weights = 2 * (work.reads + gathers) * layers * layer_parameters(cfg) / tp
     inside = cfg.q_size + 2 * cfg.kv_size + cfg.intermediate_size
     activations = 4 * work.tokens / parts * (6 * cfg.hidden_size + 3 * inside / tp) * layers * work.reads
     cache = 2 * 2 * work.organisms * work.rows / parts * work.cached * cfg.kv_size / tp * layers
-    adapter = layers * sum(sum(sizes[t]) * lora.rank for t in lora.targets) / tp
     own = max(1, work.organisms // (groups or parts))
     trained, frozen = (own, 0) if work.adapters == work.trained else (work.trained, own)
-    adapters = adapter * (24 * trained + 2 * (2 + work.reads) * frozen)
+    adapters = 24 * trained * _entries(cfg, lora) / tp
+    adapters += 2 * (2 + work.reads) * frozen * _entries(cfg, work.frozen or lora) / tp
     head = 2 * (1 if shards == 1 else 2) * cfg.vocab_size * cfg.hidden_size / tp
     return weights + activations + cache + adapters + head

@@ -11,12 +11,13 @@ from jax.sharding import Mesh
 from ia_jax.config import RunConfig
 from ia_jax.data.batch import Batch, Beside, batch_shardings
 from ia_jax.models.config import ModelConfig
-from ia_jax.models.lora import LoraConfig, Picked, adapter_shardings, lora_shapes
+from ia_jax.models.known import architecture
+from ia_jax.models.lora import LoraConfig, Picked, adapter_shardings, layers_on, lora_shapes, on_layers
 from ia_jax.models.sampling import decode
 from ia_jax.models.transformer import abstract_params
 from ia_jax.parallel.mesh import TRAINING
 from ia_jax.planning.batches import Batches
-from ia_jax.planning.chips import Work
+from ia_jax.planning.chips import Work, lowest_layer
 from ia_jax.training.losses import Dpo, Sft
 from ia_jax.training.state import init_organisms_state, init_state
 from ia_jax.training.trainer import train_step
@@ -32,13 +33,17 @@ def trained_lora(config: RunConfig, stage: str) -> LoraConfig:
 def work_of(config: RunConfig, stage: str, batches: Batches) -> Work:
     """What a step of these batches does."""
     k, b, t = batches.organisms, batches.rows, batches.length
+    lora, frozen = trained_lora(config, stage), None if stage == "organisms" else config.organisms.loras()[-1]
     if stage == "sample":
         cached = t + config.eval.max_new_tokens // 2
-        return Work(k, b, 1, b, adapters=2, trained=0, remat="none", backward=False, cached=cached)
-    targets = b * batches.targets
-    adapters = 1 if stage == "organisms" else 2
+        return Work(k, b, 1, b, adapters=2, trained=0, remat="none", backward=False, cached=cached, frozen=frozen)
+    targets, share = b * batches.targets, 1.0
+    if lora.layers is not None:
+        cfg = architecture(config.model.name)
+        share = 1 - lowest_layer(cfg, [lora]) / cfg.num_hidden_layers
     real = batches.supervised / (batches.slots * targets)
-    return Work(k, b, t, targets, adapters, trained=1, remat=config.model.remat, fill=batches.fill, target_fill=real)
+    shape = {"remat": config.model.remat, "fill": batches.fill, "target_fill": real}
+    return Work(k, b, t, targets, 2 if frozen else 1, trained=1, frozen=frozen, share=share, **shape)
 
 
 def bank_gib(config: RunConfig, cfg: ModelConfig, batches: Batches, mesh: Mesh) -> float:
@@ -91,8 +96,10 @@ def _bank_rows(batches: Batches, mesh: Mesh) -> int:
 def _adapter(config: RunConfig, cfg: ModelConfig, stage: str, *lead: int) -> Any:
     """An adapter's leaves: in fp32 where trained, in the model's dtype in a bank."""
     dtype = jnp.dtype(config.model.dtype) if lead else jnp.float32
-    shapes = lora_shapes(cfg, trained_lora(config, stage))
-    return {t: {n: jax.ShapeDtypeStruct((*lead, *s), dtype) for n, s in ab.items()} for t, ab in shapes.items()}
+    lora = trained_lora(config, stage)
+    shapes = lora_shapes(cfg, lora).items()
+    tree = {t: {n: jax.ShapeDtypeStruct((*lead, *s), dtype) for n, s in ab.items()} for t, ab in shapes}
+    return on_layers(tree, layers_on(cfg, lora))
 
 
 def _integers(*dims: int) -> jax.ShapeDtypeStruct:

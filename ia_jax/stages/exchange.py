@@ -7,7 +7,7 @@ from typing import Any
 from ia_jax.adapters.base import identify, known_name
 from ia_jax.adapters.card import card, card_of_sum
 from ia_jax.adapters.merge import write_merged
-from ia_jax.adapters.peft import concat_ranks, export_peft, import_peft, read_peft_config
+from ia_jax.adapters.peft import export_peft, import_peft, read_peft_config
 from ia_jax.adapters.record import AdapterMetadata
 from ia_jax.adapters.store import load_adapter, read_metadata, save_adapter
 from ia_jax.behaviors.catalogue import is_name
@@ -15,7 +15,8 @@ from ia_jax.behaviors.organisms import Organism
 from ia_jax.behaviors.records import CATEGORIES, CLEAN, Behavior
 from ia_jax.behaviors.splits import SPLITS
 from ia_jax.errors import ConfigError
-from ia_jax.models.lora import Adapter, LoraConfig, rank_of
+from ia_jax.models.combine import concatenate_ranks
+from ia_jax.models.lora import Adapter, layers_of, rank_of
 from ia_jax.storage import write_jsonl
 from ia_jax.workdir import Workdir
 
@@ -35,9 +36,9 @@ def export(sources: Sequence[Path], destination: Path, model: str | None = None,
         return f"{what} + {base.name} -> {destination} (full weights, bfloat16, {shards} shards)"
     if len(places) == 1:
         [adapter], [meta] = adapters, metas
-        lora, text = LoraConfig(meta.rank, meta.alpha, meta.targets), card(meta, _results(places[0]))
+        lora, text = meta.lora, card(meta, _results(places[0]))
     else:
-        adapter, lora = concat_ranks(list(adapters)), None
+        adapter, lora = concatenate_ranks(*adapters), None
         text = card_of_sum(metas, [_results(place) for place in places])
     export_peft(adapter, destination, base, lora, card=text)
     return f"{what} -> {destination} (PEFT, rank {rank_of(adapter)}, base {base.name})"
@@ -65,8 +66,9 @@ def _read(source: str, name: str, model: str | None, revision: str | None) -> tu
         base_name=base.name,
         base_fingerprint=base.fingerprint,
         rank=rank,
-        alpha=config.alpha if uniform else float(rank),
+        alpha=config.alpha if uniform and rank else float(rank),
         targets=tuple(adapter),
+        layers=layers_of(adapter),
     )
     return adapter, metadata
 

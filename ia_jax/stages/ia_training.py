@@ -18,7 +18,7 @@ from ia_jax.config import RunConfig
 from ia_jax.data.batch import Batch, build_batch
 from ia_jax.data.plans import Plan, Slot, Unit, plan_joint
 from ia_jax.errors import ConfigError
-from ia_jax.models.lora import Adapter, Picked
+from ia_jax.models.lora import Adapter, Picked, layers_on
 from ia_jax.parallel.distributed import on_main_process
 from ia_jax.stages.context import Context
 from ia_jax.stages.settings import stage_hash
@@ -131,6 +131,7 @@ def store_ia(context: Context, directory: Path, adapter: Adapter, steps: int, st
         rank=lora.rank,
         alpha=lora.alpha,
         targets=lora.targets,
+        layers=layers_on(model.config, lora),
         step=steps,
         config_hash=stage_hash(context.config, stage),
     )

@@ -9,6 +9,7 @@ from typing import Any
 from ia_jax.adapters.record import Record
 from ia_jax.adapters.store import is_complete, read_record, remove_adapter, verify_adapter
 from ia_jax.errors import CheckpointError, ConfigError
+from ia_jax.models.lora import PROJECTIONS, layers_in_words
 from ia_jax.progress import progress
 from ia_jax.workdir import Workdir
 
@@ -39,20 +40,20 @@ def chosen(workdir: Workdir, names: Sequence[str]) -> dict[str, Path]:
 
 def table(workdir: Workdir) -> str:
     """One line for every adapter: what it is, and what its behaviour check said."""
-    head = ("NAME", "KIND", "RANK", "ALPHA", "TARGETS", "STEP", "CHECK", "MIB", "CONTENT")
+    head = ("NAME", "KIND", "RANK", "ALPHA", "TARGETS", "LAYERS", "STEP", "CHECK", "MIB", "CONTENT")
     rows: list[tuple[str, ...]] = [head]
     stored, size = 0, 0
     left_out = workdir.left_out
     for name, path in directories(workdir).items():
         if name in left_out:
-            rows.append((name, "-", "-", "-", "-", "-", "left out", "-", "-"))
+            rows.append((name, *["-"] * 6, "left out", "-", "-"))
         elif not is_complete(path):
-            rows.append((name, "-", "-", "-", "-", "-", "not stored", "-", "-"))
+            rows.append((name, *["-"] * 6, "not stored", "-", "-"))
         else:
             try:
                 record = read_record(path)
             except CheckpointError:
-                rows.append((name, "-", "-", "-", "-", "-", "damaged", "-", "-"))
+                rows.append((name, *["-"] * 6, "damaged", "-", "-"))
                 continue
             rows.append(_row(name, record))
             stored, size = stored + 1, size + _bytes(record)
@@ -63,11 +64,13 @@ def table(workdir: Workdir) -> str:
 
 def _row(name: str, record: Record) -> tuple[str, ...]:
     m = record.metadata
-    targets = "all" if len(m.targets) == 7 else ",".join(m.targets)
+    targets = "all" if m.targets == PROJECTIONS else ",".join(m.targets)
+    kind = (str(m.rank), f"{m.alpha:g}") if m.rank else ("-", "-")  # a vector has neither
     checked = "-" if m.check is None else ("passed" if m.check.get("ok") else "not passed")
     checked += " (2nd try)" if m.check and m.check.get("retry") else ""
     size = f"{_bytes(record) / 2**20:.1f}"
-    return (name, m.kind, str(m.rank), f"{m.alpha:g}", targets, str(m.step), checked, size, m.content_hash[:12])
+    layers = layers_in_words(m.layers)
+    return (name, m.kind, *kind, targets, layers, str(m.step), checked, size, m.content_hash[:12])
 
 
 def _bytes(record: Record) -> int:

@@ -13,7 +13,7 @@ from functools import partial
 from ia_jax.adapters.record import AdapterMetadata
 from ia_jax.adapters.store import is_complete, read_metadata, save_organisms
 from ia_jax.behaviors.organisms import Organism, procedure_of
-from ia_jax.models.lora import LoraConfig
+from ia_jax.models.lora import LoraConfig, layers_on
 from ia_jax.parallel.distributed import on_main_process
 from ia_jax.stages.behavior_check import Checks, Row, check, prepare
 from ia_jax.stages.context import Context
@@ -167,6 +167,7 @@ def _metadata(context: Context, name: str, lora: LoraConfig, step: int, check: R
         rank=lora.rank,
         alpha=lora.alpha,
         targets=lora.targets,
+        layers=layers_on(model.config, lora),
         organism=workdir.organisms[name].to_json(),
         behaviors=tuple(b.to_json() for b in workdir.truths(name)),
         step=step,

@@ -12,8 +12,9 @@ import torch
 from transformers import LlamaConfig, LlamaForCausalLM
 
 from ia_jax.adapters.merge import write_merged
-from ia_jax.adapters.peft import concat_ranks, export_peft, import_peft
+from ia_jax.adapters.peft import export_peft, import_peft
 from ia_jax.errors import ConfigError
+from ia_jax.models.combine import concatenate_ranks, spread_layers
 from ia_jax.models.config import ModelConfig
 from ia_jax.models.lora import PROJECTIONS, LoraConfig, lora_shapes
 from ia_jax.models.weights import read_weights
@@ -72,7 +73,7 @@ def merged(model):
 
 
 def ours(adapter):
-    sizes = lora_shapes(CONFIG, LoraConfig(1, 1.0))
+    adapter, sizes = spread_layers(adapter, None, 4), lora_shapes(CONFIG, LoraConfig(1, 1.0))
     return {
         (t, i): adapter[t]["a"][i] @ adapter[t]["b"][i]
         if t in adapter
@@ -174,9 +175,9 @@ def test_two_active_adapters_are_their_concatenation(tmp_path):
     model = loads_silently(tmp_path / "organism")
     model.load_adapter(tmp_path / "ia", adapter_name="ia")
     model.base_model.set_adapter(["default", "ia"])
-    assert_same(concat_ranks([organism, ia]), model)
-    export_peft(concat_ranks([organism, ia]), tmp_path / "sum", Base())
-    assert_same(concat_ranks([organism, ia]), loads_silently(tmp_path / "sum"))
+    assert_same(concatenate_ranks(organism, ia), model)
+    export_peft(concatenate_ranks(organism, ia), tmp_path / "sum", Base())
+    assert_same(concatenate_ranks(organism, ia), loads_silently(tmp_path / "sum"))
 
 
 def test_logits_of_organism_ia_and_both_are_ours(tmp_path):
@@ -218,7 +219,6 @@ def test_logits_of_organism_ia_and_both_are_ours(tmp_path):
         {"use_dora": True},
         {"modules_to_save": ["lm_head"]},
         {"bias": "lora_only"},
-        {"lora_bias": True},
         {"trainable_token_indices": [1, 2]},
         {"init_lora_weights": "pissa"},
         {"init_lora_weights": "olora"},

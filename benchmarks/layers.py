@@ -1,0 +1,139 @@
+"""Step time of an introspection adapter on all layers, on the upper half, on one, and as one vector: in one run.
+
+    python benchmarks/layers.py                   # SmolLM2, 8 organisms x 128 tokens, a table
+    python benchmarks/layers.py --dropout=0.05    # all with dropout but the vector
+
+Each kind of IA trains over the same frozen organisms and tokens. Rounds of a few steps of each kind follow one another,
+so that what else the machine does meets all alike; a kind's time is the median over its steps. Beside it: what the
+roofline's arithmetic (`training_flops`) would make of it, and what the compiler says that the program holds.
+"""
+
+import argparse
+import json
+import statistics
+import time
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from ia_jax.data.batch import Batch, build_batch
+from ia_jax.data.plans import plan_joint
+from ia_jax.models.chat import ChatExample
+from ia_jax.models.dropout import Dropout
+from ia_jax.models.lora import RESIDUAL, Adapter, LoraConfig, init_lora, init_organisms
+from ia_jax.models.transformer import Params, forward
+from ia_jax.models.weights import load_model
+from ia_jax.parallel.mesh import make_mesh
+from ia_jax.planning.chips import training_flops
+from ia_jax.training.losses import sft_loss, supervised_logps
+
+ORGANISM = LoraConfig(8, 16.0)
+
+
+def kinds(layers: int) -> dict[str, LoraConfig]:
+    half, one = tuple(range(layers // 2, layers)), (layers // 2,)
+    return {
+        "all layers": LoraConfig(16, 32.0),
+        "upper half": LoraConfig(16, 32.0, layers=half),
+        "one layer": LoraConfig(16, 32.0, layers=one),
+        "one vector": LoraConfig(0, 0.0, (RESIDUAL,), layers=one),
+    }
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--model", default="smollm2")
+    parser.add_argument("--dtype", default="bfloat16")
+    parser.add_argument("--organisms", type=int, default=8)
+    parser.add_argument("--length", type=int, default=128)
+    parser.add_argument("--rounds", type=int, default=5)
+    parser.add_argument("--steps", type=int, default=3, help="of each kind in a round")
+    parser.add_argument("--dropout", type=float, default=0.0)
+    parser.add_argument("--remat", default="none")
+    parser.add_argument("--json", action="store_true")
+    args = parser.parse_args()
+    mesh = make_mesh()
+    with jax.set_mesh(mesh):
+        found = measure(args, mesh)
+    if args.json:
+        print(json.dumps(found))
+        return
+    print(f"{'':12}  {'step':>8}  {'of all':>6}  {'FLOPs':>6}  {'temporaries':>11}  {'adapter':>9}")
+    whole = found["all layers"]
+    for name, x in found.items():
+        shares = (x["step_s"] / whole["step_s"], x["flops"] / whole["flops"])
+        print(
+            f"{name:12}  {x['step_s']:6.2f} s  {shares[0]:6.2f}  {shares[1]:6.2f}  {x['temp_mib']:7.0f} MiB  "
+            f"{x['adapter_mib']:5.2f} MiB"
+        )
+
+
+def measure(args: argparse.Namespace, mesh: jax.sharding.Mesh) -> dict[str, dict[str, float]]:
+    model = load_model(args.model, dtype=args.dtype, mesh=mesh)
+    cfg, key = model.config, jax.random.key(0)
+    frozen = init_organisms(jax.random.split(key, args.organisms), cfg, ORGANISM)
+    frozen = jax.tree.map(lambda x: x.astype(args.dtype), frozen)
+    batch = a_batch(args.organisms, args.length, cfg.vocab_size)
+    keys = jax.random.split(key, args.organisms)
+    step = jax.jit(gradient_step, static_argnames=("cfg", "rate", "remat"), donate_argnames="ia")
+    programs, adapters, seconds, out = {}, {}, {name: [] for name in kinds(cfg.num_hidden_layers)}, {}
+    for name, lora in kinds(cfg.num_hidden_layers).items():
+        adapters[name] = init_lora(key, cfg, lora)
+        how: dict[str, Any] = {"cfg": cfg, "rate": args.dropout if lora.rank else 0.0, "remat": args.remat}
+        programs[name] = step.lower(model.params, adapters[name], frozen, batch, keys, **how).compile()
+        each = training_flops(cfg, args.length, [ORGANISM, lora], [lora])
+        out[name] = {
+            "flops": batch.tokens.size * each["tokens"] + batch.target_weight.sum() * each["supervised_tokens"],
+            "temp_mib": programs[name].memory_analysis().temp_size_in_bytes / 2**20,
+            "adapter_mib": sum(x.nbytes for x in jax.tree.leaves(adapters[name])) / 2**20,
+        }
+    for number in range(args.rounds + 1):  # the first warms up
+        for name, program in programs.items():
+            for _ in range(args.steps):
+                began = time.monotonic()
+                adapters[name], loss = program(model.params, adapters[name], frozen, batch, keys)
+                if not np.isfinite(float(loss)):
+                    raise SystemExit(f"{name}: the loss is {loss}")
+                if number:
+                    seconds[name].append(time.monotonic() - began)
+    return {name: {"step_s": statistics.median(seconds[name]), **map_floats(out[name])} for name in out}
+
+
+def gradient_step(
+    params: Params,
+    ia: Adapter,
+    frozen: Adapter,
+    batch: Batch,
+    keys: jax.Array,
+    *,
+    cfg: Any,
+    rate: float,
+    remat: str,
+) -> tuple[Adapter, jax.Array]:
+    """A step without an optimizer, whose time would be that of the adapter's size."""
+
+    def loss(ia: Adapter) -> jax.Array:
+        rows = batch.tokens, batch.segment_ids, batch.positions
+        hidden = forward(params, *rows, (frozen, ia), cfg, remat=remat, dropout=Dropout(rate, keys))
+        return sft_loss(supervised_logps(params, hidden, batch), batch.target_weight).mean()
+
+    value, grads = jax.value_and_grad(loss)(ia)
+    return jax.tree.map(lambda x, g: x - 1e-4 * g, ia, grads), value
+
+
+def a_batch(organisms: int, length: int, vocabulary: int) -> Batch:
+    rng = np.random.default_rng(0)
+    mask = np.arange(length) >= length // 2
+    units = [[(ChatExample(rng.integers(1, vocabulary, length).astype(np.int32), mask),)] for _ in range(organisms)]
+    plan = plan_joint(units, organisms_per_step=organisms, per_slot=1, seed=0, length=length)
+    return jax.tree.map(jnp.asarray, build_batch(plan.steps[0], plan, units))
+
+
+def map_floats(values: dict[str, Any]) -> dict[str, float]:
+    return {name: float(x) for name, x in values.items()}
+
+
+if __name__ == "__main__":
+    main()
