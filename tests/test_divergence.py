@@ -72,7 +72,7 @@ def poison(monkeypatch, organism, rates):
     true, calls = phases.train_step, []
 
     def step(params, state, frozen, batch, *rest, **static):
-        [lr] = {float(x) for x in state.lr}
+        [lr] = {float(x) for x in np.asarray(state.lr)}
         calls.append(pytest.approx(lr))
         if any(np.isclose(lr, r) for r in rates):
             i = organism if len(state.updates) == len(NAMES) else 0

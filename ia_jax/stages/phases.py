@@ -123,8 +123,9 @@ def _train(
         state = jax.device_put(state, adapter_shardings(state, context.mesh, organisms=True))
     if before is not None:
         state = dataclasses.replace(state, diverged=before.diverged)
-    goes_on = before is not None and phase.adapter == "same"
-    started: tuple[Adapter, ...] = (*frozen, *([before.member] if goes_on else []))
+    started = frozen
+    if before is not None and phase.adapter == "same":
+        started = (*frozen, before.member)
     identity = hashlib.sha256(repr((names, cfg.optimizer, lr_factor, number)).encode()).hexdigest()[:16]
     what = (seeds, list(loras), phase.to_json(), [content_hash(a) for a in started])
     content = identity_of(plan, reading.units, what)
