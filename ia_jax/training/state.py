@@ -47,7 +47,7 @@ class TrainState:
     lr:       the highest learning rate; an organism's own.
     updates:  made so far; total: planned.
     diverged: 0 or the `Diverged` for which an organism has been left as it was before the step that failed.
-    keys:     uint32 [K, 2] or [2], data of the random keys that dropout's masks come from.
+    seeds:    uint32, of the random keys that dropout's masks come from.
     """
 
     member: Any
@@ -57,7 +57,7 @@ class TrainState:
     updates: jax.Array
     total: jax.Array
     diverged: jax.Array
-    keys: jax.Array
+    seeds: jax.Array
 
 
 def init_state(
@@ -72,7 +72,7 @@ def init_state(
     """The state before the first update of `member`, which may have been trained before.
 
     total: updates planned: [K] for a member with an organism axis, else a number. scale: alpha/rank, a number or [K];
-    None for a full fine-tune. keys: random keys [K] or one (default: of zeros, which serves where nothing is dropped).
+    None for a full fine-tune. keys: random keys [K] or one, of which dropout has seeds of its own (default: seeds 0).
     lr: a number or [K] in place of `optimizer.lr`. Raises ConfigError for an array of another length.
     """
     total = jnp.asarray(total, jnp.int32)
@@ -90,10 +90,7 @@ def init_state(
     def moments(member: Any, scale: Any) -> Any:
         return make_optimizer(optimizer, scale).init(member)
 
-    if keys is None:
-        data = jnp.zeros_like(total, jnp.uint32)[..., None] * jnp.zeros(2, jnp.uint32)
-    else:
-        data = jax.random.key_data(keys)
+    bits = jax.vmap(jax.random.bits) if total.ndim else jax.random.bits
     return TrainState(
         member,
         (jax.vmap(moments) if total.ndim else moments)(member, scales),
@@ -102,7 +99,7 @@ def init_state(
         jnp.zeros_like(total),
         total,
         jnp.zeros_like(total),
-        data,
+        jnp.zeros_like(total, jnp.uint32) if keys is None else bits(keys),
     )
 
 

@@ -255,17 +255,28 @@ def _rows(batch: Batch) -> tuple[Any, Any, Any]:
 def _drawn(state: TrainState, batch: Batch, which: int, rate: float) -> jax.Array | None:
     """uint32 [K, B, 2]: a random key's data for every row of a batch; None where nothing is dropped.
 
-    It comes from the organism's base key, its count of updates, which batch of the step it is, and the row. Where one
-    member is trained over all, from its key and count and the organism's place in the step.
+    It comes from the organism's seed, its count of updates, which batch of the step it is, and the row. Where one
+    member is trained over all, from its seed and count and the organism's place in the step.
     """
     if not rate:
         return None
-    raise ConfigError("dropout is not there yet")
+    organisms, count = batch.tokens.shape[:2]
+    fold = jax.random.fold_in
+    if state.updates.ndim:
+        own = jax.vmap(lambda seed, updates: fold(jax.random.key(seed), updates))(state.seeds, state.updates)
+    else:
+        one = fold(jax.random.key(state.seeds), state.updates)
+        own = jax.vmap(lambda place: fold(one, place))(jnp.arange(organisms))
+    by_row = jax.vmap(lambda key: jax.vmap(lambda row: fold(fold(key, which), row))(jnp.arange(count)))(own)
+    return jax.random.key_data(by_row)
 
 
 def _dropout(drawn: jax.Array | None, rate: float) -> dict[str, Any]:
     """What `forward` is told, so that the inputs of the stack's last member are dropped."""
-    return {}
+    if drawn is None:
+        return {}
+    # With ia_jax.models.dropout: {"dropout": Dropout(rate, jax.random.wrap_key_data(drawn))}.
+    raise ConfigError(f"dropout={rate:g}: the forward pass drops nothing yet; set it to 0")
 
 
 @partial(jax.jit, static_argnames=("cfg", "examples", "rules", "remat", "accumulate"))
