@@ -147,8 +147,10 @@ def gradient_gathers(mesh, lora, rate):
 @pytest.mark.parametrize("member", MEMBERS)
 def test_members_of_every_kind(mesh, member):
     lora, rate, depth = MEMBERS[member]
-    found = without_adapters(gradient_gathers(mesh, lora, rate))
-    assert found == {shape: count * (2 + depth) // 4 for shape, count in LAYERS.items()}
+    wanted = {shape: count * (2 + depth) // 4 for shape, count in LAYERS.items()}
+    if depth < 2:  # a run of one layer: nobody asks for the gradient of what its q, k and v read
+        wanted |= {shape: LAYERS[shape] // 2 for shape in ("48,32", "48,16")}
+    assert without_adapters(gradient_gathers(mesh, lora, rate)) == wanted
 
 
 @pytest.mark.libtpu

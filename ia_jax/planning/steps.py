@@ -40,7 +40,7 @@ def work_of(config: RunConfig, stage: str, batches: Batches) -> Work:
     targets, share = b * batches.targets, 1.0
     if lora.layers is not None:
         cfg = architecture(config.model.name)
-        share = 1 - lowest_layer(cfg, [lora]) / cfg.num_hidden_layers
+        share = (cfg.num_hidden_layers - lowest_layer(cfg, [lora])) / cfg.num_hidden_layers
     real = batches.supervised / (batches.slots * targets)
     shape = {"remat": config.model.remat, "fill": batches.fill, "target_fill": real}
     return Work(k, b, t, targets, 2 if frozen else 1, trained=1, frozen=frozen, share=share, **shape)
