@@ -118,7 +118,7 @@ def half(finished, tmp_path_factory):
     copy = shutil.copytree(finished, tmp_path_factory.mktemp("half") / "w")
     before, printed = times(copy), io.StringIO()
     with contextlib.redirect_stdout(printed), pytest.MonkeyPatch.context() as patch:
-        patch.setattr("ia_jax.stages.organisms.train_step", None)
+        patch.setattr("ia_jax.stages.phases.train_step", None)
         assert cli.main(["run", f"--workdir={copy}", HALF, "--name=half"]) == 0
     return copy, before, printed.getvalue()
 

@@ -61,7 +61,8 @@ def lower(config: RunConfig, cfg: ModelConfig, stage: str, mesh: Mesh, batches: 
         keys = jax.eval_shape(lambda: jax.random.split(jax.random.key(0), k))
         start = partial(init_organisms_state, cfg=cfg, loras=(lora,), optimizer=optimizer)
         state = _placed(jax.eval_shape(start, keys, _integers(k), _integers(k)), mesh, organisms=True)
-        how = {"remat": config.model.remat, "accumulate": config.organisms.accumulate}
+        how: dict[str, Any] = {"remat": config.model.remat, "accumulate": config.organisms.accumulate}
+        how["dropout"] = config.organisms.lora.dropout
         return train_step.lower(base, state, (), _batch(batches, mesh), cfg=cfg, loss=Sft(), optimizer=optimizer, **how)
     slots: Any = jax.ShapeDtypeStruct((k,), jnp.int32, sharding=TRAINING.sharding(mesh, "organism"))
     picked = Picked(
@@ -85,6 +86,7 @@ def lower(config: RunConfig, cfg: ModelConfig, stage: str, mesh: Mesh, batches: 
         reference = jax.ShapeDtypeStruct((k, batches.examples), jnp.float32)
         beside = Beside(_placed(reference, mesh, organisms=True))
     how = {"optimizer": section.optimizer, "remat": config.model.remat, "accumulate": section.accumulate}
+    how["dropout"] = config.sft.lora.dropout
     return train_step.lower(base, state, (picked,), _batch(batches, mesh), beside, cfg=cfg, loss=loss, **how)
 
 

@@ -52,9 +52,10 @@ def run(context: Context) -> None:
     start = context.shard_ia(context.workdir.ia(config.sft.name, model))
     reference = _reference(context, directory, plan, units, organisms, start)
     copied = jax.tree.map(lambda x: x.copy(), start)
-    state = context.shard_ia(init_state(copied, len(plan.steps), cfg.optimizer, scale=lora.scale))
+    state = context.shard_ia(init_state(copied, len(plan.steps), cfg.optimizer, scale=lora.scale, keys=context.key(9)))
     how: dict[str, Any] = {"cfg": model.config, "loss": Dpo(cfg.beta, sft_weight=cfg.sft_weight)}
     how |= {"optimizer": cfg.optimizer, "remat": config.model.remat, "accumulate": cfg.accumulate}
+    how["dropout"] = config.sft.lora.dropout
     numbers = {id(step): n for n, step in enumerate(plan.steps)}
 
     def make(step: Sequence[Slot]) -> tuple[tuple[Picked], Batch, Beside]:

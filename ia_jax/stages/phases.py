@@ -26,7 +26,7 @@ from ia_jax.models.lora import Adapter, LoraConfig, Stack, adapter_shardings
 from ia_jax.parallel.mesh import to_host
 from ia_jax.planning.chips import peak_flops, training_flops
 from ia_jax.stages.context import Context
-from ia_jax.stages.waves import Reading, Wave, lora_of, loras_of
+from ia_jax.stages.waves import Reading, Wave, lora_of, loras_of, section_of
 from ia_jax.training.loop import fit
 from ia_jax.training.losses import Dpo, Kto, Loss, Sft
 from ia_jax.training.recorder import spread
@@ -152,6 +152,7 @@ def _train(
             optimizer=cfg.optimizer,
             remat=config.model.remat,
             accumulate=cfg.accumulate,
+            dropout=section_of(config, phase).lora.dropout,
         ),
         dataset(plan, make),
         len(plan.steps),

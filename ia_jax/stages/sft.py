@@ -32,9 +32,9 @@ def run(context: Context) -> None:
     plan = sft_plan(config, units, plan_groups(context, directory))
     on_main_process(lambda: _note_organisms(context, chosen))
     ia = context.shard_ia(init_lora(context.key(3), model.config, lora))
-    state = context.shard_ia(init_state(ia, len(plan.steps), cfg.optimizer, scale=lora.scale))
+    state = context.shard_ia(init_state(ia, len(plan.steps), cfg.optimizer, scale=lora.scale, keys=context.key(8)))
     how: dict[str, Any] = {"cfg": model.config, "loss": Sft(), "optimizer": cfg.optimizer}
-    how |= {"remat": config.model.remat, "accumulate": cfg.accumulate}
+    how |= {"remat": config.model.remat, "accumulate": cfg.accumulate, "dropout": cfg.lora.dropout}
     state = fit(
         f"ia_{cfg.name}",
         state,

@@ -6,7 +6,7 @@ from dataclasses import dataclass, replace
 
 from ia_jax.behaviors.organisms import Organism, procedure_of, seed_of
 from ia_jax.behaviors.procedures import Phase, Procedure
-from ia_jax.config import RunConfig, override
+from ia_jax.config import OrganismsSection, RunConfig, override
 from ia_jax.data.plans import Plan, Unit, plan_organisms, unit_length
 from ia_jax.models.lora import LoraConfig
 
@@ -39,13 +39,18 @@ class Wave:
         return {o.name: i for i, o in enumerate(self.organisms) if o is not None}
 
 
-def loras_of(config: RunConfig, phase: Phase) -> tuple[LoraConfig, ...]:
-    """The kinds of adapters that a phase trains: those of the config, in what the phase sets otherwise."""
+def section_of(config: RunConfig, phase: Phase) -> OrganismsSection:
+    """`config.organisms` with the adapter that a phase trains: the config's, in what the phase sets otherwise."""
     cfg = config.organisms
     if not phase.lora:
-        return cfg.loras()
+        return cfg
     own = override(cfg.lora, phase.lora, "organisms.procedures: a phase's lora")
-    return replace(cfg, lora=own, ranks=() if "rank" in phase.lora else cfg.ranks).loras()
+    return replace(cfg, lora=own, ranks=() if {"rank", "kind"} & phase.lora.keys() else cfg.ranks)
+
+
+def loras_of(config: RunConfig, phase: Phase) -> tuple[LoraConfig, ...]:
+    """The kinds of adapters that a phase trains."""
+    return section_of(config, phase).loras()
 
 
 def lora_of(config: RunConfig, name: str, phase: Phase) -> LoraConfig:

@@ -22,8 +22,8 @@ import jax.numpy as jnp
 import optax
 
 from ia_jax.data.batch import Batch, Beside, token_counts
-from ia_jax.errors import ConfigError
 from ia_jax.models.config import ModelConfig
+from ia_jax.models.dropout import Dropout
 from ia_jax.models.lora import Stack, adapter_shardings
 from ia_jax.models.transformer import Params, forward
 from ia_jax.parallel.mesh import TRAINING, Rules, mesh_in_use, replicate
@@ -273,10 +273,7 @@ def _drawn(state: TrainState, batch: Batch, which: int, rate: float) -> jax.Arra
 
 def _dropout(drawn: jax.Array | None, rate: float) -> dict[str, Any]:
     """What `forward` is told, so that the inputs of the stack's last member are dropped."""
-    if drawn is None:
-        return {}
-    # With ia_jax.models.dropout: {"dropout": Dropout(rate, jax.random.wrap_key_data(drawn))}.
-    raise ConfigError(f"dropout={rate:g}: the forward pass drops nothing yet; set it to 0")
+    return {} if drawn is None else {"dropout": Dropout(rate, jax.random.wrap_key_data(drawn))}
 
 
 @partial(jax.jit, static_argnames=("cfg", "examples", "rules", "remat", "accumulate"))
