@@ -3,6 +3,7 @@
 Loading never reads this table: a checkpoint's own file decides. Source: the `config.json` of each hub repository.
 """
 
+from functools import cache
 from pathlib import Path
 
 from ia_jax.errors import ConfigError
@@ -56,12 +57,20 @@ def architecture(name: str) -> ModelConfig:
     """The architecture of a model by name: from the table, a checkpoint directory, a GGUF file or the hub."""
     if name in KNOWN:
         return KNOWN[name]
-    from ia_jax.models.sources import read_architecture
+    from ia_jax.models.sources import EMBEDDED, read_architecture
 
     try:
-        return read_architecture(name)
+        return _embedded() if name == EMBEDDED else read_architecture(name)
     except ConfigError as error:
         raise ConfigError(f"{error} (without a checkpoint, plan knows: {', '.join(KNOWN)})") from error
+
+
+@cache
+def _embedded() -> ModelConfig:
+    """Its file comes with the package and stays as it is; reading it takes a second."""
+    from ia_jax.models.sources import EMBEDDED, read_architecture
+
+    return read_architecture(EMBEDDED)
 
 
 def local_architecture(name: str) -> ModelConfig | None:
