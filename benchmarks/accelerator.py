@@ -607,33 +607,35 @@ class Bench:
         import jax.numpy as jnp
         import numpy as np
 
+        from ia_jax.data.batch import Beside
         from ia_jax.planning.chips import training_flops
-        from ia_jax.training import introspection, organisms
+        from ia_jax.training.losses import Dpo, Sft
+        from ia_jax.training.state import init_on_mesh, init_state
+        from ia_jax.training.trainer import reference_logps, train_step
 
         session, cfg, lora = self.session, self.cfg, self.lora
         batch = random_batch(cfg, k, rows, length, segments)
         tokens, supervised = batch.tokens.size, float(batch.target_weight.sum())
-        static: dict[str, Any] = {"cfg": cfg, "optimizer": self.optimizer, "remat": remat}
+        static: dict[str, Any] = {"cfg": cfg, "loss": Sft(), "optimizer": self.optimizer, "remat": remat}
         steps = 1000
         if kind == "organisms":
             keys = by_organism(jax.vmap(jax.random.key)(jnp.arange(k)))
             total = by_organism(jnp.full(k, steps, jnp.int32))
             mesh, kinds = jax.sharding.get_mesh(), by_organism(jnp.zeros(k, jnp.int32))
-            state: Any = organisms.init_on_mesh(mesh, keys, total, kinds, cfg, (lora,), self.optimizer)
-            step, before, after = organisms.organisms_step, (self.params,), (batch,)
+            state: Any = init_on_mesh(mesh, keys, total, kinds, cfg, (lora,), self.optimizer)
+            frozen: tuple[Any, ...] = ()
             stack, trained = [lora], [lora]
         else:
-            organisms_ = self.picked(k)
-            state = whole(introspection.init_state(self.ia(), steps, lora, self.optimizer))
-            step, before, after = introspection.sft_step, (self.params,), (organisms_, batch)
-            static["lora"] = lora
+            frozen = (self.picked(k),)
+            state = whole(init_state(self.ia(), steps, self.optimizer, scale=lora.scale))
             stack, trained = [lora, lora], [lora]
+        beside = Beside()
         if kind in ("dpo", "reference"):
             examples = rows * segments
             own: dict[str, Any] = {"cfg": cfg, "examples": examples, "remat": remat}
             if kind == "reference":
-                arguments = (self.params, organisms_, state.adapter, batch)
-                program, figures = session.compiled(introspection.sequence_logps, *arguments, **own)
+                arguments = (self.params, (*frozen, state.member), batch)
+                program, figures = session.compiled(reference_logps, *arguments, **own)
                 seconds = session.seconds(lambda: program(*arguments))
                 each = training_flops(cfg, length // segments, stack, [])
                 flops = (tokens * each["tokens"] + supervised * each["supervised_tokens"]) / 2  # forward alone
@@ -641,15 +643,14 @@ class Bench:
                 return
             # As if the reference had been the policy of another day: margins are small and not zero.
             reference = by_organism(jnp.full((k, examples), -1.0 * supervised / k / examples, jnp.float32))
-            step, after = introspection.dpo_step, (*after, reference)
-            static["beta"] = 0.1
-        program, figures = session.compiled(step, *before, state, *after, **static)
+            beside, static["loss"] = Beside(reference), Dpo(0.1)
+        program, figures = session.compiled(train_step, self.params, state, frozen, batch, beside, **static)
         losses = []
         metrics: dict[str, Any] = {}
 
         def call() -> Any:
             nonlocal state, metrics
-            state, metrics = program(*before, state, *after)
+            state, metrics = program(self.params, state, frozen, batch, beside, optimizer=self.optimizer)
             losses.append(metrics["loss"])
             return state
 
