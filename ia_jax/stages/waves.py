@@ -6,9 +6,10 @@ from dataclasses import dataclass, replace
 
 from ia_jax.behaviors.organisms import Organism, procedure_of, seed_of
 from ia_jax.behaviors.procedures import Phase, Procedure
-from ia_jax.config import OrganismsSection, RunConfig, override
+from ia_jax.config import OrganismsSection, RunConfig
 from ia_jax.data.plans import Plan, Unit, plan_organisms, unit_length
 from ia_jax.models.lora import LoraConfig
+from ia_jax.sections import override
 
 PhaseUnits = Mapping[str, Sequence[list[Unit]]]  # {organism: what it reads in each of its phases}
 
