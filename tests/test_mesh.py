@@ -340,7 +340,7 @@ def test_two_slices(stepped, sft_stepped, generated):
         state, metrics = run_sft(params, partial(put, mesh), partial(place, mesh))
         assert tiny.worst(metrics["per_organism"], sft_stepped[1]["per_organism"]) < 1e-5
         assert tiny.worst(state.member, sft_stepped[0].member) < 1e-5
-        assert state.adapter["q"]["a"].addressable_shards[0].data.shape == (2, 32 // 2, LORA.rank)
+        assert state.member["q"]["a"].addressable_shards[0].data.shape == (2, 32 // 2, LORA.rank)
         prompts, stack, wanted = generated
         assert generate_tokens(params, CFG, prompts, (put(mesh, stack),), (0,), max_new_tokens=5) == wanted
 
