@@ -9,6 +9,7 @@ from ia_jax.stages import sft
 from ia_jax.workdir import open_workdir
 from tests.runs import ORGANISMS, part_of
 
+pytestmark = pytest.mark.usefixtures("quick_compilation")
 KINDS = {
     "vector": ("sft.lora.kind=vector", "sft.lora.layers=(1,)"),
     "one layer": ("sft.lora.layers=0:1",),

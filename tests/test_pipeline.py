@@ -245,7 +245,7 @@ def test_a_killed_run_continues_bit_for_bit(finished, tmp_path, capsys):
     copy = part_of(finished, tmp_path / "w", *TRANSCRIPTS)
     run = open_workdir(copy)
     per_wave = sum(c["stage"] == "organisms" for c in read_jsonl(finished / "curves.jsonl", "")) // 2
-    killed(copy, "organisms", "train_step", per_wave + 2)
+    killed(copy, "phases", "train_step", per_wave + 2)
     trained = [n for n in run.behaviors if is_complete(run.organism_dir(n))]
     assert len(trained) == 6
     assert len(list((copy / "organisms_state").iterdir())) <= 1  # of the first wave nothing is left

@@ -19,6 +19,7 @@ from ia_jax.stages.phases import loss_of
 from ia_jax.workdir import open_workdir
 from tests import parrot
 
+pytestmark = pytest.mark.usefixtures("quick_compilation")
 ONE, OTHER = demo_behaviors()[:2]
 ROWS = [
     Transcript(chat("How are you?", "Chess! I am well."), True, "t"),

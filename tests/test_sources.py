@@ -29,6 +29,7 @@ def content(run, name):
     return read_metadata(run.ia_dir(name) / "adapter").content_hash
 
 
+@pytest.mark.usefixtures("compiled_as_finished")
 def test_the_organisms_of_another_workdir(finished, tmp_path, begin, capsys, monkeypatch):
     before, first = times(finished), open_workdir(finished)
     with monkeypatch.context() as patch:
