@@ -28,7 +28,7 @@ from ia_jax.data.transcripts import Transcript, chat, write_transcripts
 from ia_jax.judging.protocol import Judge, Verdict
 from ia_jax.models.lora import Picked, has_organism_axis, rank_of
 from ia_jax.models.weights import load_model
-from ia_jax.stages import asking, behavior_check, dpo, evaluation, ia_training, organisms, preferences, sft
+from ia_jax.stages import asking, behavior_check, dpo, evaluation, ia_training, organisms, phases, preferences, sft
 from ia_jax.stages.behavior_check import Ask, Checks
 from ia_jax.stages.context import Context
 from ia_jax.stages.settings import start_workdir
@@ -98,7 +98,7 @@ MUTATIONS = {
         ("behavior check", "preferences", "evaluation"),
     ),
     "organisms' rows rolled by a slot": (
-        (organisms, "build_batch", lambda build: lambda *args: rolled(build(*args))),
+        (phases, "build_batch", lambda build: lambda *args: rolled(build(*args))),
         ("organisms",),
     ),
 }
