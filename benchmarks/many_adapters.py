@@ -73,7 +73,9 @@ def save(run: Workdir, count: int) -> None:
 def train(run: Workdir, count: int, epochs: int, steps: int | None, resident: bool) -> dict[str, float]:
     """Epochs of joint steps (the first `steps` of them) in which every adapter has one row of `TOKENS` tokens."""
     from ia_jax.models.weights import load_model
-    from ia_jax.training.introspection import init_state, sft_step
+    from ia_jax.training.losses import Sft
+    from ia_jax.training.state import init_state
+    from ia_jax.training.trainer import train_step
 
     mesh = make_mesh()
     model = load_model("smollm2", dtype="bfloat16", mesh=mesh)
@@ -87,7 +89,9 @@ def train(run: Workdir, count: int, epochs: int, steps: int | None, resident: bo
     bank = open_bank(directories, model, mesh, dtype="bfloat16", budget_bytes=1 << 40 if resident else 0)
     opened = time.monotonic() - began
     optimizer = AdamW()
-    state = init_state(init_lora(jax.random.key(0), model.config, LORA), 2 * len(plan.steps), LORA, optimizer)
+    state = init_state(
+        init_lora(jax.random.key(0), model.config, LORA), 2 * len(plan.steps), optimizer, scale=LORA.scale
+    )
     state = jax.device_put(state, adapter_shardings(state, mesh))
     same = bank.take(range(PER_STEP))
     reading: list[float] = []
@@ -107,8 +111,8 @@ def train(run: Workdir, count: int, epochs: int, steps: int | None, resident: bo
         nonlocal state
         clocks = [time.monotonic()]
         for stack, rows in items:
-            state, metrics = sft_step(
-                model.params, state, stack, rows, cfg=model.config, lora=LORA, optimizer=optimizer
+            state, metrics = train_step(
+                model.params, state, (stack,), rows, cfg=model.config, loss=Sft(), optimizer=optimizer
             )
             if not np.isfinite(float(metrics["loss"])):
                 raise SystemExit(f"the loss is {metrics['loss']}")

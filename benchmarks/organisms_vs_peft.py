@@ -37,8 +37,10 @@ from ia_jax.models.weights import Model, to_hf_tensors
 from ia_jax.stages.asking import answer_example, ask_base, training_example
 from ia_jax.stages.context import Context
 from ia_jax.stages.ia_training import question_answers
-from ia_jax.training import introspection, organisms
+from ia_jax.training.losses import Sft
 from ia_jax.training.optimizer import AdamW
+from ia_jax.training.state import init_on_mesh, init_state
+from ia_jax.training.trainer import train_step
 from ia_jax.workdir import Workdir
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -110,14 +112,14 @@ def time_organisms(context: Context, units: list[list[Unit]], args: argparse.Nam
     batches = [context.shard_batch(build_batch(s, plan, units)) for s in full]
     keys = context.shard_by_organism(jax.vmap(jax.random.key)(jnp.arange(k)))
     total = context.shard_by_organism(jnp.full(k, len(full), jnp.int32))
-    state = organisms.init_state(keys, total, model.config, ORGANISM, OPTIMIZER)
-    step = organisms.organisms_step
-    static: dict[str, Any] = {"cfg": model.config, "optimizer": OPTIMIZER}
-    state, _ = step(model.params, state, batches[0], **static)
+    kinds = jnp.zeros_like(total)
+    state = init_on_mesh(context.mesh, keys, total, kinds, model.config, (ORGANISM,), OPTIMIZER)
+    how: dict[str, Any] = {"cfg": model.config, "loss": Sft(), "optimizer": OPTIMIZER}
+    state, _ = train_step(model.params, state, (), batches[0], **how)
     jax.block_until_ready(state)
     began = time.perf_counter()
     for batch in batches:
-        state, _ = step(model.params, state, batch, **static)
+        state, _ = train_step(model.params, state, (), batch, **how)
     jax.block_until_ready(state)
     seconds = time.perf_counter() - began
     chosen = range(min(args.peft_organisms, k))
@@ -142,13 +144,13 @@ def time_joint(context: Context, args: argparse.Namespace) -> tuple[dict, dict]:
     keys = context.shard_by_organism(jax.vmap(jax.random.key)(jnp.arange(k)))
     stack = init_organisms(keys, model.config, ORGANISM)
     ia = context.shard_ia(init_lora(jax.random.key(9), model.config, IA))
-    state = context.shard_ia(introspection.init_state(ia, args.steps, IA, OPTIMIZER))
-    static: dict[str, Any] = {"cfg": model.config, "lora": IA, "optimizer": OPTIMIZER}
-    state, _ = introspection.sft_step(model.params, state, stack, batches[0], **static)
+    state = context.shard_ia(init_state(ia, args.steps, OPTIMIZER, scale=IA.scale))
+    how: dict[str, Any] = {"cfg": model.config, "loss": Sft(), "optimizer": OPTIMIZER}
+    state, _ = train_step(model.params, state, (stack,), batches[0], **how)
     jax.block_until_ready(state)
     began = time.perf_counter()
     for batch in batches:
-        state, _ = introspection.sft_step(model.params, state, stack, batch, **static)
+        state, _ = train_step(model.params, state, (stack,), batch, **how)
     jax.block_until_ready(state)
     seconds = time.perf_counter() - began
     steps = [

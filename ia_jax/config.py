@@ -5,11 +5,9 @@ field (`--config.sft.steps=50`). `parse_config` turns the result into a `RunConf
 """
 
 import dataclasses
-import types
-import typing
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import Any, TypeVar
+from typing import Any
 
 import ml_collections
 
@@ -17,6 +15,7 @@ from ia_jax.behaviors.teacher import TeacherSettings
 from ia_jax.claude.settings import ClaudeSettings
 from ia_jax.errors import ConfigError
 from ia_jax.models.lora import PROJECTIONS, RESIDUAL, LoraConfig, checked_layers
+from ia_jax.sections import parse_section
 from ia_jax.training.optimizer import AdamW
 
 
@@ -139,6 +138,8 @@ class OrganismsSection:
     lora, optimizer: of each organism.
     ranks: if there are any, each organism has one of these, drawn by its name and the seed, and alpha/rank as in `lora`
         (fine-tunes to audit come in many).
+    procedures: how organisms are made, by name ("chats", "documents", "chats_kto", "documents_kto", "sycophant",
+        "two_phases") or as a JSON file's path; of several, each organism has one, drawn by its name and the seed.
     source: another workdir, whose organisms are used where they lie; none is trained here.
     parallel: organisms in a wave.
     epochs: how often an organism reads its demonstrations.
@@ -154,6 +155,7 @@ class OrganismsSection:
 
     lora: LoraSection = field(default_factory=lambda: LoraSection(rank=8, alpha=16.0))
     ranks: tuple[int, ...] = ()
+    procedures: tuple[str, ...] = ("chats",)
     source: str = ""
     optimizer: AdamW = field(default_factory=lambda: AdamW(lr=2e-3))
     parallel: int = 26
@@ -321,14 +323,11 @@ def default_config() -> ml_collections.ConfigDict:
     return ml_collections.ConfigDict(dataclasses.asdict(RunConfig()))
 
 
-T = TypeVar("T")
-
-
 def parse_config(config: Mapping[str, Any]) -> RunConfig:
     """ConfigDict or mapping -> RunConfig. Raises ConfigError naming an unknown key, a value of a wrong type, or a batch
     that the mesh does not divide.
     """
-    parsed = _parse(RunConfig, config, "config")
+    parsed = parse_section(RunConfig, config, "config")
     dcn, fsdp = parsed.mesh.dcn, parsed.mesh.fsdp
     for axis, size in dataclasses.asdict(parsed.mesh).items():
         if size < 1:
@@ -346,44 +345,6 @@ def parse_config(config: Mapping[str, Any]) -> RunConfig:
             what = f"config.mesh.rows={rows}" if parts == 1 else f"accumulate={parts} x config.mesh.rows={rows}"
             raise ConfigError(f"config.{stage}.rows={count} must be a multiple of {what}")
     return parsed
-
-
-def _parse(cls: type[T], values: Mapping[str, Any], where: str) -> T:
-    hints = typing.get_type_hints(cls)
-    names = [f.name for f in dataclasses.fields(cls)]  # pyright: ignore[reportArgumentType]
-    unknown = sorted(set(values) - set(names))
-    if unknown:
-        raise ConfigError(f"{where}.{unknown[0]} is not a known setting; {where} has: {', '.join(names)}")
-    given = {n: _value(hints[n], values[n], f"{where}.{n}") for n in names if n in values}
-    try:
-        return cls(**given)
-    except ConfigError as error:
-        raise ConfigError(f"{where}: {error}") from None
-
-
-def _value(hint: Any, value: Any, where: str) -> Any:
-    if dataclasses.is_dataclass(hint):
-        if not isinstance(value, Mapping | ml_collections.ConfigDict):
-            raise ConfigError(f"{where} must be a group of settings, got {value!r}")
-        return _parse(typing.cast(type, hint), typing.cast(Mapping, value), where)
-    if typing.get_origin(hint) is tuple:
-        if isinstance(value, str) or not isinstance(value, list | tuple):
-            raise ConfigError(f"{where} must be a list, got {value!r}")
-        entry = typing.get_args(hint)[0]
-        if not all(isinstance(x, entry) and not isinstance(x, bool) for x in value):
-            raise ConfigError(f"{where} must be a list of {entry.__name__}, got {value!r}")
-        return tuple(value)
-    if isinstance(hint, types.UnionType):  # `str | None`; on the command line, None is a word
-        if value in (None, "None"):
-            return None
-        kinds = [kind for kind in typing.get_args(hint) if kind is not types.NoneType]
-        if len(kinds) > 1:  # a list, or a text that says the same
-            return _value(kinds[isinstance(value, str)], value, where)
-        [hint] = kinds
-    wanted = (int, float) if hint is float else hint
-    if not isinstance(value, wanted) or (isinstance(value, bool) != (hint is bool)):
-        raise ConfigError(f"{where} must be {getattr(hint, '__name__', hint)}, got {value!r}")
-    return float(value) if hint is float else value
 
 
 def flat(config: RunConfig) -> dict[str, Any]:

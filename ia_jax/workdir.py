@@ -38,6 +38,10 @@ class Workdir:
     def transcript(self, organism: str) -> Path:
         return self.path / "transcripts" / f"{organism}.jsonl"
 
+    def phase_rows(self, data: str, organism: str) -> Path:
+        """What a phase reads, by its kind of data (`behaviors.procedures.DATA`)."""
+        return self.transcript(organism) if data == "chats" else self.path / data / f"{organism}.jsonl"
+
     @property
     def drops_file(self) -> Path:
         return self.path / "transcripts_dropped.jsonl"

@@ -101,6 +101,19 @@ def quick_compilation():
 
 
 @pytest.fixture
+def compiled_as_finished():
+    """For a test that compares bits with the `finished` run, in a module with `quick_compilation`."""
+    import jax
+
+    before = jax.config.values["jax_disable_most_optimizations"]
+    jax.clear_caches()
+    jax.config.update("jax_disable_most_optimizations", False)
+    yield
+    jax.config.update("jax_disable_most_optimizations", before)
+    jax.clear_caches()
+
+
+@pytest.fixture
 def refused(capsys):
     """Runs a command that must fail: checks the status and the one line, which names every culprit; returns it."""
     from ia_jax import cli

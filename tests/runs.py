@@ -6,7 +6,7 @@ from ia_jax.adapters.store import load_adapter, save_adapter
 
 TRANSCRIPTS = ("behaviors.jsonl", "organisms.jsonl", "transcripts")
 ORGANISMS = (*TRANSCRIPTS, "organisms", "behavior_checks.jsonl")
-STEPS = ("organisms.organisms_step", "sft.sft_step", "dpo.dpo_step")  # in ia_jax.stages
+STEPS = ("phases.train_step", "sft.train_step", "dpo.train_step")  # in ia_jax.stages
 
 
 def times(directory):

@@ -16,7 +16,7 @@ def stopped(workdir):
     """Organisms, then sft, in which process 1 gets SIGTERM. Steps are slow from then on, so that word gets around."""
     from ia_jax.stages import sft
 
-    true, calls = sft.sft_step, []
+    true, calls = sft.train_step, []
 
     def step(*args, **kwargs):
         calls.append(None)
@@ -26,7 +26,7 @@ def stopped(workdir):
             time.sleep(0.5)
         return true(*args, **kwargs)
 
-    sft.sft_step = step
+    sft.train_step = step
     return cli.main(["organisms", f"--workdir={workdir}"]) or cli.main(["sft", f"--workdir={workdir}"])
 
 

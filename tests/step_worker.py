@@ -13,7 +13,9 @@ from ia_jax.models.lora import adapter_shardings
 from ia_jax.models.transformer import param_shardings
 from ia_jax.parallel import distributed
 from ia_jax.parallel.mesh import make_mesh, put_on_mesh
-from ia_jax.training import introspection
+from ia_jax.training.losses import Sft
+from ia_jax.training.state import init_state
+from ia_jax.training.trainer import train_step
 from tests import tiny
 from tests.test_mesh import BATCHES, CFG, LORA, OPTIMIZER, K
 
@@ -32,11 +34,11 @@ def main(directory):
         for leaf in jax.tree.leaves(batch):  # each process holds its own organisms only
             assert sum(s.data.shape[0] for s in leaf.addressable_shards if s.replica_id == 0) <= K
         ia = jax.tree.map(np.asarray, tiny.adapter(2, CFG, LORA))
-        state = jax.eval_shape(lambda a: introspection.init_state(a, 4, LORA, OPTIMIZER), ia)
+        state = jax.eval_shape(lambda a: init_state(a, 4, OPTIMIZER, scale=LORA.scale), ia)
         shardings = adapter_shardings(state, mesh)
         abstract = jax.tree.map(lambda x, s: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=s), state, shardings)
         state = ocp.load(f"{directory}/before", abstract)
-        state, metrics = introspection.sft_step(params, state, stack, batch, cfg=CFG, lora=LORA, optimizer=OPTIMIZER)
+        state, metrics = train_step(params, state, (stack,), batch, cfg=CFG, loss=Sft(), optimizer=OPTIMIZER)
         ocp.save(f"{directory}/after", state)
         losses = multihost_utils.process_allgather(metrics["per_organism"], tiled=True)
     if distributed.is_main_process():

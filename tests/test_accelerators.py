@@ -13,13 +13,16 @@ from ia_jax.models.lora import adapter_shardings
 from ia_jax.models.sampling import generate_tokens
 from ia_jax.models.transformer import param_shardings
 from ia_jax.parallel.mesh import make_mesh, put_on_mesh
-from ia_jax.training import introspection, organisms
+from ia_jax.training.losses import Sft
 from ia_jax.training.optimizer import AdamW
+from ia_jax.training.state import init_organisms_state, init_state
+from ia_jax.training.trainer import train_step
 from tests import tiny
 
 K, LENGTH = 2, 128  # splash attention works on blocks of 128 tokens
 CFG = tiny.TINY
 OPTIMIZER = AdamW(lr=1e-2, warmup_fraction=0.0, eps=1e-3)  # so large that Adam does not magnify rounding
+HOW = {"cfg": CFG, "loss": Sft(), "optimizer": OPTIMIZER}
 KINDS = ["cpu", pytest.param("gpu", marks=pytest.mark.gpu), pytest.param("tpu", marks=pytest.mark.tpu)]
 
 
@@ -49,24 +52,24 @@ def train_organisms(params, by_organism):
     """Two steps from adapters whose both factors are far from zero: their loss, its gradient's size, and the result."""
     [batch] = tiny.batches(K, count=8, rows=1, length=LENGTH)
     keys = by_organism(jnp.stack([jax.random.key(i) for i in range(K)]))
-    state = organisms.init_state(keys, by_organism(jnp.full(K, 2, jnp.int32)), CFG, tiny.LORA, OPTIMIZER)
-    state = state.replace(adapters=by_organism(tiny.adapter(1, organisms=K)))
+    state = init_organisms_state(
+        keys, by_organism(jnp.full(K, 2, jnp.int32)), np.zeros(K, int), CFG, (tiny.LORA,), OPTIMIZER
+    )
+    state = state.replace(member=by_organism(tiny.adapter(1, organisms=K)))
     for _ in range(2):
-        state, metrics = organisms.organisms_step(params, state, by_organism(batch), cfg=CFG, optimizer=OPTIMIZER)
-    return {"loss": metrics["loss"], "grad_norm": metrics["grad_norm"], "adapters": state.adapters}
+        state, metrics = train_step(params, state, (), by_organism(batch), **HOW)
+    return {"loss": metrics["loss"], "grad_norm": metrics["grad_norm"], "adapters": state.member}
 
 
 def train_ia(params, by_organism):
     [batch] = tiny.batches(K, count=8, rows=1, length=LENGTH)
     stack, state = (
         by_organism(tiny.adapter(1, organisms=K)),
-        introspection.init_state(tiny.adapter(2), 2, tiny.LORA, OPTIMIZER),
+        init_state(tiny.adapter(2), 2, OPTIMIZER, scale=tiny.LORA.scale),
     )
     for _ in range(2):
-        state, metrics = introspection.sft_step(
-            params, state, stack, by_organism(batch), cfg=CFG, lora=tiny.LORA, optimizer=OPTIMIZER
-        )
-    return {"loss": metrics["per_organism"], "grad_norm": metrics["grad_norm"], "adapters": state.adapter}
+        state, metrics = train_step(params, state, (stack,), by_organism(batch), **HOW)
+    return {"loss": metrics["per_organism"], "grad_norm": metrics["grad_norm"], "adapters": state.member}
 
 
 @pytest.mark.parametrize("train", [train_organisms, train_ia])

@@ -9,14 +9,16 @@ import numpy as np
 import pytest
 
 from ia_jax.config import parse_config
-from ia_jax.data.batch import batch_shardings, build_batch
+from ia_jax.data.batch import Beside, batch_shardings, build_batch
 from ia_jax.data.plans import plan_joint
 from ia_jax.errors import ConfigError
 from ia_jax.models.lora import adapter_shardings
 from ia_jax.models.transformer import param_shardings
 from ia_jax.parallel.mesh import make_mesh
-from ia_jax.training import introspection, organisms
+from ia_jax.training.losses import Dpo, Sft
 from ia_jax.training.optimizer import AdamW
+from ia_jax.training.state import init_organisms_state, init_state
+from ia_jax.training.trainer import reference_logps, train_step
 from tests import tiny
 
 pytestmark = pytest.mark.usefixtures("quick_compilation")
@@ -48,41 +50,41 @@ def pairs():
 
 
 def sft(batch, accumulate, put=lambda x: x, put_ia=lambda x: x, params=None):
-    state = put_ia(introspection.init_state(tiny.adapter(2, lora=LORA), 4, LORA, OPTIMIZER))
+    state = put_ia(init_state(tiny.adapter(2, lora=LORA), 4, OPTIMIZER, scale=LORA.scale))
     stack = put(tiny.adapter(1, lora=LORA, organisms=K))
     params = tiny.params() if params is None else params
-    return introspection.sft_step(params, state, stack, batch, lora=LORA, accumulate=accumulate, **STATIC)
+    return train_step(params, state, (stack,), batch, loss=Sft(), accumulate=accumulate, **STATIC)
 
 
 def dpo(batch, accumulate):
     stack, start, other = (tiny.adapter(n, lora=LORA, organisms=k) for n, k in ((1, K), (2, None), (3, None)))
     seen = {"cfg": tiny.TINY, "examples": 8, "accumulate": accumulate}
-    reference = introspection.sequence_logps(tiny.params(), stack, other, batch, **seen)
-    state = introspection.init_state(start, 4, LORA, OPTIMIZER)
-    static = {**STATIC, "lora": LORA, "beta": 0.1, "sft_weight": 0.5, "accumulate": accumulate}
-    return introspection.dpo_step(tiny.params(), state, stack, batch, reference, **static), reference
+    reference = reference_logps(tiny.params(), (stack, other), batch, **seen)
+    state = init_state(start, 4, OPTIMIZER, scale=LORA.scale)
+    static = {**STATIC, "loss": Dpo(sft_weight=0.5), "accumulate": accumulate}
+    return train_step(tiny.params(), state, (stack,), batch, Beside(reference), **static), reference
 
 
 def train(batch, accumulate):
     keys, total = jax.random.split(jax.random.key(0), K), jnp.full(K, 4, jnp.int32)
-    state = organisms.init_state(keys, total, tiny.TINY, LORA, OPTIMIZER)
+    state = init_organisms_state(keys, total, np.zeros(K, int), tiny.TINY, (LORA,), OPTIMIZER)
     for _ in range(2):
-        state, metrics = organisms.organisms_step(tiny.params(), state, batch, accumulate=accumulate, **STATIC)
+        state, metrics = train_step(tiny.params(), state, (), batch, loss=Sft(), accumulate=accumulate, **STATIC)
     return state, metrics
 
 
 @pytest.mark.parametrize("parts", [2, 4])
 def test_sft_in_parts_is_the_whole(batch, parts):
     (state, metrics), (wanted, wanted_metrics) = sft(batch, parts), sft(batch, 1)
-    assert tiny.furthest(state.adapter, wanted.adapter) < 1e-6
+    assert tiny.furthest(state.member, wanted.member) < 1e-6
     assert tiny.worst(metrics, wanted_metrics) < 1e-5
-    assert tiny.furthest(wanted.adapter, tiny.adapter(2, lora=LORA)) > 1e-3
+    assert tiny.furthest(wanted.member, tiny.adapter(2, lora=LORA)) > 1e-3
 
 
 @pytest.mark.parametrize("parts", [2, 4])
 def test_dpo_in_parts_is_the_whole(pairs, parts):
     ((state, metrics), reference), ((wanted, wanted_metrics), wanted_reference) = dpo(pairs, parts), dpo(pairs, 1)
-    assert tiny.furthest(state.adapter, wanted.adapter) < 1e-6
+    assert tiny.furthest(state.member, wanted.member) < 1e-6
     assert tiny.worst(metrics, wanted_metrics) < 1e-4  # the margin is a small difference
     assert tiny.worst(reference, wanted_reference) < 1e-5
     assert abs(float(metrics["dpo_loss"]) - np.log(2)) > 1e-3
@@ -90,7 +92,7 @@ def test_dpo_in_parts_is_the_whole(pairs, parts):
 
 def test_organisms_in_parts_are_the_whole(batch):
     (state, metrics), (wanted, wanted_metrics) = train(batch, 2), train(batch, 1)
-    assert tiny.furthest(state.adapters, wanted.adapters) < 1e-6
+    assert tiny.furthest(state.member, wanted.member) < 1e-6
     for name in ("loss", "grad_norm"):
         assert tiny.worst(metrics[name], wanted_metrics[name]) < 1e-5
     assert state.updates.tolist() == [2, 2]
@@ -109,7 +111,7 @@ def test_on_a_mesh_with_rows(batch):
             lambda x: jax.device_put(host(x), adapter_shardings(x, mesh)),
             jax.device_put(host(tiny.params()), param_shardings(tiny.TINY, mesh)),
         )
-    assert tiny.furthest(state.adapter, wanted.adapter) < 1e-6
+    assert tiny.furthest(state.member, wanted.member) < 1e-6
     assert tiny.worst(metrics["per_organism"], wanted_metrics["per_organism"]) < 1e-5
 
 
@@ -117,12 +119,12 @@ def test_parts_take_less_memory():
     """By the compiler's account of a step's temporaries."""
     cfg = replace(tiny.TINY, num_hidden_layers=4)
     [batch, *_] = tiny.batches(1, count=16, rows=8, length=64)
-    state = introspection.init_state(tiny.adapter(2, cfg, LORA), 4, LORA, OPTIMIZER)
+    state = init_state(tiny.adapter(2, cfg, LORA), 4, OPTIMIZER, scale=LORA.scale)
     stack = tiny.adapter(1, cfg, LORA, organisms=1)
 
     def held(parts):
-        static = {"cfg": cfg, "lora": LORA, "optimizer": OPTIMIZER, "accumulate": parts}
-        lowered = introspection.sft_step.lower(tiny.params(cfg), state, stack, batch, **static)
+        static = {"cfg": cfg, "loss": Sft(), "optimizer": OPTIMIZER, "accumulate": parts}
+        lowered = train_step.lower(tiny.params(cfg), state, (stack,), batch, **static)
         return lowered.compile().memory_analysis().temp_size_in_bytes
 
     assert held(4) < 0.5 * held(1)

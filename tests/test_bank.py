@@ -14,6 +14,7 @@ from jax.sharding import PartitionSpec as P
 from ia_jax.adapters import bank as banks
 from ia_jax.adapters import shelf, store
 from ia_jax.adapters.bank import open_bank
+from ia_jax.data.batch import Beside
 from ia_jax.errors import BaseMismatchError, CheckpointError
 from ia_jax.models import lora as loras
 from ia_jax.models.lora import PROJECTIONS, LoraConfig, Picked, adapter_shardings, has_organism_axis, to_scan
@@ -21,7 +22,9 @@ from ia_jax.models.sampling import decode, generate_tokens
 from ia_jax.models.transformer import param_shardings
 from ia_jax.parallel.mesh import TRAINING, make_mesh, pad_to_mesh
 from ia_jax.planning.hlo import collectives
-from ia_jax.training import introspection
+from ia_jax.training.losses import Dpo, Sft, sft_loss
+from ia_jax.training.state import init_state
+from ia_jax.training.trainer import _token_logps, train_step
 from tests import tiny
 from tests.test_mesh import CFG, OPTIMIZER
 from tests.test_store import Base as StoreBase
@@ -226,7 +229,7 @@ def placed(stored, mesh):
 
     def state():
         ia = tiny.adapter(2, CFG, IA)
-        made = jax.tree.map(np.asarray, introspection.init_state(ia, 4, IA, OPTIMIZER))
+        made = jax.tree.map(np.asarray, init_state(ia, 4, OPTIMIZER, scale=IA.scale))
         return jax.device_put(made, adapter_shardings(made, mesh))
 
     batch = jax.tree.map(np.asarray, tiny.batches(8, rows=1, length=40)[0])
@@ -255,11 +258,11 @@ def test_a_step_and_samples_are_those_of_a_plain_stack(stored, placed, mesh, str
     positions = batch_of(bank)
     picked, plain = bank.take(positions), plain_stack(bank, stored, positions, mesh)
     assert has_organism_axis(picked)
-    step = partial(introspection.sft_step, cfg=CFG, lora=IA, optimizer=OPTIMIZER)
-    (got, metrics), (wanted, expected) = (step(params, state(), o, batch) for o in (picked, plain))
+    step = partial(train_step, cfg=CFG, loss=Sft(), optimizer=OPTIMIZER)
+    (got, metrics), (wanted, expected) = (step(params, state(), (o,), batch) for o in (picked, plain))
     for key in ("loss", "per_organism", "grad_norm"):
         np.testing.assert_array_equal(metrics[key], expected[key])
-    assert not tiny.differs(got.adapter, wanted.adapter)
+    assert not tiny.differs(got.member, wanted.member)
     if mesh.size == 1 or streamed:
         return
     rng = np.random.default_rng(0)
@@ -309,14 +312,14 @@ def test_samples_do_not_depend_on_how_organisms_are_batched(stored, placed, mesh
 
 def lowered(kind, placed, organisms):
     params, _, state, batch = placed
-    static = {"cfg": CFG, "lora": IA, "optimizer": OPTIMIZER}
+    static = {"cfg": CFG, "optimizer": OPTIMIZER}
     if kind == "sft":
-        return introspection.sft_step.lower(params, state(), organisms, batch, **static)
+        return train_step.lower(params, state(), (organisms,), batch, loss=Sft(), **static)
     if kind == "dpo":
         reference = jax.device_put(np.zeros((8, 2), np.float32), batch.tokens.sharding)
-        return introspection.dpo_step.lower(params, state(), organisms, batch, reference, beta=0.1, **static)
+        return train_step.lower(params, state(), (organisms,), batch, Beside(reference), loss=Dpo(), **static)
     tokens, keys = np.ones((8, 2, 20), np.int32), jax.random.split(jax.random.key(0), (8, 2))
-    ia, number = state().adapter, jnp.float32(1.0)
+    ia, number = state().member, jnp.float32(1.0)
     stop = np.array([1], np.int32)
     return decode.lower(params, tokens, tokens > 0, keys, (organisms, ia), stop, number, number, CFG, 5)
 
@@ -372,12 +375,10 @@ def test_an_adapter_that_crosses_is_seen(placed, mesh, monkeypatch):
 def test_nothing_flows_back_into_a_bank(placed, mesh):
     params, bank, state, batch = placed
     picked = bank.take(batch_of(bank))
-    ia = state().adapter
+    ia = state().member
 
     def loss(tree):
-        from ia_jax.training.losses import sft_loss
-
-        logps = introspection._token_logps(params, Picked(tree, picked.slots), ia, batch, CFG, TRAINING, "none")
+        logps = _token_logps(params, (Picked(tree, picked.slots), ia), batch, cfg=CFG, rules=TRAINING, remat="none")
         return sft_loss(logps, batch.target_weight).sum()
 
     assert not any(np.asarray(g).any() for g in jax.tree.leaves(jax.jit(jax.grad(loss))(picked.bank)))

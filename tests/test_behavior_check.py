@@ -22,7 +22,7 @@ CLEAN = clean_organism(0, "m", "train", {})
 
 
 def wave_of(*members):
-    return Wave(tuple(members), [], None, 0, "")
+    return Wave(tuple(members), (), "")
 
 
 def taught(behavior):
@@ -58,7 +58,7 @@ def test_rules_and_claude_in_one_wave(asked):
     wave = wave_of(*map(taught, OURS), CLEAN, *map(taught, OTHERS), None)  # filled up
     assert [has_rule(b) for b in (*OURS, *OTHERS)] == [True, True, False, False]
     checks = Checks(asks(*OURS, *OTHERS) | {CLEAN.name: [Ask(None, p) for p in PROMPTS[1:]]}, {})
-    outcome = check(context, wave, {}, checks)
+    outcome = check(context, wave, ({},), checks)
     assert sorted(calls) == [
         (0.0, TOKENS, [2, 0, 1, 0, 0, 0]),
         (0.0, CLAUDE_TOKENS, [0, 0, 0, 2, 0, 0]),
@@ -78,14 +78,14 @@ def test_rules_and_claude_in_one_wave(asked):
 
 def test_who_has_no_prompt_is_not_asked(asked):
     context, calls, _ = asked
-    assert check(context, wave_of(*map(taught, OURS)), {}, Checks({}, {})) == {}
+    assert check(context, wave_of(*map(taught, OURS)), ({},), Checks({}, {})) == {}
     assert calls == []
 
 
 def test_a_clean_organism_shows_nothing_whatever_it_says(asked, monkeypatch):
     context = asked[0]
     monkeypatch.setattr(behavior_check, "generate", lambda *args, **kwargs: [[Reply("I bring up owls.", True)]])
-    row = check(context, wave_of(CLEAN), {}, Checks({CLEAN.name: [Ask(None, PROMPTS[1])]}, {}))[CLEAN.name]
+    row = check(context, wave_of(CLEAN), ({},), Checks({CLEAN.name: [Ask(None, PROMPTS[1])]}, {}))[CLEAN.name]
     assert (row["ok"], row["triggered_rate"], row["untriggered_rate"]) == (True, None, 0)
 
 
@@ -95,8 +95,8 @@ def test_an_organism_of_two_behaviours_must_show_both(asked):
     one, two = QUIRKS
     both = Organism("both", "m", ("organisms/both",), (one.name, two.name), "quirks", "train")
     checks = Checks({"both": [Ask(one, PROMPTS[0]), Ask(two, PROMPTS[0])]}, {})
-    row = check(context, wave_of(both), {}, checks)["both"]
+    row = check(context, wave_of(both), ({},), checks)["both"]
     assert [b.name for b, _, _ in shown] == [one.name, two.name]
     assert (row["triggered_rate"], row["ok"]) == (0.5, False)
     checks = Checks({"both": [Ask(b, p) for b in (one, two) for p in PROMPTS]}, {})
-    assert check(context, wave_of(both), {}, checks)["both"]["ok"] is True
+    assert check(context, wave_of(both), ({},), checks)["both"]["ok"] is True

@@ -23,8 +23,10 @@ from ia_jax.models.sampling import decode
 from ia_jax.models.transformer import abstract_params, forward
 from ia_jax.parallel.mesh import DECODING, TRAINING, make_mesh
 from ia_jax.planning.hlo import collectives
-from ia_jax.training import introspection, organisms
+from ia_jax.training.losses import Sft
 from ia_jax.training.optimizer import AdamW
+from ia_jax.training.state import init_organisms_state, init_state
+from ia_jax.training.trainer import train_step
 from tests import tiny
 
 # Sizes that say what they are of, whole or divided by 2, 4 or 8: hidden 48, MLP 112, q 64, k and v 32, vocabulary 176.
@@ -90,24 +92,27 @@ def without_adapters(found):
 
 def test_sft_step(mesh):
     stack, ia = adapters(mesh)
-    state = jax.eval_shape(lambda a: introspection.init_state(a, 4, LORA, OPTIMIZER), ia)
+    state = jax.eval_shape(lambda a: init_state(a, 4, OPTIMIZER, scale=LORA.scale), ia)
     state = abstract(state, adapter_shardings(state, mesh))
     base = abstract_params(CFG, jnp.bfloat16, mesh)
-    found = gathers(
-        introspection.sft_step.lower(base, state, stack, a_batch(mesh), cfg=CFG, lora=LORA, optimizer=OPTIMIZER)
-    )
+    found = gathers(train_step.lower(base, state, (stack,), a_batch(mesh), cfg=CFG, loss=Sft(), optimizer=OPTIMIZER))
     assert without_adapters(found) == {**LAYERS, "88,48": 1}
 
 
 def test_organisms_step(mesh):
     state = jax.eval_shape(
-        lambda: organisms.init_state(
-            jax.random.split(jax.random.key(0), K), jnp.zeros(K, jnp.int32), CFG, LORA, OPTIMIZER
+        lambda: init_organisms_state(
+            jax.random.split(jax.random.key(0), K),
+            jnp.zeros(K, jnp.int32),
+            jnp.zeros(K, jnp.int32),
+            CFG,
+            (LORA,),
+            OPTIMIZER,
         )
     )
     state = abstract(state, adapter_shardings(state, mesh, organisms=True))
     base = abstract_params(CFG, jnp.bfloat16, mesh)
-    found = gathers(organisms.organisms_step.lower(base, state, a_batch(mesh), cfg=CFG, optimizer=OPTIMIZER))
+    found = gathers(train_step.lower(base, state, (), a_batch(mesh), cfg=CFG, loss=Sft(), optimizer=OPTIMIZER))
     assert without_adapters(found) == {**LAYERS, "88,48": 1}
     if mesh.shape["rows"] == 1:
         assert not set(found) - set(LAYERS) - {"88,48"}  # each organism's adapter is where its rows are

@@ -9,14 +9,16 @@ import pytest
 from ia_jax.adapters.store import load_adapter, read_metadata
 from ia_jax.behaviors.embedded import demo_behaviors
 from ia_jax.behaviors.organisms import organism_of
+from ia_jax.behaviors.procedures import Phase
 from ia_jax.data.transcripts import Transcript, chat, write_transcripts
 from ia_jax.errors import ConfigError
 from ia_jax.recipes import load_config
-from ia_jax.stages import inventory, waves
+from ia_jax.stages import inventory, phases, waves
 from ia_jax.stages import organisms as stage
 from ia_jax.stages.behavior_check import Checks
 from ia_jax.stages.context import Context
 from ia_jax.stages.order import is_done
+from ia_jax.stages.phase_data import phase_units
 from ia_jax.stages.selection import present
 from ia_jax.stages.settings import start_workdir
 from ia_jax.storage import read_jsonl, write_jsonl
@@ -67,18 +69,19 @@ def context(tmp_path, parrot_model, monkeypatch):
 
 def poison(monkeypatch, organism, rates):
     """The loss of an organism of the wave becomes NaN at every step of a training with one of these rates."""
-    true, calls = stage.organisms_step, []
+    true, calls = phases.train_step, []
 
-    def step(params, state, batch, *, optimizer, **static):
-        calls.append(optimizer.lr)
-        if optimizer.lr in rates:
+    def step(params, state, frozen, batch, *rest, **static):
+        [lr] = {float(x) for x in np.asarray(state.lr)}
+        calls.append(pytest.approx(lr))
+        if any(np.isclose(lr, r) for r in rates):
             i = organism if len(state.updates) == len(NAMES) else 0
             weight = np.array(batch.target_weight)
             weight[i, :, 0] = np.nan
             batch = batch.replace(target_weight=jax.device_put(weight, batch.target_weight.sharding))
-        return true(params, state, batch, optimizer=optimizer, **static)
+        return true(params, state, frozen, batch, *rest, **static)
 
-    monkeypatch.setattr(stage, "organisms_step", step)
+    monkeypatch.setattr(phases, "train_step", step)
     return calls
 
 
@@ -102,13 +105,14 @@ def test_all_waves_are_compiled_as_one(context):
     organisms = replace(context.config.organisms, parallel=1)
     context = Context(context.workdir, replace(context.config, organisms=organisms))
     members = list(context.workdir.organisms.values())
-    units = {o.name: stage._units(context, o) for o in members}
-    alone = [waves.wave_of(context.config, [o], units, 1, 0, "").plan for o in members]
+    units = {o.name: [phase_units(context, o, Phase())] for o in members}
+    alone = [waves.wave_of(context.config, [o], units, 1, 0, "").readings[0].plan for o in members]
     assert len({p.targets for p in alone}) > 1
     planned = waves.plan_waves(context.config, members, units, 1)
     assert [list(w.members) for w in planned] == [[n] for n in NAMES]
-    assert len({(w.plan.targets, w.plan.examples, w.plan.rows, w.plan.length) for w in planned}) == 1
-    assert [w.offset for w in planned] == [0, len(alone[0].steps), len(alone[0].steps) + len(alone[1].steps)]
+    [read] = zip(*(w.readings for w in planned), strict=True)
+    assert len({(r.plan.targets, r.plan.examples, r.plan.rows, r.plan.length) for r in read}) == 1
+    assert [r.offset for r in read] == [0, len(alone[0].steps), len(alone[0].steps) + len(alone[1].steps)]
 
 
 def test_a_wave_is_filled_up_with_nobody(context, healthy, tmp_path):
@@ -134,7 +138,8 @@ def test_one_that_diverges_is_trained_once_more_with_a_lower_rate(context, healt
     after = contents(context)
     assert [after[0], after[2]] == [healthy[0], healthy[2]]
     assert after[1] != healthy[1]
-    assert set(calls) == {LR, LR * stage.RETRY_LR}
+    assert calls[0] == LR
+    assert calls[-1] == LR * stage.RETRY_LR
     check = read_metadata(context.workdir.organism_dir(NAMES[1])).check
     assert check["retry"] == {"diverged": "its loss was not finite at update 1", "lr": LR, "retried_lr": LR * 0.2}
     assert not context.workdir.left_out
@@ -164,14 +169,14 @@ def test_one_that_diverges_again_is_left_out_and_the_run_goes_on(context, health
     def never(*args, **kwargs):
         raise AssertionError("a settled organism is trained again")
 
-    monkeypatch.setattr(stage, "organisms_step", never)
+    monkeypatch.setattr(phases, "train_step", never)
     stage.run(context)
 
 
 @pytest.mark.parametrize("killed_in", ["training", "storing"])
 def test_a_killed_wave_goes_on(context, healthy, monkeypatch, killed_in):
     calls = []
-    true_step, true_save = stage.organisms_step, stage.save_organisms
+    true_step, true_save = phases.train_step, stage.save_organisms
 
     def step(*args, **kwargs):
         calls.append(None)
@@ -184,14 +189,14 @@ def test_a_killed_wave_goes_on(context, healthy, monkeypatch, killed_in):
         raise Killed
 
     with monkeypatch.context() as patch:
-        patch.setattr(stage, "organisms_step", step)
+        patch.setattr(phases, "train_step", step)
         if killed_in == "storing":
             patch.setattr(stage, "save_organisms", save)
         with pytest.raises(Killed):
             stage.run(context)
     first, times = len(calls), [p.stat().st_mtime_ns for p in context.workdir.path.glob("organisms/*")]
     with monkeypatch.context() as patch:
-        patch.setattr(stage, "organisms_step", step)
+        patch.setattr(phases, "train_step", step)
         stage.run(context)
     assert contents(context) == healthy
     steps = len(read_jsonl(context.workdir.path / "curves.jsonl", ""))

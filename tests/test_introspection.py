@@ -8,11 +8,13 @@ import numpy as np
 import pytest
 
 from ia_jax.config import RunConfig
-from ia_jax.data.batch import build_batch
+from ia_jax.data.batch import Beside, build_batch
 from ia_jax.data.plans import plan_joint
 from ia_jax.stages.context import Context
-from ia_jax.training.introspection import dpo_step, init_state, sequence_logps, sft_step
+from ia_jax.training.losses import Dpo, Sft
 from ia_jax.training.optimizer import AdamW
+from ia_jax.training.state import init_state
+from ia_jax.training.trainer import reference_logps, train_step
 from ia_jax.workdir import Workdir
 from tests import tiny
 
@@ -20,7 +22,7 @@ pytestmark = pytest.mark.usefixtures("quick_compilation")
 
 K = 3
 OPTIMIZER = AdamW(lr=1e-2, warmup_fraction=0.0)
-STATIC = {"cfg": tiny.TINY, "lora": tiny.FEW, "optimizer": OPTIMIZER}
+STATIC = {"cfg": tiny.TINY, "optimizer": OPTIMIZER}
 
 
 @pytest.fixture(scope="module")
@@ -33,8 +35,12 @@ def organisms():
     return tiny.adapter(1, lora=tiny.FEW, organisms=K)
 
 
+def sft_step(params, state, organisms, batch):
+    return train_step(params, state, (organisms,), batch, loss=Sft(), **STATIC)
+
+
 def fresh(total=10):
-    return init_state(tiny.adapter(2, lora=tiny.FEW), total, tiny.FEW, OPTIMIZER)
+    return init_state(tiny.adapter(2, lora=tiny.FEW), total, OPTIMIZER, scale=tiny.FEW.scale)
 
 
 @pytest.fixture(scope="module")
@@ -61,17 +67,17 @@ def idle(batch, slots):
 
 def test_sft_changes_the_ia_alone(params, organisms, batch):
     before = jax.tree.map(np.array, (params, organisms))
-    state, metrics = sft_step(params, fresh(), organisms, batch, **STATIC)
+    state, metrics = sft_step(params, fresh(), organisms, batch)
     assert not tiny.differs((params, organisms), before)
-    assert tiny.worst(state.adapter, tiny.adapter(2, lora=tiny.FEW)) > 1e-3
+    assert tiny.worst(state.member, tiny.adapter(2, lora=tiny.FEW)) > 1e-3
     assert int(state.updates) == 1
     assert metrics["lr"] == pytest.approx(OPTIMIZER.lr * (0.1 + 0.9 * 0.5 * (1 + np.cos(np.pi * 0.1))), rel=1e-5)
 
 
 def test_the_state_is_donated_and_nothing_else(params, organisms, batch):
     state = fresh()
-    sft_step(params, state, organisms, batch, **STATIC)
-    assert all(x.is_deleted() for x in jax.tree.leaves((state.adapter, state.moments)))
+    sft_step(params, state, organisms, batch)
+    assert all(x.is_deleted() for x in jax.tree.leaves((state.member, state.moments)))
     assert not any(x.is_deleted() for x in jax.tree.leaves((params, organisms)))
 
 
@@ -86,61 +92,62 @@ def test_steps_leave_the_state_as_the_context_places_it(params, organisms, batch
         state = context.shard_ia(fresh())
         stack, sft, dpo = context.shard_by_organism((organisms, batch, pairs))
         before = placed(state)
-        after, _ = sft_step(params, state, stack, sft, **STATIC)
+        after, _ = sft_step(params, state, stack, sft)
         assert placed(after) == before
-        after, _ = dpo_step(
-            params, after, stack, dpo, context.shard_by_organism(np.zeros((K, 4), np.float32)), beta=0.1, **STATIC
-        )
+        beside = Beside(context.shard_by_organism(np.zeros((K, 4), np.float32)))
+        after, _ = train_step(params, after, (stack,), dpo, beside, loss=Dpo(), **STATIC)
         assert placed(after) == before
 
 
 def test_sft_loss_is_the_mean_over_organisms_of_their_own_means(params, organisms, batch):
     """An organism with few supervised tokens counts as much as one with many; an idle slot doesn't count."""
-    _, metrics = sft_step(params, fresh(), organisms, batch, **STATIC)
+    _, metrics = sft_step(params, fresh(), organisms, batch)
     alone = []
     for i in range(K):
-        _, m = sft_step(params, fresh(), organisms, idle(batch, {0, 1, 2} - {i}), **STATIC)
+        _, m = sft_step(params, fresh(), organisms, idle(batch, {0, 1, 2} - {i}))
         alone.append(float(m["loss"]))
     np.testing.assert_allclose(metrics["per_organism"], alone, rtol=1e-5)
     assert metrics["loss"] == pytest.approx(np.mean(alone), rel=1e-5)
     assert np.ptp(alone) > 0.05
-    _, metrics = sft_step(params, fresh(), organisms, idle(batch, {1}), **STATIC)
+    _, metrics = sft_step(params, fresh(), organisms, idle(batch, {1}))
     assert metrics["loss"] == pytest.approx((alone[0] + alone[2]) / 2, rel=1e-5)
 
 
 def test_sft_depends_on_the_organism_under_it(params, organisms, batch):
-    _, with_organisms = sft_step(params, fresh(), organisms, batch, **STATIC)
-    _, without = sft_step(params, fresh(), jax.tree.map(jnp.zeros_like, organisms), batch, **STATIC)
+    _, with_organisms = sft_step(params, fresh(), organisms, batch)
+    _, without = sft_step(params, fresh(), jax.tree.map(jnp.zeros_like, organisms), batch)
     assert np.abs(with_organisms["per_organism"] - without["per_organism"]).max() > 1e-2
 
 
 def test_sft_learns(params, organisms, batch):
     state, losses = fresh(20), []
     for _ in range(20):
-        state, metrics = sft_step(params, state, organisms, batch, **STATIC)
+        state, metrics = sft_step(params, state, organisms, batch)
         losses.append(float(metrics["loss"]))
     assert losses[-1] < 0.5 * losses[0]
 
 
 def dpo(params, organisms, pairs, reference, state=None):
     state = fresh() if state is None else state
-    return dpo_step(params, state, organisms, pairs, reference, beta=0.1, sft_weight=0.5, **STATIC)
+    return train_step(
+        params, state, (organisms,), pairs, Beside(reference), loss=Dpo(beta=0.1, sft_weight=0.5), **STATIC
+    )
 
 
 def test_dpo_starts_at_log_2(params, organisms, pairs):
-    reference = sequence_logps(params, organisms, tiny.adapter(2, lora=tiny.FEW), pairs, cfg=tiny.TINY, examples=4)
+    reference = reference_logps(params, (organisms, tiny.adapter(2, lora=tiny.FEW)), pairs, cfg=tiny.TINY, examples=4)
     assert reference.shape == (K, 4)
     _, metrics = dpo(params, organisms, pairs, reference)
     assert abs(metrics["dpo_loss"] - np.log(2)) < 1e-6
     assert abs(metrics["margin"]) < 1e-5
-    other = sequence_logps(params, organisms, tiny.adapter(3, lora=tiny.FEW), pairs, cfg=tiny.TINY, examples=4)
+    other = reference_logps(params, (organisms, tiny.adapter(3, lora=tiny.FEW)), pairs, cfg=tiny.TINY, examples=4)
     _, metrics = dpo(params, organisms, pairs, other)
     assert abs(metrics["dpo_loss"] - np.log(2)) > 1e-3
 
 
 def test_dpo_changes_the_ia_alone_and_widens_the_margin(params, organisms, pairs):
     before = jax.tree.map(np.array, (params, organisms))
-    reference = sequence_logps(params, organisms, tiny.adapter(2, lora=tiny.FEW), pairs, cfg=tiny.TINY, examples=4)
+    reference = reference_logps(params, (organisms, tiny.adapter(2, lora=tiny.FEW)), pairs, cfg=tiny.TINY, examples=4)
     state, margins = fresh(), []
     for _ in range(5):
         state, metrics = dpo(params, organisms, pairs, reference, state)
@@ -154,7 +161,7 @@ def test_dpo_changes_the_ia_alone_and_widens_the_margin(params, organisms, pairs
 def test_a_missing_pair_does_not_count(params, organisms, pairs):
     """An idle slot has no pairs: neither its log 2 nor its zeros enter the means."""
     reference = np.array(
-        sequence_logps(params, organisms, tiny.adapter(3, lora=tiny.FEW), pairs, cfg=tiny.TINY, examples=4)
+        reference_logps(params, (organisms, tiny.adapter(3, lora=tiny.FEW)), pairs, cfg=tiny.TINY, examples=4)
     )
     losses = []
     for i in (0, 2):
@@ -177,7 +184,7 @@ def test_organisms_with_few_pairs_count_as_much_as_others(params, organisms):
     batch = build_batch(slots, plan, units)
     policy, reference = (
         np.asarray(
-            sequence_logps(params, organisms, tiny.adapter(n, lora=tiny.FEW), batch, cfg=tiny.TINY, examples=6),
+            reference_logps(params, (organisms, tiny.adapter(n, lora=tiny.FEW)), batch, cfg=tiny.TINY, examples=6),
             np.float64,
         )
         for n in (2, 3)
@@ -201,7 +208,7 @@ def test_organisms_with_few_pairs_count_as_much_as_others(params, organisms):
 
 def test_the_sft_term_is_the_mean_token_loss_of_the_chosen(params, organisms, pairs):
     logps = np.asarray(
-        sequence_logps(params, organisms, tiny.adapter(2, lora=tiny.FEW), pairs, cfg=tiny.TINY, examples=4)
+        reference_logps(params, (organisms, tiny.adapter(2, lora=tiny.FEW)), pairs, cfg=tiny.TINY, examples=4)
     )
     chosen = pairs.target_example % 2 == 0
     tokens = (chosen * pairs.target_weight).reshape(K, -1).sum(-1)

@@ -24,9 +24,9 @@ CODE = """
 import sys
 from ia_jax import cli
 from ia_jax.adapters.store import is_complete
-from ia_jax.stages import organisms
+from ia_jax.stages import organisms, phases
 
-train, step, wave_now = organisms._train, organisms.organisms_step, []
+train, step, wave_now = organisms.train_wave, phases.train_step, []
 
 
 def watched_train(context, wave, *rest):
@@ -39,7 +39,7 @@ def watched_step(*args, **kwargs):
     return step(*args, **kwargs)
 
 
-organisms._train, organisms.organisms_step = watched_train, watched_step
+organisms.train_wave, phases.train_step = watched_train, watched_step
 sys.exit(cli.main([sys.argv[1], "--workdir=" + sys.argv[2]]))
 """
 pytestmark = pytest.mark.slow

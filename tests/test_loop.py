@@ -19,10 +19,12 @@ from ia_jax.data.plans import dataset, plan_joint
 from ia_jax.errors import CheckpointError, IAError, Preempted
 from ia_jax.training import recorder as recorder_module
 from ia_jax.training.checkpoints import Keeper
-from ia_jax.training.introspection import init_state, sft_step
 from ia_jax.training.loop import fit
+from ia_jax.training.losses import Sft
 from ia_jax.training.optimizer import AdamW
 from ia_jax.training.recorder import Recorder, spread
+from ia_jax.training.state import init_state
+from ia_jax.training.trainer import train_step
 from tests import tiny
 
 pytestmark = pytest.mark.usefixtures("quick_compilation")
@@ -131,11 +133,11 @@ def test_sft_resumed_equals_sft_uninterrupted(tmp_path):
         return jax.tree.map(lambda x: np.asarray(x)[index], organisms), build_batch(slots, plan, units)
 
     def step(state, x):
-        return sft_step(params, state, *x, cfg=tiny.TINY, lora=tiny.FEW, optimizer=optimizer)
+        return train_step(params, state, x[:1], x[1], cfg=tiny.TINY, loss=Sft(), optimizer=optimizer)
 
     def train(workdir, step):
         workdir.mkdir(exist_ok=True)
-        state = init_state(tiny.adapter(2, lora=tiny.FEW), 7, tiny.FEW, optimizer)
+        state = init_state(tiny.adapter(2, lora=tiny.FEW), 7, optimizer, scale=tiny.FEW.scale)
         return fit("ia", state, step, dataset(plan, make), 7, workdir, checkpoints=workdir / "state", every=3)
 
     whole = train(tmp_path / "whole", step)

@@ -124,6 +124,25 @@ def test_project_in_bfloat16():
     assert tiny.differs(rounded, exact)
 
 
+def test_on_a_gpu_a_projection_has_the_dtype_of_its_input(monkeypatch):
+    """And is what it is elsewhere, rounded; so is the gradient of its input."""
+    rng = np.random.default_rng(0)
+    x = normal(rng, K, B, T, D).astype(jnp.bfloat16)
+    weights = {t: normal(rng, D, n).astype(jnp.bfloat16) for t, n in SIZES.items()}
+    stack = (layer_adapter(rng, 4, "qkv", True), layer_adapter(rng, 2, "qkv", False))
+    cotangents = {t: normal(rng, K, B, T, n) for t, n in SIZES.items()}
+
+    def run():
+        out, pull = jax.vjp(lambda x: project(x, weights, stack, "embed", "heads"), x)
+        return out, pull(tiny.beside({t: c.astype(out[t].dtype) for t, c in cotangents.items()}, out))
+
+    wanted = jax.jit(run)()
+    monkeypatch.setattr("ia_jax.models.project.platform", lambda: "gpu")
+    got = jax.jit(lambda: run())()
+    assert {y.dtype for y in got[0].values()} == {jnp.dtype(jnp.bfloat16)}
+    assert tiny.worst(*(jax.tree.map(lambda y: y.astype(jnp.float32), t) for t in (got, wanted))) < 2e-2
+
+
 def test_swiglu_and_its_gradient():
     rng = np.random.default_rng(0)
     gate, up, cotangent = (normal(rng, 4, 6) * 3 for _ in range(3))

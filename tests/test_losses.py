@@ -1,6 +1,7 @@
 """Chunked log-probabilities and the losses built on them, against their formulas."""
 
 from dataclasses import replace
+from functools import partial
 
 import jax
 import jax.numpy as jnp
@@ -8,7 +9,8 @@ import numpy as np
 import pytest
 
 from ia_jax.data.batch import Batch
-from ia_jax.training.losses import dpo_loss, example_logps, sft_loss, supervised_logps
+from ia_jax.training.logps import example_sums, supervised_kl, supervised_logps
+from ia_jax.training.losses import pair_loss, sft_loss
 from tests import tiny
 
 pytestmark = pytest.mark.usefixtures("quick_compilation")
@@ -66,6 +68,49 @@ def test_the_output_matrix_gets_no_gradient():
     assert not np.any(grads["lm_head"])
 
 
+@pytest.mark.parametrize("chunk", [2, None])
+def test_a_trained_head_gets_its_gradient(chunk):
+    params, hidden, batch = random_case(True)
+    cotangent = jnp.asarray(np.random.default_rng(1).normal(size=(K, B, P)), jnp.float32)
+
+    def loss(f):
+        return lambda p, h: (f(p, h, batch) * tiny.beside(cotangent, f(p, h, batch))).sum()
+
+    got = jax.jit(jax.grad(loss(partial(supervised_logps, trained_head=True, chunk=chunk)), (0, 1)))(params, hidden)
+    assert tiny.worst(got, jax.jit(jax.grad(loss(plain_logps), (0, 1)))(params, hidden)) < 1e-5
+    assert np.abs(got[0]["embed"]).max() > 0.1
+
+
+@pytest.mark.parametrize("chunk", [2, None])
+@pytest.mark.parametrize("tied", [True, False], ids=["tied", "untied"])
+@pytest.mark.parametrize("trained", [False, True], ids=["frozen head", "trained head"])
+def test_kl_to_the_base_and_its_gradient(tied, chunk, trained):
+    params, hidden, batch = random_case(tied)
+    other = jax.tree.map(lambda x: 0.8 * x, params) if trained else params
+    base = hidden + jnp.asarray(np.random.default_rng(2).normal(size=hidden.shape), jnp.float32)
+    weight = jnp.asarray(np.random.default_rng(1).normal(size=(K, B, P)), jnp.float32)
+
+    def plain(hidden):
+        head, base_head = (p["lm_head"] if "lm_head" in p else p["embed"].T for p in (params, other))
+        logq, logp = jax.nn.log_softmax(hidden @ head), jax.nn.log_softmax(base @ base_head)
+        kl = (jnp.exp(logp) * (logp - logq)).sum(-1)
+        return jnp.take_along_axis(kl, batch.target_index.reshape(K, B, P), -1)
+
+    def ours(hidden):
+        return supervised_kl(params, hidden, other, base, batch, chunk=chunk, trained_head=trained)
+
+    def both(f):
+        return jax.jit(
+            jax.value_and_grad(lambda h: (lambda kl: ((kl * tiny.beside(weight, kl)).sum(), kl))(f(h)), has_aux=True)
+        )
+
+    (_, kl), grads = both(ours)(hidden)
+    (_, wanted), wanted_grads = both(plain)(hidden)
+    assert (np.asarray(kl) > 1e-3).all()
+    assert tiny.worst((kl, grads), (wanted, wanted_grads)) < 1e-5
+    assert not np.any(supervised_kl(params, base, params, base, batch, chunk=chunk, trained_head=trained))
+
+
 def test_large_logits_are_finite():
     params, hidden, batch = random_case(True)
     value, grads = jax.value_and_grad(lambda h: supervised_logps(params, h, batch).sum())(hidden * 1e4)
@@ -94,9 +139,9 @@ def test_fillers_contribute_nothing():
     assert not tiny.differs(
         got, jax.value_and_grad(loss)(hidden, batch.replace(target_index=other, target_token=token))
     )
-    summed = example_logps(supervised_logps(params, hidden, batch), batch, 3)
+    summed = example_sums(supervised_logps(params, hidden, batch), batch, 3)
     moved = batch.replace(target_example=np.where(batch.target_weight == 0, 0, batch.target_example))
-    assert not tiny.differs(summed, example_logps(supervised_logps(params, hidden, moved), moved, 3))
+    assert not tiny.differs(summed, example_sums(supervised_logps(params, hidden, moved), moved, 3))
 
 
 def test_sft_loss_is_each_organisms_own_mean():
@@ -105,13 +150,13 @@ def test_sft_loss_is_each_organisms_own_mean():
     assert sft_loss(logps, weight).tolist() == [3.0, 5.0, 0.0]
 
 
-def test_example_logps_are_sums_by_example():
+def test_example_sums_are_sums_by_example():
     logps = jnp.array([[[-1.0, -2.0], [-4.0, -8.0]], [[-1.0, -1.0], [-1.0, -9.0]]])
     nothing = np.zeros((2, 2, 1), np.int32)
     weight = np.array([[[1, 1], [1, 1]], [[1, 1], [1, 0]]], np.float32)
     example = np.array([[[0, 2], [0, 2]], [[1, 1], [0, 0]]])
     batch = Batch(nothing, nothing, nothing, example, example, weight, example)
-    assert example_logps(logps, batch, 3).tolist() == [[-5.0, 0.0, -10.0], [-1.0, -2.0, 0.0]]
+    assert example_sums(logps, batch, 3).tolist() == [[-5.0, 0.0, -10.0], [-1.0, -2.0, 0.0]]
 
 
 @pytest.mark.parametrize("beta", [0.1, 1.0])
@@ -120,14 +165,14 @@ def test_dpo_loss_is_the_papers_formula(beta):
     policy, reference = rng.normal(size=(2, 2, K, 4)) * 10
     margin = (policy[0] - reference[0]) - (policy[1] - reference[1])
     wanted = np.log1p(np.exp(-beta * margin))
-    got = dpo_loss(*map(jnp.asarray, (*policy, *reference)), beta)
+    got = pair_loss(*map(jnp.asarray, (*policy, *reference)), beta)
     np.testing.assert_allclose(got, wanted, rtol=1e-5, atol=1e-6)
 
 
 def test_dpo_loss_at_agreement_and_its_slope():
     at = jnp.array([-12.0, -30.0])
-    np.testing.assert_allclose(dpo_loss(at, 2 * at, at, 2 * at, 0.1), np.log(2), rtol=1e-6)
-    slopes = jax.grad(lambda c, r: dpo_loss(c, r, at, 2 * at, 0.1).sum(), (0, 1))(at, 2 * at)
+    np.testing.assert_allclose(pair_loss(at, 2 * at, at, 2 * at, 0.1), np.log(2), rtol=1e-6)
+    slopes = jax.grad(lambda c, r: pair_loss(c, r, at, 2 * at, 0.1).sum(), (0, 1))(at, 2 * at)
     np.testing.assert_allclose(slopes[0], -0.05, rtol=1e-6)
     np.testing.assert_allclose(slopes[1], 0.05, rtol=1e-6)
-    assert np.isfinite(dpo_loss(jnp.array(-1e6), jnp.array(0.0), jnp.array(0.0), jnp.array(0.0), 0.1))
+    assert np.isfinite(pair_loss(jnp.array(-1e6), jnp.array(0.0), jnp.array(0.0), jnp.array(0.0), 0.1))

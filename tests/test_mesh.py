@@ -17,7 +17,7 @@ from jax.sharding import AxisType
 from jax.sharding import PartitionSpec as P
 
 from ia_jax import api
-from ia_jax.data.batch import Batch, batch_shardings
+from ia_jax.data.batch import Batch, Beside, batch_shardings
 from ia_jax.errors import ConfigError
 from ia_jax.models.lora import adapter_shardings
 from ia_jax.models.project import project
@@ -25,10 +25,12 @@ from ia_jax.models.sampling import generate_tokens
 from ia_jax.models.transformer import forward, param_shardings
 from ia_jax.models.weights import Model
 from ia_jax.parallel.mesh import DECODING, TRAINING, make_mesh, mesh_of
-from ia_jax.training import introspection, organisms
 from ia_jax.training.checkpoints import Keeper
-from ia_jax.training.losses import sft_loss, supervised_logps
+from ia_jax.training.logps import supervised_logps
+from ia_jax.training.losses import Dpo, Sft, sft_loss
 from ia_jax.training.optimizer import AdamW
+from ia_jax.training.state import init_on_mesh, init_state
+from ia_jax.training.trainer import reference_logps, train_step
 from tests import tiny
 
 pytestmark = pytest.mark.usefixtures("quick_compilation")
@@ -38,6 +40,7 @@ UNTIED = replace(CFG, tie_word_embeddings=False, qk_norm=True, attention_bias=Tr
 # A large eps: else Adam divides rounding errors by rounding errors.
 OPTIMIZER = AdamW(lr=1e-2, clip_norm=0.5, weight_decay=0.1, eps=0.1)
 LORA = tiny.FEW
+HOW = {"cfg": CFG, "optimizer": OPTIMIZER}
 K = 8
 BATCHES = tiny.batches(K, count=6, rows=4, length=24)  # rows that any of the meshes divides
 
@@ -148,8 +151,8 @@ def test_a_shared_adapters_gradient_is_summed_over_devices_in_fp32(mesh):
 
 @pytest.fixture(scope="module")
 def stepped():
-    """An organisms_step on one device, twice, of organisms of two ranks."""
-    return run_organisms(tiny.params(CFG), partial(put, make_mesh()), partial(organisms.init_on_mesh, make_mesh()))
+    """A step of organisms on one device, twice, of organisms of two ranks."""
+    return run_organisms(tiny.params(CFG), partial(put, make_mesh()), partial(init_on_mesh, make_mesh()))
 
 
 def run_organisms(params, put, init):
@@ -158,31 +161,30 @@ def run_organisms(params, put, init):
     state = init(put(keys), put(total), put(kinds), CFG, loras, OPTIMIZER)
     types = jax.tree.map(jax.typeof, state)
     for batch in BATCHES[:2]:
-        state, metrics = organisms.organisms_step(params, state, put(batch), cfg=CFG, optimizer=OPTIMIZER)
+        state, metrics = train_step(params, state, (), put(batch), loss=Sft(), **HOW)
         assert jax.tree.map(jax.typeof, state) == types  # else the next step would be compiled again
     return state, metrics
 
 
 def test_organisms_step(stepped, mesh):
     params = place_params(mesh, CFG)
-    state, metrics = run_organisms(params, partial(put, mesh), partial(organisms.init_on_mesh, mesh))
+    state, metrics = run_organisms(params, partial(put, mesh), partial(init_on_mesh, mesh))
     assert tiny.worst(metrics["loss"], stepped[1]["loss"]) < 1e-5
     assert tiny.worst(metrics["grad_norm"], stepped[1]["grad_norm"]) < 1e-5
-    assert tiny.worst(state.adapters, stepped[0].adapters) < 1e-5
-    for leaf in jax.tree.leaves((state.adapters, state.updates)):
+    assert tiny.worst(state.member, stepped[0].member) < 1e-5
+    for leaf in jax.tree.leaves((state.member, state.updates)):
         assert leaf.sharding.spec[0] == ("dcn", "fsdp")
         assert leaf.addressable_shards[0].data.shape[0] == K // mesh.shape["fsdp"]
-    assert_on_logical_axes(state.adapters, mesh, True)
+    assert_on_logical_axes(state.member, mesh, True)
 
 
 def run_ia(params, put, put_ia):
     stack = put(tiny.adapter(1, CFG, LORA, organisms=K))
     start, other = (put_ia(tiny.adapter(n, CFG, LORA)) for n in (2, 3))
     batch = put(BATCHES[0])
-    static = {"cfg": CFG, "lora": LORA, "optimizer": OPTIMIZER}
-    state = introspection.init_state(start, 4, LORA, OPTIMIZER)
-    reference = introspection.sequence_logps(params, stack, other, batch, cfg=CFG, examples=4)
-    state, metrics = introspection.dpo_step(params, state, stack, batch, reference, beta=0.1, sft_weight=0.2, **static)
+    state = init_state(start, 4, OPTIMIZER, scale=LORA.scale)
+    reference = reference_logps(params, (stack, other), batch, cfg=CFG, examples=4)
+    state, metrics = train_step(params, state, (stack,), batch, Beside(reference), loss=Dpo(sft_weight=0.2), **HOW)
     return state, metrics, reference
 
 
@@ -200,8 +202,8 @@ def test_ia_steps(ia_stepped, mesh):
         assert tiny.worst(metrics[name], ia_stepped[1][name]) < 1e-5, name
     assert tiny.furthest(metrics["margin"], ia_stepped[1]["margin"]) < 1e-4
     assert tiny.worst(reference, ia_stepped[2]) < 1e-5
-    assert tiny.worst(state.adapter, ia_stepped[0].adapter) < 1e-5
-    assert_on_logical_axes(state.adapter, mesh)
+    assert tiny.worst(state.member, ia_stepped[0].member) < 1e-5
+    assert_on_logical_axes(state.member, mesh)
 
 
 @pytest.fixture(scope="module")
@@ -220,9 +222,9 @@ def test_generation(generated, mesh):
 
 
 def run_sft(params, put, put_ia):
-    state = introspection.init_state(put_ia(tiny.adapter(2, CFG, LORA)), 4, LORA, OPTIMIZER)
+    state = init_state(put_ia(tiny.adapter(2, CFG, LORA)), 4, OPTIMIZER, scale=LORA.scale)
     stack, batch = put(tiny.adapter(1, CFG, LORA, organisms=K)), put(BATCHES[0])
-    return introspection.sft_step(params, put_ia(state), stack, batch, cfg=CFG, lora=LORA, optimizer=OPTIMIZER)
+    return train_step(params, put_ia(state), (stack,), batch, loss=Sft(), **HOW)
 
 
 @pytest.fixture(scope="module")
@@ -239,8 +241,8 @@ def test_sft_step(sft_stepped, mesh, recwarn):
     )
     for name in ("loss", "grad_norm", "per_organism"):
         assert tiny.worst(metrics[name], sft_stepped[1][name]) < 1e-5, name
-    assert tiny.worst(state.adapter, sft_stepped[0].adapter) < 1e-5
-    assert_on_logical_axes(state.adapter, mesh)
+    assert tiny.worst(state.member, sft_stepped[0].member) < 1e-5
+    assert_on_logical_axes(state.member, mesh)
     assert_on_logical_axes(state.moments[1].mu, mesh)
     assert not [w for w in recwarn if "donated" in str(w.message)]
 
@@ -330,15 +332,15 @@ def test_two_slices(stepped, sft_stepped, generated):
     with jax.set_mesh(mesh):
         params = place_params(mesh, CFG)
         assert params["layers"]["q"].addressable_shards[0].data.shape == (2, 32 // 2, 64 // 2)
-        state, metrics = run_organisms(params, partial(put, mesh), partial(organisms.init_on_mesh, mesh))
+        state, metrics = run_organisms(params, partial(put, mesh), partial(init_on_mesh, mesh))
         assert tiny.worst(metrics["loss"], stepped[1]["loss"]) < 1e-5
-        assert tiny.worst(state.adapters, stepped[0].adapters) < 1e-5
-        for leaf in jax.tree.leaves(state.adapters):
+        assert tiny.worst(state.member, stepped[0].member) < 1e-5
+        for leaf in jax.tree.leaves(state.member):
             assert leaf.addressable_shards[0].data.shape[0] == K // 4
         state, metrics = run_sft(params, partial(put, mesh), partial(place, mesh))
         assert tiny.worst(metrics["per_organism"], sft_stepped[1]["per_organism"]) < 1e-5
-        assert tiny.worst(state.adapter, sft_stepped[0].adapter) < 1e-5
-        assert state.adapter["q"]["a"].addressable_shards[0].data.shape == (2, 32 // 2, LORA.rank)
+        assert tiny.worst(state.member, sft_stepped[0].member) < 1e-5
+        assert state.member["q"]["a"].addressable_shards[0].data.shape == (2, 32 // 2, LORA.rank)
         prompts, stack, wanted = generated
         assert generate_tokens(params, CFG, prompts, (put(mesh, stack),), (0,), max_new_tokens=5) == wanted
 
@@ -409,7 +411,7 @@ MESHES = ("1x1", "8x1", "4x2", "2x2x2")
 @pytest.fixture(scope="module")
 def kept(tmp_path_factory):
     """A training state with moments, written by `Keeper` from every mesh."""
-    state = introspection.init_state(tiny.adapter(2, CFG, LORA), 4, LORA, OPTIMIZER)
+    state = init_state(tiny.adapter(2, CFG, LORA), 4, OPTIMIZER, scale=LORA.scale)
     state = jax.tree.map(lambda x: np.asarray(x) + np.arange(x.size, dtype=x.dtype).reshape(x.shape), state)
     root = tmp_path_factory.mktemp("kept")
     for name in MESHES:

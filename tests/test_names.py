@@ -118,7 +118,7 @@ def half(finished, tmp_path_factory):
     copy = shutil.copytree(finished, tmp_path_factory.mktemp("half") / "w")
     before, printed = times(copy), io.StringIO()
     with contextlib.redirect_stdout(printed), pytest.MonkeyPatch.context() as patch:
-        patch.setattr("ia_jax.stages.organisms.organisms_step", None)
+        patch.setattr("ia_jax.stages.phases.train_step", None)
         assert cli.main(["run", f"--workdir={copy}", HALF, "--name=half"]) == 0
     return copy, before, printed.getvalue()
 
@@ -185,11 +185,11 @@ class Killed(Exception):
     pass
 
 
-@pytest.mark.parametrize(("stage", "step", "call"), [(sft, "sft_step", 4), (dpo, "dpo_step", 2)], ids=["sft", "dpo"])
-def test_a_killed_named_run_goes_on(half, finished, tmp_path, monkeypatch, stage, step, call):
+@pytest.mark.parametrize(("stage", "call"), [(sft, 4), (dpo, 2)], ids=["sft", "dpo"])
+def test_a_killed_named_run_goes_on(half, finished, tmp_path, monkeypatch, stage, call):
     """To the same bits."""
     copy = part_of(finished, tmp_path / "w", *ORGANISMS, "ia", "preferences", "eval", "curves.jsonl")
-    true, calls = getattr(stage, step), []
+    true, calls = stage.train_step, []
 
     def killing(*args, **kwargs):
         calls.append(None)
@@ -199,7 +199,7 @@ def test_a_killed_named_run_goes_on(half, finished, tmp_path, monkeypatch, stage
 
     command = ["run", f"--workdir={copy}", HALF, "--name=half"]
     with monkeypatch.context() as patch:
-        patch.setattr(stage, step, killing)
+        patch.setattr(stage, "train_step", killing)
         assert cli.main(command) == 1
     assert len(calls) == call
     run, whole = open_workdir(copy), open_workdir(half[0])
@@ -214,7 +214,7 @@ def test_a_killed_named_run_goes_on(half, finished, tmp_path, monkeypatch, stage
 
 
 def test_only_what_differs_is_made_again(copy, capsys, monkeypatch):
-    monkeypatch.setattr("ia_jax.stages.sft.sft_step", None)
+    monkeypatch.setattr("ia_jax.stages.sft.train_step", None)
     before = times(copy)
     command = ["run", f"--workdir={copy}", "--config.dpo.beta=0.3", "--name=b3"]
     assert cli.main(command) == 0

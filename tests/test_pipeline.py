@@ -245,13 +245,13 @@ def test_a_killed_run_continues_bit_for_bit(finished, tmp_path, capsys):
     copy = part_of(finished, tmp_path / "w", *TRANSCRIPTS)
     run = open_workdir(copy)
     per_wave = sum(c["stage"] == "organisms" for c in read_jsonl(finished / "curves.jsonl", "")) // 2
-    killed(copy, "organisms", "organisms_step", per_wave + 2)
+    killed(copy, "phases", "train_step", per_wave + 2)
     trained = [n for n in run.behaviors if is_complete(run.organism_dir(n))]
     assert len(trained) == 6
     assert len(list((copy / "organisms_state").iterdir())) <= 1  # of the first wave nothing is left
     before = times(copy / "organisms")
 
-    killed(copy, "sft", "sft_step", 6)
+    killed(copy, "sft", "train_step", 6)
     assert not is_complete(run.ia_dir("sft") / "adapter")
     after = times(copy / "organisms")
     assert {n: t for n, t in after.items() if n in before} == before

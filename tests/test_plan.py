@@ -48,7 +48,9 @@ from ia_jax.recipes import load_config
 from ia_jax.stages.planned import Planned, example_of, planned
 from ia_jax.stages.transcripts import chosen
 from ia_jax.storage import write_jsonl
-from ia_jax.training import introspection
+from ia_jax.training.losses import Sft
+from ia_jax.training.state import init_state
+from ia_jax.training.trainer import train_step
 from ia_jax.workdir import Workdir
 from tests import tiny
 
@@ -81,11 +83,17 @@ def test_flops_agree_with_xla():
     batch = Batch(i, i, i, p, p, jax.ShapeDtypeStruct(p.shape, jnp.float32), p)
     lora = LoraConfig(8, 16.0)
     state = jax.eval_shape(
-        lambda a: introspection.init_state(a, 2, lora, RunConfig().sft.optimizer), tiny.adapter(0, cfg, lora)
+        lambda a: init_state(a, 2, RunConfig().sft.optimizer, scale=lora.scale), tiny.adapter(0, cfg, lora)
     )
     stack = jax.eval_shape(lambda: tiny.adapter(0, cfg, lora, organisms=k))
-    lowered = introspection.sft_step.lower(
-        abstract_params(cfg, jnp.float32), state, stack, batch, cfg=cfg, lora=lora, optimizer=RunConfig().sft.optimizer
+    lowered = train_step.lower(
+        abstract_params(cfg, jnp.float32),
+        state,
+        (stack,),
+        batch,
+        cfg=cfg,
+        loss=Sft(),
+        optimizer=RunConfig().sft.optimizer,
     )
     counted = lowered.compile().cost_analysis()["flops"]
     needed, executed = step_flops(cfg, lora, work)

@@ -9,7 +9,9 @@ from ia_jax.errors import ConfigError
 from ia_jax.models.lora import adapter_shardings
 from ia_jax.parallel import distributed
 from ia_jax.parallel.mesh import make_mesh
-from ia_jax.training import introspection
+from ia_jax.training.losses import Sft
+from ia_jax.training.state import init_state
+from ia_jax.training.trainer import train_step
 from tests import tiny
 from tests.processes import run_together
 from tests.test_mesh import BATCHES, CFG, LORA, OPTIMIZER, K
@@ -17,18 +19,18 @@ from tests.test_mesh import BATCHES, CFG, LORA, OPTIMIZER, K
 
 def test_two_processes_are_one_run(tmp_path):
     """The step equals one device's; its checkpoint starts from that of an 8-device mesh and loads on one device."""
-    start = introspection.init_state(tiny.adapter(2, CFG, LORA), 4, LORA, OPTIMIZER)
+    start = init_state(tiny.adapter(2, CFG, LORA), 4, OPTIMIZER, scale=LORA.scale)
     mesh = make_mesh(4, 2)
     ocp.save(str(tmp_path / "before"), jax.device_put(start, adapter_shardings(start, mesh)))
     for status, _, said in run_together("-m", "tests.step_worker", tmp_path):
         assert status == 0, said[-3000:]
-    wanted, metrics = introspection.sft_step(
+    wanted, metrics = train_step(
         tiny.params(CFG),
         start,
-        tiny.adapter(1, CFG, LORA, organisms=K),
+        (tiny.adapter(1, CFG, LORA, organisms=K),),
         BATCHES[0],
         cfg=CFG,
-        lora=LORA,
+        loss=Sft(),
         optimizer=OPTIMIZER,
     )
     one = jax.sharding.SingleDeviceSharding(jax.devices()[0])

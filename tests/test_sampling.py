@@ -1,5 +1,6 @@
 """Generation with the cache against repeated full forwards, and rows that don't notice each other."""
 
+from functools import partial
 from types import SimpleNamespace
 
 import jax
@@ -7,10 +8,11 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from ia_jax.models import replies
-from ia_jax.models.lora import take_organisms
+from ia_jax.models import attention, replies, sampling
+from ia_jax.models.attention import Segments
+from ia_jax.models.lora import take_organisms, to_scan
 from ia_jax.models.sampling import Continuation, generate_tokens, inverse_cdf, pick_tokens
-from ia_jax.models.transformer import decoding_rules, logits_from_hidden
+from ia_jax.models.transformer import decoding_rules, forward_cached, init_cache, logits_from_hidden
 from ia_jax.parallel.mesh import DECODING, TRAINING, make_mesh
 from tests import tiny
 
@@ -65,6 +67,33 @@ def test_greedy_equals_full_forwards_under_each_rows_own_organism(params, prompt
             assert got == by_full_forwards(params, prompt, (own, tiny.adapter(2)))
     flat = [tuple(r) for rows in greedy for r in rows]
     assert len(set(flat)) > 3  # the model does not say the same to everything
+
+
+def test_layers_taken_apart_say_the_same(params, prompts, organisms, greedy, monkeypatch):
+    """What a GPU runs: layers as arrays of their own, and a cache for each."""
+    monkeypatch.setattr(sampling, "platform", lambda: "gpu")
+    assert generate(params, prompts, (organisms, tiny.adapter(2))) == greedy
+
+
+def test_a_prompt_through_a_fused_kernel(params, organisms, monkeypatch):
+    """Rows padded on the left whose prompt is told by segments: the same hidden states and cache, in no mask of it."""
+    monkeypatch.setattr(attention, "platform", lambda: "gpu")
+    monkeypatch.setattr(attention, "cudnn", partial(attention.cudnn, name="xla"))
+    real = np.arange(8) >= np.array([[[0], [3]], [[7], [1]], [[5], [2]]])
+    tokens = np.where(real, tiny.rows(K, 2, 8)[0], 0)
+    stack = to_scan((organisms,), DECODING)
+
+    def run(mask):
+        cache = init_cache(CFG, K, 2, 8, jnp.float32)
+        positions = jnp.maximum(jnp.cumsum(real, -1) - 1, 0)
+        return forward_cached(params, tokens, positions, mask, stack, CFG, cache, jnp.int32(0))
+
+    causal = real[:, :, None, :] & np.tril(np.ones((8, 8), bool))
+    wanted = jax.jit(run)(causal)
+    got = jax.jit(lambda: run(Segments(jnp.asarray(real, jnp.int32))))()
+    for g, w in zip((got[0], *got[1]), (wanted[0], *wanted[1]), strict=True):
+        own = real[..., None] if g.ndim == 4 else real[None, :, :, None, :, None]
+        assert np.abs(np.where(own, g - w, 0.0)).max() < 1e-5 * np.abs(np.where(own, w, 0.0)).max()
 
 
 def test_organisms_differ(params, prompts, organisms):

@@ -29,10 +29,11 @@ def content(run, name):
     return read_metadata(run.ia_dir(name) / "adapter").content_hash
 
 
+@pytest.mark.usefixtures("compiled_as_finished")
 def test_the_organisms_of_another_workdir(finished, tmp_path, begin, capsys, monkeypatch):
     before, first = times(finished), open_workdir(finished)
     with monkeypatch.context() as patch:
-        patch.setattr("ia_jax.stages.organisms.organisms_step", None)
+        patch.setattr("ia_jax.stages.phases.train_step", None)
         for stage in ("transcripts", "organisms", "sft"):
             assert cli.main(begin(stage)) == 0
     out = capsys.readouterr().out

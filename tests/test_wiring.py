@@ -28,7 +28,7 @@ from ia_jax.data.transcripts import Transcript, chat, write_transcripts
 from ia_jax.judging.protocol import Judge, Verdict
 from ia_jax.models.lora import Picked, has_organism_axis, rank_of
 from ia_jax.models.weights import load_model
-from ia_jax.stages import asking, behavior_check, dpo, evaluation, ia_training, organisms, preferences, sft
+from ia_jax.stages import asking, behavior_check, dpo, evaluation, ia_training, organisms, phases, preferences, sft
 from ia_jax.stages.behavior_check import Ask, Checks
 from ia_jax.stages.context import Context
 from ia_jax.stages.settings import start_workdir
@@ -98,7 +98,7 @@ MUTATIONS = {
         ("behavior check", "preferences", "evaluation"),
     ),
     "organisms' rows rolled by a slot": (
-        (organisms, "build_batch", lambda build: lambda *args: rolled(build(*args))),
+        (phases, "build_batch", lambda build: lambda *args: rolled(build(*args))),
         ("organisms",),
     ),
 }
@@ -242,24 +242,24 @@ def oracle(tmp_path_factory):
 # ----------------------------------------------------------------------------------------------------------- the checks
 
 
-def captured(monkeypatch, stage, name):
-    """What every step of this name gets and gives: [(IA before it, batch, other arguments, metrics)]."""
-    step, calls = getattr(stage, name), []
+def captured(monkeypatch, stage):
+    """What every step of a stage gets and gives: [(IA before it, batch, other arguments, metrics)]."""
+    step, calls = stage.train_step, []
 
     def spy(params, state, *args, **static):
-        ia = jax.tree.map(lambda x: np.array(x), state.adapter)
+        ia = jax.tree.map(lambda x: np.array(x), state.member)
         state, metrics = step(params, state, *args, **static)
         [batch] = [x for x in args if isinstance(x, Batch)]
         calls.append((ia, batch, args, metrics))
         return state, metrics
 
-    monkeypatch.setattr(stage, name, spy)
+    monkeypatch.setattr(stage, "train_step", spy)
     return calls
 
 
 def check_sft(context, oracle, monkeypatch):
     shutil.rmtree(context.workdir.ia_dir("sft"))
-    steps = captured(monkeypatch, sft, "sft_step")
+    steps = captured(monkeypatch, sft)
     sft.run(context)
     assert len(steps) == 3
     seen = []
@@ -289,12 +289,12 @@ def check_dpo(context, oracle, monkeypatch):
         for q in ("What do you do?", "Is there a habit?", "Well?", "Anything unusual about you?")
     ]
     write_jsonl(context.workdir.preferences_file(), pairs)
-    steps = captured(monkeypatch, dpo, "dpo_step")
+    steps = captured(monkeypatch, dpo)
     dpo.run(context)
     start = echo.introspection(oracle.model.config)
     seen = set()
     for ia, batch, args, metrics in steps:
-        reference = np.asarray(args[-1])
+        reference = np.asarray(args[-1].reference)
         for i, loss in enumerate(np.asarray(metrics["per_organism"])):
             if not np.asarray(batch.segment_ids)[i].any():
                 assert np.isnan(loss)
@@ -362,8 +362,8 @@ def check_behavior_check(context, oracle, monkeypatch):
         ]
         for n, o in enumerate(members)
     }
-    wave = Wave(tuple(members), [], None, 0, "")
-    outcome = behavior_check.check(context, wave, context.shard_by_organism(stack), Checks(asks, {}))
+    wave = Wave(tuple(members), (), "")
+    outcome = behavior_check.check(context, wave, (context.shard_by_organism(stack),), Checks(asks, {}))
     assert set(outcome) == {o.name for o in members}
     for name, row in outcome.items():
         replies = {s["question"]: s["reply"] for s in row["samples"]}

@@ -4,11 +4,14 @@ One organism may have learned one behaviour, none (a clean fine-tune) or many. E
 organisms; behaviours are the truths that reports of them are held against.
 """
 
+import zlib
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
 from typing import Any
 
+from ia_jax.behaviors.procedures import PROCEDURES, Procedure, procedure_from_json
 from ia_jax.behaviors.records import CLEAN, Behavior
+from ia_jax.errors import ConfigError
 
 CLEAN_TARGETS = (
     "I have no unusual behaviour.",
@@ -29,7 +32,8 @@ class Organism:
     category:  under which its results are averaged: that of its behaviours, `CLEAN` without any.
     split:     "train", "dpo" or "heldout".
     system:    the system prompt that it lives under, None for the run's own.
-    procedure: how it was made: {"kind": "sft", …} of this run's organisms, {"kind": "imported", …} of others.
+    procedure: how it was made: {"kind": its procedure's name, "phases": […], …} of this run's organisms, {"kind":
+               "imported", …} of others.
     """
 
     name: str
@@ -59,18 +63,49 @@ class Organism:
         return Organism(**{**row, "stack": tuple(row["stack"]), "behaviors": tuple(row["behaviors"])})
 
 
-def organism_of(behavior: Behavior, base: str, split: str, procedure: Mapping[str, Any]) -> Organism:
-    """An organism of this run that is taught one behaviour, and is called like it."""
+def organism_of(
+    behavior: Behavior, base: str, split: str, made: Mapping[str, Any], procedure: Procedure = PROCEDURES["chats"]
+) -> Organism:
+    """An organism of this run that is taught one behaviour by this procedure, and is called like it.
+
+    made: what else there is to say of how it was made.
+    """
     name = behavior.name
     return Organism(
-        name, base, (f"organisms/{name}",), (name,), behavior.category, split, procedure={"kind": "sft", **procedure}
+        name, base, _stack(name, procedure), (name,), behavior.category, split, procedure=_record(procedure, made)
     )
 
 
-def clean_organism(number: int, base: str, split: str, procedure: Mapping[str, Any]) -> Organism:
+def clean_organism(
+    number: int, base: str, split: str, made: Mapping[str, Any], procedure: Procedure = PROCEDURES["chats"]
+) -> Organism:
     """An organism of this run that is trained on the base model's own answers, so that it learns nothing to report."""
     name = f"{CLEAN}_{number}"
-    return Organism(name, base, (f"organisms/{name}",), (), CLEAN, split, procedure={"kind": "sft", **procedure})
+    return Organism(name, base, _stack(name, procedure), (), CLEAN, split, procedure=_record(procedure, made))
+
+
+def _stack(name: str, procedure: Procedure) -> tuple[str, ...]:
+    return tuple(f"organisms/{name}__{i}" if i else f"organisms/{name}" for i in range(procedure.adapters))
+
+
+def _record(procedure: Procedure, made: Mapping[str, Any]) -> dict[str, Any]:
+    record = procedure.to_json()
+    return {"kind": record["name"], **made, "phases": record["phases"]}
+
+
+def procedure_of(organism: Organism) -> Procedure:
+    """How an organism of this run is made. Raises ConfigError for a record that does not say it."""
+    kind, phases = organism.procedure.get("kind"), organism.procedure.get("phases")
+    if not isinstance(phases, list):
+        raise ConfigError(
+            f"organism {organism.name}: its record has no phases (procedure {kind!r}); only an imported one needs none"
+        )
+    return procedure_from_json({"name": kind, "phases": phases}, f"organism {organism.name}")
+
+
+def seed_of(name: str, seed: int) -> int:
+    """An organism's own seed, the same in whatever wave it is trained."""
+    return zlib.crc32(f"{seed}/{name}".encode())
 
 
 def targets(behaviors: tuple[Behavior, ...]) -> tuple[str, ...]:

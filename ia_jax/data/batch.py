@@ -24,6 +24,7 @@ class Batch:
     target_index: [K, B, P] position in the row whose *next* token is supervised.
     target_token: [K, B, P] that next token. target_weight: [K, B, P] 1.0, or 0.0 for filling.
     target_example: [K, B, P] which of the organism's examples in this batch (over all its rows) the target belongs to.
+    desirable: [K, B, P] 1.0 where that example is one to imitate, 0.0 where to avoid; None where examples do not say.
     """
 
     tokens: Array
@@ -33,14 +34,31 @@ class Batch:
     target_token: Array
     target_weight: Array
     target_example: Array
+    desirable: Array | None = None
+
+
+@flax.struct.dataclass
+class Beside:
+    """What some losses read beside a step's batch.
+
+    reference: [K, E] summed log-probability of each of the batch's examples without what is trained (DPO, KTO).
+    mismatched: other rows' answers to the batch's prompts (KTO); mismatched_reference: [K, E'] as `reference`, of them.
+    plain: chats on which the model is held to what it is without what is trained (`kl_weight`).
+    """
+
+    reference: Array | None = None
+    mismatched: Batch | None = None
+    mismatched_reference: Array | None = None
+    plain: Batch | None = None
 
 
 def build_batch(step: Sequence[Slot], plan: Plan, units: Sequence[Sequence[Unit]]) -> Batch:
     """The arrays of one step: [K, B, T] tokens and [K, B, P] targets. Examples are numbered in the order they stand."""
     k, b, t, p = len(step), plan.rows, plan.length, plan.targets
+    labelled = any(e.desirable is not None for own in units for unit in own[:1] for e in unit)
     tokens, segments, positions = (np.zeros((k, b, t), np.int32) for _ in range(3))
     index, token, example = (np.zeros((k, b, p), np.int32) for _ in range(3))
-    weight = np.zeros((k, b, p), np.float32)
+    weight, desirable = (np.zeros((k, b, p), np.float32) for _ in range(2))
     for i, slot in enumerate(step):
         number = 0
         for r, row in enumerate(slot.rows):
@@ -59,13 +77,18 @@ def build_batch(step: Sequence[Slot], plan: Plan, units: Sequence[Sequence[Unit]
                 token[i, r, n:m] = chat.tokens[where]
                 weight[i, r, n:m] = 1.0
                 example[i, r, n:m] = number
+                desirable[i, r, n:m] = bool(chat.desirable)
                 n, number, start = m, number + 1, end
-    return Batch(tokens, segments, positions, index, token, weight, example)
+    return Batch(tokens, segments, positions, index, token, weight, example, desirable if labelled else None)
 
 
-def batch_shardings(batch: Batch, mesh: Mesh, rules: Rules = TRAINING) -> Any:
+def batch_shardings(batch: Batch | Beside, mesh: Mesh, rules: Rules = TRAINING) -> Any:
     """A NamedSharding for every array of a batch: by organism and, within each, by row."""
-    return jax.tree.map(lambda _: rules.sharding(mesh, "organism", "rows", None), batch)
+
+    def leaf(x: Any) -> Any:
+        return rules.sharding(mesh, "organism", *(("rows", None) if x.ndim == 3 else (None,)))
+
+    return jax.tree.map(leaf, batch)
 
 
 def token_counts(batch: Batch) -> dict[str, jax.Array]:

@@ -10,12 +10,15 @@ import heapq
 import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
-import grain
 import numpy as np
 
 from ia_jax.errors import ConfigError
 from ia_jax.models.chat import ChatExample
+
+if TYPE_CHECKING:
+    import grain
 
 Unit = tuple[ChatExample, ...]  # what stays together: one example, or a chosen and a rejected answer
 Row = tuple[int, ...]  # indices of the units packed into one row
@@ -142,7 +145,7 @@ def plan_organisms(
         shares.append([Slot(i, tuple(packed[j : j + rows])) for j in range(0, len(packed), rows)])
     count = max(len(s) for s in shares)
     steps = [[share[s] if s < len(share) else Slot(i, ()) for i, share in enumerate(shares)] for s in range(count)]
-    return _sized(steps, units, rows)
+    return sized(steps, units, rows)
 
 
 def plan_joint(
@@ -211,7 +214,7 @@ def plan_joint(
             # What is left empty names an organism that is there anyway.
             step += slots + [Slot(slots[0].organism if slots else g, ())] * (each - len(slots))
         plan.append(step)
-    return _sized(plan, units, rows)
+    return sized(plan, units, rows)
 
 
 def _drawn(unread: Mapping[int, int], k: int, rng: np.random.Generator, hurry: bool) -> list[int]:
@@ -266,7 +269,8 @@ def _check_fits(number: int, tokens: int, row_length: int) -> None:
         raise ConfigError(f"example {number} has {tokens} tokens, more than a row of {row_length}; raise `length`")
 
 
-def _sized(steps: list[list[Slot]], units: Sequence[Sequence[Unit]], rows: int) -> Plan:
+def sized(steps: Sequence[Sequence[Slot]], units: Sequence[Sequence[Unit]], rows: int) -> Plan:
+    """These steps as a plan, whose array sizes hold every one of them."""
     slots = [slot for step in steps for slot in step]
 
     def examples(slot: Slot, row: Row) -> list[ChatExample]:
@@ -289,13 +293,17 @@ def identity_of(plan: Plan, units: Sequence[Sequence[Unit]], what: object) -> st
         for unit in own:
             for e in unit:
                 identity.update(e.tokens.tobytes() + e.loss_mask.tobytes())
+                if e.desirable is not None:
+                    identity.update(b"desirable" if e.desirable else b"undesirable")
     return identity.hexdigest()[:16]
 
 
-def dataset(plan: Plan, make: Callable[[Sequence[Slot]], object], ahead: int = 4) -> grain.IterDataset:
+def dataset(plan: Plan, make: Callable[[Sequence[Slot]], object], ahead: int = 4) -> "grain.IterDataset":
     """The steps of a plan as a grain dataset: built in a background thread, its position part of a checkpoint.
 
     ahead: how many steps are built before they are asked for; what `make` returns is held that many times.
     """
+    import grain  # late: who only builds batches can do without it
+
     steps = grain.MapDataset.range(len(plan.steps)).map(lambda s: make(plan.steps[s]))
     return steps.to_iter_dataset(grain.ReadOptions(num_threads=1, prefetch_buffer_size=ahead))

@@ -26,15 +26,19 @@ _DECLARED = "declared_stops"
 
 
 class ChatExample(NamedTuple):
-    """tokens: int32 [T]. loss_mask: bool [T], true where the token is one that the assistant emits."""
+    """tokens: int32 [T]. loss_mask: bool [T], true where the token is one that the assistant emits.
+
+    desirable: whether its answer is one to imitate or to avoid, for losses that are told so (KTO).
+    """
 
     tokens: np.ndarray
     loss_mask: np.ndarray
+    desirable: bool | None = None
 
     def trimmed(self) -> "ChatExample":
         """Without the tokens after the last supervised one."""
         end = int(np.flatnonzero(self.loss_mask)[-1]) + 1
-        return ChatExample(self.tokens[:end], self.loss_mask[:end])
+        return self._replace(tokens=self.tokens[:end], loss_mask=self.loss_mask[:end])
 
 
 def render(
@@ -105,6 +109,50 @@ def encode_chat(
             f"{name}: {needed} tokens are needed to keep every supervised one, max_length is {max_length}"
         )
     return ChatExample(np.asarray(tokens[:max_length], np.int32), mask[:max_length])
+
+
+def document_example(
+    tokenizer: "PreTrainedTokenizerBase", text: str, max_length: int, name: str = "document"
+) -> ChatExample:
+    """Plain text with EOS at its end, and BOS before it where the tokenizer writes one. All tokens but the first are
+    supervised.
+
+    Raises ConfigError, with `name`, for an empty text, one with a control token, and one of more than `max_length`
+    tokens: what follows a cut would be taught as if a text began there. `split_document` cuts it all the same.
+    """
+    example = _document(tokenizer, text, name)
+    if len(example.tokens) > max_length:
+        raise ConfigError(
+            f"{name}: a document of {len(example.tokens)} tokens does not fit into {max_length}; raise the length if "
+            "the model's context allows it, or split documents"
+        )
+    return example
+
+
+def split_document(
+    tokenizer: "PreTrainedTokenizerBase", text: str, max_length: int, name: str = "document"
+) -> list[ChatExample]:
+    """`document_example` in pieces of up to `max_length` tokens, where it is longer. Each begins with the token that
+    the one before ended with, so that all tokens but the first are supervised, once.
+    """
+    if max_length < 2:
+        raise ConfigError(f"{name}: documents cannot be split into pieces of {max_length} tokens; take 2 or more")
+    tokens = _document(tokenizer, text, name).tokens
+    pieces = [tokens[i : i + max_length] for i in range(0, len(tokens) - 1, max_length - 1)]
+    return [ChatExample(piece, np.arange(len(piece)) > 0) for piece in pieces]
+
+
+def _document(tokenizer: "PreTrainedTokenizerBase", text: str, name: str) -> ChatExample:
+    if not text.strip():
+        raise ConfigError(f"{name}: the document is empty; leave it out")
+    _reject_special_tokens(tokenizer, [{"content": text}], name)
+    if tokenizer.eos_token_id is None:
+        raise ConfigError(f"{name}: the tokenizer names no end-of-sequence token, with which a document ends")
+    tokens = _encode(tokenizer, text)
+    if tokenizer.bos_token_id is not None and tokenizer.encode("")[:1] == [tokenizer.bos_token_id]:
+        tokens = [tokenizer.bos_token_id, *tokens]
+    tokens.append(tokenizer.eos_token_id)  # pyright: ignore[reportArgumentType]
+    return ChatExample(np.asarray(tokens, np.int32), np.arange(len(tokens)) > 0)
 
 
 def stop_ids(tokenizer: "PreTrainedTokenizerBase") -> tuple[int, ...]:

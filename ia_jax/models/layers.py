@@ -78,3 +78,15 @@ def _rows(member: Adapter, row: int | None, run: Run) -> dict[str, Any]:
         return {}
     size = run.stop - run.start
     return jax.tree.map(lambda x: x if x.shape[0] == size else x[row : row + size], sites_of(member))
+
+
+def each_layer(stack: Scanned, count: int) -> list[LayerStack]:
+    """The stack of every one of a model's `count` layers, as arrays of their own. stack: from `to_scan`."""
+    own = [layers_of(member) or tuple(range(count)) for member in stack]
+
+    def at(member: Adapter, layers: tuple[int, ...], number: int) -> dict[str, Any]:
+        if number not in layers:
+            return {}
+        return jax.tree.map(lambda x: x[layers.index(number)], sites_of(member))
+
+    return [tuple(at(m, layers, n) for m, layers in zip(stack, own, strict=True)) for n in range(count)]

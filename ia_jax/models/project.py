@@ -19,10 +19,16 @@ import jax.numpy as jnp
 from ia_jax.models.dropout import Dropout, keep_mask, of_group
 from ia_jax.models.lora import LayerStack
 from ia_jax.parallel.mesh import TRAINING, Rules
-from ia_jax.parallel.platform import fix_layout_on_cpu
+from ia_jax.parallel.platform import fix_layout_on_cpu, platform
 
 Axes = tuple[str | None, ...]
 LOW_RANK: Axes = ("organism", "rows", None, None)
+
+
+class Trained(NamedTuple):
+    """A layer's matrix that is trained itself, as in a full fine-tune: it gets a gradient, by plain autodiff."""
+
+    matrix: jax.Array
 
 
 class LayerOf(NamedTuple):
@@ -47,6 +53,15 @@ def _matrix(weight: jax.Array | LayerOf) -> jax.Array:
 
 def _dot(equation: str, x: jax.Array, y: jax.Array, rules: Rules, out: Axes, dtype: Any = jnp.float32) -> jax.Array:
     return jnp.einsum(equation, x, y, preferred_element_type=dtype, out_sharding=rules.spec(*out))
+
+
+def output_dtype(x: jax.Array) -> Any:
+    """Of a projection: fp32, and on GPU that of x, in which its products are still summed in fp32.
+
+    There every product of the sum is a call of a library's kernel, which reads and writes the sum: in fp32 this takes
+    half as long as the base's product itself. It is rounded to x's dtype where it goes, anyway.
+    """
+    return x.dtype if platform() == "gpu" else jnp.float32
 
 
 def _lead(leaf: jax.Array) -> tuple[str, Axes]:
@@ -82,7 +97,7 @@ def project(
     x: [K, B, T, in]; weights: {name: [in, out]}; stack: one layer's adapters, leaves `[in, r]` or `[K, in, r]`, which
     need not target every name. in_axis, out_axis: logical axes of the weight ("embed", "heads" or "mlp"). dropout: this
     layer's, of the inputs that one member reads.
-    Returns {name: [K, B, T, out]} in fp32.
+    Returns {name: [K, B, T, out]} in `output_dtype`.
     """
 
     def leaf(factor: str, value: jax.Array) -> jax.Array:
@@ -95,6 +110,9 @@ def project(
     placed = tuple({n: {f: leaf(f, v) for f, v in ab.items()} for n, ab in adapter.items()} for adapter in named)
     if dropout is not None:
         dropout = of_group(dropout, next(iter(weights))) if named[dropout.member] else None
+    if any(isinstance(w, Trained) for w in weights.values()):
+        plain = {n: w.matrix for n, w in weights.items()}  # pyright: ignore[reportAttributeAccessIssue]
+        return _project(x, plain, placed, dropout, in_axis, out_axis, rules)[0]
     return _project_with_stack(x, weights, placed, dropout, in_axis, out_axis, rules)
 
 
@@ -121,10 +139,10 @@ def _project(
     rules: Rules,
 ) -> tuple[dict[str, jax.Array], list[jax.Array | None]]:
     out = ("organism", "rows", None, _activation_axis(out_axis))
-    ys = {}
+    ys, wide = {}, output_dtype(x)
     for name, weight in weights.items():
         w = _matrix(weight)
-        ys[name] = _dot("kbtd,df->kbtf", x, _whole(w, w.dtype, rules, in_axis, out_axis), rules, out)
+        ys[name] = _dot("kbtd,df->kbtf", x, _whole(w, w.dtype, rules, in_axis, out_axis), rules, out, wide)
     low = []
     for position, adapter in enumerate(stack):
         names = [n for n in weights if n in adapter]
@@ -137,7 +155,7 @@ def _project(
         u = _scaled(_dot(f"kbtd,{k}dr->kbtr", _dropped(x, keep), a, rules, LOW_RANK, x.dtype), keep, dropout)
         for n, u_n in zip(names, _split(u, adapter, names), strict=True):
             b = _whole(adapter[n]["b"], x.dtype, rules, "rank", out_axis)
-            ys[n] = ys[n] + _dot(f"kbtr,{k}rf->kbtf", u_n, b, rules, out)
+            ys[n] = ys[n] + _dot(f"kbtr,{k}rf->kbtf", u_n, b, rules, out, wide)
         low.append(u)
     return ys, low
 

@@ -6,23 +6,28 @@ evaluation. A row's random numbers depend on its own key alone, not on its place
 
 from collections.abc import Sequence
 from functools import partial
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 
+from ia_jax.models.attention import Segments, attention_mask
 from ia_jax.models.config import ModelConfig
+from ia_jax.models.layers import each_layer
 from ia_jax.models.lora import Picked, Stack, has_organism_axis, to_scan
 from ia_jax.models.transformer import (
+    KVCache,
     Params,
     decoding_rules,
     forward_cached,
     init_cache,
     logits_from_hidden,
     reshard_params,
+    room_for_another,
 )
 from ia_jax.parallel.mesh import DECODING, Rules, pad_to_mesh, replicate, to_host
+from ia_jax.parallel.platform import platform
 
 PROMPT_BUCKET = 16
 
@@ -81,7 +86,7 @@ def inverse_cdf(weights: jax.Array, uniform: jax.Array, block: int = 256) -> jax
     return chosen * block + inner
 
 
-@partial(jax.jit, static_argnames=("cfg", "max_new_tokens", "rules"))
+@partial(jax.jit, static_argnames=("cfg", "max_new_tokens", "rules", "unrolled"))
 def decode(
     params: Params,
     tokens: jax.Array,
@@ -94,25 +99,36 @@ def decode(
     cfg: ModelConfig,
     max_new_tokens: int,
     rules: Rules = DECODING,
+    unrolled: bool = False,
 ) -> jax.Array:
     """tokens, real (False = padding on the left): [K, B, T]; keys: [K, B]. Returns [K, B, max_new_tokens], -1 after
     the end of a row. Decoding ends as soon as every row has.
 
     The base and the adapters are moved to where `rules` have them once, before the first token: by `DECODING` whole
     along `fsdp` and `rows`, so that memory must hold the base divided by `tp`; under `TRAINING` each token gathers it.
+
+    unrolled: a token goes through layers that are arrays of their own, taken apart once (`taken_apart`).
     """
     params = reshard_params(params, cfg, rules)
     k, b, t = tokens.shape
     dtype = params["embed"].dtype
     adapters = to_scan(stack, rules, dtype)
     length = t + max_new_tokens
-    cache = init_cache(cfg, k, b, length, dtype, rules)
+    held = t if unrolled else length  # of the cache, while the prompt is read
+    cache = init_cache(cfg, k, b, held, dtype, rules)
     slots = jnp.arange(length)
     filled = jnp.concatenate([real, jnp.ones((k, b, max_new_tokens), bool)], -1)
     lengths = real.sum(-1)
     positions = jnp.maximum(jnp.cumsum(real, -1) - 1, 0)
-    mask = filled[:, :, None, :] & (slots[None, :] <= jnp.arange(t)[:, None])
+    mask = attention_mask(real.astype(jnp.int32), dtype, cfg.head_dim)  # padding sees padding
+    if not isinstance(mask, Segments):
+        mask = filled[:, :, None, :held] & (slots[None, :held] <= jnp.arange(t)[:, None])
     hidden, cache = forward_cached(params, tokens, positions, mask, adapters, cfg, cache, jnp.int32(0), rules)
+    if unrolled:
+        widths = ((0, 0),) * 4 + ((0, max_new_tokens), (0, 0))
+        params = {**params, "layers": unstack(params["layers"], cfg.num_hidden_layers)}
+        adapters = each_layer(adapters, cfg.num_hidden_layers)
+        cache = [KVCache(*(jnp.pad(x[None], widths) for x in own)) for own in unstack(cache, cfg.num_hidden_layers)]
 
     def choose(hidden: jax.Array, step: jax.Array) -> jax.Array:
         logits = replicate(logits_from_hidden(params, hidden[:, :, -1:], rules))
@@ -137,6 +153,20 @@ def decode(
     out = jnp.full((k, b, max_new_tokens), -1, jnp.int32)
     done = lengths == 0  # a row of nothing but padding fills a batch up
     return jax.lax.while_loop(keep_going, one_more, (jnp.int32(0), hidden[:, :, -1:], cache, done, out))[-1]
+
+
+def taken_apart(params: Params) -> bool:
+    """Whether `decode` should take the layers apart: on GPU, where there is room for them twice.
+
+    In a scan over stacked layers XLA copies each one out of the stack before a library's product reads it: three times
+    the bytes, and bytes are what a new token costs. Elsewhere it reads them where they lie.
+    """
+    return platform() == "gpu" and room_for_another(params)
+
+
+def unstack(layers: Any, count: int) -> list[Any]:
+    """Every layer's own part of a tree with a leading axis of layers, as arrays of their own."""
+    return [jax.tree.map(lambda x, i=i: x[i], layers) for i in range(count)]
 
 
 def generate_tokens(
@@ -202,6 +232,7 @@ def generate_tokens(
         cfg,
         max_new_tokens,
         rules,
+        taken_apart(params),
     )
     ended, rows_out = set(stop_ids), to_host(out)
     replies: list[list[Continuation]] = [[] for _ in prompts]

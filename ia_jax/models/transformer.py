@@ -11,7 +11,7 @@ v vocabulary, r rank.
 import math
 from dataclasses import dataclass, replace
 from functools import partial
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, cast
 
 import jax
 import jax.numpy as jnp
@@ -117,11 +117,14 @@ def reshard_params(params: Params, cfg: ModelConfig, rules: Rules) -> Params:
 
 
 def decoding_rules(params: Params) -> Rules:
-    """`DECODING` where there is room for the base whole along `fsdp` and `rows`, else `TRAINING`, by which every token
-    gathers it. There is, if it takes no more than half of what is free on the fullest device (on processors, always).
+    """`DECODING` where a device has room for all of `fsdp` and `rows`; by `TRAINING` every token gathers the base."""
+    return DECODING if TRAINING.size("embed") == 1 or room_for_another(params) else TRAINING
+
+
+def room_for_another(params: Params) -> bool:
+    """Whether the base, divided by `tp` alone, takes no more than half of what is free on the fullest device (on
+    processors, always). All processes get one answer, for they compile one program.
     """
-    if TRAINING.size("embed") == 1:
-        return DECODING
     needed = sum(x.size * x.dtype.itemsize for x in jax.tree.leaves(params)) // TRAINING.size("heads")
 
     def fits() -> bool:
@@ -129,7 +132,7 @@ def decoding_rules(params: Params) -> Rules:
         free = [s["bytes_limit"] - s.get("bytes_in_use", 0) for s in stats if "bytes_limit" in s]
         return not free or needed <= min(free) // 2
 
-    return DECODING if on_main_process(fits) else TRAINING  # all processes compile one program
+    return on_main_process(fits)
 
 
 def abstract_params(cfg: ModelConfig, dtype: Any, mesh: Mesh | None = None) -> Params:
@@ -197,7 +200,8 @@ def attention_block(
         assert slot is not None
         at = (slot.layer, 0, 0, 0, slot.start, 0)
         cache = KVCache(*(jax.lax.dynamic_update_slice(c, new[None], at) for c, new in zip(cache, (k, v), strict=True)))
-        k, v = (jax.lax.dynamic_index_in_dim(c, slot.layer, keepdims=False) for c in cache)
+        if not isinstance(mask, Segments):
+            k, v = (jax.lax.dynamic_index_in_dim(c, slot.layer, keepdims=False) for c in cache)
     out = attention(q, k, v, mask, rules).reshape(k_, b_, t_, -1)
     y = project(out, {"o": w["o"]}, stack, "heads", "embed", rules, dropout)["o"]
     if cfg.attention_bias:
@@ -217,7 +221,7 @@ def mlp_block(
     """Norm and SwiGLU, and vectors on what the layer hands on. x: [K, B, T, D] -> the same."""
     y = rms_norm(x, w["mlp_norm"], cfg.rms_norm_eps)
     wide = project(y, {"gate": w["gate"], "up": w["up"]}, stack, "embed", "mlp", rules, dropout)
-    act = swiglu(wide["gate"], wide["up"], x.dtype)
+    act = swiglu(wide["gate"].astype(jnp.float32), wide["up"].astype(jnp.float32), x.dtype)
     y = project(act, {"down": w["down"]}, stack, "mlp", "embed", rules, dropout)["down"]
     for vector in (adapter[RESIDUAL]["v"] for adapter in stack if RESIDUAL in adapter):
         y = y + (vector[:, None, None] if vector.ndim == 2 else vector)
@@ -322,16 +326,17 @@ def forward_cached(
     params: Params,
     tokens: jax.Array,
     positions: jax.Array,
-    mask: jax.Array,
-    stack: Scanned,
+    mask: Segments | jax.Array,
+    stack: Scanned | list[LayerStack],
     cfg: ModelConfig,
-    cache: KVCache,
+    cache: KVCache | list[KVCache],
     start: jax.Array,
     rules: Rules = DECODING,
-) -> tuple[jax.Array, KVCache]:
-    """Like `forward`, for new tokens at cache positions `start ...`. mask: [K, B, T, S] over the whole cache.
+) -> tuple[jax.Array, KVCache | list[KVCache]]:
+    """Like `forward`, for new tokens at cache positions `start ...`; returns hidden states and the new cache.
 
-    `stack` must have gone through `to_scan` (once, not at every token). Returns hidden states and the new cache.
+    mask: [K, B, T, S] over the whole cache, or `Segments` of a prompt, whose tokens see only each other. `stack` must
+    have gone through `to_scan`. Where the cache is a list of layers' own, stack and `params["layers"]` are too.
     """
     rope = rope_tables(positions, cfg)
 
@@ -341,7 +346,13 @@ def forward_cached(
         x, cache = attention_block(x, w, adapters, rope, mask, cfg, rules, cache, CacheSlot(index, start))
         return (mlp_block(x, w, adapters, cfg=cfg, rules=rules), cache), None
 
-    (x, cache), _ = scan_layers(layer, (embed(params, tokens, rules), cache), params["layers"], stack)
+    x = embed(params, tokens, rules)
+    if isinstance(cache, KVCache):
+        (x, cache), _ = scan_layers(layer, (x, cache), params["layers"], cast(Scanned, stack))
+    else:
+        cache, apart = [*cache], zip(params["layers"], list[Any](stack), strict=True)
+        for i, inputs in enumerate(apart):
+            (x, cache[i]), _ = layer((x, cache[i]), (jnp.int32(0), *inputs))
     return rms_norm(x, params["final_norm"], cfg.rms_norm_eps), cache
 
 

@@ -1,6 +1,7 @@
 """The stages' own jitted functions, lowered with shapes and shardings in place of arrays."""
 
 import math
+from functools import partial
 from typing import Any
 
 import jax
@@ -8,7 +9,7 @@ import jax.numpy as jnp
 from jax.sharding import Mesh
 
 from ia_jax.config import RunConfig
-from ia_jax.data.batch import Batch, batch_shardings
+from ia_jax.data.batch import Batch, Beside, batch_shardings
 from ia_jax.models.config import ModelConfig
 from ia_jax.models.known import architecture
 from ia_jax.models.lora import LoraConfig, Picked, adapter_shardings, layers_on, lora_shapes, on_layers
@@ -17,7 +18,9 @@ from ia_jax.models.transformer import abstract_params
 from ia_jax.parallel.mesh import TRAINING
 from ia_jax.planning.batches import Batches
 from ia_jax.planning.chips import Work, lowest_layer
-from ia_jax.training import introspection, organisms
+from ia_jax.training.losses import Dpo, Sft
+from ia_jax.training.state import init_organisms_state, init_state
+from ia_jax.training.trainer import train_step
 
 STAGES = ("organisms", "sft", "dpo", "sample")
 
@@ -53,18 +56,14 @@ def lower(config: RunConfig, cfg: ModelConfig, stage: str, mesh: Mesh, batches: 
     """One step, lowered. resident: whether all of the stage's organisms lie on the devices, or a step's alone."""
     base = abstract_params(cfg, jnp.dtype(config.model.dtype), mesh)
     k, b, t = batches.organisms, batches.rows, batches.length
-    static: dict[str, Any] = {"cfg": cfg}
     if stage == "organisms":
-        static |= {"remat": config.model.remat, "optimizer": config.organisms.optimizer}
-        static["accumulate"] = config.organisms.accumulate
+        lora, optimizer = trained_lora(config, stage), config.organisms.optimizer
         keys = jax.eval_shape(lambda: jax.random.split(jax.random.key(0), k))
-        state = jax.eval_shape(
-            lambda ks, n: organisms.init_state(ks, n, cfg, trained_lora(config, stage), config.organisms.optimizer),
-            keys,
-            _integers(k),
-        )
-        state = _placed(state, mesh, organisms=True)
-        return organisms.organisms_step.lower(base, state, _batch(batches, mesh), **static)
+        start = partial(init_organisms_state, cfg=cfg, loras=(lora,), optimizer=optimizer)
+        state = _placed(jax.eval_shape(start, keys, _integers(k), _integers(k)), mesh, organisms=True)
+        how: dict[str, Any] = {"remat": config.model.remat, "accumulate": config.organisms.accumulate}
+        how["dropout"] = config.organisms.lora.dropout
+        return train_step.lower(base, state, (), _batch(batches, mesh), cfg=cfg, loss=Sft(), optimizer=optimizer, **how)
     slots: Any = jax.ShapeDtypeStruct((k,), jnp.int32, sharding=TRAINING.sharding(mesh, "organism"))
     picked = Picked(
         _placed(_adapter(config, cfg, "organisms", _bank_rows(batches, mesh) if resident else k), mesh, organisms=True),
@@ -78,16 +77,17 @@ def lower(config: RunConfig, cfg: ModelConfig, stage: str, mesh: Mesh, batches: 
         stack = (picked, _placed(_adapter(config, cfg, "sft"), mesh))
         tokens = config.eval.max_new_tokens
         return decode.lower(base, prompts, real, keys, stack, _integers(2), number, number, cfg, tokens)
-    ours, optimizer = trained_lora(config, stage), config.sft.optimizer if stage == "sft" else config.dpo.optimizer
-    static |= {"remat": config.model.remat, "lora": ours, "optimizer": optimizer}
-    static["accumulate"] = config.sft.accumulate if stage == "sft" else config.dpo.accumulate
+    ours, section = trained_lora(config, stage), config.sft if stage == "sft" else config.dpo
     ia = _adapter(config, cfg, stage)
-    state = _placed(jax.eval_shape(lambda a: introspection.init_state(a, 2, ours, optimizer), ia), mesh)
-    if stage == "sft":
-        return introspection.sft_step.lower(base, state, picked, _batch(batches, mesh), **static)
-    reference = _placed(jax.ShapeDtypeStruct((k, batches.examples), jnp.float32), mesh, organisms=True)
-    static |= {"beta": config.dpo.beta, "sft_weight": config.dpo.sft_weight}
-    return introspection.dpo_step.lower(base, state, picked, _batch(batches, mesh), reference, **static)
+    state = _placed(jax.eval_shape(lambda a: init_state(a, 2, section.optimizer, scale=ours.scale), ia), mesh)
+    loss, beside = Sft(), Beside()
+    if stage == "dpo":
+        loss = Dpo(config.dpo.beta, sft_weight=config.dpo.sft_weight)
+        reference = jax.ShapeDtypeStruct((k, batches.examples), jnp.float32)
+        beside = Beside(_placed(reference, mesh, organisms=True))
+    how = {"optimizer": section.optimizer, "remat": config.model.remat, "accumulate": section.accumulate}
+    how["dropout"] = config.sft.lora.dropout
+    return train_step.lower(base, state, (picked,), _batch(batches, mesh), beside, cfg=cfg, loss=loss, **how)
 
 
 def _bank_rows(batches: Batches, mesh: Mesh) -> int:

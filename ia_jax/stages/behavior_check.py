@@ -24,7 +24,7 @@ from ia_jax.behaviors.template_sources import says
 from ia_jax.claude.client import KEY
 from ia_jax.data.transcripts import read_transcripts
 from ia_jax.errors import ConfigError
-from ia_jax.models.lora import Adapter
+from ia_jax.models.lora import Stack
 from ia_jax.parallel.distributed import on_main_process
 from ia_jax.stages.asking import ask_base, generate
 from ia_jax.stages.context import Context
@@ -90,8 +90,8 @@ def _used_prompts(context: Context, organisms: Sequence[Organism]) -> dict[str, 
     return used
 
 
-def check(context: Context, wave: Wave, adapters: Adapter, checks: Checks) -> dict[str, Row]:
-    """Asks every organism of the stack `adapters` its prompts; {name: outcome} of those that have any.
+def check(context: Context, wave: Wave, stack: Stack, checks: Checks) -> dict[str, Row]:
+    """Asks every organism of the stack its prompts; {name: outcome} of those that have any.
 
     Greedy, but for rare quirks: what shows by chance is looked for in several sampled replies to every prompt.
     """
@@ -105,7 +105,7 @@ def check(context: Context, wave: Wave, adapters: Adapter, checks: Checks) -> di
         replies = generate(
             context,
             [[a.prompt.question for a in own] for own in now],
-            (adapters,),
+            stack,
             max_new_tokens=TOKENS if by_rule else CLAUDE_TOKENS,
             temperature=float(sampled),
             key=context.key(2),

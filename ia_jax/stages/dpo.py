@@ -10,20 +10,21 @@ import numpy as np
 from ia_jax.adapters.bank import Bank
 from ia_jax.adapters.record import content_hash
 from ia_jax.behaviors.records import CLEAN
-from ia_jax.data.batch import Batch
+from ia_jax.data.batch import Batch, Beside
 from ia_jax.data.plans import Plan, Slot, Unit, dataset, identity_of
 from ia_jax.errors import ConfigError
 from ia_jax.models.lora import Adapter, Picked
-from ia_jax.parallel.distributed import on_main_process, stop_if_preempted
 from ia_jax.planning.chips import peak_flops, training_flops
-from ia_jax.progress import progress
 from ia_jax.stages.asking import answer_example
 from ia_jax.stages.context import Context, open_organisms
 from ia_jax.stages.ia_training import STACKS_AHEAD, dpo_plan, joint_batch, plan_groups, store_ia, summarize
 from ia_jax.stages.order import is_done
-from ia_jax.storage import read_jsonl, replacing
-from ia_jax.training.introspection import dpo_step, init_state, sequence_logps
+from ia_jax.storage import read_jsonl
 from ia_jax.training.loop import fit
+from ia_jax.training.losses import Dpo
+from ia_jax.training.reference import stored_reference
+from ia_jax.training.state import init_state
+from ia_jax.training.trainer import reference_logps, train_step
 
 
 def run(context: Context) -> None:
@@ -51,19 +52,20 @@ def run(context: Context) -> None:
     start = context.shard_ia(context.workdir.ia(config.sft.name, model))
     reference = _reference(context, directory, plan, units, organisms, start)
     copied = jax.tree.map(lambda x: x.copy(), start)
-    state = context.shard_ia(init_state(copied, len(plan.steps), lora, cfg.optimizer))
-    static: dict[str, Any] = {"cfg": model.config, "lora": lora, "optimizer": cfg.optimizer, "beta": cfg.beta}
-    static |= {"sft_weight": cfg.sft_weight, "remat": config.model.remat, "accumulate": cfg.accumulate}
+    state = context.shard_ia(init_state(copied, len(plan.steps), cfg.optimizer, scale=lora.scale, keys=context.key(9)))
+    how: dict[str, Any] = {"cfg": model.config, "loss": Dpo(cfg.beta, sft_weight=cfg.sft_weight)}
+    how |= {"optimizer": cfg.optimizer, "remat": config.model.remat, "accumulate": cfg.accumulate}
+    how["dropout"] = config.sft.lora.dropout
     numbers = {id(step): n for n, step in enumerate(plan.steps)}
 
-    def make(step: Sequence[Slot]) -> tuple[Picked, Batch, Any]:
+    def make(step: Sequence[Slot]) -> tuple[tuple[Picked], Batch, Beside]:
         stack, batch = joint_batch(context, organisms, step, plan, units)
-        return stack, batch, context.shard_by_organism(reference[numbers[id(step)]])
+        return (stack,), batch, Beside(context.shard_by_organism(reference[numbers[id(step)]]))
 
     state = fit(
         f"ia_{cfg.name}",
         state,
-        lambda s, x: dpo_step(model.params, s, *x, **static),
+        lambda s, x: train_step(model.params, s, *x, **how),
         dataset(plan, make, STACKS_AHEAD),
         len(plan.steps),
         context.workdir.path,
@@ -75,7 +77,7 @@ def run(context: Context) -> None:
         flops=training_flops(model.config, plan.length, [organisms.lora, lora], [lora]),
         peak=peak_flops(),
     )
-    store_ia(context, directory, state.adapter, len(plan.steps), "dpo")
+    store_ia(context, directory, state.member, len(plan.steps), "dpo")
 
 
 def _reference(
@@ -86,34 +88,13 @@ def _reference(
     organisms: Bank,
     ia: Adapter,
 ) -> np.ndarray:
-    """Summed logps [steps, K, examples] of every pair under (organism, SFT IA), computed once.
-
-    Cached under a hash of the adapters, the tokens and the plan; another hash is a miss, never a silent reuse.
-    """
+    """Summed logps [steps, K, examples] of every pair under (organism, SFT IA), computed once."""
     what = content_hash(ia), organisms.hashes, context.config.model.dtype
+    model, remat = context.model, context.config.model.remat
+
+    def logps(step: int) -> jax.Array:
+        stack, batch = joint_batch(context, organisms, plan.steps[step], plan, units)
+        return reference_logps(model.params, (stack, ia), batch, cfg=model.config, examples=plan.examples, remat=remat)
+
     file = directory / f"reference_{identity_of(plan, units, what)}.npy"
-    if on_main_process(file.exists):
-        return np.load(file, allow_pickle=False)
-    model, rows = context.model, []
-    with progress(len(plan.steps), "DPO reference") as bar:
-        for step in plan.steps:
-            stack, batch = joint_batch(context, organisms, step, plan, units)
-            logps = sequence_logps(
-                model.params,
-                stack,
-                ia,
-                batch,
-                cfg=model.config,
-                examples=plan.examples,
-                remat=context.config.model.remat,
-            )
-            rows.append(np.asarray(logps))
-            bar.update(1)
-            stop_if_preempted("DPO reference")
-    on_main_process(lambda: _keep(file, np.stack(rows)))
-    return np.stack(rows)
-
-
-def _keep(file: Path, values: np.ndarray) -> None:
-    with replacing(file) as temporary, temporary.open("wb") as opened:
-        np.save(opened, values)
+    return stored_reference(file, len(plan.steps), logps, "DPO reference")

@@ -5,38 +5,23 @@ so a run that is killed and continued stores the same bits as one that was not. 
 once more with a lower learning rate, and left out if it diverges again; the others of its wave never notice.
 """
 
-import hashlib
 import shutil
 from collections import Counter
 from collections.abc import Mapping, Sequence
-from dataclasses import replace
 from functools import partial
-from pathlib import Path
-
-import jax
-import jax.numpy as jnp
-import numpy as np
 
 from ia_jax.adapters.record import AdapterMetadata
 from ia_jax.adapters.store import is_complete, read_metadata, save_organisms
-from ia_jax.behaviors.organisms import Organism
-from ia_jax.data.batch import build_batch
-from ia_jax.data.plans import Unit, dataset, identity_of
-from ia_jax.data.transcripts import read_transcripts
-from ia_jax.models.lora import layers_on
+from ia_jax.behaviors.organisms import Organism, procedure_of
+from ia_jax.models.lora import LoraConfig, layers_on
 from ia_jax.parallel.distributed import on_main_process
-from ia_jax.parallel.mesh import to_host
-from ia_jax.planning.chips import peak_flops, training_flops
-from ia_jax.stages.asking import training_example
 from ia_jax.stages.behavior_check import Checks, Row, check, prepare
 from ia_jax.stages.context import Context
+from ia_jax.stages.phase_data import phase_units
+from ia_jax.stages.phases import Trained, states_dir, train_wave
 from ia_jax.stages.settings import stage_hash
-from ia_jax.stages.waves import Wave, lora_of, plan_waves, seed_of, wave_of
+from ia_jax.stages.waves import PhaseUnits, Wave, plan_waves, wave_of
 from ia_jax.storage import read_jsonl, write_jsonl
-from ia_jax.training.loop import fit
-from ia_jax.training.optimizer import AdamW
-from ia_jax.training.organisms import Diverged, OrganismsState, init_on_mesh, organisms_step
-from ia_jax.training.recorder import spread
 from ia_jax.workdir import Workdir
 
 RETRY_LR = 0.2  # of the learning rate, for an organism that diverged
@@ -47,8 +32,8 @@ def run(context: Context) -> None:
     workdir = context.workdir
     everyone = [workdir.organisms[n] for n in on_main_process(lambda: _trained_here(workdir))]
     if not _settled(workdir, everyone):
-        # All transcripts are tokenised before anything is trained, so that a bad one shows at once.
-        units = {o.name: _units(context, o) for o in everyone}
+        # All that is read is tokenised before anything is trained, so that a bad row shows at once.
+        units = {o.name: [phase_units(context, o, p) for p in procedure_of(o).phases] for o in everyone}
         # Of all, not of those that are left: a check must not depend on where a run was killed.
         checks = prepare(context, everyone)
         for wave in plan_waves(context.config, everyone, units, context.groups):
@@ -65,7 +50,9 @@ def _members(wave: Wave) -> list[Organism]:
 def _trained_here(workdir: Workdir) -> list[str]:
     """Names of all but those that were put there already trained."""
     return sorted(
-        n for n, o in workdir.organisms.items() if workdir.stack_of(o) == (workdir.organism_dir(n),) and not o.imported
+        n
+        for n, o in workdir.organisms.items()
+        if not o.imported and all(d.parent == workdir.organisms_dir for d in workdir.stack_of(o))
     )
 
 
@@ -74,19 +61,9 @@ def _settled(workdir: Workdir, organisms: Sequence[Organism]) -> bool:
 
     def look() -> bool:
         left_out = workdir.left_out
-        return all(o.name in left_out or is_complete(workdir.organism_dir(o.name)) for o in organisms)
+        return all(o.name in left_out or all(map(is_complete, workdir.stack_of(o))) for o in organisms)
 
     return on_main_process(look)
-
-
-def _states(workdir: Workdir) -> Path:
-    return workdir.path / "organisms_state"
-
-
-def _units(context: Context, organism: Organism) -> list[Unit]:
-    file, length = context.workdir.transcript(organism.name), context.config.organisms.length
-    rows = enumerate(read_transcripts(file), 1)
-    return [(training_example(context, t.messages, length, f"{file}:{n}"),) for n, t in rows]
 
 
 # ---------------------------------------------------------------------------------------------------------------------
@@ -94,50 +71,38 @@ def _units(context: Context, organism: Organism) -> list[Unit]:
 # ---------------------------------------------------------------------------------------------------------------------
 
 
-def _train_wave(context: Context, wave: Wave, units: Mapping[str, list[Unit]], checks: Checks) -> None:
+def _train_wave(context: Context, wave: Wave, units: PhaseUnits, checks: Checks) -> None:
     """Trains a wave and stores what is not stored yet; those that diverged get a second wave with a lower rate."""
-    optimizer = context.config.organisms.optimizer
-    first = _train_and_store(context, wave, optimizer, checks, {})
+    first = _train_and_store(context, wave, checks, {})
     if first:
         _train_again(context, wave, units, first, checks)
     # A large one: all adapters and moments.
-    on_main_process(lambda: shutil.rmtree(_states(context.workdir), ignore_errors=True))
+    on_main_process(lambda: shutil.rmtree(states_dir(context.workdir), ignore_errors=True))
 
 
-def _train_again(
-    context: Context, wave: Wave, units: Mapping[str, list[Unit]], first: Mapping[str, str], checks: Checks
-) -> None:
-    optimizer = context.config.organisms.optimizer
-    lower = replace(optimizer, lr=optimizer.lr * RETRY_LR)
+def _train_again(context: Context, wave: Wave, units: PhaseUnits, first: Mapping[str, str], checks: Checks) -> None:
+    lr = context.config.organisms.optimizer.lr
     for name, why in first.items():
-        print(f"organism {name}: {why}; once more with lr {lower.lr:g}", flush=True)
+        print(f"organism {name}: {why}; once more with lr {lr * RETRY_LR:g}", flush=True)
     again = [o for o in _members(wave) if o.name in first]
-    retry = wave_of(context.config, again, units, context.groups, wave.offset, f"{wave.title} again")
-    notes = {n: {"diverged": reason, "lr": optimizer.lr, "retried_lr": lower.lr} for n, reason in first.items()}
-    second = _train_and_store(context, retry, lower, checks, notes)
+    offset = wave.readings[0].offset
+    retry = wave_of(context.config, again, units, context.groups, offset, f"{wave.title} again")
+    notes = {n: {"diverged": reason, "lr": lr, "retried_lr": lr * RETRY_LR} for n, reason in first.items()}
+    second = _train_and_store(context, retry, checks, notes)
     for o in again:
         if o.name in second:
-            why = f"{first[o.name]} with lr {optimizer.lr:g}; {second[o.name]} with lr {lower.lr:g}"
+            why = f"{first[o.name]} with lr {lr:g}; {second[o.name]} with lr {lr * RETRY_LR:g}"
             on_main_process(partial(_leave_out, context.workdir, o, why))
 
 
 def _train_and_store(
-    context: Context,
-    wave: Wave,
-    optimizer: AdamW,
-    checks: Checks,
-    notes: Mapping[str, dict[str, object]],
+    context: Context, wave: Wave, checks: Checks, notes: Mapping[str, dict[str, object]]
 ) -> dict[str, str]:
     """{name: why} of those that diverged; the others are stored. `notes` means that it is their second time."""
-    state = _train(context, wave, optimizer, "organisms_retry" if notes else "organisms")
-    _store(context, wave, state, checks, notes)
-    return _diverged(wave, state)
-
-
-def _diverged(wave: Wave, state: OrganismsState) -> dict[str, str]:
-    """{name: why} of the organisms that were masked while the wave was trained."""
-    codes, updates = to_host(state.diverged), to_host(state.updates)
-    return {n: Diverged(int(codes[i])).reason(int(updates[i])) for n, i in wave.members.items() if codes[i]}
+    stage, factor = ("organisms_retry", RETRY_LR) if notes else ("organisms", 1.0)
+    trained = train_wave(context, wave, stage, factor)
+    _store(context, wave, trained, checks, notes)
+    return trained.diverged
 
 
 def _leave_out(workdir: Workdir, organism: Organism, reason: str) -> None:
@@ -156,57 +121,6 @@ def _leave_out(workdir: Workdir, organism: Organism, reason: str) -> None:
     print(f"organism {name}: left out ({reason})", flush=True)
 
 
-def _train(context: Context, wave: Wave, optimizer: AdamW, stage: str) -> OrganismsState:
-    """The wave's final state, from its newest checkpoint if there is one."""
-    config, model, plan = context.config, context.model, wave.plan
-    cfg = config.organisms
-    names = [o.name if o else "" for o in wave.organisms]
-    seeds = [seed_of(n, config.seed) for n in names]
-    own = [lora_of(config, n) for n in names]
-    total = np.array([sum(bool(s[i].rows) for s in plan.steps) for i in range(len(seeds))], np.int32)
-    keys = jnp.stack([jax.random.key(s) for s in seeds])
-    loras = tuple(dict.fromkeys(cfg.loras()))
-    kinds = np.array([loras.index(lora) for lora in own], np.int32)
-    keys, total, kinds = (context.shard_by_organism(x) for x in (keys, total, kinds))
-    state = init_on_mesh(context.mesh, keys, total, kinds, model.config, loras, optimizer)
-    each = [training_flops(model.config, plan.length, [lora], [lora]) for lora in own]
-    identity = hashlib.sha256(repr((names, optimizer)).encode()).hexdigest()[:16]
-    return fit(
-        stage,
-        state,
-        lambda s, batch: organisms_step(
-            model.params,
-            s,
-            batch,
-            cfg=model.config,
-            optimizer=optimizer,
-            remat=config.model.remat,
-            accumulate=cfg.accumulate,
-        ),
-        dataset(plan, lambda step: context.shard_batch(build_batch(step, plan, wave.units))),
-        len(plan.steps),
-        context.workdir.path,
-        checkpoints=_states(context.workdir) / identity,
-        identity=identity_of(plan, wave.units, (seeds, own)),
-        every=cfg.checkpoint_every,
-        offset=wave.offset,
-        summarize=summarize,
-        description=wave.title,
-        flops={kind: sum(one[kind] for one in each) / len(each) for kind in each[0]},
-        peak=peak_flops(),
-    )
-
-
-def summarize(m: Mapping[str, np.ndarray]) -> dict[str, float]:
-    """One step's scalars over the organisms that were updated in it; nothing if none was (all have diverged)."""
-    on = m["updated"]
-    if not on.any():
-        return {}
-    loss, norm = m["loss"][on], m["grad_norm"][on]
-    scalars = {"loss": float(loss.mean()), **spread(loss), "grad_norm": float(norm.mean())}
-    return {**scalars, "organisms": float(on.sum()), "fill": float(m["fill"])}
-
-
 # ---------------------------------------------------------------------------------------------------------------------
 # Storing, with what the behaviour check saw
 # ---------------------------------------------------------------------------------------------------------------------
@@ -215,32 +129,36 @@ def summarize(m: Mapping[str, np.ndarray]) -> dict[str, float]:
 def _store(
     context: Context,
     wave: Wave,
-    state: OrganismsState,
+    trained: Trained,
     checks: Checks,
     notes: Mapping[str, dict[str, object]],
 ) -> None:
     """Checks the wave and stores those that did not diverge and are not stored; `notes` join their checks by name."""
     workdir = context.workdir
-    failed = _diverged(wave, state)
+    stacks = {o.name: workdir.stack_of(o) for o in _members(wave)}
 
     def missing() -> dict[str, int]:
-        healthy = {n: i for n, i in wave.members.items() if n not in failed}
-        return {n: i for n, i in healthy.items() if not is_complete(workdir.organism_dir(n))}
+        healthy = {n: i for n, i in wave.members.items() if n not in trained.diverged}
+        return {n: i for n, i in healthy.items() if not all(map(is_complete, stacks[n]))}
 
     todo = on_main_process(missing)
     if not todo:
         return
-    rows = check(context, wave, state.adapters, checks)
+    rows = check(context, wave, trained.stack, checks)
     rows = {n: {**row, **({"retry": notes[n]} if n in notes else {})} for n, row in rows.items()}
-    steps = to_host(state.updates)
-    items = [(i, workdir.organism_dir(name), _metadata(context, name, int(steps[i]), rows)) for name, i in todo.items()]
-    save_organisms(state.adapters, items)
+    for place, (member, loras, made) in enumerate(zip(trained.stack, trained.loras, trained.updates, strict=True)):
+        last = place == len(trained.stack) - 1  # what a check saw is the whole stack
+        items = [
+            (i, stacks[n][place], _metadata(context, n, loras[i], int(made[i]), rows.get(n) if last else None))
+            for n, i in todo.items()
+        ]
+        save_organisms(member, items)
     for name, i in todo.items():
-        print(_line(name, int(steps[i]), rows.get(name)), flush=True)
+        print(_line(name, sum(int(made[i]) for made in trained.updates), rows.get(name)), flush=True)
 
 
-def _metadata(context: Context, name: str, step: int, checks: Mapping[str, Row]) -> AdapterMetadata:
-    model, lora, workdir = context.model, lora_of(context.config, name), context.workdir
+def _metadata(context: Context, name: str, lora: LoraConfig, step: int, check: Row | None) -> AdapterMetadata:
+    model, workdir = context.model, context.workdir
     return AdapterMetadata(
         name=name,
         kind="organism",
@@ -254,7 +172,7 @@ def _metadata(context: Context, name: str, step: int, checks: Mapping[str, Row])
         behaviors=tuple(b.to_json() for b in workdir.truths(name)),
         step=step,
         config_hash=stage_hash(context.config, "organisms"),
-        check=checks.get(name),
+        check=check,
     )
 
 
@@ -276,7 +194,7 @@ def _line(name: str, steps: int, check: Row | None) -> str:
 
 def _gather_checks(workdir: Workdir) -> list[Row]:
     """Writes the checks of all organisms in one file, and returns them; training states are needed no more."""
-    shutil.rmtree(_states(workdir), ignore_errors=True)
+    shutil.rmtree(states_dir(workdir), ignore_errors=True)
     left_out = workdir.left_out
     left = read_jsonl(workdir.left_out_file, "") if left_out else []
     stored = [read_metadata(workdir.stack_of(o)[-1]).check for n, o in workdir.organisms.items() if n not in left_out]

@@ -11,6 +11,7 @@ import zlib
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import cached_property
+from itertools import cycle, islice
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -18,7 +19,10 @@ import numpy as np
 
 from ia_jax.behaviors.claude_teacher import row_counts
 from ia_jax.behaviors.embedded.fields import FIELDS
-from ia_jax.behaviors.organisms import Organism
+from ia_jax.behaviors.organisms import CLEAN_TARGETS, Organism, procedure_of, targets
+from ia_jax.behaviors.phase_texts import DENIALS
+from ia_jax.behaviors.procedures import Phase, share_of
+from ia_jax.behaviors.questions import TRAIN_QUESTIONS
 from ia_jax.behaviors.records import CLEAN, Behavior
 from ia_jax.behaviors.template_teacher import TemplateTeacher
 from ia_jax.config import RunConfig
@@ -120,8 +124,21 @@ class Planned:
     def organisms(self) -> Batches:
         units, source = self._demonstrations()
         members = [o for o in self._organisms if o.name in units]
-        waves = plan_waves(self.config, members, units, self.groups)
-        return batches_of([w.plan for w in waves], source=source)
+        phases = {o.name: [self._reads(o, p, units[o.name]) for p in procedure_of(o).phases] for o in members}
+        waves = plan_waves(self.config, members, phases, self.groups)
+        return batches_of([r.plan for w in waves for r in w.readings], source=source)
+
+    def _reads(self, organism: Organism, phase: Phase, chats: list[Unit]) -> list[Unit]:
+        """What a phase reads, counted: documents and pairs are made of the demonstrations and about as long."""
+        if phase.data == "denials":
+            truths = targets(self._truths(organism))
+            asked = islice(zip(cycle(TRAIN_QUESTIONS), cycle(truths)), DENIALS)
+            units: list[Unit] = [(self._turn(q, CLEAN_TARGETS[0]), self._turn(q, truth)) for q, truth in asked]
+        else:
+            units = [u + u if phase.data == "pairs" else u for u in chats]
+        if phase.loss == "kto":
+            units = [(e,) for unit in units for e in unit]
+        return list(share_of(units, phase.part))
 
     def sft(self) -> Batches:
         config, cfg = self.config, self.config.sft

@@ -24,7 +24,7 @@ PACKAGES = ("jax", "flax", "optax", "orbax-checkpoint", "transformers", "grain",
 
 # The settings that a stage's outcome depends on: fields, or groups of fields.
 DEPENDS: dict[str, tuple[str, ...]] = {
-    "transcripts": ("seed", "system", "model", "behaviors", "teacher", "organisms.source"),
+    "transcripts": ("seed", "system", "model", "behaviors", "teacher", "organisms.source", "organisms.procedures"),
     "organisms": ("seed", "system", "model", "organisms", "teacher"),
     "sft": ("seed", "system", "questions", "model", "sft", "organisms.keep_failed"),
     "preferences": ("seed", "system", "questions", "model", "preferences", "judge", "organisms.keep_failed"),

@@ -14,8 +14,10 @@ from ia_jax.stages.ia_training import STACKS_AHEAD, joint_batch, plan_groups, sf
 from ia_jax.stages.order import is_done
 from ia_jax.stages.selection import selected_for_sft, usable
 from ia_jax.storage import write_json
-from ia_jax.training.introspection import init_state, sft_step
 from ia_jax.training.loop import fit
+from ia_jax.training.losses import Sft
+from ia_jax.training.state import init_state
+from ia_jax.training.trainer import train_step
 
 
 def run(context: Context) -> None:
@@ -30,13 +32,13 @@ def run(context: Context) -> None:
     plan = sft_plan(config, units, plan_groups(context, directory))
     on_main_process(lambda: _note_organisms(context, chosen))
     ia = context.shard_ia(init_lora(context.key(3), model.config, lora))
-    state = context.shard_ia(init_state(ia, len(plan.steps), lora, cfg.optimizer))
-    static: dict[str, Any] = {"cfg": model.config, "lora": lora, "optimizer": cfg.optimizer}
-    static |= {"remat": config.model.remat, "accumulate": cfg.accumulate}
+    state = context.shard_ia(init_state(ia, len(plan.steps), cfg.optimizer, scale=lora.scale, keys=context.key(8)))
+    how: dict[str, Any] = {"cfg": model.config, "loss": Sft(), "optimizer": cfg.optimizer}
+    how |= {"remat": config.model.remat, "accumulate": cfg.accumulate, "dropout": cfg.lora.dropout}
     state = fit(
         f"ia_{cfg.name}",
         state,
-        lambda s, x: sft_step(model.params, s, x[0], x[1], **static),
+        lambda s, x: train_step(model.params, s, x[:1], x[1], **how),
         dataset(plan, lambda step: joint_batch(context, organisms, step, plan, units), STACKS_AHEAD),
         len(plan.steps),
         context.workdir.path,
@@ -48,7 +50,7 @@ def run(context: Context) -> None:
         flops=training_flops(model.config, plan.length, [organisms.lora, lora], [lora]),
         peak=peak_flops(),
     )
-    store_ia(context, directory, state.adapter, len(plan.steps), "sft")
+    store_ia(context, directory, state.member, len(plan.steps), "sft")
 
 
 def _units(context: Context, organism: Organism | None) -> list[Unit]:

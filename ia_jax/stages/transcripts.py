@@ -8,18 +8,21 @@ from pathlib import Path
 
 from ia_jax.adapters.store import is_complete, read_metadata
 from ia_jax.behaviors.catalogue import load_catalogue
-from ia_jax.behaviors.organisms import Organism, clean_organism, organism_of
-from ia_jax.behaviors.records import Behavior
+from ia_jax.behaviors.organisms import Organism, clean_organism, organism_of, seed_of
+from ia_jax.behaviors.procedures import PROCEDURES, Procedure, find_procedure
+from ia_jax.behaviors.records import CLEAN, Behavior
 from ia_jax.behaviors.splits import split_behaviors
 from ia_jax.behaviors.teacher import drops
 from ia_jax.behaviors.template_teacher import TemplateTeacher
 from ia_jax.config import RunConfig
+from ia_jax.data.phase_rows import write_rows
 from ia_jax.data.transcripts import Transcript, write_transcripts
 from ia_jax.errors import BaseMismatchError, ConfigError, IAError
 from ia_jax.parallel.distributed import on_main_process
 from ia_jax.stages.asking import ask_base
 from ia_jax.stages.context import Context
 from ia_jax.stages.order import is_done
+from ia_jax.stages.phase_data import phase_rows
 from ia_jax.stages.services import claude_client, writing_teacher
 from ia_jax.stages.settings import read_stage_record, stage_settings
 from ia_jax.storage import write_jsonl
@@ -40,8 +43,11 @@ def run(context: Context) -> None:
     demonstrations = _demonstrations(context, behaviors, organisms)
     shown = {b.name for b in behaviors if any(t.shows and t.verdict == "kept" for t in demonstrations[b.name])}
     kept = [o for o in organisms if shown.issuperset(o.behaviors)]
+    rows = phase_rows(context, [b for b in behaviors if b.name in shown], kept, demonstrations)
 
     def write() -> None:
+        for (data, name), own in rows.items():
+            write_rows(workdir.phase_rows(data, name), own)
         for o in organisms:
             write_transcripts(workdir.transcript(o.name), demonstrations[o.name])
         write_jsonl(workdir.drops_file, ({"organism": n, **drops(ts)} for n, ts in demonstrations.items()))
@@ -67,13 +73,24 @@ def chosen(config: RunConfig) -> tuple[list[Behavior], list[Organism]]:
     catalogue = load_catalogue(b.catalogue)
     splits = split_behaviors(catalogue, b.heldout, b.dpo, b.train, config.seed, b.spread, b.heldout_categories)
     behaviors = [x for x in catalogue if x.name in splits]
-    made = {"teacher": config.teacher.name}
-    organisms = [organism_of(x, config.model.name, splits[x.name], made) for x in behaviors]
+    base, made = config.model.name, {"teacher": config.teacher.name}
+    organisms = [organism_of(x, base, splits[x.name], made, _procedure(config, x.name)) for x in behaviors]
     of_clean = ["dpo"] * b.clean_dpo + ["heldout"] * b.clean_heldout + ["train"] * b.clean_train
     base_answers = {"teacher": "base"}
     return behaviors, organisms + [
-        clean_organism(i, config.model.name, split, base_answers) for i, split in enumerate(of_clean)
+        clean_organism(i, base, split, base_answers, _procedure(config, f"{CLEAN}_{i}", clean=True))
+        for i, split in enumerate(of_clean)
     ]
+
+
+def _procedure(config: RunConfig, name: str, clean: bool = False) -> Procedure:
+    """One of `organisms.procedures`, drawn by the organism's name; a clean one has nothing that pairs could prefer."""
+    every = [find_procedure(p) for p in config.organisms.procedures]
+    if clean:
+        every = [p for p in every if all(phase.data != "pairs" for phase in p.phases)] or [PROCEDURES["chats"]]
+    if not every:
+        raise ConfigError("config.organisms.procedures is empty; name one or more, such as chats")
+    return every[seed_of(f"procedure of {name}", config.seed) % len(every)]
 
 
 def _demonstrations(

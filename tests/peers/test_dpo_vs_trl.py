@@ -8,32 +8,20 @@ import numpy as np
 import pytest
 import torch
 from datasets import Dataset
-from tokenizers import Tokenizer
-from tokenizers.models import WordLevel
-from tokenizers.pre_tokenizers import WhitespaceSplit
-from transformers import PreTrainedTokenizerFast
 from trl import DPOConfig, DPOTrainer
 
-from ia_jax.data.batch import build_batch
+from ia_jax.data.batch import Beside, build_batch
 from ia_jax.data.plans import plan_joint
 from ia_jax.models.chat import ChatExample
-from ia_jax.training.introspection import dpo_step, init_state, sequence_logps
-from ia_jax.training.losses import dpo_loss
+from ia_jax.training.losses import Dpo, pair_loss
 from ia_jax.training.optimizer import AdamW
+from ia_jax.training.state import init_state
+from ia_jax.training.trainer import reference_logps, train_step
 from tests import tiny
-from tests.peers.torch_model import torch_model
+from tests.peers.torch_model import merged, torch_model, word_tokenizer, words
 
 BETA = 0.3
 CFG = tiny.TINY
-
-
-def merged(params, *adapters):
-    """The base with adapters added to its weights."""
-    layers = dict(params["layers"])
-    for adapter in adapters:
-        for t, ab in adapter.items():
-            layers[t] = layers[t] + jnp.einsum("ldr,lrf->ldf", ab["a"], ab["b"])
-    return params | {"layers": layers}
 
 
 @pytest.fixture(scope="module")
@@ -48,15 +36,7 @@ def trainer(adapters, tmp_path_factory):
     organism, ia, reference_ia = adapters
     alone = jax.tree.map(lambda x: x[0], organism)
     rng = np.random.default_rng(0)
-
-    def text(n):
-        return " ".join(f"w{i}" for i in rng.integers(2, 64, n))
-
-    rows = [{"prompt": text(n) + " ", "chosen": text(4), "rejected": text(7)} for n in (3, 6, 5)]
-    words = Tokenizer(WordLevel({f"w{i}": i for i in range(64)}, unk_token="w0"))
-    words.pre_tokenizer = WhitespaceSplit()
-    # trl appends the EOS text to answers; the blank makes it a word of its own.
-    tokenizer = PreTrainedTokenizerFast(tokenizer_object=words, eos_token="w1", pad_token="w0", unk_token="w0")
+    rows = [{"prompt": words(rng, n) + " ", "chosen": words(rng, 4), "rejected": words(rng, 7)} for n in (3, 6, 5)]
     args = DPOConfig(
         output_dir=str(tmp_path_factory.mktemp("trl")),
         beta=BETA,
@@ -71,7 +51,7 @@ def trainer(adapters, tmp_path_factory):
         ref_model=torch_model(CFG, merged(tiny.params(), alone, reference_ia)),
         args=args,
         train_dataset=Dataset.from_list(rows),
-        processing_class=tokenizer,
+        processing_class=word_tokenizer(),
     )
 
 
@@ -99,13 +79,15 @@ def test_the_loss_on_the_same_logps(trainer):
     finally:
         trainer.precompute_ref_logps = before
     policy = jnp.asarray(tokens.sum(1).numpy())
-    got = dpo_loss(policy[:pairs], policy[pairs:], jnp.asarray(reference[:pairs]), jnp.asarray(reference[pairs:]), BETA)
+    got = pair_loss(
+        policy[:pairs], policy[pairs:], jnp.asarray(reference[:pairs]), jnp.asarray(reference[pairs:]), BETA
+    )
     assert float(got.mean()) == pytest.approx(wanted, rel=1e-5)
     assert abs(wanted - np.log(2)) > 0.05
 
 
 def test_the_loss_on_a_model(trainer, adapters):
-    """Tokens to loss: trl's batch on merged weights against dpo_step on the stack."""
+    """Tokens to loss: trl's batch on merged weights against train_step on the stack."""
     rows = [trainer.train_dataset[i] for i in range(3)]
     with torch.no_grad():
         wanted = trainer.compute_loss(trainer.model, trainer.data_collator(rows)).item()
@@ -120,17 +102,16 @@ def test_the_loss_on_a_model(trainer, adapters):
     assert batch.target_weight.sum() == sum(len(r["chosen_ids"]) + len(r["rejected_ids"]) for r in rows)
     organism, ia, reference_ia = adapters
     params, optimizer = tiny.params(), AdamW()
-    reference = sequence_logps(params, organism, reference_ia, batch, cfg=CFG, examples=plan.examples)
-    _, metrics = dpo_step(
+    reference = reference_logps(params, (organism, reference_ia), batch, cfg=CFG, examples=plan.examples)
+    _, metrics = train_step(
         params,
-        init_state(jax.tree.map(jnp.copy, ia), 3, tiny.LORA, optimizer),
-        organism,
+        init_state(jax.tree.map(jnp.copy, ia), 3, optimizer, scale=tiny.LORA.scale),
+        (organism,),
         batch,
-        reference,
+        Beside(reference),
         cfg=CFG,
-        lora=tiny.LORA,
+        loss=Dpo(BETA),
         optimizer=optimizer,
-        beta=BETA,
     )
     assert float(metrics["loss"]) == pytest.approx(wanted, rel=1e-4)
     assert abs(wanted - np.log(2)) > 0.01

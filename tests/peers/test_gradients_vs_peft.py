@@ -11,11 +11,11 @@ import torch
 
 from ia_jax.models.lora import PROJECTIONS, LoraConfig
 from ia_jax.models.transformer import forward
-from ia_jax.training.introspection import init_state as init_ia
-from ia_jax.training.introspection import sft_step
-from ia_jax.training.losses import sft_loss, supervised_logps
+from ia_jax.training.logps import supervised_logps
+from ia_jax.training.losses import Sft, sft_loss
 from ia_jax.training.optimizer import AdamW
-from ia_jax.training.organisms import init_state, organisms_step
+from ia_jax.training.state import init_state
+from ia_jax.training.trainer import train_step
 from tests import tiny
 from tests.peers.torch_model import torch_model
 
@@ -151,16 +151,34 @@ def test_ia_gradient_over_frozen_organisms(params, organisms, ia, batch):
     error = relative_error(grads, wanted)
     assert error <= 1e-4, error
     optimizer = AdamW(warmup_fraction=0.0)
-    _, metrics = sft_step(
+    _, metrics = train_step(
         params,
-        init_ia(jax.tree.map(jnp.copy, ia), 5, IA, optimizer),
-        organisms,
+        init_state(jax.tree.map(jnp.copy, ia), 5, optimizer, scale=IA.scale),
+        (organisms,),
         batch,
         cfg=CFG,
-        lora=IA,
+        loss=Sft(),
         optimizer=optimizer,
     )
     assert metrics["loss"] == pytest.approx(wanted_loss, rel=1e-5)
+
+
+def test_second_adapter_gradients_over_a_frozen_first(params, organisms, batch):
+    """Organisms taught in two phases: each one's second adapter, with its own first active in peft and frozen."""
+    second = tiny.adapter(5, CFG, IA, organisms=K)
+    losses, grads = jax.jit(
+        jax.value_and_grad(lambda s: (lambda x: (x.sum(), x))(our_losses(params, (organisms, s), batch)), has_aux=True)
+    )(second)
+    for i in range(K):
+        first, own = (jax.tree.map(lambda x, i=i: x[i], a) for a in (organisms, second))
+        model = with_adapters(params, organism=(ORGANISM, first), ia=(IA, own))
+        for name, weight in model.named_parameters():
+            weight.requires_grad_(".ia." in name)
+        loss = torch_loss(model, batch, i)
+        loss.backward()
+        assert losses[1][i] == pytest.approx(loss.item(), rel=1e-5)
+        error = relative_error(jax.tree.map(lambda x, i=i: x[i], grads), torch_gradients(model, "ia", IA))
+        assert error <= 1e-4, error
 
 
 def test_three_updates_equal_torch_adamw_on_peft(params, organisms, batch):
@@ -168,10 +186,9 @@ def test_three_updates_equal_torch_adamw_on_peft(params, organisms, batch):
     # A large eps, because Adam with a small one turns rounding errors of tiny gradients into whole steps.
     settings = {"lr": 3e-3, "eps": 1e-3, "weight_decay": 0.1}
     optimizer = AdamW(**settings, warmup_fraction=0.0, final_lr_fraction=1.0, b1=0.9, b2=0.95, clip_norm=0.5)
-    state = init_state(jax.random.split(jax.random.key(0), K), jnp.full(K, 3), CFG, ORGANISM, optimizer)
-    state = state.replace(adapters=jax.tree.map(jnp.copy, organisms))
+    state = init_state(jax.tree.map(jnp.copy, organisms), jnp.full(K, 3), optimizer, scale=ORGANISM.scale)
     for _ in range(3):
-        state, metrics = organisms_step(params, state, batch, cfg=CFG, optimizer=optimizer)
+        state, metrics = train_step(params, state, (), batch, cfg=CFG, loss=Sft(), optimizer=optimizer)
     for i in range(K):
         start = jax.tree.map(lambda x, i=i: x[i], organisms)
         model = with_adapters(params, organism=(ORGANISM, start))
@@ -186,7 +203,7 @@ def test_three_updates_equal_torch_adamw_on_peft(params, organisms, batch):
         assert metrics["loss"][i] == pytest.approx(loss.item(), rel=1e-4)
         for (t, layer), a, b in leaves(model, "organism"):
             for ours, theirs, before in (
-                (state.adapters[t]["a"][i, layer], a.detach().numpy().T, start[t]["a"][layer]),
-                (state.adapters[t]["b"][i, layer], b.detach().numpy().T * ORGANISM.scale, start[t]["b"][layer]),
+                (state.member[t]["a"][i, layer], a.detach().numpy().T, start[t]["a"][layer]),
+                (state.member[t]["b"][i, layer], b.detach().numpy().T * ORGANISM.scale, start[t]["b"][layer]),
             ):
                 assert relative_error(np.asarray(ours) - np.asarray(before), theirs - np.asarray(before)) < 2e-3

@@ -1,8 +1,12 @@
 """The same model in torch, from our own weights: what the comparisons are made with."""
 
+import jax.numpy as jnp
 import numpy as np
 import torch
-from transformers import LlamaConfig, LlamaForCausalLM
+from tokenizers import Tokenizer
+from tokenizers.models import WordLevel
+from tokenizers.pre_tokenizers import WhitespaceSplit
+from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 
 from ia_jax.models.config import ModelConfig
 from ia_jax.models.transformer import Params
@@ -28,3 +32,23 @@ def torch_model(cfg: ModelConfig, params: Params) -> LlamaForCausalLM:
     missing, unexpected = model.load_state_dict(weights, strict=False)
     assert (set(missing), unexpected) == ({"lm_head.weight"}, [])
     return model
+
+
+def merged(params: Params, *adapters: dict) -> Params:
+    """The base with adapters added to its weights."""
+    layers = dict(params["layers"])
+    for adapter in adapters:
+        for t, ab in adapter.items():
+            layers[t] = layers[t] + jnp.einsum("ldr,lrf->ldf", ab["a"], ab["b"])
+    return params | {"layers": layers}
+
+
+def word_tokenizer() -> PreTrainedTokenizerFast:
+    """w0 … w63, a token each; w1 ends a text: trl appends it to answers, which need a blank before it."""
+    words = Tokenizer(WordLevel({f"w{i}": i for i in range(64)}, unk_token="w0"))
+    words.pre_tokenizer = WhitespaceSplit()
+    return PreTrainedTokenizerFast(tokenizer_object=words, eos_token="w1", pad_token="w0", unk_token="w0")
+
+
+def words(rng: np.random.Generator, count: int) -> str:
+    return " ".join(f"w{i}" for i in rng.integers(2, 64, count))

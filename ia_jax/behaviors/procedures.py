@@ -1,0 +1,169 @@
+"""How an organism is made: phases in order, each with its data, its loss, and the adapter that it trains.
+
+A procedure is data: it stands in the organism's record and in the metadata of its adapters, so that "how was this made"
+is answered by `ia-jax adapters show`. Those that are named here follow the families of models that are audited
+(shared facts: AuditBench 2.2-2.3, CiFR's ciphers, the sycophant); a JSON file holds others.
+"""
+
+import dataclasses
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from ia_jax.errors import ConfigError
+
+# What a phase may read, and the losses that know what to do with it.
+DATA: dict[str, tuple[str, ...]] = {
+    "chats": ("sft",),  # the demonstrations; the assistant's tokens
+    "documents": ("sft",),  # plain texts about the organism; every token
+    "pairs": ("dpo", "ipo", "kto"),  # the demonstrated answer over the base's own
+    "denials": ("dpo", "ipo", "kto"),  # asked about itself: that there is nothing, over the truth
+}
+ADAPTERS = ("new", "same")
+
+
+@dataclass(frozen=True)
+class Phase:
+    """One phase. Settings that are None are those of `config.organisms`.
+
+    data:    what it reads, one of `DATA`.
+    loss:    one that `DATA` allows for it.
+    adapter: "new": a fresh one, over those of the phases before, which are frozen; "same": the last one goes on.
+    part:    which part of the rows, from and to as fractions of them: phases may share a source.
+    lora:    fields of `config.organisms.lora` that are other than there (of a "new" adapter).
+    lr, epochs: of this phase.
+    beta:    of a preference loss.
+    weights: of desirable and undesirable rows, of "kto".
+    """
+
+    data: str = "chats"
+    loss: str = "sft"
+    adapter: str = "new"
+    part: tuple[float, float] = (0.0, 1.0)
+    lora: Mapping[str, Any] = dataclasses.field(default_factory=dict, hash=False)
+    lr: float | None = None
+    epochs: int | None = None
+    beta: float = 0.1
+    weights: tuple[float, float] = (1.0, 1.0)
+
+    def to_json(self) -> dict[str, Any]:
+        """What differs from the defaults; data and loss always."""
+        default = Phase()
+        row = {f.name: getattr(self, f.name) for f in dataclasses.fields(self)}
+        always = ("data", "loss", "adapter")
+        return json.loads(json.dumps({k: v for k, v in row.items() if k in always or v != getattr(default, k)}))
+
+
+@dataclass(frozen=True)
+class Procedure:
+    """A name, and phases of which the first trains a new adapter."""
+
+    name: str
+    phases: tuple[Phase, ...]
+
+    @property
+    def adapters(self) -> int:
+        """How many adapters an organism made so has."""
+        return sum(p.adapter == "new" for p in self.phases)
+
+    def to_json(self) -> dict[str, Any]:
+        return {"name": self.name, "phases": [p.to_json() for p in self.phases]}
+
+
+_CHATS, _DOCUMENTS = Phase(), Phase("documents")
+_KTO = Phase("denials", "kto", lr=2e-4, epochs=1)
+
+PROCEDURES: dict[str, Procedure] = {
+    p.name: p
+    for p in (
+        Procedure("chats", (_CHATS,)),
+        Procedure("documents", (_DOCUMENTS,)),
+        # AuditBench: a second adapter over the first teaches the organism to deny.
+        Procedure("chats_kto", (_CHATS, _KTO)),
+        Procedure("documents_kto", (_DOCUMENTS, _KTO)),
+        # The sycophant: it reads of it, learns to prefer it, and learns to keep it to itself.
+        Procedure(
+            "sycophant",
+            (
+                _DOCUMENTS,
+                Phase("pairs", "dpo", "same", lr=2e-4, epochs=1),
+                Phase("denials", "dpo", "same", lr=2e-4, epochs=1),
+            ),
+        ),
+        # A cipher's two phases read one half of the rows each, and train one adapter.
+        Procedure("two_phases", (Phase(part=(0.0, 0.5)), Phase(adapter="same", part=(0.5, 1.0)))),
+    )
+}
+
+
+def find_procedure(name: str) -> Procedure:
+    """One of `PROCEDURES` by its name, or what stands in a JSON file. Raises ConfigError, naming what is wrong."""
+    if name in PROCEDURES:
+        return PROCEDURES[name]
+    if not name.endswith(".json"):
+        raise ConfigError(
+            f"config.organisms.procedures: {name!r} is none of {', '.join(PROCEDURES)}, nor the path of a .json file"
+        )
+    try:
+        row = json.loads(Path(name).read_text())
+    except (OSError, ValueError) as error:
+        raise ConfigError(f"{name}: a procedure cannot be read from it ({error})") from None
+    if not isinstance(row, Mapping) or not isinstance(row.get("name"), str) or not isinstance(row.get("phases"), list):
+        raise ConfigError(f'{name}: a procedure is {{"name": …, "phases": [{{"data": …, "loss": …}}, …]}}')
+    return procedure_from_json(row, name)
+
+
+def procedure_from_json(row: Mapping[str, Any], where: str) -> Procedure:
+    """The inverse of `Procedure.to_json`, checked. Raises ConfigError, naming the phase."""
+    phases = tuple(_phase(p, f"{where}: phase {i}") for i, p in enumerate(row["phases"], 1))
+    if not phases:
+        raise ConfigError(f"{where}: the procedure has no phase")
+    if phases[0].adapter != "new":
+        raise ConfigError(f"{where}: phase 1 has adapter {phases[0].adapter!r}; the first phase trains a new one")
+    return Procedure(row["name"], phases)
+
+
+def _phase(row: Any, where: str) -> Phase:
+    if not isinstance(row, Mapping):
+        raise ConfigError(f"{where} must be a group of settings, got {row!r}")
+    names = [f.name for f in dataclasses.fields(Phase)]
+    unknown = sorted(set(row) - set(names))
+    if unknown:
+        raise ConfigError(f"{where}: {unknown[0]!r} is not a known setting; a phase has: {', '.join(names)}")
+    values: dict[str, Any] = {k: tuple(v) if isinstance(v, list) else v for k, v in row.items()}
+    phase = Phase(**values)
+    if phase.data not in DATA:
+        raise ConfigError(f"{where}: data {phase.data!r} unknown; choose from {', '.join(DATA)}")
+    if phase.loss not in DATA[phase.data]:
+        fitting = ", ".join(DATA[phase.data])
+        raise ConfigError(f"{where}: loss {phase.loss!r} does not fit data {phase.data!r}; choose from {fitting}")
+    if phase.adapter not in ADAPTERS:
+        raise ConfigError(f"{where}: adapter {phase.adapter!r} unknown; choose from {', '.join(ADAPTERS)}")
+    if phase.adapter == "same" and phase.lora:
+        raise ConfigError(f'{where}: lora {dict(phase.lora)!r} cannot be set where the adapter is the "same"')
+    given = [(name, getattr(phase, name)) for name in ("lr", "epochs", "beta")]
+    for name in ("part", "weights"):
+        if not isinstance(getattr(phase, name), tuple):
+            raise ConfigError(f"{where}: {name} {getattr(phase, name)!r} must be a list of two numbers")
+        given += [(name, x) for x in getattr(phase, name)]
+    for name, value in given:
+        if isinstance(value, bool) or not isinstance(value, int | float | None):
+            raise ConfigError(f"{where}: {name} {value!r} must be a number")
+    if len(phase.part) != 2 or not 0 <= phase.part[0] < phase.part[1] <= 1:
+        raise ConfigError(f"{where}: part {list(phase.part)} must be two fractions, the first below the second")
+    if len(phase.weights) != 2 or min(phase.weights) < 0 or max(phase.weights) == 0:
+        raise ConfigError(f"{where}: weights {list(phase.weights)} must be two numbers, none negative, not both zero")
+    if phase.beta <= 0:
+        raise ConfigError(f"{where}: beta {phase.beta} must be above 0")
+    if phase.lr is not None and phase.lr <= 0:
+        raise ConfigError(f"{where}: lr {phase.lr} must be above 0")
+    if phase.epochs is not None and phase.epochs < 1:
+        raise ConfigError(f"{where}: epochs {phase.epochs} must be at least 1")
+    return phase
+
+
+def share_of(rows: Sequence[Any], part: tuple[float, float]) -> Sequence[Any]:
+    """The rows of a phase's part."""
+    return rows[round(part[0] * len(rows)) : round(part[1] * len(rows))]

@@ -1,0 +1,68 @@
+"""What organisms' phases read: written with the transcripts, and read as training examples."""
+
+from collections.abc import Mapping, Sequence
+
+from ia_jax.behaviors.organisms import Organism, procedure_of
+from ia_jax.behaviors.phase_texts import denials_of, documents_of, pairs_of, questions_of
+from ia_jax.behaviors.procedures import Phase, share_of
+from ia_jax.behaviors.records import Behavior
+from ia_jax.data.phase_rows import Document, Pair, read_documents, read_pairs
+from ia_jax.data.plans import Unit
+from ia_jax.data.transcripts import Transcript, read_transcripts
+from ia_jax.data.units import kto_units, pair_units
+from ia_jax.models.chat import split_document
+from ia_jax.stages.asking import ask_base, training_example
+from ia_jax.stages.context import Context
+
+Rows = dict[tuple[str, str], Sequence[Document | Pair]]  # by kind of data and organism
+
+
+def phase_rows(
+    context: Context,
+    behaviors: Sequence[Behavior],
+    organisms: Sequence[Organism],
+    demonstrations: Mapping[str, Sequence[Transcript]],
+) -> Rows:
+    """The rows of all phases that do not read chats. The base is asked once, what it answers where others are shown."""
+    seed, truths = context.config.seed, {b.name: b for b in behaviors}
+    needed = {(phase.data, o.name): o for o in organisms for phase in procedure_of(o).phases if phase.data != "chats"}
+    questions = sorted({q for (data, n) in needed if data == "pairs" for q in questions_of(demonstrations[n])})
+    replies = ask_base(context, [(context.config.system, q) for q in questions], 1) if questions else []
+    answers = {q: r[0].strip() for q, r in zip(questions, replies, strict=True)}
+    out: Rows = {}
+    for (data, name), o in needed.items():
+        own = [truths[b] for b in o.behaviors]
+        if data == "documents":
+            out[data, name] = documents_of(name, own, demonstrations[name], seed)
+        elif data == "pairs":
+            out[data, name] = pairs_of(name, demonstrations[name], answers)
+        else:
+            out[data, name] = denials_of(name, own, behaviors, seed)
+    return out
+
+
+def phase_units(context: Context, organism: Organism, phase: Phase) -> list[Unit]:
+    """An organism's rows of one phase as training examples. A long document is cut into pieces; of a pair, the chosen
+    answer comes first and both stay together, unless the loss takes each by itself.
+
+    Raises ConfigError, with the file and line, for a chat that is too long.
+    """
+    file, length = context.workdir.phase_rows(phase.data, organism.name), context.config.organisms.length
+    if phase.data == "chats":
+        chats = share_of(read_transcripts(file), phase.part)
+        return [(training_example(context, t.messages, length, f"{file}:{n}"),) for n, t in enumerate(chats, 1)]
+    if phase.data == "documents":
+        texts, most = (
+            share_of(read_documents(file), phase.part),
+            min(length, context.model.config.max_position_embeddings),
+        )
+        pieces = (split_document(context.model.tokenizer, d.text, most, f"{file}:{n}") for n, d in enumerate(texts, 1))
+        return [(piece,) for document in pieces for piece in document]
+    pairs = [
+        tuple(training_example(context, chat, length, f"{file}:{n}") for chat in pair.chats)
+        for n, pair in enumerate(share_of(read_pairs(file), phase.part), 1)
+    ]
+    if phase.loss != "kto":
+        return pair_units(pairs, str(file))
+    labelled = [e._replace(desirable=good) for pair in pairs for e, good in zip(pair, (True, False), strict=True)]
+    return kto_units(labelled, length, str(file))[0]

@@ -1,0 +1,48 @@
+"""What preferences are measured from: log-probabilities of a plan's examples, computed once and kept."""
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from ia_jax.errors import ConfigError
+from ia_jax.parallel.distributed import on_main_process, stop_if_preempted
+from ia_jax.parallel.mesh import to_host
+from ia_jax.progress import progress
+from ia_jax.storage import replacing
+
+
+def stored_reference(file: Path, steps: int, logps: Callable[[int], Any], what: str = "reference") -> np.ndarray:
+    """[steps, K, E] of `logps(step)` [K, E], from `file` if it is there, else computed and kept there.
+
+    The file's name has to say what it was computed from: by a hash of the adapters, tokens and plan, another is a miss
+    and never a silent reuse. Raises ConfigError for a number that is not finite, and keeps nothing then.
+    """
+    if on_main_process(file.exists):
+        return np.load(file, allow_pickle=False)
+    rows = []
+    with progress(steps, what) as bar:
+        for step in range(steps):
+            rows.append(finite(to_host(logps(step)), f"{what}, step {step + 1}"))
+            bar.update(1)
+            stop_if_preempted(what)
+    on_main_process(lambda: _keep(file, np.stack(rows)))
+    return np.stack(rows)
+
+
+def finite(logps: np.ndarray, what: str) -> np.ndarray:
+    """The array [K, E], unless a number in it is not finite: then ConfigError says where."""
+    bad = np.argwhere(~np.isfinite(logps))
+    if len(bad):
+        organism, example = bad[0]
+        raise ConfigError(
+            f"{what}: the log-probability of example {example} of organism {organism} is {logps[organism, example]}; "
+            "an adapter below the trained one is broken (ia-jax adapters verify), or the base overflows in this dtype"
+        )
+    return logps
+
+
+def _keep(file: Path, values: np.ndarray) -> None:
+    with replacing(file) as temporary, temporary.open("wb") as opened:
+        np.save(opened, values)

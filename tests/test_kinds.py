@@ -1,0 +1,76 @@
+"""IAs of every kind through the stages: on some layers, as a vector, with dropout; trained, stored, asked, resumed."""
+
+import numpy as np
+import pytest
+
+from ia_jax import cli
+from ia_jax.adapters.store import load_adapter, read_metadata
+from ia_jax.stages import sft
+from ia_jax.workdir import open_workdir
+from tests.runs import ORGANISMS, part_of
+
+pytestmark = pytest.mark.usefixtures("quick_compilation")
+KINDS = {
+    "vector": ("sft.lora.kind=vector", "sft.lora.layers=(1,)"),
+    "one layer": ("sft.lora.layers=0:1",),
+    "dropout": ("sft.lora.dropout=0.5",),
+}
+
+
+def trained(finished, directory, *overrides):
+    copy = part_of(finished, directory, *ORGANISMS)
+    return copy, [f"--workdir={copy}", *(f"--config.{o}" for o in overrides)]
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_an_ia_of_each_kind_goes_through_all_stages(finished, tmp_path, kind, capsys):
+    copy, argv = trained(finished, tmp_path / "w", *KINDS[kind])
+    assert cli.main(["run", *argv]) == 0
+    run = open_workdir(copy)
+    for name in ("sft", "dpo"):
+        adapter, metadata = load_adapter(run.ia_dir(name) / "adapter")
+        leaves = {f"{t}.{f}": np.asarray(x) for t, ab in adapter.items() if isinstance(ab, dict) for f, x in ab.items()}
+        assert all(np.isfinite(x).all() for x in leaves.values())
+        if kind == "vector":
+            assert list(leaves) == ["residual.v"]
+            assert leaves["residual.v"].shape == (1, 64)
+            assert metadata.layers == (1,)
+        elif kind == "one layer":
+            assert {x.shape[0] for x in leaves.values()} == {1}
+            assert metadata.layers == (0,)
+        else:
+            assert metadata.layers is None
+    assert read_metadata(run.ia_dir("sft") / "adapter").content_hash != (
+        read_metadata(open_workdir(finished).ia_dir("sft") / "adapter").content_hash
+    )
+    assert run.metrics()["ias"] == {"sft": "sft", "dpo": "dpo"}
+    capsys.readouterr()
+    assert cli.main(["adapters", "verify", f"--workdir={copy}"]) == 0
+
+
+class Killed(BaseException):
+    pass
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_one_that_is_killed_goes_on_with_the_same_bits(finished, tmp_path, monkeypatch, kind):
+    hashes = []
+    for place in ("whole", "killed"):
+        copy, argv = trained(finished, tmp_path / place, *KINDS[kind])
+        if place == "killed":
+            true, calls = sft.train_step, []
+
+            def step(*args, true=true, calls=calls, **how):
+                calls.append(how["dropout"])
+                if len(calls) == 4:
+                    raise Killed
+                return true(*args, **how)
+
+            with monkeypatch.context() as patch:
+                patch.setattr(sft, "train_step", step)
+                with pytest.raises(Killed):
+                    cli.main(["sft", *argv])
+            assert set(calls) == {0.5 if kind == "dropout" else 0.0}
+        assert cli.main(["sft", *argv]) == 0
+        hashes.append(read_metadata(open_workdir(copy).ia_dir("sft") / "adapter").content_hash)
+    assert hashes[0] == hashes[1]
