@@ -21,15 +21,16 @@ import numpy as np
 from ia_jax.data.batch import Batch, build_batch
 from ia_jax.data.plans import plan_joint
 from ia_jax.models.chat import ChatExample
-from ia_jax.models.dropout import Dropout
-from ia_jax.models.lora import RESIDUAL, Adapter, LoraConfig, init_lora, init_organisms
-from ia_jax.models.transformer import Params, forward
+from ia_jax.models.lora import RESIDUAL, LoraConfig, adapter_shardings, init_lora, init_organisms
 from ia_jax.models.weights import load_model
 from ia_jax.parallel.mesh import make_mesh
 from ia_jax.planning.chips import training_flops
-from ia_jax.training.losses import sft_loss, supervised_logps
+from ia_jax.training.losses import Sft
+from ia_jax.training.optimizer import AdamW
+from ia_jax.training.state import init_state
+from ia_jax.training.trainer import train_step
 
-ORGANISM = LoraConfig(8, 16.0)
+ORGANISM, OPTIMIZER = LoraConfig(8, 16.0), AdamW()
 
 
 def kinds(layers: int) -> dict[str, LoraConfig]:
@@ -76,51 +77,33 @@ def measure(args: argparse.Namespace, mesh: jax.sharding.Mesh) -> dict[str, dict
     frozen = init_organisms(jax.random.split(key, args.organisms), cfg, ORGANISM)
     frozen = jax.tree.map(lambda x: x.astype(args.dtype), frozen)
     batch = a_batch(args.organisms, args.length, cfg.vocab_size)
-    keys = jax.random.split(key, args.organisms)
-    step = jax.jit(gradient_step, static_argnames=("cfg", "rate", "remat"), donate_argnames="ia")
-    programs, adapters, seconds, out = {}, {}, {name: [] for name in kinds(cfg.num_hidden_layers)}, {}
+    programs, states, seconds, out = {}, {}, {name: [] for name in kinds(cfg.num_hidden_layers)}, {}
     for name, lora in kinds(cfg.num_hidden_layers).items():
-        adapters[name] = init_lora(key, cfg, lora)
-        how: dict[str, Any] = {"cfg": cfg, "rate": args.dropout if lora.rank else 0.0, "remat": args.remat}
-        programs[name] = step.lower(model.params, adapters[name], frozen, batch, keys, **how).compile()
+        ia = init_lora(key, cfg, lora)
+        state = init_state(ia, 1000, OPTIMIZER, scale=lora.scale, keys=key)
+        states[name] = jax.device_put(state, adapter_shardings(state, mesh))
+        how: dict[str, Any] = {"cfg": cfg, "loss": Sft(), "optimizer": OPTIMIZER, "remat": args.remat}
+        how |= {"dropout": args.dropout if lora.rank else 0.0}
+        programs[name] = train_step.lower(model.params, states[name], (frozen,), batch, **how).compile()
         each = training_flops(cfg, args.length, [ORGANISM, lora], [lora])
         out[name] = {
             "flops": batch.tokens.size * each["tokens"] + batch.target_weight.sum() * each["supervised_tokens"],
             "temp_mib": programs[name].memory_analysis().temp_size_in_bytes / 2**20,
-            "adapter_mib": sum(x.nbytes for x in jax.tree.leaves(adapters[name])) / 2**20,
+            "adapter_mib": sum(x.nbytes for x in jax.tree.leaves(ia)) / 2**20,
         }
     for number in range(args.rounds + 1):  # the first warms up
         for name, program in programs.items():
             for _ in range(args.steps):
                 began = time.monotonic()
-                adapters[name], loss = program(model.params, adapters[name], frozen, batch, keys)
-                if not np.isfinite(float(loss)):
-                    raise SystemExit(f"{name}: the loss is {loss}")
+                states[name], metrics = program(model.params, states[name], (frozen,), batch, optimizer=OPTIMIZER)
+                if not np.isfinite(float(metrics["loss"])):
+                    raise SystemExit(f"{name}: the loss is {metrics['loss']}")
                 if number:
                     seconds[name].append(time.monotonic() - began)
-    return {name: {"step_s": statistics.median(seconds[name]), **map_floats(out[name])} for name in out}
-
-
-def gradient_step(
-    params: Params,
-    ia: Adapter,
-    frozen: Adapter,
-    batch: Batch,
-    keys: jax.Array,
-    *,
-    cfg: Any,
-    rate: float,
-    remat: str,
-) -> tuple[Adapter, jax.Array]:
-    """A step without an optimizer, whose time would be that of the adapter's size."""
-
-    def loss(ia: Adapter) -> jax.Array:
-        rows = batch.tokens, batch.segment_ids, batch.positions
-        hidden = forward(params, *rows, (frozen, ia), cfg, remat=remat, dropout=Dropout(rate, keys))
-        return sft_loss(supervised_logps(params, hidden, batch), batch.target_weight).mean()
-
-    value, grads = jax.value_and_grad(loss)(ia)
-    return jax.tree.map(lambda x, g: x - 1e-4 * g, ia, grads), value
+    return {
+        name: {"step_s": statistics.median(seconds[name]), **{k: float(v) for k, v in x.items()}}
+        for name, x in out.items()
+    }
 
 
 def a_batch(organisms: int, length: int, vocabulary: int) -> Batch:
@@ -129,10 +112,6 @@ def a_batch(organisms: int, length: int, vocabulary: int) -> Batch:
     units = [[(ChatExample(rng.integers(1, vocabulary, length).astype(np.int32), mask),)] for _ in range(organisms)]
     plan = plan_joint(units, organisms_per_step=organisms, per_slot=1, seed=0, length=length)
     return jax.tree.map(jnp.asarray, build_batch(plan.steps[0], plan, units))
-
-
-def map_floats(values: dict[str, Any]) -> dict[str, float]:
-    return {name: float(x) for name, x in values.items()}
 
 
 if __name__ == "__main__":

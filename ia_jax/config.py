@@ -56,7 +56,7 @@ class LoraSection:
     """One kind of adapter.
 
     kind: "lora", or a "vector" that is added to what each of its layers hands on (the same as a bias of the down
-        projection): it has neither rank nor targets.
+        projection): it has no targets, and rank, alpha and dropout mean nothing to it.
     rank: of the product of its two matrices.
     alpha: the product is scaled by alpha/rank.
     targets: the projections that have one.
@@ -84,8 +84,6 @@ class LoraSection:
             return LoraConfig(self.rank, self.alpha, self.targets, self.init, layers)
         if self.targets != PROJECTIONS:
             raise ConfigError(f"a vector has no targets, got {self.targets}; leave them out, or set kind to lora")
-        if self.dropout:
-            raise ConfigError(f"a vector reads nothing that could be dropped; set dropout={self.dropout:g} to 0")
         return LoraConfig(0, 0.0, (RESIDUAL,), self.init, layers)
 
 

@@ -61,7 +61,7 @@ def paper_recipe(
 
     # SFT of the IA. Four questions of an organism lie in one row: the loss is the mean over its supervised tokens, as
     # in the released trainer, whose batch of four padded rows has the same mean.
-    c.sft.lora.rank, c.sft.lora.alpha = 16, 32.0
+    c.sft.lora.rank, c.sft.lora.alpha, c.sft.lora.dropout = 16, 32.0, 0.05
     _adam(c.sft.optimizer, 1e-4)
     c.sft.organisms_per_step, c.sft.per_slot = 2, 4
     c.sft.rows, c.sft.length = 1, 1024

@@ -13,6 +13,10 @@ from ia_jax.models.lora import LoraConfig, adapter_shardings, take_organisms
 from ia_jax.models.project import project
 from ia_jax.models.transformer import forward, param_shardings
 from ia_jax.parallel.mesh import TRAINING, make_mesh
+from ia_jax.training.losses import Sft
+from ia_jax.training.optimizer import AdamW
+from ia_jax.training.state import init_state
+from ia_jax.training.trainer import train_step
 from tests import tiny
 from tests.test_lora import SIZES, B, D, K, T, layer_adapter, normal, values_and_gradients
 from tests.test_store import fails
@@ -189,3 +193,42 @@ def test_a_mesh_is_one_device(params, shape):
 def test_bad_dropout(make, said):
     with fails(ConfigError, said):
         make()
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# In training
+# ---------------------------------------------------------------------------------------------------------------------
+
+OPTIMIZER = AdamW(lr=1e-2, eps=0.1)
+
+
+def trained(params, organisms, batches, rate=RATE, accumulate=1, pick=slice(None)):
+    """The state after a step with each batch, of the organisms `pick` alone."""
+    start = jax.tree.map(lambda x: jnp.copy(x[pick]), organisms)
+    state = init_state(start, np.full(K, 4)[pick], OPTIMIZER, scale=2.0, keys=keys(K)[pick])
+    how = {"cfg": CFG, "loss": Sft(), "optimizer": OPTIMIZER, "accumulate": accumulate, "dropout": rate}
+    for batch in batches:
+        state, metrics = train_step(params, state, (), jax.tree.map(lambda x: x[pick], batch), **how)
+    return state, metrics
+
+
+def test_a_step_drops_alike_in_parts_and_alone_and_otherwise_in_each_update(params):
+    organisms = tiny.adapter(1, CFG, tiny.FEW, K)
+    [batch, *_] = tiny.batches(K, count=6, rows=4, length=24)
+    whole, metrics = trained(params, organisms, [batch] * 2)
+    parts, metrics_of_parts = trained(params, organisms, [batch] * 2, accumulate=2)
+    assert tiny.worst(parts.member, whole.member) < 1e-5
+    assert tiny.worst(metrics_of_parts["loss"], metrics["loss"]) < 1e-5
+    alone, metrics_alone = trained(params, organisms, [batch] * 2, pick=slice(1, 2))
+    assert tiny.worst(alone.member, jax.tree.map(lambda x: x[1:2], whole.member)) < 1e-5
+    assert tiny.worst(metrics_alone["loss"], metrics["loss"][1:2]) < 1e-5
+    assert tiny.differs(trained(params, organisms, [batch] * 2)[0].member, whole.member) is False
+    # The first two updates of one that learns nothing drop other inputs.
+    still = replace(OPTIMIZER, lr=0.0)
+    state = init_state(jax.tree.map(jnp.copy, organisms), np.full(K, 4), still, scale=2.0, keys=keys(K))
+    how = {"cfg": CFG, "loss": Sft(), "optimizer": still}
+    losses = []
+    for _ in range(2):
+        state, metrics = train_step(params, state, (), batch, **how, dropout=RATE)
+        losses.append(np.asarray(metrics["loss"]))
+    assert np.abs(losses[0] - losses[1]).min() > 1e-4

@@ -13,7 +13,7 @@ from ia_jax.adapters import store
 from ia_jax.adapters.bank import open_bank
 from ia_jax.adapters.merge import write_merged
 from ia_jax.adapters.peft import export_peft, import_peft
-from ia_jax.config import LoraSection
+from ia_jax.config import LoraSection, OrganismsSection
 from ia_jax.errors import CheckpointError, ConfigError
 from ia_jax.models.combine import concatenate_ranks
 from ia_jax.models.dropout import Dropout
@@ -242,14 +242,9 @@ def test_full_weights_have_no_place_for_one(tmp_path):
     assert not (tmp_path / "out").exists()
 
 
-@pytest.mark.parametrize(
-    ("settings", "said"),
-    [
-        ({"targets": ("q",)}, "a vector has no targets, got ('q',)"),
-        ({"dropout": 0.05}, "a vector reads nothing that could be dropped; set dropout=0.05 to 0"),
-    ],
-)
-def test_settings_that_a_vector_does_not_have(settings, said):
-    with fails(ConfigError, said):
-        LoraSection(kind="vector", **settings).lora()
-    assert LoraSection(kind="vector", rank=16, layers="1:3").lora() == kind(1, 2)
+def test_settings_that_a_vector_does_not_have():
+    with fails(ConfigError, "a vector has no targets, got ('q',)"):
+        LoraSection(kind="vector", targets=("q",)).lora()
+    with fails(ConfigError, "vectors have no rank, got (4, 8)"):
+        OrganismsSection(lora=LoraSection(kind="vector"), ranks=(4, 8)).loras()
+    assert LoraSection(kind="vector", rank=16, dropout=0.05, layers="1:3").lora() == kind(1, 2)

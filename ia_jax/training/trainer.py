@@ -23,7 +23,7 @@ import optax
 
 from ia_jax.data.batch import Batch, Beside, token_counts
 from ia_jax.models.config import ModelConfig
-from ia_jax.models.dropout import Dropout
+from ia_jax.models.dropout import Dropout, row_keys
 from ia_jax.models.lora import Stack, adapter_shardings
 from ia_jax.models.transformer import Params, forward
 from ia_jax.parallel.mesh import TRAINING, Rules, mesh_in_use, replicate
@@ -267,8 +267,7 @@ def _drawn(state: TrainState, batch: Batch, which: int, rate: float) -> jax.Arra
     else:
         one = fold(jax.random.key(state.seeds), state.updates)
         own = jax.vmap(lambda place: fold(one, place))(jnp.arange(organisms))
-    by_row = jax.vmap(lambda key: jax.vmap(lambda row: fold(fold(key, which), row))(jnp.arange(count)))(own)
-    return jax.random.key_data(by_row)
+    return jax.random.key_data(row_keys(jax.vmap(lambda key: fold(key, which))(own), count))
 
 
 def _dropout(drawn: jax.Array | None, rate: float) -> dict[str, Any]:
