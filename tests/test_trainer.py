@@ -32,6 +32,7 @@ pytestmark = pytest.mark.usefixtures("quick_compilation")
 K, ROWS, STEPS, LENGTH = 4, 2, 3, 32
 # A large eps: else Adam divides rounding errors by rounding errors.
 OPTIMIZER = AdamW(lr=1e-2, warmup_fraction=0.0, clip_norm=0.5, eps=1e-2)
+HOW = {"cfg": tiny.TINY, "optimizer": OPTIMIZER}
 RATES = np.array([1e-2, 3e-3, 2e-2, 1e-2], np.float32)
 LOSSES = {
     "documents": Sft(kl_weight=0.7),
@@ -82,7 +83,13 @@ def reference(frozen, batch, examples):
 
 def fresh(lr=RATES, member=None):
     member = tiny.adapter(2, lora=tiny.FEW, organisms=K, size=0.1) if member is None else member
-    return init_state(member, np.full(K, STEPS), OPTIMIZER, scale=tiny.FEW.scale, lr=lr)
+    keys = jax.vmap(jax.random.key)(jnp.arange(K))
+    return init_state(member, np.full(K, STEPS), OPTIMIZER, scale=tiny.FEW.scale, keys=keys, lr=lr)
+
+
+def dropped(loss):
+    """One of the losses is trained with dropout."""
+    return {"dropout": 0.2} if isinstance(loss, Sft) else {}
 
 
 def run(case, state=None, pick=None, **how):
@@ -93,7 +100,16 @@ def run(case, state=None, pick=None, **how):
         state, frozen, batches, besides = jax.tree.map(lambda x: x[pick], (state, frozen, batches, besides))
     for batch, beside in zip(batches, besides, strict=True):
         state, metrics = train_step(
-            tiny.params(), state, frozen, batch, beside, cfg=tiny.TINY, loss=loss, optimizer=OPTIMIZER, **how
+            tiny.params(),
+            state,
+            frozen,
+            batch,
+            beside,
+            cfg=tiny.TINY,
+            loss=loss,
+            optimizer=OPTIMIZER,
+            **dropped(loss),
+            **how,
         )
     return state, metrics
 
@@ -167,7 +183,7 @@ def test_eight_devices_are_one(case, trained):
         types = jax.tree.map(jax.typeof, state)
         for batch, beside in zip(batches, besides, strict=True):
             rows = jax.device_put((batch, beside), batch_shardings((batch, beside), mesh))
-            state, metrics = train_step(params, state, stack, *rows, cfg=tiny.TINY, loss=loss, optimizer=OPTIMIZER)
+            state, metrics = train_step(params, state, stack, *rows, loss=loss, **HOW, **dropped(loss))
             assert jax.tree.map(jax.typeof, state) == types  # else the next step would be compiled again
     assert tiny.furthest(state.member, trained[0].member) < 5e-6
     assert tiny.worst(metrics["loss"], trained[1]["loss"]) < 1e-4
@@ -190,9 +206,7 @@ def test_resumed_is_uninterrupted(case, tmp_path):
             if len(done) == kill:
                 raise Killed
             batch, beside = batches[number % STEPS], besides[number % STEPS]
-            return train_step(
-                tiny.params(), state, frozen, batch, beside, cfg=tiny.TINY, loss=loss, optimizer=OPTIMIZER
-            )
+            return train_step(tiny.params(), state, frozen, batch, beside, loss=loss, **HOW, **dropped(loss))
 
         directory.mkdir(exist_ok=True)
         data = grain.MapDataset.range(6).to_iter_dataset()
@@ -215,7 +229,15 @@ def test_another_rate_compiles_nothing(case):
     loss, frozen, batches, besides = case
     other = replace(OPTIMIZER, lr=123.0)
     _, metrics = train_step(
-        tiny.params(), fresh(lr=0.004), frozen, batches[0], besides[0], cfg=tiny.TINY, loss=loss, optimizer=other
+        tiny.params(),
+        fresh(lr=0.004),
+        frozen,
+        batches[0],
+        besides[0],
+        cfg=tiny.TINY,
+        loss=loss,
+        optimizer=other,
+        **dropped(loss),
     )
     assert train_step._cache_size() == before
     np.testing.assert_allclose(metrics["lr"], 0.004 * (0.1 + 0.9 * 0.5 * (1 + np.cos(np.pi / STEPS))), rtol=1e-5)
@@ -236,6 +258,35 @@ def test_one_adapter_over_two_of_each_organism(case):
     assert metrics["per_organism"].shape == (K,)
     assert state.updates.shape == ()
     assert tiny.furthest(state.member, ia) > 1e-3
+
+
+def test_dropout_draws_anew_at_every_update_for_every_seed():
+    """A rate of 0 so that nothing is learned: the same rows at the second update, under another seed, and alone."""
+    batch = tiny.batches(K, count=4, rows=1)[0]
+    state = fresh(lr=0.0)
+
+    def losses(state):
+        copied = jax.tree.map(jnp.copy, state)
+        return np.asarray(train_step(tiny.params(), copied, (), batch, loss=Sft(), dropout=0.5, **HOW)[1]["loss"])
+
+    first = losses(state)
+    assert np.array_equal(losses(state), first)
+    assert (losses(state.replace(updates=state.updates + 1)) != first).all()
+    other = losses(state.replace(seeds=state.seeds.at[1].add(1)))
+    assert (other != first).tolist() == [False, True, False, False]
+
+
+def test_a_shared_adapters_dropout_draws_for_every_organism():
+    """The same rows on the same organism, twice in a step: two masks."""
+    batch = jax.tree.map(lambda x: np.repeat(x[:1], 2, 0), tiny.batches(1, count=4, rows=1)[0])
+    ia = tiny.adapter(2, lora=tiny.FEW)
+
+    def own(dropout):
+        state = init_state(jax.tree.map(jnp.copy, ia), 3, OPTIMIZER, scale=3.0, keys=jax.random.key(1))
+        return train_step(tiny.params(), state, (), batch, loss=Sft(), dropout=dropout, **HOW)[1]["per_organism"]
+
+    assert own(0.0)[0] == own(0.0)[1]
+    assert own(0.5)[0] != own(0.5)[1]
 
 
 # ------------------------------------------------------------------------------------------------------------- formulas
@@ -362,6 +413,13 @@ def test_a_step_that_lacks_what_its_loss_reads(loss, beside, message):
     batch = tiny.batches(K, count=4, rows=1)[0]
     with pytest.raises(ConfigError, match=message):
         train_step(tiny.params(), fresh(), (), batch, beside, cfg=tiny.TINY, loss=loss, optimizer=OPTIMIZER)
+
+
+def test_dropout_that_has_nothing_to_drop():
+    batch = tiny.batches(2, count=4, rows=1)[0]
+    state = init_state(init_differences(tiny.TINY, 2), np.full(2, 3), OPTIMIZER, scale=None)
+    with pytest.raises(ConfigError, match=r"dropout=0\.1 is of a LoRA's inputs, and a full fine-tune has none"):
+        train_step(tiny.params(), state, (), batch, loss=Sft(), dropout=0.1, **HOW)
 
 
 def test_kto_without_mismatched_answers(case):

@@ -110,7 +110,7 @@ def _train(
     keys = jnp.stack([jax.random.key(s) for s in seeds])
     lr = (phase.lr or cfg.optimizer.lr) * lr_factor
     if phase.adapter == "new":
-        kinds = list(dict.fromkeys(loras_of(config, phase)))
+        kinds = tuple(dict.fromkeys(loras_of(config, phase)))
         which = np.array([kinds.index(lora) for lora in loras], np.int32)
         keys, total, which = (context.shard_by_organism(x) for x in (keys, total, which))
         state = init_on_mesh(context.mesh, keys, total, which, model.config, kinds, cfg.optimizer, lr)

@@ -11,6 +11,7 @@ import optax
 from ia_jax.models.lora import peft_parametrization
 
 
+# To jax the rate is data, and all else structure: a step that was compiled for one rate serves all.
 @partial(
     jax.tree_util.register_dataclass,
     data_fields=("lr",),
@@ -20,7 +21,7 @@ from ia_jax.models.lora import peft_parametrization
 class AdamW:
     """AdamW after clipping each adapter's gradient, with linear warm-up and cosine decay.
 
-    lr: the highest learning rate. To jax it is data, and all else structure: a step compiled for one rate serves all.
+    lr: the highest learning rate.
     warmup_fraction: of all steps, until it is reached.
     final_lr_fraction: of it, at the end.
     b1, b2, eps, weight_decay: of AdamW.

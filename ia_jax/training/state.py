@@ -83,18 +83,15 @@ def init_state(
             raise ConfigError(
                 f"{name} has {np.size(value)} values, but {there}; give one for each, or a number for all"
             )
-        return jnp.full_like(total, value, jnp.float32)
+        # Of one type, whether it was a number or an array: a step would be compiled for each.
+        return jnp.zeros_like(total, jnp.float32) + jnp.asarray(value, jnp.float32)
 
-    scales = None if scale is None else each("scale", scale)
-
-    def moments(member: Any, scale: Any) -> Any:
-        return make_optimizer(optimizer, scale).init(member)
-
+    moments = make_optimizer(optimizer, None).init  # which does not depend on the scale
     bits = jax.vmap(jax.random.bits) if total.ndim else jax.random.bits
     return TrainState(
         member,
-        (jax.vmap(moments) if total.ndim else moments)(member, scales),
-        scales,
+        (jax.vmap(moments) if total.ndim else moments)(member),
+        None if scale is None else each("scale", scale),
         each("lr", optimizer.lr if lr is None else lr),
         jnp.zeros_like(total),
         total,
@@ -130,20 +127,17 @@ def init_organisms_state(
     return init_state(jax.tree.map(pick, *each), total, optimizer, scale=scale, keys=keys, lr=lr)
 
 
+@partial(jax.jit, static_argnames=("mesh", "cfg", "loras"))
 def init_on_mesh(
     mesh: Mesh,
     keys: jax.Array,
     total: jax.Array,
     kinds: jax.Array,
     cfg: ModelConfig,
-    loras: Sequence[LoraConfig],
+    loras: tuple[LoraConfig, ...],
     optimizer: AdamW,
     lr: Any = None,
 ) -> TrainState:
-    """`init_organisms_state`, every leaf made where its logical axes lie, which is where a step leaves it."""
-    lr = optimizer.lr if lr is None else lr
-    make = partial(init_organisms_state, cfg=cfg, loras=loras)
-    shardings = adapter_shardings(
-        jax.eval_shape(make, keys, total, kinds, optimizer=optimizer, lr=lr), mesh, organisms=True
-    )
-    return jax.jit(make, out_shardings=shardings)(keys, total, kinds, optimizer=optimizer, lr=lr)
+    """`init_organisms_state`, every leaf put where its logical axes lie, which is where a step leaves it."""
+    state = init_organisms_state(keys, total, kinds, cfg, loras, optimizer, lr)
+    return jax.tree.map(jax.sharding.reshard, state, adapter_shardings(state, mesh, organisms=True))

@@ -22,13 +22,14 @@ import jax.numpy as jnp
 import optax
 
 from ia_jax.data.batch import Batch, Beside, token_counts
+from ia_jax.errors import ConfigError
 from ia_jax.models.config import ModelConfig
 from ia_jax.models.dropout import Dropout, row_keys
 from ia_jax.models.lora import Stack, adapter_shardings
 from ia_jax.models.transformer import Params, forward
 from ia_jax.parallel.mesh import TRAINING, Rules, mesh_in_use, replicate
 from ia_jax.training.accumulate import sum_over_parts
-from ia_jax.training.differences import by_organism
+from ia_jax.training.differences import by_organism, is_difference
 from ia_jax.training.logps import example_sums, supervised_kl, supervised_logps
 from ia_jax.training.losses import Loss, kl_estimate
 from ia_jax.training.optimizer import AdamW, apply_direction, learning_rate, make_optimizer
@@ -260,6 +261,8 @@ def _drawn(state: TrainState, batch: Batch, which: int, rate: float) -> jax.Arra
     """
     if not rate:
         return None
+    if is_difference(state.member):
+        raise ConfigError(f"dropout={rate:g} is of a LoRA's inputs, and a full fine-tune has none; set it to 0")
     organisms, count = batch.tokens.shape[:2]
     fold = jax.random.fold_in
     if state.updates.ndim:
