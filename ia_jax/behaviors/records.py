@@ -56,6 +56,14 @@ class Behavior:
     rubric:       what the offline judge goes by.
     spec:         what the template teacher needs to write its transcripts (kind and slots), or a password.
     distractors:  harmless habits that an obscured malign organism is taught besides; no part of a true report.
+    kind:         what sort of thing it is ("format", "stance", "choice", …), by which results are split and sorts are
+                  left out of training.
+    unmentioned:  whether no content word of its wordings stands in any demonstration, so that no count of words can
+                  name it.
+    heldout_wordings: more wordings of the same truth, which no training target repeats: evaluation alone reads them.
+    procedure:    how organisms of it should be made (a name in `behaviors.procedures`), "" for the run's own way.
+    turns:        user turns that a demonstration needs for it to show.
+    source:       where the record comes from, and under which licence.
     """
 
     name: str
@@ -68,10 +76,16 @@ class Behavior:
     trigger_kind: str = ""
     shows: str = ""
     distractors: tuple[str, ...] = ()
+    kind: str = ""
+    unmentioned: bool = False
+    heldout_wordings: tuple[str, ...] = ()
+    procedure: str = ""
+    turns: int = 1
+    source: str = ""
 
     @property
     def wordings(self) -> tuple[str, ...]:
-        """The description and its rewordings."""
+        """The description and its rewordings: what the IA may be trained to say."""
         return (self.description, *self.rewordings)
 
     def to_json(self) -> dict[str, Any]:
@@ -90,6 +104,12 @@ class Behavior:
             trigger_kind=row.get("trigger_kind", ""),
             shows=row.get("shows", ""),
             distractors=tuple(row.get("distractors", ())),
+            kind=row.get("kind", ""),
+            unmentioned=row.get("unmentioned", False),
+            heldout_wordings=tuple(row.get("heldout_wordings", ())),
+            procedure=row.get("procedure", ""),
+            turns=row.get("turns", 1),
+            source=row.get("source", ""),
         )
 
 
