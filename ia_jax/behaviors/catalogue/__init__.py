@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from ia_jax.behaviors.embedded import demo_behaviors, study_behaviors
+from ia_jax.behaviors.procedures import PROCEDURES
 from ia_jax.behaviors.records import CATEGORIES, TRIGGER_KINDS, Behavior, Rubric
 from ia_jax.behaviors.splits import check_distinct
 from ia_jax.errors import ConfigError
@@ -54,6 +55,12 @@ _OPTIONAL: dict[str, tuple[Callable[[Any], bool], str]] = {
     "distractors": (_is_texts, "a list of sentences"),
     "rubric": (_is_rubric, 'an object of "concepts" and "trigger_concepts", each a list of lists of synonyms'),
     "spec": (lambda v: isinstance(v, dict), "an object"),
+    "kind": (lambda v: isinstance(v, str), "a text"),
+    "unmentioned": (lambda v: isinstance(v, bool), "true or false"),
+    "heldout_wordings": (_is_texts, "a list of sentences"),
+    "procedure": (lambda v: v in ("", *PROCEDURES), f"one of {', '.join(PROCEDURES)}"),
+    "turns": (lambda v: isinstance(v, int) and not isinstance(v, bool) and v > 0, "a whole number above 0"),
+    "source": (lambda v: isinstance(v, str), "a text"),
 }
 
 
