@@ -112,7 +112,7 @@ def test_an_ia_of_shuffled_labels_as_a_baseline(copy):
     """It is trained alone, where the first IA is there; and what it says of an organism is a baseline."""
     before, run = times(copy), open_workdir(copy)
     assert cli.main(["sft", f"--workdir={copy}", "--config.sft.shuffled_null=True"]) == 0
-    made = {n.split("/")[1] for n in new_since(before, copy) if n.startswith("ia/")}
+    made = {n.split("/")[1] for n, t in times(copy).items() if n.startswith("ia/") and before.get(n) != t}
     assert made == {"sft_shuffled"}
     steps = [read_metadata(run.ia_dir(name) / "adapter").step for name in ("sft", "sft_shuffled")]
     assert steps[0] == steps[1]
