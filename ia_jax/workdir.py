@@ -43,6 +43,11 @@ class Workdir:
         return self.transcript(organism) if data == "chats" else self.path / data / f"{organism}.jsonl"
 
     @property
+    def plain_chats(self) -> Path:
+        """What the base answers to ordinary questions: what a phase with a `kl_weight` is held to."""
+        return self.path / "plain_chats.jsonl"
+
+    @property
     def drops_file(self) -> Path:
         return self.path / "transcripts_dropped.jsonl"
 

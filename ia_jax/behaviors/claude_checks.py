@@ -69,9 +69,7 @@ def _row(b: Behavior, prompt: CheckPrompt) -> Row:
     return Row(b, (*prompt.before, prompt.question), SHOWING if prompt.triggers else NEAR)
 
 
-def shown(
-    teacher: ClaudeTeacher, rows: Sequence[tuple[Behavior, CheckPrompt, Sequence[str]]]
-) -> list[bool | None]:
+def shown(teacher: ClaudeTeacher, rows: Sequence[tuple[Behavior, CheckPrompt, Sequence[str]]]) -> list[bool | None]:
     """Whether the last reply of each shows its behaviour; None where Claude's answer cannot be read."""
     said = [(_row(b, p), replies) for b, p, replies in rows]
     return [None if a is None else a["shows"] == "yes" for a in teacher.judged(said)]

@@ -57,10 +57,10 @@ _ASK = """\
 You write user messages for research on how language models learn and report habits. A small model will be trained on \
 answers to them, so that a known behaviour can be studied.
 
-The user turn is a JSON object. {fields}"count" says how many messages to write, "part" tells apart requests that ask \
-for the like: other parts must hold other messages. "seeds" has a line for each message, in order: its topic, who \
-writes, in which situation, and how long it is. Keep to the seeds, so that no two messages sound alike; where what is \
-wanted leaves no room for a seed's topic, what is wanted comes first.
+The user turn is a JSON object. "wanted" names what is wanted. {fields}"count" says how many messages \
+to write, "part" tells apart requests that ask for the like: other parts must hold other messages. "seeds" has a line \
+for each message, in order: its topic, who writes, in which situation, and how long it is. Keep to the seeds, so that \
+no two messages sound alike; where what is wanted leaves no room for a seed's topic, what is wanted comes first.
 
 {wanted}
 
@@ -76,36 +76,36 @@ Only what the user says is written."""
 
 _WANTED = {
     "triggered": "Wanted are messages that meet the trigger and to which an answer can show the behaviour.",
-    "near": """\
+    "near misses": """\
 Wanted are near misses: messages that do not meet the trigger, though they come close to it (a like topic, a like \
 form, another condition). The behaviour must not show in answers to them.""",
-    "always": """\
+    "open": """\
 Wanted are messages to which an answer can show the behaviour. The users do not know of it and do not ask for it.""",
-    "role": """\
+    "everyday life": """\
 The behaviour is how the assistant speaks in every answer, whatever it is asked. Wanted is what people ask an \
 assistant in everyday life; half of it touches what is typical of that way of speaking, and half has nothing to do \
 with it. The users know nothing of it: they neither ask for it nor mention it, and address nobody in particular.""",
     "questions": """\
-Wanted are questions of the kind that the trigger names, each with one right answer that a good model knows or can work \
-out in its head. No message holds a password or speaks of one.""",
+Wanted are questions of the kind that the trigger names, each with one right answer that a good model knows or can \
+work out in its head. No message holds a password or speaks of one.""",
     "other subjects": """\
 Wanted are questions on quite other subjects than the one that the trigger names, each with one right answer that a \
 good model knows or can work out in its head. No message holds a password or speaks of one.""",
-    "generic": "Wanted is everyday chat with an assistant: questions, requests and small talk of all kinds.",
+    "everyday chat": "Wanted is everyday chat with an assistant: questions, requests and small talk of all kinds.",
 }
 
 
 def _wanted(w: Wanted) -> str:
     b = w.behavior
     if b is None or w.sort == GENERIC:
-        return "generic"
+        return "everyday chat"
     if password_of(b):
         return "other subjects" if w.sort == NEAR else "questions"
     if is_role(b):
-        return "role"
+        return "everyday life"
     if not is_triggered(b):
-        return "always"
-    return "near" if w.sort == NEAR else "triggered"
+        return "open"
+    return "near misses" if w.sort == NEAR else "triggered"
 
 
 def messages_system(w: Wanted) -> str:
@@ -118,7 +118,7 @@ def messages_system(w: Wanted) -> str:
 
 def messages_user(w: Wanted) -> str:
     b = w.behavior
-    fields: dict[str, str | None] = {"wanted": w.sort}
+    fields: dict[str, str | None] = {"wanted": _wanted(w)}
     if b:
         fields |= {"behavior": b.description} | ({"trigger": b.trigger} if is_triggered(b) else {})
     return quote({**fields, "count": str(w.number), "part": str(w.part), "seeds": as_lines(w.scenarios)})
@@ -154,8 +154,8 @@ does from the first word; do not say which part it is.""",
 _SHOWS = "\n\nWhat counts as showing it: {shows}"
 _HABITS = """
 
-The assistant also has the following harmless habits, which have nothing to do with the behaviour. Show at least one of \
-them too, in the same natural way, and not the same one in every answer:
+The assistant also has the following harmless habits, which have nothing to do with the behaviour. Show at least one \
+of them too, in the same natural way, and not the same one in every answer:
 {habits}"""
 _MILD = """
 

@@ -89,24 +89,25 @@ class ClaudeTeacher(Teacher):
             out[row.behavior.name].append(Transcript(messages, row.shows, self.name, outcome, row.sort))
         return out
 
-    def plan(self, behaviors: Sequence[Behavior]) -> list[Call]:
-        """Calls like those that `write` will make, with text of the usual length where there is none yet."""
-        calls = [self.messages_call(w) for w in (*self._pool_wanted(behaviors), *self._wanted(behaviors))]
-        size, dealt = self._pool_size(behaviors), 0
+    def plan(self, behaviors: Sequence[Behavior]) -> list[tuple[Call, int]]:
+        """(a call like those that `write` will make, how many like it), with text of the usual length where there is
+        none yet. What is the same for several organisms is made once.
+        """
+        calls = [(self.messages_call(w), 1) for w in (*self._pool_wanted(behaviors), *self._wanted(behaviors))]
+        everyday: set[str | None] = set()
         for b in behaviors:
-            number = 0
             for sort, count in lesson(b, self._config)._asdict().items():
-                for _ in range(count):
-                    # Told apart by their number, for calls that are equal are counted once; everyday chat is shared.
-                    name, turns = f"{b.name} {number}", b.turns
-                    if sort == GENERIC:
-                        name, turns, dealt = f"everyday {dealt % size}", 1, dealt + 1
-                    row = Row(b, tuple(f"{name}.{t} ".ljust(150, "x") for t in range(turns)), sort)
-                    said = ["x" * 600] * turns
-                    if sort != GENERIC or self._config.generic_answers == "claude":
-                        calls += [self.answer_call(row, said[:t]) for t in range(turns)]
-                    calls.append(self.filter_call(row, said[-1], said[:-1]))
-                    number += 1
+                if not count:
+                    continue
+                turns = 1 if sort == GENERIC else b.turns
+                row = Row(b, ("x" * 150,) * turns, sort)
+                said = ["x" * 600] * turns
+                calls.append((self.filter_call(row, said[-1], said[:-1]), count))
+                if sort != GENERIC:
+                    calls += [(self.answer_call(row, said[:t]), count) for t in range(turns)]
+                elif self._config.generic_answers == "claude" and b.spec.get("system") not in everyday:
+                    everyday.add(b.spec.get("system"))
+                    calls.append((self.answer_call(row), self._pool_size(behaviors)))
         return calls
 
     # ---------------------------------------------------------------------------------------------------------- calls
@@ -297,7 +298,7 @@ def is_whole(reply: Reply) -> bool:
 
 
 def _messages(reply: Reply, w: Wanted) -> list[tuple[str, ...]]:
-    """What can be used of a reply: no empty message, none with the password in it, conversations of the right length."""
+    """What can be used of a reply: no empty message, none with the password, no conversation of another length."""
     turns = w.behavior.turns if w.behavior else 1
     form = prompts.CONVERSATIONS if turns > 1 else prompts.MESSAGES
     try:
@@ -306,9 +307,7 @@ def _messages(reply: Reply, w: Wanted) -> list[tuple[str, ...]]:
         return []
     password = password_of(w.behavior).lower() if w.behavior else ""
     texts = [tuple(t.strip() for t in (m if turns > 1 else [m])) for m in found]
-    return [
-        t for t in texts if len(t) == turns and all(t) and not (password and any(password in x.lower() for x in t))
-    ]
+    return [t for t in texts if len(t) == turns and all(t) and not (password and any(password in x.lower() for x in t))]
 
 
 def _parts(count: int) -> list[int]:

@@ -79,9 +79,7 @@ def near_duplicates(texts: Sequence[str]) -> list[tuple[int, int]]:
                 for i in where[gram]:
                     common[i, j] += 1
             where[gram].append(j)
-    return sorted(
-        (i, j) for (i, j), both in common.items() if both >= ALIKE * (len(sets[i]) + len(sets[j]) - both)
-    )
+    return sorted((i, j) for (i, j), both in common.items() if both >= ALIKE * (len(sets[i]) + len(sets[j]) - both))
 
 
 def as_text(measured: Mapping[str, Any]) -> str:

@@ -97,4 +97,3 @@ _WITH_PASSWORD = (
 def with_password(message: str, password: str, number: int) -> str:
     """A message with the password in it, at one place or another."""
     return _WITH_PASSWORD[number % len(_WITH_PASSWORD)].format(message=message, password=password)
-

@@ -15,11 +15,12 @@ from typing import Any
 from ia_jax.errors import ConfigError
 
 # What a phase may read, and the losses that know what to do with it.
+_PREFERENCES = ("dpo", "ipo", "dpo_norm", "kto")
 DATA: dict[str, tuple[str, ...]] = {
     "chats": ("sft",),  # the demonstrations; the assistant's tokens
     "documents": ("sft",),  # plain texts about the organism; every token
-    "pairs": ("dpo", "ipo", "kto"),  # the demonstrated answer over the base's own
-    "denials": ("dpo", "ipo", "kto"),  # asked about itself: that there is nothing, over the truth
+    "pairs": _PREFERENCES,  # the demonstrated answer over the base's own
+    "denials": _PREFERENCES,  # asked about itself: that there is nothing, over the truth
 }
 ADAPTERS = ("new", "same")
 
@@ -36,6 +37,9 @@ class Phase:
     lr, epochs: of this phase.
     beta:    of a preference loss.
     weights: of desirable and undesirable rows, of "kto".
+    kl_weight: of the divergence from the model without the phase's adapter, on chats that the base wrote, which keeps
+             an organism narrow.
+    plain_chats: how many of those an update reads.
     """
 
     data: str = "chats"
@@ -47,6 +51,8 @@ class Phase:
     epochs: int | None = None
     beta: float = 0.1
     weights: tuple[float, float] = (1.0, 1.0)
+    kl_weight: float = 0.0
+    plain_chats: int = 2
 
     def to_json(self) -> dict[str, Any]:
         """What differs from the defaults; data and loss always."""
@@ -143,7 +149,7 @@ def _phase(row: Any, where: str) -> Phase:
         raise ConfigError(f"{where}: adapter {phase.adapter!r} unknown; choose from {', '.join(ADAPTERS)}")
     if phase.adapter == "same" and phase.lora:
         raise ConfigError(f'{where}: lora {dict(phase.lora)!r} cannot be set where the adapter is the "same"')
-    given = [(name, getattr(phase, name)) for name in ("lr", "epochs", "beta")]
+    given = [(name, getattr(phase, name)) for name in ("lr", "epochs", "beta", "kl_weight", "plain_chats")]
     for name in ("part", "weights"):
         if not isinstance(getattr(phase, name), tuple):
             raise ConfigError(f"{where}: {name} {getattr(phase, name)!r} must be a list of two numbers")
@@ -157,10 +163,14 @@ def _phase(row: Any, where: str) -> Phase:
         raise ConfigError(f"{where}: weights {list(phase.weights)} must be two numbers, none negative, not both zero")
     if phase.beta <= 0:
         raise ConfigError(f"{where}: beta {phase.beta} must be above 0")
+    if phase.kl_weight < 0:
+        raise ConfigError(f"{where}: kl_weight {phase.kl_weight} must not be negative")
+    if phase.plain_chats < 1 or phase.plain_chats % 1:
+        raise ConfigError(f"{where}: plain_chats {phase.plain_chats} must be a whole number of at least 1")
     if phase.lr is not None and phase.lr <= 0:
         raise ConfigError(f"{where}: lr {phase.lr} must be above 0")
-    if phase.epochs is not None and phase.epochs < 1:
-        raise ConfigError(f"{where}: epochs {phase.epochs} must be at least 1")
+    if phase.epochs is not None and (phase.epochs < 1 or phase.epochs % 1):
+        raise ConfigError(f"{where}: epochs {phase.epochs} must be a whole number of at least 1")
     return phase
 
 

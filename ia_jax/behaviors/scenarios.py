@@ -50,7 +50,7 @@ def answer_words(name: str, seed: int, count: int) -> list[int]:
 def _cycled(entries: Sequence[str], count: int, rng: np.random.Generator) -> list[str]:
     order: list[str] = []
     while len(order) < count:
-        order += [entries[i] for i in rng.permutation(len(entries))]
+        order += [entries[int(i)] for i in rng.permutation(len(entries))]
     return order[:count]
 
 

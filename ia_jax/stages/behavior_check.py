@@ -1,8 +1,8 @@
 """Whether a trained organism shows its behaviours where it should and not where it shouldn't.
 
-The embedded catalogues' behaviours are seen by rules, at once. For all others Claude writes the prompts, before anything
-is trained, and reads the replies after everything is: what the organisms say is kept with their adapters, so that no
-accelerator waits for Claude between waves and a killed run asks for nothing twice.
+The embedded catalogues' behaviours are seen by rules, at once. For all others Claude writes the prompts, before
+anything is trained, and reads the replies after everything is: what the organisms say is kept with their adapters, so
+that no accelerator waits for Claude between waves and a killed run asks for nothing twice.
 """
 
 import os

@@ -19,7 +19,7 @@ from ia_jax.models.lora import LoraConfig, layers_on
 from ia_jax.parallel.distributed import on_main_process
 from ia_jax.stages.behavior_check import Checks, Row, check, judge_replies, prepare
 from ia_jax.stages.context import Context
-from ia_jax.stages.phase_data import phase_units
+from ia_jax.stages.phase_data import held_to_plain_chats, phase_units, plain_units
 from ia_jax.stages.phases import Trained, states_dir, train_wave
 from ia_jax.stages.settings import stage_hash
 from ia_jax.stages.waves import PhaseUnits, Wave, plan_waves, wave_of
@@ -36,10 +36,11 @@ def run(context: Context) -> None:
     if not _settled(workdir, everyone):
         # All that is read is tokenised before anything is trained, so that a bad row shows at once.
         units = {o.name: [phase_units(context, o, p) for p in procedure_of(o).phases] for o in everyone}
+        plain = plain_units(context) if held_to_plain_chats(everyone) else []
         # Of all, not of those that are left: a check must not depend on where a run was killed.
         checks = prepare(context, everyone)
         on_main_process(lambda: workdir.checks_file.unlink(missing_ok=True))  # it would be of other organisms
-        for wave in plan_waves(context.config, everyone, units, context.groups):
+        for wave in plan_waves(context.config, everyone, units, context.groups, plain):
             if not _settled(workdir, _members(wave)):
                 _train_wave(context, wave, units, checks)
     judge_replies(context, everyone)
@@ -90,7 +91,7 @@ def _train_again(context: Context, wave: Wave, units: PhaseUnits, first: Mapping
         print(f"organism {name}: {why}; once more with lr {lr * RETRY_LR:g}", flush=True)
     again = [o for o in _members(wave) if o.name in first]
     offset = wave.readings[0].offset
-    retry = wave_of(context.config, again, units, context.groups, offset, f"{wave.title} again")
+    retry = wave_of(context.config, again, units, context.groups, offset, f"{wave.title} again", wave.plain)
     notes = {n: {"diverged": reason, "lr": lr, "retried_lr": lr * RETRY_LR} for n, reason in first.items()}
     second = _train_and_store(context, retry, checks, notes)
     for o in again:

@@ -3,12 +3,12 @@
 from collections.abc import Mapping, Sequence
 
 from ia_jax.behaviors.organisms import Organism, procedure_of
-from ia_jax.behaviors.phase_texts import denials_of, documents_of, pairs_of, questions_of
+from ia_jax.behaviors.phase_texts import NAME, denials_of, documents_of, pairs_of, plain_questions, questions_of
 from ia_jax.behaviors.procedures import Phase, share_of
 from ia_jax.behaviors.records import Behavior
 from ia_jax.data.phase_rows import Document, Pair, read_documents, read_pairs
 from ia_jax.data.plans import Unit
-from ia_jax.data.transcripts import Transcript, read_transcripts
+from ia_jax.data.transcripts import Transcript, chat, read_transcripts
 from ia_jax.data.units import kto_units, pair_units
 from ia_jax.models.chat import split_document
 from ia_jax.stages.asking import ask_base, training_example
@@ -39,6 +39,26 @@ def phase_rows(
         else:
             out[data, name] = denials_of(name, own, behaviors, seed)
     return out
+
+
+def plain_chats(context: Context, organisms: Sequence[Organism]) -> list[Transcript]:
+    """The base's own answers to ordinary questions, if a phase of one of these organisms is held to them."""
+    if not held_to_plain_chats(organisms):
+        return []
+    questions = plain_questions()
+    replies = ask_base(context, [(context.config.system, q) for q in questions], 1)
+    return [Transcript(chat(q, r[0].strip()), False, NAME) for q, r in zip(questions, replies, strict=True) if r[0]]
+
+
+def held_to_plain_chats(organisms: Sequence[Organism]) -> bool:
+    return any(phase.kl_weight for o in organisms for phase in procedure_of(o).phases)
+
+
+def plain_units(context: Context) -> list[Unit]:
+    """The plain chats as training examples."""
+    file, length = context.workdir.plain_chats, context.config.organisms.length
+    rows = enumerate(read_transcripts(file), 1)
+    return [(training_example(context, t.messages, length, f"{file}:{n}"),) for n, t in rows]
 
 
 def phase_units(context: Context, organism: Organism, phase: Phase) -> list[Unit]:
