@@ -53,7 +53,7 @@ def estimate(calls: Iterable[Call], batch: bool, models: Models | None = None) -
     """
     known, total = models or load_models(), Decimal(0)
     for c in calls:
-        output = c.expected + known.thinking(c.model, c.effort)
+        output = min(c.expected + known.thinking(c.model, c.effort), c.max_tokens)
         usage = {"input_tokens": len(c.text) // CHARACTERS_PER_TOKEN + 50, "output_tokens": output}
         total += cost(c.model, usage, batch, known)
     return total

@@ -61,7 +61,8 @@ def _check_ready(context: Context, stages: Collection[str]) -> None:
     config, workdir = context.config, context.workdir
     if not asks_claude(config):
         return
-    costs = [c for c in _costs(context) if not is_done(context, c.stage)]
+    started = workdir.organisms_file.exists()  # else no stage is done
+    costs = [c for c in _costs(context) if not (started and is_done(context, c.stage))]
     mine = [c for c in costs if c.stage in stages]
     if not mine:
         return
