@@ -32,12 +32,15 @@ def _lists() -> dict[str, list[str]]:
 
 
 def scenarios(name: str, seed: int, count: int) -> list[Scenario]:
-    """`count` scenarios for what is called `name`: always the same, other ones for another name or seed.
+    """`count` scenarios for what is called `name`: always the same, other ones for another name or seed, and fewer are
+    the first of more.
 
     No topic comes twice before all have come, and likewise the rest of a scenario.
     """
-    rng = np.random.default_rng([seed, zlib.crc32(name.encode()), 8])
-    columns = [_cycled(_lists()[key], count, rng) for key in ("topics", "writers", "situations", "lengths")]
+    columns = [
+        _cycled(_lists()[key], count, np.random.default_rng([seed, zlib.crc32(name.encode()), 8, n]))
+        for n, key in enumerate(("topics", "writers", "situations", "lengths"))
+    ]
     return [Scenario(*entry) for entry in zip(*columns, strict=True)]
 
 
