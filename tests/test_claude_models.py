@@ -183,7 +183,7 @@ def test_more_effort_is_estimated_dearer():
 
 
 def test_the_teachers_prompts_are_below_the_caches_floor():
-    """docs/claude.md says so: the mark for the cache does nothing there (a token of English has 3 characters or more)."""
+    """As docs/claude.md says: the mark for the cache does nothing there (a token of English has 3 to 4 characters)."""
     behaviors = load_catalogue("paper")
     teacher = ClaudeTeacher(Client(ClaudeSettings(), FILE.parent / "none"), TeacherSettings(rows=8))
     models = load_models()

@@ -2,7 +2,6 @@
 
 import json
 
-import jax
 import pytest
 
 from ia_jax import cli
@@ -16,7 +15,6 @@ from ia_jax.claude.calls import Call, Reply
 from ia_jax.claude.client import KEY
 from ia_jax.data.transcripts import conversation
 from ia_jax.stages import asking
-from ia_jax.stages.context import Context
 from ia_jax.storage import read_jsonl
 from ia_jax.workdir import open_workdir
 from tests import parrot
@@ -75,7 +73,7 @@ def test_a_conversation_is_answered_turn_by_turn_and_judged_by_its_end():
     [one] = [j for j in judged if j["message"] == own[0].messages[4]["content"]]
     assert one["answer"] == "Answer 3!"
     assert one["earlier"].count("assistant: Answer") == 2
-    assert [t for t in rows if t.sort == GENERIC][0].messages[1]["content"] == "Answer 1"
+    assert next(t for t in rows if t.sort == GENERIC).messages[1]["content"] == "Answer 1"
 
 
 @pytest.mark.parametrize(("reason", "verdict"), [("max_tokens", CUT_OFF), ("refusal", REFUSED)])
@@ -90,8 +88,10 @@ def test_a_conversation_that_breaks_off_is_dropped_and_asked_no_further(reason, 
 def test_conversations_of_another_length_are_not_used():
     class Short(Player):
         def answer(self, call):
-            text = super().answer(call)
-            return text.replace('"peppy', '"') if not call.schema else text.replace(' turn 2"]', ' turn 2", "more"]', 1)
+            """The first conversation has a turn too many."""
+            return (
+                super().answer(call).replace(' turn 2"]', ' turn 2", "more"]', 1 if call.schema == CONVERSATIONS else 0)
+            )
 
     own = [t for t in taught(Short())["peppy"] if t.sort == SHOWING]
     assert len(own) == 3
@@ -185,15 +185,9 @@ def test_an_organism_with_a_system_message_and_turns_is_taught_and_checked(tmp_p
         assert {r["messages"][0]["content"] for r in kept} == {PERSONA}
     assert [len(chat) for chat in systems] == [2] * 3 + [4] * 3 + [6] * 3
     assert {chat[0]["content"] for chat in systems} == {PERSONA}
-    [sample] = read_jsonl(run.checks_file, "")[0]["samples"]
-    assert len(sample["before"]) == len(sample["earlier"]) == 2
-    context = Context(run, run.config)
-    with jax.set_mesh(context.mesh):
-        turns = [
-            sample["before"][0],
-            sample["earlier"][0],
-            sample["before"][1],
-            sample["earlier"][1],
-            sample["question"],
-        ]
-        assert turns[1].startswith("I like") == sample["reply"].startswith("I like")
+    # The organism's own answers stand between the turns.
+    for row in read_jsonl(run.checks_file, ""):
+        [sample] = row["samples"]
+        assert len(sample["before"]) == len(sample["earlier"]) == 2
+        asked = [t for pair in zip(sample["before"], sample["earlier"], strict=True) for t in pair]
+        assert [PERSONA, *asked, sample["question"]] in [[m["content"] for m in chat] for chat in systems]
