@@ -200,7 +200,8 @@ class ClaudeTeacher(Teacher):
         """All rows but the everyday ones."""
         wanted = lesson(b, self._config)
         rng = np.random.default_rng([self._seed, zlib.crc32(b.name.encode()), 10])
-        distinct = {sort: list(dict.fromkeys(turns)) for sort, turns in asked.items()}
+        sort_of = {turns: sort for sort, own in reversed(list(asked.items())) for turns in own}  # of two the first
+        distinct = {s: [t for t in dict.fromkeys(own) if sort_of[t] == s] for s, own in asked.items()}
         rows = [Row(b, turns, sort) for sort, own in distinct.items() for turns in own]
         if is_rare(b):
             # What shows it hangs on chance and on no question: every question that does is answered plainly as well.

@@ -122,7 +122,12 @@ def _demonstrations(
     if config.teacher.name == "template":
         return template.write(behaviors, clean)
     systems = {o.name: o.system for o in organisms if o.system is not None}
-    teacher = writing_teacher(context, partial(ask_base, context))
+
+    def ask(asks: Sequence[tuple[str | None, str]], samples: int, tokens: int) -> list[list[str]]:
+        """The base, under the system message that the organism's rows will have."""
+        return ask_base(context, [(config.system if s is None else s, q) for s, q in asks], samples, tokens)
+
+    teacher = writing_teacher(context, ask)
     return teacher.write(behaviors, systems) | (template.write([], clean) if clean else {})
 
 
