@@ -137,6 +137,10 @@ class Workdir:
     def reports_file(self, name: str = "") -> Path:
         return self.eval_dir(name) / "reports.jsonl"
 
+    def baselines_file(self, name: str = "") -> Path:
+        """Reports of held-out organisms that were made without an adapter."""
+        return self.eval_dir(name) / "baselines.jsonl"
+
     def clean_reports_file(self, name: str = "") -> Path:
         """Reports of the held-out clean organisms, if there are any."""
         return self.eval_dir(name) / "clean_reports.jsonl"

@@ -4,6 +4,7 @@ Numbers cannot show this: a program that gathers too much computes the same.
 """
 
 import json
+import math
 import os
 import re
 import subprocess
@@ -88,6 +89,10 @@ def gathers(lowered):
 def without_adapters(found):
     """Adapters' shapes have an axis of a rank, or of two side by side."""
     return {s: n for s, n in found.items() if not {str(RANK), str(2 * RANK)} & set(s.split(","))}
+
+
+def volume(shape):
+    return math.prod(map(int, shape.split(",")))
 
 
 def test_sft_step(mesh):
@@ -202,9 +207,10 @@ def test_members_of_every_kind_on_a_tpu():
     done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, cwd=root, env=environment)
     assert done.returncode == 0, done.stderr[-2000:]
     for member, found in json.loads(done.stdout.splitlines()[-1]).items():
-        axes = {tuple(d for d in shape.split(",") if d != "1") for shape in without_adapters(found)}
-        assert axes <= {tuple(shape.split(",")) for shape in (*LAYERS, "88,48")}, (member, found)
-        assert axes
+        # By their sizes: libtpu gathers the head as a matrix for each of its shards.
+        sizes = {volume(shape) for shape in without_adapters(found)}
+        assert sizes <= {volume(shape) for shape in (*LAYERS, "88,48")}, (member, found)
+        assert sizes
 
 
 @pytest.mark.parametrize("rules", [DECODING, TRAINING], ids=["decoding", "training"])

@@ -61,6 +61,11 @@ def test_a_procedure_is_what_its_record_says(procedure, tmp_path):
         ([{"epochs": 0}], "phase 1: epochs 0 must be a whole number of at least 1"),
         ([{"epochs": 1.5}], "phase 1: epochs 1.5 must be a whole number of at least 1"),
         ([{"kl_weight": -1}], "phase 1: kl_weight -1 must not be negative"),
+        ([{"generic": 1.0}], "phase 1: generic 1.0 must be a share, at least 0 and below 1"),
+        (
+            [{}, {"data": "denials", "loss": "kto", "generic": 0.5}],
+            "phase 2: generic 0.5 is for chats and documents, not denials",
+        ),
         ([{"plain_chats": 0}], "phase 1: plain_chats 0 must be a whole number of at least 1"),
         ([{"plain_chats": "all"}], "phase 1: plain_chats 'all' must be a number"),
         ([{"epoch": 1}], "phase 1: 'epoch' is not a known setting; a phase has: data, loss"),
@@ -170,7 +175,7 @@ SMALL = (
 )
 
 
-@pytest.mark.parametrize("name", [n for n in PROCEDURES if n != "chats"])
+@pytest.mark.parametrize("name", [n for n in PROCEDURES if n not in ("chats", "chats_long")])
 def test_organisms_of_each_procedure(parrot_model, tmp_path, capsys, name):
     run = start(parrot_model, tmp_path, *SMALL, f'organisms.procedures=("{name}",)')
     capsys.readouterr()

@@ -33,6 +33,8 @@ from ia_jax.workdir import open_workdir
 Planned = list[tuple[Call, int]]  # a call, and how many like it
 # Reports of an organism to a question: with the IA and the base's with it after SFT and after DPO, and both without.
 EVALUATED = 6
+# Of a held-out organism's baselines: words, three of them, retrieval and lens; by question, few-shot and shuffled.
+ONCE, PER_QUESTION = 6, 2
 
 
 class Cost(NamedTuple):
@@ -159,10 +161,12 @@ def _sampled(organisms: Sequence[Organism], config: RunConfig) -> int:
 
 
 def _evaluated(organisms: Sequence[Organism], config: RunConfig) -> int:
-    """Reports that the evaluation has judged."""
+    """Reports that the evaluation has judged, those of the baselines among them."""
+    cfg = config.eval
     held = sum(o.split == "heldout" and not o.clean for o in organisms)
     train = sum(o.split in config.sft.splits and not o.clean for o in organisms)
-    return (held + min(train, config.eval.train_organisms)) * config.eval.questions * EVALUATED
+    reports = (held + min(train, cfg.train_organisms)) * cfg.questions * cfg.samples * EVALUATED
+    return reports + held * (ONCE + PER_QUESTION * cfg.questions if cfg.plain_prompts else 0)
 
 
 def _as_text(config: RunConfig, costs: Sequence[Cost], client: Client) -> str:
