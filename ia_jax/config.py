@@ -118,13 +118,13 @@ class JudgeSection:
     """Who judges reports.
 
     name: "rubric" (offline) or "claude"; the rest is Claude's.
-    model: which Claude.
+    model: which Claude; another than the one that teaches.
     effort: how much it thinks ("" leaves it to the model).
     attempts: how often a report is judged while the answer cannot be read; then it stays unscored.
     """
 
     name: str = "rubric"
-    model: str = "claude-sonnet-5-5"
+    model: str = "claude-opus-5-5"
     effort: str = "low"
     attempts: int = 3
 

@@ -217,7 +217,7 @@ def test_the_demos_data_stay_the_same_bytes():
     digest = hashlib.sha256(json.dumps(split_behaviors(DEMO, 12, 8, 64, 1547), sort_keys=True).encode())
     for b in DEMO:
         rows = [[with_system(t.messages, ""), t.shows] for t in write_demonstrations(b, said, 1547)]
-        prompts = [asdict(p) for p in check_prompts(b, 1547, 3)]
+        prompts = [{k: v for k, v in asdict(p).items() if k != "before"} for p in check_prompts(b, 1547, 3)]
         digest.update(json.dumps([b.name, b.description, b.rewordings, rows, prompts]).encode())
     assert digest.hexdigest() == DEMO_HASH
 

@@ -28,11 +28,14 @@ def has_rule(b: Behavior) -> bool:
 
 @dataclass(frozen=True)
 class CheckPrompt:
-    """One prompt of the behaviour check: `triggers` says whether the behaviour should show; `right`, for facts."""
+    """One prompt of the behaviour check: `triggers` says whether the behaviour should show; `right`, for facts;
+    `before`: the user's turns before the question, each of which the organism answers.
+    """
 
     question: str
     triggers: bool
     right: str = ""
+    before: tuple[str, ...] = ()
 
 
 def check_prompts(b: Behavior, seed: int, count: int = 4) -> list[CheckPrompt]:

@@ -17,8 +17,8 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from ia_jax.behaviors.claude_teacher import row_counts
 from ia_jax.behaviors.embedded.fields import FIELDS
+from ia_jax.behaviors.lessons import lesson
 from ia_jax.behaviors.organisms import CLEAN_TARGETS, Organism, procedure_of, targets
 from ia_jax.behaviors.phase_texts import DENIALS
 from ia_jax.behaviors.procedures import Phase, share_of
@@ -262,7 +262,7 @@ class Planned:
         units: dict[str, list[Unit]] = {}
         for o in trained:
             rng = np.random.default_rng([config.seed, zlib.crc32(o.name.encode()), 8])
-            rows = sum(row_counts(self._truths(o)[0], config.teacher)) if o.behaviors else 20
+            rows = lesson(self._truths(o)[0], config.teacher).rows if o.behaviors else 20
             drawn = [(int(rng.integers(*MESSAGE_TOKENS)), int(rng.integers(*ANSWER_TOKENS))) for _ in range(rows)]
             units[o.name] = [(example_of(q + TEMPLATE_TOKENS, a),) for q, a in drawn]
         least, most = MESSAGE_TOKENS[0] + ANSWER_TOKENS[0], MESSAGE_TOKENS[1] + ANSWER_TOKENS[1]
