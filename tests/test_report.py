@@ -84,7 +84,7 @@ def test_long_curves_are_thinned():
 
 
 def test_stage_difference_is_paired():
-    """Every organism gains a quarter: how different they are does not matter, and not to have seen another is no proof."""
+    """Every organism gains a quarter: how different they are is no matter, and twelve alike are no proof."""
     rows = [
         {
             "stage": stage,
