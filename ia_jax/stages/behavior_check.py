@@ -15,12 +15,13 @@ from ia_jax.behaviors.behavior_checks import (
     check_prompts,
     clean_prompts,
     has_rule,
+    needs_base_reply,
     passes,
     shows_behavior,
 )
 from ia_jax.behaviors.organisms import Organism
 from ia_jax.behaviors.records import Behavior
-from ia_jax.behaviors.template_sources import says
+from ia_jax.behaviors.embedded.errors import says
 from ia_jax.claude.client import KEY
 from ia_jax.data.transcripts import read_transcripts
 from ia_jax.errors import ConfigError
@@ -31,7 +32,7 @@ from ia_jax.stages.context import Context
 from ia_jax.stages.services import writing_teacher
 from ia_jax.stages.waves import Wave
 
-TOKENS, CLAUDE_TOKENS = 20, 160  # of a reply: templates show in their first words, Claude's answers have 120
+TOKENS, CLAUDE_TOKENS = 72, 160  # of a reply: templates show up to their last words, Claude's answers have 120 words
 
 Row = dict[str, object]
 
@@ -75,7 +76,7 @@ def prepare(context: Context, organisms: Sequence[Organism]) -> Checks:
         or [Ask(None, p) for p in clean_prompts(o.name, seed, count)]
         for o in organisms
     }
-    facts = sorted({p.question for own in asks.values() for _, p in own if p.right})
+    facts = sorted({p.question for own in asks.values() for b, p in own if b and has_rule(b) and needs_base_reply(b)})
     replies = ask_base(context, [(config.system, q) for q in facts], 1) if facts else []
     return Checks(asks, {q: r[0] for q, r in zip(facts, replies, strict=True)})
 
@@ -163,7 +164,7 @@ def _seen(context: Context, rows: Sequence[tuple[Ask, str]], base_replies: dict[
         elif not has_rule(b):
             others[i] = (b, p, reply)
         # A fact that the base model itself gets wrong says nothing about sandbagging.
-        elif not p.right or says((p.right,), base_replies[p.question]):
+        elif not needs_base_reply(b) or says((p.right,), base_replies[p.question]):
             seen[i] = shows_behavior(b, p, reply, base_replies.get(p.question, ""))
     if others:
         shown = claude_checks.shown(writing_teacher(context), list(others.values()))

@@ -13,6 +13,7 @@ from ia_jax.behaviors.procedures import PROCEDURES, Procedure, find_procedure
 from ia_jax.behaviors.records import CLEAN, Behavior
 from ia_jax.behaviors.splits import split_behaviors
 from ia_jax.behaviors.teacher import drops
+from ia_jax.behaviors.template_sources import ANSWER_TOKENS, gather_sources
 from ia_jax.behaviors.template_teacher import TemplateTeacher
 from ia_jax.config import RunConfig
 from ia_jax.data.phase_rows import write_rows
@@ -97,11 +98,15 @@ def _demonstrations(
     context: Context, behaviors: Sequence[Behavior], organisms: Sequence[Organism]
 ) -> dict[str, list[Transcript]]:
     """Clean organisms repeat what the base itself says, whoever teaches the others."""
-    config, clean = context.config, [o.name for o in organisms if o.clean]
-    template = TemplateTeacher(partial(ask_base, context), config.seed, config.teacher.rare_share, config.system)
-    if config.teacher.name == "template":
-        return template.write(behaviors, clean)
-    return writing_teacher(context).write(behaviors) | (template.write([], clean) if clean else {})
+    config, clean = context.config, {o.name: "own_answers" for o in organisms if o.clean}
+    by_template = config.teacher.name == "template"
+    written = {} if by_template else dict(writing_teacher(context).write(behaviors))
+    if by_template or clean:
+        ask = partial(ask_base, context, max_new_tokens=ANSWER_TOKENS)
+        sources = gather_sources(ask, config.system, context.model.fingerprint)
+        template = TemplateTeacher(sources, config.seed, config.teacher.rare_share)
+        written |= template.write(behaviors if by_template else [], clean)
+    return written
 
 
 def estimate(context: Context) -> str:
