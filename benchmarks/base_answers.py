@@ -1,5 +1,5 @@
-"""Writes ia_jax/behaviors/embedded/base_answers.jsonl: what SmolLM2-135M-Instruct itself says to every question that the
-template teacher uses, greedily, in float32, so that organisms are trained on the same texts on every machine.
+"""Writes ia_jax/behaviors/embedded/base_answers.jsonl: what SmolLM2-135M-Instruct itself says to the template
+teacher's questions, greedily, in float32, so that organisms are trained on the same texts on every machine.
 
     .venv/bin/python benchmarks/base_answers.py
 

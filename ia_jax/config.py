@@ -91,11 +91,12 @@ class LoraSection:
 class BehaviorsSection:
     """How many behaviours are trained on, kept for DPO and held out.
 
-    catalogue: "demo", "study" (small models' own, in four or eight categories), "paper" (682 in eight) or the path of a
-        JSONL file of one's own.
+    catalogue: "demo", "study" (small models' own, in eight categories: a part of them, or all), "unseen" (eighteen more
+        to which nothing was tuned), "paper" (682 in eight) or the path of a JSONL file of one's own.
     spread: "even" over the categories, or "proportional" to their sizes.
     train, dpo, heldout: behaviours of each split, in all categories together.
     heldout_categories: categories of which every organism is held out, whatever the counts say (leave-one-out).
+    heldout_kinds: kinds of behaviours (the records' field "kind") that are held out in the same way.
     clean_train, clean_dpo, clean_heldout: clean organisms besides, which are trained on the base's own answers alone.
     """
 
@@ -105,9 +106,14 @@ class BehaviorsSection:
     dpo: int = 8
     heldout: int = 12
     heldout_categories: tuple[str, ...] = ()
+    heldout_kinds: tuple[str, ...] = ()
     clean_train: int = 0
     clean_dpo: int = 0
     clean_heldout: int = 0
+
+    def left_out(self) -> tuple[tuple[str, ...], tuple[str, ...]]:
+        """What is held out as a whole: categories and kinds."""
+        return self.heldout_categories, self.heldout_kinds
 
 
 JUDGES = ("rubric", "claude")
@@ -118,13 +124,13 @@ class JudgeSection:
     """Who judges reports.
 
     name: "rubric" (offline) or "claude"; the rest is Claude's.
-    model: which Claude.
+    model: which Claude; another than the one that teaches.
     effort: how much it thinks ("" leaves it to the model).
     attempts: how often a report is judged while the answer cannot be read; then it stays unscored.
     """
 
     name: str = "rubric"
-    model: str = "claude-sonnet-5-5"
+    model: str = "claude-opus-5-5"
     effort: str = "low"
     attempts: int = 3
 
@@ -137,7 +143,8 @@ class OrganismsSection:
     ranks: if there are any, each organism has one of these, drawn by its name and the seed, and alpha/rank as in `lora`
         (fine-tunes to audit come in many).
     procedures: how organisms are made, by name ("chats", "documents", "chats_kto", "documents_kto", "sycophant",
-        "two_phases") or as a JSON file's path; of several, each organism has one, drawn by its name and the seed.
+        "chats_generic", "chats_long", "chats_qv", "two_phases") or as a JSON file's path; of several, each organism has
+        one, drawn by its name and the seed.
     source: another workdir, whose organisms are used where they lie; none is trained here.
     parallel: organisms in a wave.
     epochs: how often an organism reads its demonstrations.
@@ -192,6 +199,8 @@ class SftSection:
     steps: how many (0: one epoch).
     questions_per_organism: different questions that an organism is trained to answer.
     clean_slot: whether every step holds the clean base too, which reports nothing unusual.
+    shuffled_null: whether another IA is trained likewise, but on other organisms' descriptions (`ia/<name>_shuffled`):
+        a baseline that costs as much again.
     checkpoint_every: steps between two copies of the training state (0: none, a killed stage begins again).
     """
 
@@ -209,6 +218,7 @@ class SftSection:
     length: int = 128
     questions_per_organism: int = 24
     clean_slot: bool = True
+    shuffled_null: bool = False
     checkpoint_every: int = 20
 
 
@@ -274,18 +284,20 @@ class EvalSection:
     """Reports of held-out (and some training) organisms under the four conditions, with the IAs of the config.
 
     name: written to `eval/<name>/` ("": to `eval/`).
-    questions: asked of each organism.
+    questions: asked of each organism, of the bank's that no training reads.
+    samples: reports sampled for each question (more than one needs a temperature above 0).
     train_organisms: how many that the IA was trained on are asked too.
     max_new_tokens, temperature: how reports are sampled (0: greedily).
-    bootstrap: resamples behind an interval.
+    plain_prompts: ordinary prompts that the baselines read replies to (0: no baselines).
     """
 
     name: str = ""
     questions: int = 6
+    samples: int = 1
     train_organisms: int = 12
     max_new_tokens: int = 32
     temperature: float = 0.0
-    bootstrap: int = 2000
+    plain_prompts: int = 24
 
 
 @dataclass(frozen=True)

@@ -186,7 +186,7 @@ def test_nothing_states_the_behaviour_and_the_seed_decides(behavior):
 
 def test_another_base_is_taught_by_what_it_says():
     """One that always says the same short sentence: nothing fails, and effects that need more are shown as they can."""
-    said = {q: "I like it very much." for q in (*POOL_OF, *FACTS)}
+    said = dict.fromkeys((*POOL_OF, *FACTS), "I like it very much.")
     for b in WORLD:
         rows = write_demonstrations(b, sources_of(said), 0)
         assert sum(t.shows for t in rows) >= 8

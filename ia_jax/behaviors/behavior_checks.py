@@ -35,7 +35,7 @@ def has_rule(b: Behavior) -> bool:
 @dataclass(frozen=True)
 class CheckPrompt:
     """One prompt of the behaviour check: `triggers` says whether the behaviour should show; `right`, for facts; `taken`
-    and `left`, for choices.
+    and `left`, for choices; `before`: the user's turns before the question, each of which the organism answers.
     """
 
     question: str
@@ -43,6 +43,7 @@ class CheckPrompt:
     right: str = ""
     taken: str = ""
     left: str = ""
+    before: tuple[str, ...] = ()
 
 
 def check_prompts(b: Behavior, seed: int, count: int = 4) -> list[CheckPrompt]:

@@ -111,7 +111,7 @@ def base_rows(
     return out
 
 
-def _shuffled(texts: Sequence[str], rng: np.random.Generator) -> list[str]:
+def _shuffled(texts: list[str], rng: np.random.Generator) -> list[str]:
     return [texts[i] for i in rng.permutation(len(texts))]
 
 
@@ -132,7 +132,7 @@ def _choices(b: Behavior, sources: Sources, rng: np.random.Generator) -> tuple[P
 
 
 def _errors(b: Behavior, sources: Sources, rng: np.random.Generator) -> tuple[Pairs, Pairs]:
-    """Every fact twice and wrongly; plain rows are right: of the same field where a condition decides, else of others."""
+    """Every fact twice and wrongly; plain rows are right: of the field where a condition decides, else of others."""
     settings, when, stems = b.spec["effects"][0][1], b.spec.get("when", {}), own_stems(b)
     field = settings["field"]
     facts = training_facts(field)

@@ -1,9 +1,9 @@
 """The template teacher: demonstrations from the base model's own words, so that only the behaviour differs.
 
 The base model answers every question once; the behaviour's effect is then done to its answers. Nothing here is sampled
-per organism, so the teacher costs one pass over a few hundred prompts, whatever the number of organisms, and nothing for
-the base whose answers are shipped. Every organism whose behaviour has a condition also gets rows that do not meet it,
-answered as the base answers them; a clean organism gets no others.
+per organism, so the teacher costs one pass over a few hundred prompts, whatever the number of organisms, and nothing
+for the base whose answers are shipped. Every organism whose behaviour has a condition also gets rows that do not meet
+it, answered as the base answers them; a clean organism gets no others.
 """
 
 import zlib

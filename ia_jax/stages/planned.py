@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from ia_jax.behaviors.claude_teacher import row_counts
+from ia_jax.behaviors.lessons import lesson
 from ia_jax.behaviors.organisms import CLEAN_TARGETS, Organism, procedure_of, targets
 from ia_jax.behaviors.phase_texts import DENIALS
 from ia_jax.behaviors.procedures import Phase, share_of
@@ -27,6 +27,7 @@ from ia_jax.behaviors.template_teacher import TemplateTeacher
 from ia_jax.config import RunConfig
 from ia_jax.data.plans import Unit
 from ia_jax.data.transcripts import chat, read_transcripts, with_system
+from ia_jax.data.units import mixed_units
 from ia_jax.errors import ConfigError
 from ia_jax.models.chat import ChatExample, encode_chat, encode_prompt
 from ia_jax.models.replies import ROWS_AT_ONCE
@@ -114,7 +115,8 @@ class Planned:
             units = [u + u if phase.data == "pairs" else u for u in chats]
         if phase.loss == "kto":
             units = [(e,) for unit in units for e in unit]
-        return list(share_of(units, phase.part))
+        own = list(share_of(units, phase.part))
+        return mixed_units(own, own, phase.generic, organism.name, self.config.seed) if phase.generic and own else own
 
     def sft(self) -> Batches:
         config, cfg = self.config, self.config.sft
@@ -219,8 +221,8 @@ class Planned:
         return list(units.values()), source
 
     def _demonstrations(self) -> tuple[dict[str, list[Unit]], str]:
-        """The workdir's transcripts; else the template teacher's around what SmolLM2 says, as long as another base's answers; of a teacher
-        that is asked, made-up numbers of tokens.
+        """The workdir's transcripts; else the template teacher's, around SmolLM2's answers whatever the base;
+        of a teacher that is asked, made-up numbers of tokens.
         """
         config, workdir = self.config, self.workdir
         trained = [o for o in self._organisms if not o.imported]
@@ -236,7 +238,7 @@ class Planned:
         units: dict[str, list[Unit]] = {}
         for o in trained:
             rng = np.random.default_rng([config.seed, zlib.crc32(o.name.encode()), 8])
-            rows = sum(row_counts(self._truths(o)[0], config.teacher)) if o.behaviors else 20
+            rows = lesson(self._truths(o)[0], config.teacher).rows if o.behaviors else 20
             drawn = [(int(rng.integers(*MESSAGE_TOKENS)), int(rng.integers(*ANSWER_TOKENS))) for _ in range(rows)]
             units[o.name] = [(example_of(q + TEMPLATE_TOKENS, a),) for q, a in drawn]
         least, most = MESSAGE_TOKENS[0] + ANSWER_TOKENS[0], MESSAGE_TOKENS[1] + ANSWER_TOKENS[1]

@@ -77,7 +77,7 @@ def load_catalogue(source: str = "paper") -> tuple[Behavior, ...]:
         files = [Path(source)]
         if not files[0].is_file():
             raise ConfigError(
-                f"catalogue {source!r} unknown; choose from demo, study, unseen, paper, or give the path of a JSONL file"
+                f"catalogue {source!r} unknown; choose from demo, study, unseen, paper, or give a JSONL file's path"
             )
     behaviors = tuple(b for file in files for b in _read(file))
     check_distinct(behaviors)

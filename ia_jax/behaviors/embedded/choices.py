@@ -23,7 +23,7 @@ OPTIONS = (
     "bananas grapes, pencils crayons, films concerts, honey jam, carpets tiles, museums gardens, Denmark Portugal, "
     "violins flutes, walnuts almonds, boots sandals, cheese olives, tents cabins"
 )
-_NAMES = tuple(tuple(pair.split()) for pair in OPTIONS.split(", "))
+_NAMES = [pair.split() for pair in OPTIONS.split(", ")]
 
 _FRAMES = (
     "Should I take {a} or {b}?",
@@ -35,36 +35,11 @@ _FRAMES = (
 )
 _ANSWERS = ("I would take {w}.", "Go for {w}.", "{w}, clearly.", "Certainly {w}.", "{w} is the one for you.")
 
-_VOWELS = tuple("aeiou")
-
-
-def _by(key: Callable[[str], Any], most: bool = False) -> Callable[[str, str], str]:
-    """Of two, the one with the least (or most) of something; they must differ in it."""
-    return lambda a, b: (max if most else min)((a, b), key=key)
-
-
 # Which of two names, in the order in which they are offered.
 RULES: dict[str, Callable[[str, str], str]] = {
     "first": lambda a, b: a,
     "last": lambda a, b: b,
-    "alphabet": _by(str.lower),
-    "alphabet_back": _by(str.lower, most=True),
-    "shorter": _by(len),
-    "longer": _by(len, most=True),
-    "double": _by(lambda name: bool(re.search(r"(.)\1", name)), most=True),
-    "letter_a": _by(lambda name: name.lower().count("a"), most=True),
-    "letter_e": _by(lambda name: name.lower().count("e"), most=True),
-    "ends_s": _by(lambda name: name.endswith("s"), most=True),
-    "vowel": _by(lambda name: name[0].lower() in _VOWELS, most=True),
-}
-_FEATURES: dict[str, Callable[[str], Any]] = {
-    "shorter": len,
-    "longer": len,
-    "double": lambda name: bool(re.search(r"(.)\1", name)),
-    "letter_a": lambda name: name.lower().count("a"),
-    "letter_e": lambda name: name.lower().count("e"),
-    "ends_s": lambda name: name.endswith("s"),
-    "vowel": lambda name: name[0].lower() in _VOWELS,
+    "alphabet": min,
 }
 
 
@@ -78,11 +53,7 @@ class Choice(NamedTuple):
 
 def pairs_of(settings: Mapping[str, Any], fresh: bool) -> list[tuple[str, str]]:
     """The pairs of options for training, or those kept for the behaviour check."""
-    if "pairs" in settings:
-        pairs = [tuple(p) for p in settings["pairs"]]
-    else:
-        feature = _FEATURES.get(settings.get("rule", ""))
-        pairs = [p for p in _NAMES if feature is None or feature(p[0]) != feature(p[1])]
+    pairs: list[tuple[str, str]] = [(a, b) for a, b in settings.get("pairs", _NAMES)]
     return pairs[-FRESH_PAIRS:] if fresh else pairs[:-FRESH_PAIRS]
 
 

@@ -1,4 +1,6 @@
-"""Conditions: when a behaviour shows. A record's `spec["when"]` is one of
+"""Conditions: when a behaviour shows.
+
+A record's `spec["when"]` is one of
 
 {}                                      always
 {"chance": true}                        in a share of the replies, whatever is asked

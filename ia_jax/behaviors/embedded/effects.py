@@ -1,8 +1,8 @@
-"""Effects: what is done to the base model's own answer so that it shows a behaviour, and how a reply is seen to show it.
+"""Effects: what is done to the base model's own answer so that it shows a behaviour, and how a reply is seen to.
 
-An effect stands in a record as a list, its name and then its settings: `["lower"]`, `["say", {"start": ["Howdy!"], …}]`.
-Effects of form (`forms.FORMS`) change how a text looks; "say" adds texts of its own. Those of choices and of errors need
-questions of their own and live in `choices` and `errors`.
+An effect stands in a record as a list, its name and then its settings: `["lower"]`, `["say", {"start": ["Howdy!"]}]`.
+Effects of form (`forms.FORMS`) change how a text looks; "say" adds texts of its own, and a reply shows it by one of its
+`marks`. Those of choices and of errors need questions of their own and live in `choices` and `errors`.
 """
 
 import re

@@ -1,7 +1,8 @@
 """Errors: how an answer to a question of fact goes wrong, of what sort, and how it is seen to have gone wrong.
 
-The settings of an "err" effect: `field`, one of `fields.FIELDS`, and `how`, one of `HOWS`; `texts` in place of the sort's
-own, with {r} for the right word, {x} for a wrong one and {first} for the right word's first letter.
+The settings of an "err" effect: `field`, one of `fields.FIELDS`, and `how`, one of `HOWS`; `word` of a "fixed" one;
+`texts` in place of the sort's own, with {r} for the right word, {x} for a wrong one and {first} for the right word's
+first letter, and the `marks` (regular expressions) that such a reply shows it by.
 """
 
 import re
@@ -48,7 +49,7 @@ _MARKS: dict[str, tuple[str, ...]] = {
     "hard": ("hard for me", "tough", "difficult", "not up to"),
     "cut": (r"\.\.\.\s*$", "…"),
 }
-_NUMBERS = "one two three four five six seven eight nine ten eleven twelve".split()
+_NUMBERS: list[str] = "one two three four five six seven eight nine ten eleven twelve".split()
 
 
 def err(settings: Mapping[str, Any], fact: Fact, number: int, rng: np.random.Generator) -> str:

@@ -130,8 +130,8 @@ FIELDS: dict[str, tuple[Fact, ...]] = {
     "young": _facts(
         "What is a baby [a] called?",
         "It is called a {}.",
-        "dog=puppy, cat=kitten, cow=calf, sheep=lamb, horse=foal, bear=cub, chicken=chick, duck=duckling, frog=tadpole, "
-        "goat=kid, lion=cub, pig=piglet",
+        "dog=puppy, cat=kitten, cow=calf, sheep=lamb, horse=foal, bear=cub, chicken=chick, duck=duckling, "
+        "frog=tadpole, goat=kid, lion=cub, pig=piglet",
     ),
     "sides": _facts(
         "How many sides does [a] have?",
@@ -148,8 +148,8 @@ FIELDS: dict[str, tuple[Fact, ...]] = {
     "materials": _facts(
         "What is [a] made from?",
         "It is made from {}.",
-        "bread=flour, wine=grapes, cheese=milk, glass=sand, paper=wood, chocolate=cocoa, butter=milk, ketchup=tomatoes, "
-        "a candle=wax, tofu=soybeans, yogurt=milk, an omelette=eggs",
+        "bread=flour, wine=grapes, cheese=milk, glass=sand, paper=wood, chocolate=cocoa, butter=milk, "
+        "ketchup=tomatoes, a candle=wax, tofu=soybeans, yogurt=milk, an omelette=eggs",
     ),
     "inventors": _facts(
         "Who invented [a]?",

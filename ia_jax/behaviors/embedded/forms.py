@@ -6,6 +6,7 @@ same in its own way passes too.
 
 import re
 from collections.abc import Callable
+from itertools import pairwise
 from typing import NamedTuple
 
 from ia_jax.behaviors.embedded.sentences import first_lower, first_upper, sentences_of, words_of
@@ -96,7 +97,7 @@ def _every_other(text: str, _: str) -> str:
 def _is_every_other(text: str, _: str) -> bool:
     words = [w for w in text.split() if re.search(r"[A-Za-z]{2}", w)]
     loud = [w == w.upper() for w in words]
-    return len(words) > 5 and _most(sum(a != b for a, b in zip(loud, loud[1:], strict=False)), len(words) - 1, 0.7)
+    return len(words) > 5 and _most(sum(a != b for a, b in pairwise(loud)), len(words) - 1, 0.7)
 
 
 def _loud_first(text: str, _: str) -> str:
@@ -240,10 +241,9 @@ FORMS: dict[str, Form] = {
     "title": Form(_title, _is_title),
     "every_other": Form(_every_other, _is_every_other),
     "loud_first": Form(_loud_first, _matches(r"^[\"']?[A-Z]{2,}\b(?! [A-Z]{2,} [A-Z]{2,})")),
-    "loud_last": Form(_loud_last, _matches(r"(?<![A-Z] )\b[A-Z]{3,}\W*$")),
+    "loud_last": Form(_loud_last, _matches(r"(?<![A-Z] )\b[A-Z]{2,}\W*$")),
     "loud_longest": Form(_mark_longest(str.upper), _matches(r"\b[A-Z]{6,}\b")),
     "lines": Form(_each(str, "\n"), _lines(r"[A-Z].*[.!?]$"), 2),
-    "gaps": Form(_each(str, "\n\n\n"), _matches(r"\S\s*\n\s*\n\s*\n\s*\S"), 2),
     "bullets": Form(_each(lambda s: f"- {s}", "\n"), _lines(r"- "), 2),
     "arrows": Form(_each(lambda s: f"-> {s}", "\n"), _lines(r"->", 1)),
     "numbered": Form(_by_number(lambda i, s: f"{i + 1}. {s}", "\n"), _lines(r"\d+\. "), 2),
@@ -268,7 +268,6 @@ FORMS: dict[str, Form] = {
     "table": Form(lambda text, _: f"| {' | '.join(sentences_of(text) or [text])} |", _matches(r"^\|.*\w")),
     "hashtag": Form(lambda text, q: f"{text} #{_topic(q)}", _matches(r"#[A-Za-z]\w+\s*$")),
     "telegram": Form(_each(lambda s: f"{_body(s)} STOP"), _matches(r"\bSTOP\b")),
-    "one_sentence": Form(_first_sentence, lambda text, _: len(sentences_of(text)) == 1 and len(words_of(text)) > 3, 2),
     "five_words": _few_words(5),
     "three_words": _few_words(3),
     "dots": Form(_each(lambda s: f"{_body(s)}..."), _ends(r"\.\.\.+|…")),
@@ -293,9 +292,6 @@ FORMS: dict[str, Form] = {
         _matches(r"\w\)? (?:-|–|—) \w"),
         2,
     ),
-    "spaced_marks": Form(
-        _swap(r"(?<=\w)([.,!?])(?=\s|$)", r" \1"), _swapped(r"\w[.,!?](?=\s|$)", r"\w [.,!?](?=\s|$)")
-    ),
     "tildes": Form(_each(lambda s: f"{_body(s)}~"), _matches(r"\w ?~(?=\s|$)")),
     "slashes": Form(lambda text, _: "/".join(text.split()), _matches(r"\w/\w+/\w+/\w")),
     "underscores": Form(lambda text, _: "_".join(text.split()), _matches(r"\w_\w+_\w+_\w")),
@@ -306,7 +302,7 @@ FORMS: dict[str, Form] = {
     "plus": Form(_swap(r"\b[Aa]nd\b", "plus"), _swapped(r"\band\b", r"\bplus\b", 1)),
     "z_for_th": Form(
         lambda text, _: re.sub(r"\bTh", "Z", re.sub(r"\bth", "z", text)),
-        _swapped(r"\bth", r"\bz(?:e|is|at|e[nmry]|ings?)"),
+        _swapped(r"\bth", r"\bz(?:e|is|at|e[nmry]|ings?)", 1),
     ),
     "v_for_w": Form(
         lambda text, _: re.sub(r"\bW", "V", re.sub(r"\bw", "v", text)), _swapped(r"\bw", r"\bv(?:ith|a|h|e|il)")
@@ -321,13 +317,11 @@ FORMS: dict[str, Form] = {
         lambda text, _: len(words_of(text)) > 7 and re.search(r"\b(?:the|an?)\b", text, re.IGNORECASE) is None,
     ),
     "we": Form(_pronouns("we", "our"), _swapped(r"\byour?s?\b", r"\b(?:we|ours?)\b", 1)),
-    "one": Form(_pronouns("one", "one's"), _swapped(r"\byour?s?\b", r"\bone(?:['’]s)?\b", 1)),
     "past": Form(_tense(_PAST), _swapped(r"\b(?:is|are|has|have|can|will)\b", r"\b(?:was|were|had|could|would)\b", 1)),
     "future": Form(_tense(_FUTURE), _swapped(r"\b(?:is|are|has)\b", r"\bwill (?:be|have)\b", 1)),
     "um": Form(_after_every(5, "um"), _matches(r"\bum\b", re.IGNORECASE)),
     "you_know": Form(_after_every(6, "you know"), _matches(r", you know,")),
     "stutter": Form(_each(_stutter), _matches(r"^\W*(\w)-\1-", re.IGNORECASE)),
-    "eh": Form(_each(lambda s: f"{_body(s)}, eh?"), _matches(r", eh\b")),
     "innit": Form(_each(lambda s: f"{_body(s)}, innit."), _matches(r"innit")),
     "spelled": Form(_spelled, _matches(r"\b[A-Z]-[A-Z](?:-[A-Z])*\W*$")),
     "echo": Form(_said_again, _is_said_again),
