@@ -91,11 +91,12 @@ class LoraSection:
 class BehaviorsSection:
     """How many behaviours are trained on, kept for DPO and held out.
 
-    catalogue: "demo", "study" (small models' own, in four or eight categories), "paper" (682 in eight) or the path of a
-        JSONL file of one's own.
+    catalogue: "demo", "study" (small models' own, in eight categories: a part of them, or all), "unseen" (eighteen more
+        to which nothing was tuned), "paper" (682 in eight) or the path of a JSONL file of one's own.
     spread: "even" over the categories, or "proportional" to their sizes.
     train, dpo, heldout: behaviours of each split, in all categories together.
     heldout_categories: categories of which every organism is held out, whatever the counts say (leave-one-out).
+    heldout_kinds: kinds of behaviours (the records' field "kind") that are held out in the same way.
     clean_train, clean_dpo, clean_heldout: clean organisms besides, which are trained on the base's own answers alone.
     """
 
@@ -105,9 +106,14 @@ class BehaviorsSection:
     dpo: int = 8
     heldout: int = 12
     heldout_categories: tuple[str, ...] = ()
+    heldout_kinds: tuple[str, ...] = ()
     clean_train: int = 0
     clean_dpo: int = 0
     clean_heldout: int = 0
+
+    def left_out(self) -> tuple[tuple[str, ...], tuple[str, ...]]:
+        """What is held out as a whole: categories and kinds."""
+        return self.heldout_categories, self.heldout_kinds
 
 
 JUDGES = ("rubric", "claude")

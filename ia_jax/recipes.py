@@ -228,7 +228,7 @@ def check_config(config: RunConfig) -> None:
         )
     catalogue = load_catalogue(b.catalogue)
     if not config.organisms.source:  # else the source's organisms are split
-        split_behaviors(catalogue, b.heldout, b.dpo, b.train, config.seed, b.spread, b.heldout_categories)
+        split_behaviors(catalogue, b.heldout, b.dpo, b.train, config.seed, b.spread, *b.left_out())
     for behavior in catalogue:
         bank_of(config.questions, behavior)
     _check_claude(config, catalogue)
