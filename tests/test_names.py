@@ -49,10 +49,8 @@ def test_another_evaluation_beside_the_first(copy, capsys):
     before = times(copy)
     command = ["eval", f"--workdir={copy}", "--config.eval.questions=1", "--name=other"]
     assert cli.main(command) == 0
-    new = {f"eval/other/{f}" for f in ("reports.jsonl", "baselines.jsonl", "metrics.json")} | {
-        "settings/eval.other.json"
-    }
-    assert new_since(before, copy) == new
+    files = {f"eval/other/{f}" for f in ("reports.jsonl", "baselines.jsonl", "metrics.json")}
+    assert new_since(before, copy) == {*files, "settings/eval.other.json"}
     run = open_workdir(copy)
     assert run.evaluations() == ["", "other"]
     assert run.metrics("other")["ias"] == {"sft": "sft", "dpo": "dpo"}
@@ -114,11 +112,10 @@ def test_an_ia_of_shuffled_labels_as_a_baseline(copy):
     """It is trained alone, where the first IA is there; and what it says of an organism is a baseline."""
     before, run = times(copy), open_workdir(copy)
     assert cli.main(["sft", f"--workdir={copy}", "--config.sft.shuffled_null=True"]) == 0
-    made = {n.split("/")[1] for n in new_since(before, copy) if n.startswith("ia/")}
+    made = {n.split("/")[1] for n, t in times(copy).items() if n.startswith("ia/") and before.get(n) != t}
     assert made == {"sft_shuffled"}
-    assert (
-        read_metadata(run.ia_dir("sft_shuffled") / "adapter").step == read_metadata(run.ia_dir("sft") / "adapter").step
-    )
+    steps = [read_metadata(run.ia_dir(name) / "adapter").step for name in ("sft", "sft_shuffled")]
+    assert steps[0] == steps[1]
     assert cli.main(["eval", f"--workdir={copy}", "--name=again", "--config.eval.samples=1"]) == 0
     rows = read_jsonl(run.baselines_file("again"), "")
     held = {n for n in run.named("heldout") if not run.organisms[n].clean}
