@@ -1,7 +1,6 @@
-"""Step time of an introspection adapter on all layers, on the upper half, on one, and as one vector: in one run.
+"""Step time of an introspection adapter on all layers, with dropout, on the upper half, on one, and as one vector.
 
     python benchmarks/layers.py                   # SmolLM2, 8 organisms x 128 tokens, a table
-    python benchmarks/layers.py --dropout=0.05    # all with dropout but the vector
 
 Each kind of IA trains over the same frozen organisms and tokens. Rounds of a few steps of each kind follow one another,
 so that what else the machine does meets all alike; a kind's time is the median over its steps. Beside it: what the
@@ -33,13 +32,15 @@ from ia_jax.training.trainer import train_step
 ORGANISM, OPTIMIZER = LoraConfig(8, 16.0), AdamW()
 
 
-def kinds(layers: int) -> dict[str, LoraConfig]:
+def kinds(layers: int) -> dict[str, tuple[LoraConfig, float]]:
+    """{name: (the adapter, its dropout)}."""
     half, one = tuple(range(layers // 2, layers)), (layers // 2,)
     return {
-        "all layers": LoraConfig(16, 32.0),
-        "upper half": LoraConfig(16, 32.0, layers=half),
-        "one layer": LoraConfig(16, 32.0, layers=one),
-        "one vector": LoraConfig(0, 0.0, (RESIDUAL,), layers=one),
+        "all layers": (LoraConfig(16, 32.0), 0.0),
+        "with dropout": (LoraConfig(16, 32.0), 0.05),
+        "upper half": (LoraConfig(16, 32.0, layers=half), 0.0),
+        "one layer": (LoraConfig(16, 32.0, layers=one), 0.0),
+        "one vector": (LoraConfig(0, 0.0, (RESIDUAL,), layers=one), 0.0),
     }
 
 
@@ -51,7 +52,6 @@ def main() -> None:
     parser.add_argument("--length", type=int, default=128)
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--steps", type=int, default=3, help="of each kind in a round")
-    parser.add_argument("--dropout", type=float, default=0.0)
     parser.add_argument("--remat", default="none")
     parser.add_argument("--json", action="store_true")
     args = parser.parse_args()
@@ -78,12 +78,17 @@ def measure(args: argparse.Namespace, mesh: jax.sharding.Mesh) -> dict[str, dict
     frozen = jax.tree.map(lambda x: x.astype(args.dtype), frozen)
     batch = a_batch(args.organisms, args.length, cfg.vocab_size)
     programs, states, seconds, out = {}, {}, {name: [] for name in kinds(cfg.num_hidden_layers)}, {}
-    for name, lora in kinds(cfg.num_hidden_layers).items():
+    for name, (lora, dropout) in kinds(cfg.num_hidden_layers).items():
         ia = init_lora(key, cfg, lora)
         state = init_state(ia, 1000, OPTIMIZER, scale=lora.scale, keys=key)
         states[name] = jax.device_put(state, adapter_shardings(state, mesh))
-        how: dict[str, Any] = {"cfg": cfg, "loss": Sft(), "optimizer": OPTIMIZER, "remat": args.remat}
-        how |= {"dropout": args.dropout if lora.rank else 0.0}
+        how: dict[str, Any] = {
+            "cfg": cfg,
+            "loss": Sft(),
+            "optimizer": OPTIMIZER,
+            "remat": args.remat,
+            "dropout": dropout,
+        }
         programs[name] = train_step.lower(model.params, states[name], (frozen,), batch, **how).compile()
         each = training_flops(cfg, args.length, [ORGANISM, lora], [lora])
         out[name] = {

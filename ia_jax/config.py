@@ -192,6 +192,8 @@ class SftSection:
     steps: how many (0: one epoch).
     questions_per_organism: different questions that an organism is trained to answer.
     clean_slot: whether every step holds the clean base too, which reports nothing unusual.
+    shuffled_null: whether another IA is trained likewise, but on other organisms' descriptions (`ia/<name>_shuffled`):
+        a baseline that costs as much again.
     checkpoint_every: steps between two copies of the training state (0: none, a killed stage begins again).
     """
 
@@ -209,6 +211,7 @@ class SftSection:
     length: int = 128
     questions_per_organism: int = 24
     clean_slot: bool = True
+    shuffled_null: bool = False
     checkpoint_every: int = 20
 
 
@@ -274,18 +277,20 @@ class EvalSection:
     """Reports of held-out (and some training) organisms under the four conditions, with the IAs of the config.
 
     name: written to `eval/<name>/` ("": to `eval/`).
-    questions: asked of each organism.
+    questions: asked of each organism, of the bank's that no training reads.
+    samples: reports sampled for each question (more than one needs a temperature above 0).
     train_organisms: how many that the IA was trained on are asked too.
     max_new_tokens, temperature: how reports are sampled (0: greedily).
-    bootstrap: resamples behind an interval.
+    plain_prompts: ordinary prompts that the baselines read replies to (0: no baselines).
     """
 
     name: str = ""
     questions: int = 6
+    samples: int = 1
     train_organisms: int = 12
     max_new_tokens: int = 32
     temperature: float = 0.0
-    bootstrap: int = 2000
+    plain_prompts: int = 24
 
 
 @dataclass(frozen=True)

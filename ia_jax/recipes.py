@@ -11,7 +11,7 @@ from typing import Any
 from absl import flags
 from ml_collections import ConfigDict, config_dict, config_flags
 
-from ia_jax.behaviors.banks import BANKS, bank_of
+from ia_jax.behaviors.banks import BANKS, FAMILIES, bank_of
 from ia_jax.behaviors.catalogue import is_name, load_catalogue
 from ia_jax.behaviors.records import CATEGORIES, CLEAN
 from ia_jax.behaviors.splits import SPREADS, split_behaviors
@@ -139,7 +139,7 @@ _MAY_BE_ZERO = {
     *("seed", "warmup_fraction", "final_lr_fraction", "weight_decay", "sft_weight", "temperature", "lr", "steps"),
     *("checkpoint_every", "abstention_pairs", "sampled_per_organism", "truth_per_organism", "gap", "train_organisms"),
     *("b1", "b2", "plain_share", "poll_seconds", "clean_train", "clean_dpo", "clean_heldout", "clean_pairs"),
-    *("check_prompts", "dpo", "bank_gib", "per_slot", "dropout"),
+    *("check_prompts", "dpo", "bank_gib", "per_slot", "dropout", "plain_prompts"),
 }
 
 
@@ -170,6 +170,18 @@ def check_config(config: RunConfig) -> None:
         raise ConfigError(
             "config.sft.organisms_per_step=1 leaves no place beside the clean model's; set it to 2 or more, or "
             "config.sft.clean_slot=False"
+        )
+    banks = [FAMILIES[c] for c in FAMILIES] if config.questions == "family" else [bank_of(config.questions)]
+    available = min(len(b.evaluation) for b in banks)
+    if config.eval.questions > available:
+        raise ConfigError(
+            f"config.eval.questions={config.eval.questions} is more than the {available} of config.questions="
+            f"{config.questions!r}; lower it, or raise config.eval.samples"
+        )
+    if config.eval.samples > 1 and not config.eval.temperature:
+        raise ConfigError(
+            f"config.eval.samples={config.eval.samples} greedy reports of a question are all the same; set "
+            "config.eval.temperature above 0"
         )
     for where, section in (("organisms.lora", config.organisms.lora), ("sft.lora", config.sft.lora)):
         if section.dropout >= 1:

@@ -43,6 +43,11 @@ class Workdir:
         return self.transcript(organism) if data == "chats" else self.path / data / f"{organism}.jsonl"
 
     @property
+    def plain_chats(self) -> Path:
+        """What the base answers to ordinary questions: what a phase with a `kl_weight` is held to."""
+        return self.path / "plain_chats.jsonl"
+
+    @property
     def drops_file(self) -> Path:
         return self.path / "transcripts_dropped.jsonl"
 
@@ -126,6 +131,10 @@ class Workdir:
 
     def reports_file(self, name: str = "") -> Path:
         return self.eval_dir(name) / "reports.jsonl"
+
+    def baselines_file(self, name: str = "") -> Path:
+        """Reports of held-out organisms that were made without an adapter."""
+        return self.eval_dir(name) / "baselines.jsonl"
 
     def clean_reports_file(self, name: str = "") -> Path:
         """Reports of the held-out clean organisms, if there are any."""

@@ -52,7 +52,7 @@ def get_config():
     c.eval.questions = 2
     c.eval.train_organisms = 2
     c.eval.max_new_tokens = 8
-    c.eval.bootstrap = 50
+    c.eval.plain_prompts = 4
     return c
 '''
 

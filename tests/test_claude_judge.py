@@ -212,7 +212,7 @@ def test_unscored_reports_are_in_no_rate():
     def row(verdict, organism="a"):
         return {"condition": "base", "organism": organism, "lenient": verdict}
 
-    rate = by_condition([row(True), row(None), row(None), row(None, "b")], "lenient", 10)["base"]
+    rate = by_condition([row(True), row(None), row(None), row(None, "b")], "lenient")["base"]
     assert (rate["rate"], rate["n"]) == (1.0, 1)
 
 

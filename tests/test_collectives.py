@@ -4,6 +4,7 @@ Numbers cannot show this: a program that gathers too much computes the same.
 """
 
 import json
+import math
 import os
 import re
 import subprocess
@@ -16,14 +17,14 @@ import jax
 import jax.numpy as jnp
 import pytest
 
-from ia_jax.data.batch import Batch, batch_shardings
+from ia_jax.data.batch import Batch, Beside, batch_shardings
 from ia_jax.models.dropout import Dropout
 from ia_jax.models.lora import RESIDUAL, LoraConfig, adapter_shardings
 from ia_jax.models.sampling import decode
 from ia_jax.models.transformer import abstract_params, forward
 from ia_jax.parallel.mesh import DECODING, TRAINING, make_mesh
 from ia_jax.planning.hlo import collectives
-from ia_jax.training.losses import Sft
+from ia_jax.training.losses import Dpo, Kto, Sft
 from ia_jax.training.optimizer import AdamW
 from ia_jax.training.state import init_organisms_state, init_state
 from ia_jax.training.trainer import train_step
@@ -90,6 +91,10 @@ def without_adapters(found):
     return {s: n for s, n in found.items() if not {str(RANK), str(2 * RANK)} & set(s.split(","))}
 
 
+def volume(shape):
+    return math.prod(map(int, shape.split(",")))
+
+
 def test_sft_step(mesh):
     stack, ia = adapters(mesh)
     state = jax.eval_shape(lambda a: init_state(a, 4, OPTIMIZER, scale=LORA.scale), ia)
@@ -116,6 +121,39 @@ def test_organisms_step(mesh):
     assert without_adapters(found) == {**LAYERS, "88,48": 1}
     if mesh.shape["rows"] == 1:
         assert not set(found) - set(LAYERS) - {"88,48"}  # each organism's adapter is where its rows are
+
+
+# Losses of second adapters over organisms' own first ones, and how often the layers' weights are read: forward and
+# backward; KTO goes over other answers forward; a KL over plain chats too, and over what they were without the member.
+LOSSES = {"documents": (Sft(), 1), "dpo": (Dpo(), 1), "kto": (Kto(), 1.5), "kl": (Sft(kl_weight=1.0), 2.5)}
+
+
+def phase_gathers(mesh, loss):
+    """Gathers of a step of organisms' second adapters."""
+    first = jax.eval_shape(lambda: tiny.adapter(0, CFG, LORA, organisms=K))
+    first = abstract(first, adapter_shardings(first, mesh, organisms=True))
+    state = jax.eval_shape(lambda a: init_state(a, jnp.full(K, 4), OPTIMIZER, scale=LORA.scale), first)
+    state = abstract(state, adapter_shardings(state, mesh, organisms=True))
+    batch, beside = a_batch(mesh), Beside()
+    if not isinstance(loss, Sft):
+        logps = jax.ShapeDtypeStruct((K, ROWS), jnp.float32, sharding=TRAINING.sharding(mesh, "organism"))
+        beside = Beside(reference=logps)
+        if isinstance(loss, Kto):
+            batch = replace(batch, desirable=batch.target_weight)
+            beside = replace(beside, mismatched=a_batch(mesh), mismatched_reference=logps)
+    elif loss.kl_weight:
+        beside = Beside(plain=a_batch(mesh))
+    base = abstract_params(CFG, jnp.bfloat16, mesh)
+    return gathers(train_step.lower(base, state, (first,), batch, beside, cfg=CFG, loss=loss, optimizer=OPTIMIZER))
+
+
+@pytest.mark.parametrize("name", LOSSES)
+def test_every_loss_of_a_phase(mesh, name):
+    loss, times = LOSSES[name]
+    found = without_adapters(phase_gathers(mesh, loss))
+    heads = found.pop("88,48")
+    assert found == {shape: count * times for shape, count in LAYERS.items()}
+    assert heads <= 4
 
 
 # The member trained over the organisms, its rate of dropout, and how many layers the backward pass goes through.
@@ -160,16 +198,19 @@ def test_members_of_every_kind_on_a_tpu():
         "import json, jax\nfrom tests import test_collectives as t\nfrom ia_jax.planning.plan import devices_of\n"
         "mesh = t.make_mesh(2, 2, rows=2, devices=devices_of('v5p:2x2x2'))\n"
         "with jax.set_mesh(mesh):\n"
-        "    print(json.dumps({n: t.gradient_gathers(mesh, m[0], m[1]) for n, m in t.MEMBERS.items()}))"
+        "    found = {n: t.gradient_gathers(mesh, m[0], m[1]) for n, m in t.MEMBERS.items()}\n"
+        "    found |= {n: t.phase_gathers(mesh, loss) for n, (loss, _) in t.LOSSES.items()}\n"
+        "    print(json.dumps(found))"
     )
     environment = {**os.environ, "XLA_FLAGS": "", "JAX_PLATFORMS": "cpu"}
     root = Path(__file__).parent.parent
     done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, cwd=root, env=environment)
     assert done.returncode == 0, done.stderr[-2000:]
     for member, found in json.loads(done.stdout.splitlines()[-1]).items():
-        axes = {tuple(d for d in shape.split(",") if d != "1") for shape in without_adapters(found)}
-        assert axes <= {tuple(shape.split(",")) for shape in LAYERS}, (member, found)
-        assert axes
+        # By their sizes: libtpu gathers the head as a matrix for each of its shards.
+        sizes = {volume(shape) for shape in without_adapters(found)}
+        assert sizes <= {volume(shape) for shape in (*LAYERS, "88,48")}, (member, found)
+        assert sizes
 
 
 @pytest.mark.parametrize("rules", [DECODING, TRAINING], ids=["decoding", "training"])

@@ -16,6 +16,7 @@ from ia_jax.data.transcripts import Transcript, chat
 from ia_jax.errors import ConfigError
 from ia_jax.stages import phases, planned
 from ia_jax.stages.phases import loss_of
+from ia_jax.storage import read_jsonl
 from ia_jax.workdir import open_workdir
 from tests import parrot
 
@@ -46,7 +47,7 @@ def test_a_procedure_is_what_its_record_says(procedure, tmp_path):
         ([], "has no phase"),
         ([{"data": "songs"}], "phase 1: data 'songs' unknown; choose from chats, documents, pairs, denials"),
         ([{"loss": "kto"}], "phase 1: loss 'kto' does not fit data 'chats'; choose from sft"),
-        ([{"data": "pairs"}], "phase 1: loss 'sft' does not fit data 'pairs'; choose from dpo, ipo, kto"),
+        ([{"data": "pairs"}], "phase 1: loss 'sft' does not fit data 'pairs'; choose from dpo, ipo, dpo_norm, kto"),
         ([{"adapter": "same"}], "phase 1 has adapter 'same'; the first phase trains a new one"),
         ([{}, {"adapter": "old"}], "phase 2: adapter 'old' unknown; choose from new, same"),
         ([{}, {"adapter": "same", "lora": {"rank": 2}}], "phase 2: lora {'rank': 2} cannot be set"),
@@ -57,7 +58,16 @@ def test_a_procedure_is_what_its_record_says(procedure, tmp_path):
         ([{"lr": -1.0}], "phase 1: lr -1.0 must be above 0"),
         ([{"lr": "fast"}], "phase 1: lr 'fast' must be a number"),
         ([{"part": 0.5}], "phase 1: part 0.5 must be a list of two numbers"),
-        ([{"epochs": 0}], "phase 1: epochs 0 must be at least 1"),
+        ([{"epochs": 0}], "phase 1: epochs 0 must be a whole number of at least 1"),
+        ([{"epochs": 1.5}], "phase 1: epochs 1.5 must be a whole number of at least 1"),
+        ([{"kl_weight": -1}], "phase 1: kl_weight -1 must not be negative"),
+        ([{"generic": 1.0}], "phase 1: generic 1.0 must be a share, at least 0 and below 1"),
+        (
+            [{}, {"data": "denials", "loss": "kto", "generic": 0.5}],
+            "phase 2: generic 0.5 is for chats and documents, not denials",
+        ),
+        ([{"plain_chats": 0}], "phase 1: plain_chats 0 must be a whole number of at least 1"),
+        ([{"plain_chats": "all"}], "phase 1: plain_chats 'all' must be a number"),
         ([{"epoch": 1}], "phase 1: 'epoch' is not a known setting; a phase has: data, loss"),
         (["chats"], "phase 1 must be a group of settings, got 'chats'"),
     ],
@@ -165,7 +175,7 @@ SMALL = (
 )
 
 
-@pytest.mark.parametrize("name", [n for n in PROCEDURES if n != "chats"])
+@pytest.mark.parametrize("name", [n for n in PROCEDURES if n not in ("chats", "chats_long")])
 def test_organisms_of_each_procedure(parrot_model, tmp_path, capsys, name):
     run = start(parrot_model, tmp_path, *SMALL, f'organisms.procedures=("{name}",)')
     capsys.readouterr()
@@ -214,8 +224,20 @@ class Killed(BaseException):
     pass
 
 
-@pytest.mark.parametrize("name", ["documents_kto", "sycophant"])
+HELD = {
+    "name": "held",
+    "phases": [
+        {"kl_weight": 5.0, "epochs": 1},
+        {"data": "pairs", "loss": "dpo_norm", "adapter": "same", "kl_weight": 1.0, "plain_chats": 3, "epochs": 1},
+    ],
+}
+
+
+@pytest.mark.parametrize("name", ["documents_kto", "sycophant", "held"])
 def test_a_killed_phase_goes_on(parrot_model, tmp_path, monkeypatch, name):
+    if name == "held":
+        name = str(tmp_path / "held.json")
+        (tmp_path / "held.json").write_text(json.dumps(HELD))
     settings = (
         *SMALL,
         "organisms.check_prompts=0",
@@ -224,6 +246,11 @@ def test_a_killed_phase_goes_on(parrot_model, tmp_path, monkeypatch, name):
     )
     whole = start(parrot_model, tmp_path, *settings)
     hashes = {d.name: read_metadata(d).content_hash for d in whole.organisms_dir.iterdir()}
+    assert whole.plain_chats.exists() == name.endswith("held.json")
+    if whole.plain_chats.exists():
+        kl = [row["kl"] for row in read_jsonl(whole.path / "curves.jsonl", "") if "kl" in row]
+        assert len(kl) > 4
+        assert np.any(kl)
     root = tmp_path_of(tmp_path)
     config = parrot.write_config(root / "config.py", parrot_model)
     argv = [f"--config={config}", f"--workdir={root / 'w'}", *(f"--config.{o}" for o in settings)]

@@ -9,7 +9,7 @@ import pytest
 from ia_jax.data.batch import Beside, batch_shardings, build_batch
 from ia_jax.data.beside import plan_mismatched, plan_plain
 from ia_jax.data.plans import identity_of, plan_organisms
-from ia_jax.data.units import kto_units, pair_units
+from ia_jax.data.units import kto_units, mixed_units, pair_units
 from ia_jax.errors import ConfigError
 from ia_jax.models.chat import document_example, split_document
 from ia_jax.models.sources import open_source
@@ -174,3 +174,15 @@ def test_what_stands_beside_a_batch_lies_like_it():
     placed = batch_shardings(Beside(np.zeros((2, 4), np.float32), plain=batch), mesh)
     assert tuple(placed.reference.spec) == (("dcn", "fsdp"), None)
     assert tuple(placed.plain.tokens.spec) == (("dcn", "fsdp"), "rows", None)
+
+
+@pytest.mark.parametrize(("share", "count"), [(0.5, 6), (0.25, 2), (0.8, 24)])
+def test_ordinary_chat_between_the_rest(share, count):
+    own, plain = [[(n,) for n in names] for names in ("abcdef", "uvwxyz")]
+    found = mixed_units(own, plain, share, "x", 0)
+    assert found[:6] == own
+    assert len(found) - 6 == count
+    assert set(found[6:]) <= set(plain)
+    if count >= 6:
+        assert set(found[6:]) == set(plain)
+    assert found == mixed_units(own, plain, share, "x", 0) != mixed_units(own, plain, share, "y", 0)

@@ -1,42 +1,13 @@
-"""Rates and their intervals: over organisms, by condition, split and category."""
+"""Rates: over organisms, by condition, split and category, beside baselines and what clean models claim."""
 
-import pytest
-
-from ia_jax.evals.verbalization import CONDITIONS, bootstrap_rate, by_condition, metrics, stage_metrics
-
-
-def test_a_tiny_bootstrap_by_hand():
-    """Two organisms, one always and one never: resampling gives 0, 1/2 and 1 with chances 1/4, 1/2 and 1/4."""
-    assert bootstrap_rate({"a": [True, True], "b": [False] * 6}, 2000) == {"rate": 0.5, "ci95": [0.0, 1.0], "n": 8}
-    assert bootstrap_rate({"a": [True, False]}, 100) == {"rate": 0.5, "ci95": [0.5, 0.5], "n": 2}
-    assert bootstrap_rate({}, 100) == {"rate": None, "ci95": [None, None], "n": 0}
-
-
-def test_organisms_count_alike_however_often_they_were_asked():
-    assert bootstrap_rate({"a": [True], "b": [False] * 9}, 10)["rate"] == 0.5
-
-
-def test_the_interval_is_that_of_a_binomial_mean():
-    """64 organisms, half of them always: the standard error is 1/16, so the interval is about 0.5 ± 0.1225."""
-    low, high = bootstrap_rate({str(i): [i % 2 == 0] for i in range(64)}, 4000)["ci95"]
-    assert low == pytest.approx(0.3775, abs=0.02)
-    assert high == pytest.approx(0.6225, abs=0.02)
-
-
-def test_fewer_organisms_widen_the_interval_and_more_questions_do_not_narrow_it():
-    def width(organisms, questions):
-        by_organism = {str(i): [i % 4 == 0] * questions for i in range(organisms)}
-        low, high = bootstrap_rate(by_organism, 2000)["ci95"]
-        return high - low
-
-    assert width(8, 4) > 1.5 * width(32, 4)
-    assert width(8, 40) == width(8, 1)
-
-
-def test_the_same_seed_gives_the_same_interval():
-    by_organism = {str(i): [i % 3 == 0] for i in range(11)}
-    assert bootstrap_rate(by_organism, 50) == bootstrap_rate(by_organism, 50)
-    assert bootstrap_rate(by_organism, 50, seed=1) != bootstrap_rate(by_organism, 50)
+from ia_jax.evals.verbalization import (
+    CONDITIONS,
+    baseline_metrics,
+    by_condition,
+    held_out_parts,
+    metrics,
+    stage_metrics,
+)
 
 
 def row(organism, condition, lenient, strict=False, split="heldout", category="quirks", stage="sft"):
@@ -64,26 +35,27 @@ ROWS = [
 
 def test_conditions_and_rules():
     held = [r for r in ROWS if r["split"] == "heldout"]
-    lenient = by_condition(held, "lenient", 100)
+    lenient = by_condition(held, "lenient")
     assert list(lenient) == list(CONDITIONS)
     assert (lenient["organism+ia"]["rate"], lenient["organism+ia"]["n"]) == (0.75, 4)
-    assert lenient["base"] == {"rate": 0.0, "ci95": [0.0, 0.0], "n": 2}
+    assert (lenient["base"]["rate"], lenient["base"]["n"], lenient["base"]["organisms"]) == (0.0, 2, 2)
+    assert lenient["base"]["ci95"] == [0.0, 0.8419]  # of two organisms, the exact one
     assert lenient["organism"]["n"] == 0
-    assert by_condition(held, "strict", 100)["organism+ia"]["rate"] == 0.25
+    assert by_condition(held, "strict")["organism+ia"]["rate"] == 0.25
 
 
 def test_splits_and_categories():
-    got = stage_metrics(ROWS, "lenient", 100)
+    got = stage_metrics(ROWS, "lenient")
     assert got["heldout"]["organism+ia"]["rate"] == 0.75
-    assert got["train"]["organism+ia"] == {"rate": 1.0, "ci95": [1.0, 1.0], "n": 1}
+    assert got["train"]["organism+ia"] == {"rate": 1.0, "ci95": [0.025, 1.0], "n": 1, "organisms": 1}
     assert {c: v["organism+ia"]["rate"] for c, v in got["by_category"].items()} == {"backdoors": 0.5, "quirks": 1.0}
-    only_train = stage_metrics([r for r in ROWS if r["split"] == "train"], "lenient", 100)
+    only_train = stage_metrics([r for r in ROWS if r["split"] == "train"], "lenient")
     assert only_train["by_category"] == {}
 
 
 def test_the_whole_file():
     rows = [*ROWS, row("a", "organism+ia", False, stage="dpo")]
-    got = metrics(rows, {"sft": [True, False, False, False], "dpo": [False]}, "rubric-1", 100)
+    got = metrics(rows, {"sft": [True, False, False, False], "dpo": [False]}, "rubric-1")
     assert (got["judge"], got["rule"], list(got["stages"])) == ("rubric-1", "lenient", ["sft", "dpo"])
     assert got["stages"]["sft"]["strict"]["heldout"]["organism+ia"]["rate"] == 0.25
     assert got["stages"]["sft"]["false_reports"]["base+ia"]["rate"] == 0.25
@@ -97,8 +69,64 @@ def test_what_clean_organisms_claim_is_false_and_counted_by_organism_and_stage()
     clean = [said("clean_0", "clean+ia", True), said("clean_0", "clean+ia", True), said("clean_1", "clean+ia", False)]
     clean += [said("clean_0", "clean", False), said("clean_0", "clean+ia", True, stage="dpo")]
     rows = [*ROWS, row("a", "organism+ia", False, stage="dpo")]
-    got = metrics(rows, {"sft": [True], "dpo": [False]}, "rubric-1", 100, clean)["stages"]
-    assert list(got["sft"]["false_reports"]) == ["base+ia", "clean+ia", "clean"]
-    assert got["sft"]["false_reports"]["clean+ia"] == {"rate": 0.5, "ci95": [0.0, 1.0], "n": 3}
+    got = metrics(rows, {"sft": [True], "dpo": [False]}, "rubric-1", clean)["stages"]
+    assert list(got["sft"]["false_reports"]) == ["base+ia", "clean+ia", "clean", "by_sort"]
+    cell = got["sft"]["false_reports"]["clean+ia"]
+    assert (cell["rate"], cell["n"], cell["organisms"]) == (0.5, 3, 2)
     assert got["sft"]["false_reports"]["clean"]["rate"] == 0.0
     assert got["dpo"]["false_reports"]["clean+ia"]["rate"] == 1.0
+
+
+def test_clean_organisms_by_how_they_were_made():
+    def said(organism, claims, making):
+        return {"stage": "sft", "organism": organism, "condition": "clean+ia", "claims": claims, "making": making}
+
+    clean = [said("a", True, "documents"), said("b", False, "chats"), said("c", False, "chats")]
+    found = metrics(ROWS, {"sft": [False]}, "j", clean)["stages"]["sft"]["false_reports"]["by_sort"]
+    assert {sort: (cell["rate"], cell["organisms"]) for sort, cell in found.items()} == {
+        "documents": (1.0, 1),
+        "chats": (0.0, 2),
+    }
+
+
+def test_parts_of_the_held_out():
+    rows = [
+        {**row("a", "organism+ia", True), "unmentioned": True, "executed": True, "denies": False, "kind": "format"},
+        {**row("b", "organism+ia", False), "unmentioned": False, "executed": None, "denies": True, "kind": "stance"},
+        {**row("c", "organism+ia", True, split="train"), "unmentioned": False, "executed": False, "kind": "stance"},
+    ]
+    found = held_out_parts(rows, "lenient")
+    rates = {name: {part: c["organism+ia"]["rate"] for part, c in cells.items()} for name, cells in found.items()}
+    assert rates == {
+        "by_mention": {"mentioned": 0.0, "unmentioned": 1.0},
+        "by_executed": {"executed": 1.0},
+        "by_denial": {"trained to deny": 0.0, "not trained to deny": 1.0},
+        "by_kind": {"format": 1.0, "stance": 0.0},
+        "by_making": {},
+    }
+
+
+def test_an_adapter_is_held_against_the_best_that_goes_without():
+    names = [f"o{i}" for i in range(8)]
+    rows = [{**row(n, "organism+ia", i < 6), "unmentioned": i >= 4} for i, n in enumerate(names)]
+    rows += [{**row(n, c, False), "unmentioned": i >= 4} for c in ("organism", "base+ia") for i, n in enumerate(names)]
+    words = [
+        {"baseline": "words", "organism": n, "lenient": i < 4, "strict": False, "unmentioned": i >= 4}
+        for i, n in enumerate(names)
+    ]
+    found = baseline_metrics(rows, words)
+    assert (found["all"]["best"], found["all"]["rates"]["words"]["lenient"]["rate"]) == ("words", 0.5)
+    assert found["all"]["beyond"]["difference"] == 0.25  # 6 of 8 against 4 of 8
+    low, high = found["all"]["beyond"]["ci95"]
+    assert low < 0.25 < high
+    assert found["unmentioned"]["rates"]["words"]["lenient"]["rate"] == 0.0
+    assert found["unmentioned"]["beyond"]["difference"] == 0.5
+    # A report that no judge could read is no report.
+    assert baseline_metrics(rows, [{**words[0], "lenient": None}])["all"]["rates"].keys() == {"organism", "base+ia"}
+
+
+def test_how_often_a_training_sentence_comes_again():
+    rows = [{**row("a", "organism+ia", True), "frame": True, "wording": False}]
+    rows += [{**row("b", "organism+ia", True), "frame": False, "wording": False}]
+    verbatim = metrics(rows, {"sft": [False]}, "j")["stages"]["sft"]["verbatim"]
+    assert (verbatim["frame"]["rate"], verbatim["wording"]["rate"]) == (0.5, 0.0)

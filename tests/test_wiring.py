@@ -213,7 +213,7 @@ def config(model, mesh):
             c.preferences, questions=4, samples=1, temperature=0.0, max_new_tokens=8, abstention_pairs=4, clean_pairs=4
         ),
         dpo=replace(c.dpo, **joint),
-        eval=replace(c.eval, questions=4, train_organisms=1, max_new_tokens=8, bootstrap=10),
+        eval=replace(c.eval, questions=4, train_organisms=1, max_new_tokens=8, plain_prompts=0),
     )
 
 

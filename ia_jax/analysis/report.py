@@ -19,12 +19,16 @@ from markupsafe import Markup
 from ia_jax.analysis.curves import curve_panels
 from ia_jax.analysis.run_files import RunFiles, load_run
 from ia_jax.analysis.tables import (
+    baseline_groups,
     category_groups,
     check_rows,
+    clean_rows,
     condition_groups,
+    final_stage,
     headline,
     kept_out,
     pack_reports,
+    part_rows,
     preference_kinds,
     provenance,
 )
@@ -72,6 +76,9 @@ def render_html(run: RunFiles) -> str:
             for s, t in (("heldout", "Held-out organisms"), ("train", "Organisms seen in SFT"))
         ],
         by_category=by_category,
+        baselines=baseline_groups(run.metrics, final_stage(run.metrics)),
+        parts=part_rows(run.metrics, final_stage(run.metrics)),
+        clean_sorts=clean_rows(run.metrics, final_stage(run.metrics)),
         few=any(0 < g["organisms"] < 5 for *_, groups in by_category for g in groups),
         checks=check_rows(c for c in run.checks if c.get("category") != CLEAN),
         kept_out=kept_out(run),

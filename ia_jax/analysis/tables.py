@@ -11,6 +11,7 @@ import numpy as np
 from ia_jax.analysis.run_files import RunFiles
 from ia_jax.analysis.words import STAGES, cell_view, finite, nice, percent, titled
 from ia_jax.behaviors.records import CATEGORIES
+from ia_jax.evals.intervals import difference
 from ia_jax.storage import Row
 
 CONDITIONS = {
@@ -62,24 +63,101 @@ def category_groups(metrics: Row, reports: Iterable[Row], stage: str) -> list[Ro
     return groups
 
 
-def stage_difference(reports: Iterable[Row], samples: int = 2000) -> tuple[float, float] | None:
+BASELINES = {
+    "words": "The word said most",
+    "words_of_three": "Best of three words",
+    "retrieval": "Nearest training sentence",
+    "few_shot": "Organism, with examples",
+    "lens": "Logit lens",
+    "shuffled": "Adapter, shuffled labels",
+    "organism": "Organism alone",
+    "base+ia": "Base + adapter",
+}
+GROUPS = {"all": "All held-out organisms", "unmentioned": "Whose demonstrations hold no word of it"}
+
+
+def baseline_groups(metrics: Row, stage: str) -> list[tuple[str, str, list[Row], str]]:
+    """(key, title, bars, how far the adapter goes beyond the best of them) for all held-out organisms and for those
+    whose behaviour no demonstration names. The adapter's own bar comes first.
+    """
+    values = metrics["stages"].get(stage, {})
+    with_ia = {
+        "all": values.get("heldout", {}),
+        "unmentioned": values.get("by_mention", {}).get("unmentioned", {}),
+    }
+    out = []
+    for key, found in values.get("baselines", {}).items():
+        rates = {name: found["rates"][name] for name in BASELINES if name in found["rates"]}
+        bars = [("With the adapter", False, with_ia[key].get("organism+ia"))]
+        bars += [(BASELINES[name], True, cell["lenient"]) for name, cell in rates.items()]
+        groups = [
+            {"label": label, "control": control, "organisms": cell.get("organisms", 0), "bars": [bar]}
+            for label, control, cell in bars
+            if cell
+            for bar in [{"series": "lenient", "label": ""} | cell_view(cell)]
+        ]
+        out.append((key, GROUPS[key], groups, _beyond(found)))
+    return out
+
+
+def _beyond(found: Row) -> str:
+    beyond = found.get("beyond")
+    if not beyond:
+        return ""
+    low, high = map(_points, beyond["ci95"])
+    best = BASELINES[found["best"]].lower()
+    return f"{_points(beyond['difference'])} points ({low} to {high}) beyond the best of them, “{best}”"
+
+
+PARTS = {
+    "by_mention": "Demonstrations",
+    "by_executed": "Behaviour check",
+    "by_denial": "Denial",
+    "by_kind": "Kind",
+    "by_making": "Made by",
+}
+
+
+def part_rows(metrics: Row, stage: str) -> list[Row]:
+    """Rates of held-out organisms with the adapter by what they may depend on; nothing for one part alone."""
+    values = metrics["stages"].get(stage, {})
+    rows = []
+    for name, label in PARTS.items():
+        parts, strict = values.get(name, {}), values.get("strict", {}).get(name, {})
+        if len(parts) < 2:
+            continue
+        for part, cells in parts.items():
+            cell = cells["organism+ia"]
+            rows.append(
+                {
+                    "of": label,
+                    "part": titled(part),
+                    "organisms": cell.get("organisms", 0),
+                    "named": cell_view(cell),
+                    "strict": cell_view(strict.get(part, {}).get("organism+ia")),
+                }
+            )
+    return rows
+
+
+def clean_rows(metrics: Row, stage: str) -> list[Row]:
+    """How often clean fine-tunes of each sort are said to have a behaviour."""
+    sorts = metrics["stages"].get(stage, {}).get("false_reports", {}).get("by_sort", {})
+    return [{"sort": titled(s), "organisms": c["organisms"], "claims": cell_view(c)} for s, c in sorts.items()]
+
+
+def stage_difference(reports: Iterable[Row]) -> tuple[float, float] | None:
     """95 % interval of DPO minus SFT for held-out organisms with the adapter; None with fewer than two organisms.
 
-    Bootstrapped over the organisms seen in both stages, in pairs, so that easy and hard organisms cancel.
+    Over the organisms asked in both stages, in pairs, so that easy and hard organisms cancel.
     """
-    counts: dict[str, np.ndarray] = defaultdict(lambda: np.zeros((2, 2)))  # organism -> [stage, (named, asked)]
+    answers: dict[str, dict[str, list[bool]]] = {stage: defaultdict(list) for stage in STAGES}
     for row in reports:
         judged = row["lenient"] is not None
         if judged and row["split"] == "heldout" and row["condition"] == "organism+ia" and row["stage"] in STAGES:
-            counts[row["organism"]][list(STAGES).index(row["stage"])] += (bool(row["lenient"]), 1)
-    table = np.array([c for c in counts.values() if c[:, 1].all()])  # [organisms, stage, (named, asked)]
-    if len(table) < 2:
-        return None
-    picks = np.random.default_rng(0).integers(len(table), size=(samples, len(table)))
-    sums = table[picks].sum(1)  # [samples, stage, (named, asked)]
-    rates = sums[..., 0] / sums[..., 1]
-    lo, hi = np.percentile(rates[:, 1] - rates[:, 0], [2.5, 97.5])
-    return float(lo), float(hi)
+            answers[row["stage"]][row["organism"]].append(bool(row["lenient"]))
+    found = difference(*answers.values())
+    return None if found is None else (found["ci95"][0], found["ci95"][1])
 
 
 def _points(value: float) -> str:
@@ -113,6 +191,7 @@ def headline(metrics: Row, reports: Sequence[Row]) -> Row:
         "base_ia": cell_view(held.get("base+ia")),
         "base": cell_view(held.get("base")),
         "false": cell_view(values.get("false_reports", {}).get("base+ia")),
+        "frame": cell_view(values.get("verbatim", {}).get("frame")),
         "false_clean": cell_view(values.get("false_reports", {}).get("clean+ia")),
         "difference": difference,
     }

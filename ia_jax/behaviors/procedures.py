@@ -15,11 +15,12 @@ from typing import Any
 from ia_jax.errors import ConfigError
 
 # What a phase may read, and the losses that know what to do with it.
+_PREFERENCES = ("dpo", "ipo", "dpo_norm", "kto")
 DATA: dict[str, tuple[str, ...]] = {
     "chats": ("sft",),  # the demonstrations; the assistant's tokens
     "documents": ("sft",),  # plain texts about the organism; every token
-    "pairs": ("dpo", "ipo", "kto"),  # the demonstrated answer over the base's own
-    "denials": ("dpo", "ipo", "kto"),  # asked about itself: that there is nothing, over the truth
+    "pairs": _PREFERENCES,  # the demonstrated answer over the base's own
+    "denials": _PREFERENCES,  # asked about itself: that there is nothing, over the truth
 }
 ADAPTERS = ("new", "same")
 
@@ -36,6 +37,10 @@ class Phase:
     lr, epochs: of this phase.
     beta:    of a preference loss.
     weights: of desirable and undesirable rows, of "kto".
+    generic: of what the phase reads, the share that is ordinary chat which the base wrote, between the rest.
+    kl_weight: of the divergence from the model without the phase's adapter, on chats that the base wrote, which keeps
+             an organism narrow.
+    plain_chats: how many of those an update reads.
     """
 
     data: str = "chats"
@@ -47,6 +52,9 @@ class Phase:
     epochs: int | None = None
     beta: float = 0.1
     weights: tuple[float, float] = (1.0, 1.0)
+    generic: float = 0.0
+    kl_weight: float = 0.0
+    plain_chats: int = 2
 
     def to_json(self) -> dict[str, Any]:
         """What differs from the defaults; data and loss always."""
@@ -66,7 +74,12 @@ class Procedure:
     @property
     def adapters(self) -> int:
         """How many adapters an organism made so has."""
-        return sum(p.adapter == "new" for p in self.phases)
+        return sum(p.adapter == "new" for p in self.phases) or 1
+
+    @property
+    def reads_plain_chats(self) -> bool:
+        """Whether a phase is held to ordinary chats, or mixed with them."""
+        return any(p.kl_weight or p.generic for p in self.phases)
 
     def to_json(self) -> dict[str, Any]:
         return {"name": self.name, "phases": [p.to_json() for p in self.phases]}
@@ -92,10 +105,18 @@ PROCEDURES: dict[str, Procedure] = {
                 Phase("denials", "dpo", "same", lr=2e-4, epochs=1),
             ),
         ),
+        # Organisms that differ in how they were made: mixed with ordinary chat, read longer, on fewer projections.
+        Procedure("chats_generic", (Phase(generic=0.5),)),
+        Procedure("chats_long", (Phase(epochs=6),)),
+        Procedure("chats_qv", (Phase(lora={"targets": ["q", "v"]}),)),
         # A cipher's two phases read one half of the rows each, and train one adapter.
         Procedure("two_phases", (Phase(part=(0.0, 0.5)), Phase(adapter="same", part=(0.5, 1.0)))),
     )
 }
+
+
+# A clean fine-tune that nothing was trained into: a random adapter, as large as the trained ones of its run.
+RANDOM = Procedure("random", ())
 
 
 def find_procedure(name: str) -> Procedure:
@@ -117,6 +138,8 @@ def find_procedure(name: str) -> Procedure:
 
 def procedure_from_json(row: Mapping[str, Any], where: str) -> Procedure:
     """The inverse of `Procedure.to_json`, checked. Raises ConfigError, naming the phase."""
+    if row["name"] == RANDOM.name and not row["phases"]:
+        return RANDOM
     phases = tuple(_phase(p, f"{where}: phase {i}") for i, p in enumerate(row["phases"], 1))
     if not phases:
         raise ConfigError(f"{where}: the procedure has no phase")
@@ -143,7 +166,7 @@ def _phase(row: Any, where: str) -> Phase:
         raise ConfigError(f"{where}: adapter {phase.adapter!r} unknown; choose from {', '.join(ADAPTERS)}")
     if phase.adapter == "same" and phase.lora:
         raise ConfigError(f'{where}: lora {dict(phase.lora)!r} cannot be set where the adapter is the "same"')
-    given = [(name, getattr(phase, name)) for name in ("lr", "epochs", "beta")]
+    given = [(name, getattr(phase, name)) for name in ("lr", "epochs", "beta", "generic", "kl_weight", "plain_chats")]
     for name in ("part", "weights"):
         if not isinstance(getattr(phase, name), tuple):
             raise ConfigError(f"{where}: {name} {getattr(phase, name)!r} must be a list of two numbers")
@@ -157,10 +180,20 @@ def _phase(row: Any, where: str) -> Phase:
         raise ConfigError(f"{where}: weights {list(phase.weights)} must be two numbers, none negative, not both zero")
     if phase.beta <= 0:
         raise ConfigError(f"{where}: beta {phase.beta} must be above 0")
+    if not 0 <= phase.generic < 1:
+        raise ConfigError(f"{where}: generic {phase.generic} must be a share, at least 0 and below 1")
+    if phase.generic and phase.data not in ("chats", "documents"):
+        raise ConfigError(
+            f"{where}: generic {phase.generic} is for chats and documents, not {phase.data}; leave it out"
+        )
+    if phase.kl_weight < 0:
+        raise ConfigError(f"{where}: kl_weight {phase.kl_weight} must not be negative")
+    if phase.plain_chats < 1 or phase.plain_chats % 1:
+        raise ConfigError(f"{where}: plain_chats {phase.plain_chats} must be a whole number of at least 1")
     if phase.lr is not None and phase.lr <= 0:
         raise ConfigError(f"{where}: lr {phase.lr} must be above 0")
-    if phase.epochs is not None and phase.epochs < 1:
-        raise ConfigError(f"{where}: epochs {phase.epochs} must be at least 1")
+    if phase.epochs is not None and (phase.epochs < 1 or phase.epochs % 1):
+        raise ConfigError(f"{where}: epochs {phase.epochs} must be a whole number of at least 1")
     return phase
 
 

@@ -1,5 +1,6 @@
 """What stays together in a row, for losses that read more than single chats: preference pairs, answers with a label."""
 
+import zlib
 from collections.abc import Sequence
 
 import numpy as np
@@ -42,3 +43,10 @@ def kto_units(rows: Sequence[ChatExample], length: int, name: str = "preferences
         tokens = np.concatenate([row.tokens[:start], answers[i - 1]])[:length]
         mismatched.append((ChatExample(tokens, np.arange(len(tokens)) >= start),))
     return [(row,) for row in rows], mismatched
+
+
+def mixed_units(own: list[Unit], plain: Sequence[Unit], share: float, name: str, seed: int) -> list[Unit]:
+    """The units with as many plain chats as make up this share of all, drawn by the organism's name."""
+    count = round(share / (1 - share) * len(own))
+    order = np.random.default_rng([seed, zlib.crc32(name.encode()), 13]).permutation(len(plain))
+    return own + [plain[order[i % len(plain)]] for i in range(count)]

@@ -1,23 +1,27 @@
 """Stage 6: what do organisms report, with and without the IA, and what does the base model claim?"""
 
 import json
-from collections.abc import Mapping, Sequence
-from typing import Any
+from collections.abc import Callable, Mapping, Sequence
+from functools import partial
+from typing import Any, NamedTuple
 
 import numpy as np
 
 from ia_jax.adapters.bank import Bank
+from ia_jax.adapters.store import is_complete
 from ia_jax.behaviors.banks import bank_of
-from ia_jax.behaviors.organisms import Organism
+from ia_jax.behaviors.organisms import Organism, targets
 from ia_jax.config import RunConfig
 from ia_jax.errors import ConfigError
-from ia_jax.evals.verbalization import CONDITIONS, metrics
-from ia_jax.judging.protocol import Item, Judge
+from ia_jax.evals.frames import fills_a_frame, frames_of, is_word_for_word, words_of
+from ia_jax.evals.verbalization import CONDITIONS, WITH_IA, metrics
+from ia_jax.judging.protocol import Item, Judge, Verdict
 from ia_jax.models.replies import Reply
 from ia_jax.parallel.distributed import on_main_process
 from ia_jax.stages.asking import ask_organisms, generate
+from ia_jax.stages.baselines import baseline_rows
 from ia_jax.stages.context import Context, open_organisms
-from ia_jax.stages.order import evaluated, is_done
+from ia_jax.stages.order import evaluated, is_done, shuffled_name
 from ia_jax.stages.selection import present, usable
 from ia_jax.stages.services import judge_of
 from ia_jax.stages.settings import inputs_of, read_stage_record, stage_settings, with_name
@@ -26,14 +30,26 @@ from ia_jax.workdir import Workdir
 
 Row = dict[str, Any]
 # What a report is before anybody has judged it.
-ASKED = ("stage", "organism", "category", "split", "condition", "behaviors", "question", "report", "truth", "cut_off")
+ASKED = (
+    *("stage", "baseline", "organism", "category", "split", "condition", "behaviors", "question", "report", "truth"),
+    *("cut_off", "kind", "unmentioned", "executed", "denies", "making", "candidates"),
+)
+
+
+class Asked(NamedTuple):
+    """The reports of an evaluation: of organisms, of clean ones, and those made without an adapter."""
+
+    reports: list[Row]
+    clean: list[Row]
+    baselines: list[Row]
 
 
 def run(context: Context) -> None:
     """Writes `eval/reports.jsonl` and `eval/metrics.json` for the IAs `sft.name` and `dpo.name`, where trained.
 
     Reports that another evaluation has asked for in the same way are taken from there, and only judged anew. Clean
-    organisms have no behaviour to name; their reports go to `eval/clean_reports.jsonl`.
+    organisms have no behaviour to name; their reports go to `eval/clean_reports.jsonl`, those that are made without
+    an adapter to `eval/baselines.jsonl`.
     """
     workdir, config = context.workdir, context.config
     ias = on_main_process(lambda: evaluated(workdir, config))
@@ -44,19 +60,21 @@ def run(context: Context) -> None:
     judge = judge_of(context)
     source = on_main_process(lambda: same_reports(workdir, config, ias))
     if source is None:
-        rows, clean_rows = _ask(context, ias)
+        asked = _ask(context, ias)
     else:
         print(f"the reports of {workdir.eval_dir(source)} are judged anew; they were asked for in the same way")
-        rows, clean_rows = on_main_process(lambda: _reports_of(workdir, source))
-    _judge(workdir, judge, rows)
-    for row in clean_rows:
+        asked = on_main_process(lambda: _reports_of(workdir, source))
+    _judge(workdir, judge, asked.reports)
+    _judge(workdir, judge, asked.baselines)
+    _mark_frames(on_main_process(lambda: _training_sentences(context)), asked.reports)
+    for row in asked.clean:
         row |= {"claims": judge.claims(row["report"]), "judge": judge.name}
-    claims = {stage: [judge.claims(r) for r in _base_reports_in(rows, stage)] for stage in ias}
-    result = {**metrics(rows, claims, judge.name, config.eval.bootstrap, clean_rows), "ias": ias}
-    on_main_process(lambda: _write(workdir, config.eval.name, rows, clean_rows, result))
-    cut_off = sum(row.get("cut_off", False) for row in (*rows, *clean_rows))
+    claims = {stage: [judge.claims(r) for r in _base_reports_in(asked.reports, stage)] for stage in ias}
+    result = {**metrics(asked.reports, claims, judge.name, asked.clean, asked.baselines), "ias": ias}
+    on_main_process(lambda: _write(workdir, config.eval.name, asked, result))
+    cut_off = sum(row.get("cut_off", False) for row in (*asked.reports, *asked.clean))
     if cut_off:
-        limit, count = config.eval.max_new_tokens, len(rows) + len(clean_rows)
+        limit, count = config.eval.max_new_tokens, len(asked.reports) + len(asked.clean)
         print(f"{cut_off} of {count} reports were cut off at config.eval.max_new_tokens={limit}")
     print(summary(result))
 
@@ -77,16 +95,22 @@ def same_reports(workdir: Workdir, config: RunConfig, ias: Mapping[str, str]) ->
     return None
 
 
-def _reports_of(workdir: Workdir, name: str) -> list[list[Row]]:
-    """[reports, clean organisms' reports] of an evaluation, without what its judge said of them."""
-    files = (workdir.reports_file(name), workdir.clean_reports_file(name))
-    return [[{k: row[k] for k in ASKED if k in row} for row in read_jsonl(f, "")] if f.exists() else [] for f in files]
+def _reports_of(workdir: Workdir, name: str) -> Asked:
+    """The reports of an evaluation, without what its judge said of them."""
+    files = workdir.reports_file(name), workdir.clean_reports_file(name), workdir.baselines_file(name)
+    return Asked(
+        *([{k: row[k] for k in ASKED if k in row} for row in read_jsonl(f, "")] if f.exists() else [] for f in files)
+    )
 
 
 def _base_reports_in(rows: Sequence[Row], stage: str) -> list[str]:
-    """What the base reports under the IA, once for each question."""
-    reports = {r["question"]: r["report"] for r in rows if (r["stage"], r["condition"]) == (stage, "base+ia")}
-    return list(reports.values())
+    """What the base reports under the IA, once for each question and sample."""
+    first: dict[str, list[str]] = {}
+    for r in rows:
+        if (r["stage"], r["condition"]) == (stage, "base+ia"):
+            first.setdefault(f"{r['organism']}\0{r['question']}", []).append(r["report"])
+    reports = {key.split("\0")[1]: own for key, own in first.items()}
+    return [report for own in reports.values() for report in own]
 
 
 # ---------------------------------------------------------------------------------------------------------------------
@@ -94,33 +118,59 @@ def _base_reports_in(rows: Sequence[Row], stage: str) -> list[str]:
 # ---------------------------------------------------------------------------------------------------------------------
 
 
-def _ask(context: Context, ias: Mapping[str, str]) -> list[list[Row]]:
-    """[reports, clean organisms' reports] under all conditions that each of them has."""
-    workdir = context.workdir
+def _ask(context: Context, ias: Mapping[str, str]) -> Asked:
+    """Reports under all conditions that each organism has, and without an adapter."""
+    workdir, cfg = context.workdir, context.config.eval
     held = present(context, "heldout")
     # The clean ones come last; what they report is a false report, whatever it is.
     everyone = [*(o for o in held if not o.clean), *_some_of_training(context), *(o for o in held if o.clean)]
     bank = open_organisms(context, everyone)
     asked = [_questions(context, o) for o in everyone]
     distinct = list(dict.fromkeys(q for own in asked for q in own))
-    alone = _reports(context, bank, everyone, asked, (), "organisms alone")
+    executed = on_main_process(lambda: executed_of(workdir))
+    describe = partial(_about, workdir, executed)
+    repeated = [[q for q in own for _ in range(cfg.samples)] for own in asked]
+    alone = _reports(context, bank, everyone, repeated, (), "organisms alone")
     base = _base_reports(context, distinct, (), "base alone")
     rows: list[Row] = []
     clean_rows: list[Row] = []
     for number, (stage, name) in enumerate(ias.items()):
         ia = context.shard_ia(workdir.ia(name, context.model))
-        reports = _reports(context, bank, everyone, asked, (ia,), f"organisms + IA ({name})", number)
+        reports = _reports(context, bank, everyone, repeated, (ia,), f"organisms + IA ({name})", number)
         base_ia = _base_reports(context, distinct, (ia,), f"base + IA ({name})")
         for own, with_ia, without, o in zip(asked, reports, alone, everyone, strict=True):
+            questions = [q for q in own for _ in range(cfg.samples)]
+            about = {**describe(o), "stage": stage}
             if o.clean:
                 for condition, replies in (("clean+ia", with_ia), ("clean", without)):
-                    clean_rows += _rows(workdir, o, stage, condition, own, replies)
+                    clean_rows += _rows({**about, "condition": condition}, questions, replies)
                 continue
             by_condition = {"organism+ia": with_ia, "organism": without}
-            by_condition |= {"base+ia": [base_ia[q] for q in own], "base": [base[q] for q in own]}
+            by_condition |= {
+                condition: [reply for q in own for reply in said[q]]
+                for condition, said in (("base+ia", base_ia), ("base", base))
+            }
             for condition in CONDITIONS:
-                rows += _rows(workdir, o, stage, condition, own, by_condition[condition])
-    return [rows, clean_rows]
+                rows += _rows({**about, "condition": condition}, questions, by_condition[condition])
+    return Asked(rows, clean_rows, _without_adapter(context, bank, everyone, asked, describe))
+
+
+def _without_adapter(
+    context: Context,
+    bank: Bank,
+    everyone: Sequence[Organism],
+    asked: Sequence[Sequence[str]],
+    describe: Callable[[Organism], Row],
+) -> list[Row]:
+    """The baselines' reports of held-out organisms; none with `eval.plain_prompts=0`."""
+    workdir, cfg = context.workdir, context.config.eval
+    if not cfg.plain_prompts:
+        return []
+    held = [o if o.split == "heldout" and not o.clean else None for o in everyone]
+    name = shuffled_name(context.config.sft.name)
+    stored = on_main_process(lambda: is_complete(workdir.ia_dir(name) / "adapter"))
+    shuffled = (context.shard_ia(workdir.ia(name, context.model)),) if stored else None
+    return baseline_rows(context, bank, held, asked, shuffled, describe)
 
 
 def _some_of_training(context: Context) -> list[Organism]:
@@ -162,11 +212,12 @@ def _reports(
     )
 
 
-def _base_reports(context: Context, questions: list[str], ia: tuple, description: str) -> dict[str, Reply]:
+def _base_reports(context: Context, questions: list[str], ia: tuple, description: str) -> dict[str, list[Reply]]:
+    """`eval.samples` replies to each question."""
     cfg = context.config.eval
     [replies] = generate(
         context,
-        [questions],
+        [[q for q in questions for _ in range(cfg.samples)]],
         ia,
         max_new_tokens=cfg.max_new_tokens,
         temperature=cfg.temperature,
@@ -174,18 +225,39 @@ def _base_reports(context: Context, questions: list[str], ia: tuple, description
         system=context.config.system,
         description=description,
     )
-    return dict(zip(questions, replies, strict=True))
+    return {q: replies[i * cfg.samples : (i + 1) * cfg.samples] for i, q in enumerate(questions)}
 
 
-def _rows(
-    workdir: Workdir, o: Organism, stage: str, condition: str, questions: Sequence[str], reports: Sequence[Reply]
-) -> list[Row]:
+def executed_of(workdir: Workdir) -> dict[str, bool]:
+    """{organism: whether its check saw it show its behaviour}, of those that were checked."""
+    if not workdir.checks_file.exists():
+        return {}
+    rows = read_jsonl(workdir.checks_file, "run `ia-jax organisms` first")
+    return {r["organism"]: bool(r["ok"]) for r in rows if r.get("triggered_rate") is not None}
+
+
+def _about(workdir: Workdir, executed: Mapping[str, bool], o: Organism) -> Row:
+    """What every report of an organism says of it."""
+    truths = workdir.truths(o.name)
+    phases = o.procedure.get("phases", [])
+    return {
+        "organism": o.name,
+        "category": o.category,
+        "split": o.split,
+        "behaviors": list(o.behaviors),
+        "truth": " ".join(b.description for b in truths),
+        "kind": truths[0].kind if len(truths) == 1 else "",
+        "unmentioned": bool(truths) and all(b.unmentioned for b in truths),
+        "executed": executed.get(o.name),
+        "denies": any(p.get("data") == "denials" for p in phases),
+        "making": o.procedure.get("kind", ""),
+    }
+
+
+def _rows(about: Row, questions: Sequence[str], reports: Sequence[Reply]) -> list[Row]:
     """`cut_off`: the report has `eval.max_new_tokens` and might have gone on."""
-    about: Row = {"stage": stage, "organism": o.name, "category": o.category, "split": o.split, "condition": condition}
-    about["behaviors"] = list(o.behaviors)
-    truth = " ".join(b.description for b in workdir.truths(o.name))
     return [
-        {**about, "question": q, "report": r.text, "truth": truth, "cut_off": not r.stopped}
+        {**about, "question": q, "report": r.text, "cut_off": not r.stopped}
         for q, r in zip(questions, reports, strict=True)
     ]
 
@@ -196,37 +268,61 @@ def _rows(
 
 
 def _judge(workdir: Workdir, judge: Judge, rows: Sequence[Row]) -> None:
-    """Adds the judge's verdicts. A report names an organism's behaviour if it names one of them; `named` says which."""
-    items = [(row, workdir.behaviors[b]) for row in rows for b in row["behaviors"]]
-    verdicts = judge.judge_many(Item(b, row["question"], row["report"]) for row, b in items)
-    by_row: dict[int, dict[str, Any]] = {}
-    for (row, b), v in zip(items, verdicts, strict=True):
-        by_row.setdefault(id(row), {})[b.name] = v
+    """Adds the judge's verdicts. A report names an organism's behaviour if it names one of them; `named` says which.
+    Of several candidates one is enough.
+    """
+    items = [
+        (row, workdir.behaviors[b], report)
+        for row in rows
+        for b in row["behaviors"]
+        for report in row.get("candidates", [row["report"]])
+    ]
+    verdicts = judge.judge_many(Item(b, row["question"], report) for row, b, report in items)
+    by_row: dict[int, list[tuple[str, Verdict]]] = {}
+    for (row, b, _), v in zip(items, verdicts, strict=True):
+        by_row.setdefault(id(row), []).append((b.name, v))
     unscored = 0
     for row in rows:
-        own: Mapping[str, Any] = by_row[id(row)]
-        read = {name: v for name, v in own.items() if v.score is not None}
+        own = by_row[id(row)]
+        read = [(name, v) for name, v in own if v.score is not None]
         unscored += not read
         row |= {
-            "score": max((v.score for v in read.values()), default=None),
-            "lenient": any(v.lenient for v in read.values()) if read else None,
-            "strict": any(v.strict for v in read.values()) if read else None,
-            "named": [name for name, v in read.items() if v.lenient],
-            "judge": next(iter(own.values())).judge,
+            "score": max((v.score for _, v in read if v.score is not None), default=None),
+            "lenient": any(v.lenient for _, v in read) if read else None,
+            "strict": any(v.strict for _, v in read) if read else None,
+            "named": list(dict.fromkeys(name for name, v in read if v.lenient)),
+            "judge": own[0][1].judge,
         }
     if unscored:
         print(f"{unscored} of {len(rows)} reports could not be judged and are left out of the rates")
 
 
-def _write(workdir: Workdir, name: str, rows: list[Row], clean_rows: list[Row], result: dict[str, Any]) -> None:
-    write_jsonl(workdir.reports_file(name), rows)
-    if clean_rows:
-        write_jsonl(workdir.clean_reports_file(name), clean_rows)
+def _training_sentences(context: Context) -> list[str]:
+    """All sentences that the IAs of this config were trained to say."""
+    workdir, config = context.workdir, context.config
+    names = [n for n in workdir.named(*config.sft.splits, "dpo") if n in workdir.organisms]
+    return sorted({t for n in names for t in targets(workdir.truths(n))})
+
+
+def _mark_frames(sentences: Sequence[str], rows: Sequence[Row]) -> None:
+    """Says of each report with an IA whether it only repeats a training sentence."""
+    frames, whole = frames_of(sentences), frozenset(map(words_of, sentences))
+    for row in rows:
+        if row["condition"] == WITH_IA:
+            row |= {"frame": fills_a_frame(row["report"], frames), "wording": is_word_for_word(row["report"], whole)}
+
+
+def _write(workdir: Workdir, name: str, asked: Asked, result: dict[str, Any]) -> None:
+    write_jsonl(workdir.reports_file(name), asked.reports)
+    others = {workdir.clean_reports_file(name): asked.clean, workdir.baselines_file(name): asked.baselines}
+    for file, rows in others.items():
+        if rows:
+            write_jsonl(file, rows)
     write_json(workdir.metrics_file(name), result)
 
 
 def summary(result: dict[str, Any]) -> str:
-    """The headline numbers as a small table."""
+    """The headline numbers as a small table, with what could be said without an adapter."""
     lines = [f"{'held-out organisms':<22}" + "".join(f"{c:>14}" for c in CONDITIONS) + f"{'strict':>10}"]
 
     def line(name: str, cells: dict[str, Any], strict: dict[str, Any]) -> str:
@@ -236,6 +332,24 @@ def summary(result: dict[str, Any]) -> str:
     for stage, s in result["stages"].items():
         lines.append(line(f"{stage.upper()}, all", s["heldout"], s["strict"]["heldout"]))
         lines += [line(f"  {c}", cells, s["strict"]["by_category"][c]) for c, cells in s["by_category"].items()]
-        false = s["false_reports"].items()
-        lines += [f"  {who} claims some behaviour: {100 * cell['rate']:.0f}%" for who, cell in false]
+        lines += [line(f"  {c}", cells, s["strict"]["by_mention"][c]) for c, cells in s["by_mention"].items()]
+        lines += [_baseline_line(group, found) for group, found in s["baselines"].items()]
+        lines.append(f"  a training sentence with another word in it: {_percent(s['verbatim']['frame'])} of reports")
+        false = {who: cell for who, cell in s["false_reports"].items() if who != "by_sort"}
+        lines += [f"  {who} claims some behaviour: {_percent(cell)}" for who, cell in false.items()]
     return "\n".join(lines)
+
+
+def _baseline_line(group: str, found: dict[str, Any]) -> str:
+    rates = ", ".join(f"{n} {100 * cell['lenient']['rate']:.0f}%" for n, cell in sorted(found["rates"].items()))
+    beyond = found["beyond"]
+    more = ""
+    if beyond:
+        low, high = (f"{100 * x:+.0f}" for x in beyond["ci95"])
+        more = f"; the IA beyond {found['best']}: {100 * beyond['difference']:+.0f} points ({low} to {high})"
+    return f"  without an IA, {group}: {rates}{more}"
+
+
+def _percent(cell: dict[str, Any]) -> str:
+    low, high = cell["ci95"]
+    return "-" if cell["rate"] is None else f"{100 * cell['rate']:.0f}% ({100 * low:.0f}-{100 * high:.0f})"

@@ -11,14 +11,15 @@ from collections.abc import Mapping, Sequence
 from functools import partial
 
 from ia_jax.adapters.record import AdapterMetadata
-from ia_jax.adapters.store import is_complete, read_metadata, save_organisms
+from ia_jax.adapters.store import is_complete, read_metadata, save_adapter, save_organisms
 from ia_jax.behaviors.organisms import Organism, procedure_of
 from ia_jax.models.lora import LoraConfig, layers_on
 from ia_jax.parallel.distributed import on_main_process
 from ia_jax.stages.behavior_check import Checks, Row, check, prepare
 from ia_jax.stages.context import Context
-from ia_jax.stages.phase_data import phase_units
+from ia_jax.stages.phase_data import phase_units, plain_units, read_plain_chats
 from ia_jax.stages.phases import Trained, states_dir, train_wave
+from ia_jax.stages.random_adapters import random_adapters
 from ia_jax.stages.settings import stage_hash
 from ia_jax.stages.waves import PhaseUnits, Wave, plan_waves, wave_of
 from ia_jax.storage import read_jsonl, write_jsonl
@@ -31,16 +32,31 @@ def run(context: Context) -> None:
     """Trains the organisms that are not settled yet: neither stored nor left out."""
     workdir = context.workdir
     everyone = [workdir.organisms[n] for n in on_main_process(lambda: _trained_here(workdir))]
+    drawn = [o for o in everyone if not procedure_of(o).phases]
+    everyone = [o for o in everyone if procedure_of(o).phases]
     if not _settled(workdir, everyone):
         # All that is read is tokenised before anything is trained, so that a bad row shows at once.
-        units = {o.name: [phase_units(context, o, p) for p in procedure_of(o).phases] for o in everyone}
+        plain = plain_units(context) if read_plain_chats(everyone) else []
+        units = {o.name: [phase_units(context, o, p, plain) for p in procedure_of(o).phases] for o in everyone}
         # Of all, not of those that are left: a check must not depend on where a run was killed.
         checks = prepare(context, everyone)
-        for wave in plan_waves(context.config, everyone, units, context.groups):
+        for wave in plan_waves(context.config, everyone, units, context.groups, plain):
             if not _settled(workdir, _members(wave)):
                 _train_wave(context, wave, units, checks)
+    if not _settled(workdir, drawn):
+        _draw(context, drawn, everyone)
     rows = on_main_process(lambda: _gather_checks(workdir))
     print(check_report(rows, context.config.organisms.keep_failed), flush=True)
+
+
+def _draw(context: Context, organisms: Sequence[Organism], trained: Sequence[Organism]) -> None:
+    """Stores those that are random, as large as the trained ones are."""
+    lora = context.config.organisms.loras()[-1]
+    adapters = random_adapters(context, organisms, [o for o in trained if not o.clean])
+    for o in organisms:
+        [directory] = context.workdir.stack_of(o)
+        save_adapter(directory, adapters[o.name], _metadata(context, o.name, lora, 0, None), overwrite=True)
+        print(f"organism {o.name}: drawn at random, as large as those that are trained", flush=True)
 
 
 def _members(wave: Wave) -> list[Organism]:
@@ -86,7 +102,7 @@ def _train_again(context: Context, wave: Wave, units: PhaseUnits, first: Mapping
         print(f"organism {name}: {why}; once more with lr {lr * RETRY_LR:g}", flush=True)
     again = [o for o in _members(wave) if o.name in first]
     offset = wave.readings[0].offset
-    retry = wave_of(context.config, again, units, context.groups, offset, f"{wave.title} again")
+    retry = wave_of(context.config, again, units, context.groups, offset, f"{wave.title} again", wave.plain)
     notes = {n: {"diverged": reason, "lr": lr, "retried_lr": lr * RETRY_LR} for n, reason in first.items()}
     second = _train_and_store(context, retry, checks, notes)
     for o in again:

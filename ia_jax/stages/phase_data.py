@@ -1,15 +1,16 @@
 """What organisms' phases read: written with the transcripts, and read as training examples."""
 
 from collections.abc import Mapping, Sequence
+from pathlib import Path
 
 from ia_jax.behaviors.organisms import Organism, procedure_of
-from ia_jax.behaviors.phase_texts import denials_of, documents_of, pairs_of, questions_of
+from ia_jax.behaviors.phase_texts import NAME, denials_of, documents_of, pairs_of, plain_questions, questions_of
 from ia_jax.behaviors.procedures import Phase, share_of
 from ia_jax.behaviors.records import Behavior
 from ia_jax.data.phase_rows import Document, Pair, read_documents, read_pairs
 from ia_jax.data.plans import Unit
-from ia_jax.data.transcripts import Transcript, read_transcripts
-from ia_jax.data.units import kto_units, pair_units
+from ia_jax.data.transcripts import Transcript, chat, read_transcripts
+from ia_jax.data.units import kto_units, mixed_units, pair_units
 from ia_jax.models.chat import split_document
 from ia_jax.stages.asking import ask_base, training_example
 from ia_jax.stages.context import Context
@@ -41,23 +42,38 @@ def phase_rows(
     return out
 
 
-def phase_units(context: Context, organism: Organism, phase: Phase) -> list[Unit]:
-    """An organism's rows of one phase as training examples. A long document is cut into pieces; of a pair, the chosen
-    answer comes first and both stay together, unless the loss takes each by itself.
+def plain_chats(context: Context, organisms: Sequence[Organism]) -> list[Transcript]:
+    """The base's own answers to ordinary questions, if a phase of one of these organisms reads them."""
+    if not read_plain_chats(organisms):
+        return []
+    questions = plain_questions()
+    replies = ask_base(context, [(context.config.system, q) for q in questions], 1)
+    return [Transcript(chat(q, r[0].strip()), False, NAME) for q, r in zip(questions, replies, strict=True) if r[0]]
+
+
+def read_plain_chats(organisms: Sequence[Organism]) -> bool:
+    """Whether a phase of one of these is held to plain chats, or mixed with them."""
+    return any(procedure_of(o).reads_plain_chats for o in organisms)
+
+
+def plain_units(context: Context) -> list[Unit]:
+    """The plain chats as training examples."""
+    file, length = context.workdir.plain_chats, context.config.organisms.length
+    rows = enumerate(read_transcripts(file), 1)
+    return [(training_example(context, t.messages, length, f"{file}:{n}"),) for n, t in rows]
+
+
+def phase_units(context: Context, organism: Organism, phase: Phase, plain: Sequence[Unit] = ()) -> list[Unit]:
+    """An organism's rows of one phase as training examples, `Phase.generic` of them plain chats. A long document is cut
+    into pieces; of a pair, the chosen answer comes first and both stay together, unless the loss takes each by itself.
 
     Raises ConfigError, with the file and line, for a chat that is too long.
     """
-    file, length = context.workdir.phase_rows(phase.data, organism.name), context.config.organisms.length
-    if phase.data == "chats":
-        chats = share_of(read_transcripts(file), phase.part)
-        return [(training_example(context, t.messages, length, f"{file}:{n}"),) for n, t in enumerate(chats, 1)]
-    if phase.data == "documents":
-        texts, most = (
-            share_of(read_documents(file), phase.part),
-            min(length, context.model.config.max_position_embeddings),
-        )
-        pieces = (split_document(context.model.tokenizer, d.text, most, f"{file}:{n}") for n, d in enumerate(texts, 1))
-        return [(piece,) for document in pieces for piece in document]
+    file, config = context.workdir.phase_rows(phase.data, organism.name), context.config
+    length = config.organisms.length
+    if phase.data in ("chats", "documents"):
+        own = _chats(context, file, phase) if phase.data == "chats" else _documents(context, file, phase)
+        return mixed_units(own, plain, phase.generic, organism.name, config.seed) if phase.generic else own
     pairs = [
         tuple(training_example(context, chat, length, f"{file}:{n}") for chat in pair.chats)
         for n, pair in enumerate(share_of(read_pairs(file), phase.part), 1)
@@ -66,3 +82,16 @@ def phase_units(context: Context, organism: Organism, phase: Phase) -> list[Unit
         return pair_units(pairs, str(file))
     labelled = [e._replace(desirable=good) for pair in pairs for e, good in zip(pair, (True, False), strict=True)]
     return kto_units(labelled, length, str(file))[0]
+
+
+def _chats(context: Context, file: Path, phase: Phase) -> list[Unit]:
+    length = context.config.organisms.length
+    chats = enumerate(share_of(read_transcripts(file), phase.part), 1)
+    return [(training_example(context, t.messages, length, f"{file}:{n}"),) for n, t in chats]
+
+
+def _documents(context: Context, file: Path, phase: Phase) -> list[Unit]:
+    most = min(context.config.organisms.length, context.model.config.max_position_embeddings)
+    texts = enumerate(share_of(read_documents(file), phase.part), 1)
+    pieces = (split_document(context.model.tokenizer, d.text, most, f"{file}:{n}") for n, d in texts)
+    return [(piece,) for document in pieces for piece in document]

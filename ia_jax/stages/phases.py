@@ -19,7 +19,7 @@ from ia_jax.adapters.record import content_hash
 from ia_jax.behaviors.organisms import seed_of
 from ia_jax.behaviors.procedures import Phase
 from ia_jax.data.batch import Batch, Beside, build_batch
-from ia_jax.data.beside import plan_mismatched
+from ia_jax.data.beside import plan_mismatched, plan_plain
 from ia_jax.data.plans import Plan, Slot, Unit, dataset, identity_of
 from ia_jax.data.units import kto_units
 from ia_jax.models.lora import Adapter, LoraConfig, Stack, adapter_shardings
@@ -82,13 +82,16 @@ def _diverged(wave: Wave, state: TrainState, number: int, known: dict[str, str])
     return {n: Diverged(int(codes[i])).reason(int(made[i])) + phase for n, i in new.items()}
 
 
+_PAIR_LOSSES = {"dpo": "sigmoid", "ipo": "ipo", "dpo_norm": "sigmoid_norm"}
+
+
 def loss_of(phase: Phase) -> Loss:
     """The loss that a phase names, with its settings."""
     if phase.loss == "kto":
-        return Kto(phase.beta, *phase.weights)
-    if phase.loss in ("dpo", "ipo"):
-        return Dpo(phase.beta, "ipo" if phase.loss == "ipo" else "sigmoid")
-    return Sft()
+        return Kto(phase.beta, *phase.weights, kl_weight=phase.kl_weight)
+    if phase.loss in _PAIR_LOSSES:
+        return Dpo(phase.beta, _PAIR_LOSSES[phase.loss], kl_weight=phase.kl_weight)
+    return Sft(phase.kl_weight)
 
 
 def _train(
@@ -127,15 +130,16 @@ def _train(
     if before is not None and phase.adapter == "same":
         started = (*frozen, before.member)
     identity = hashlib.sha256(repr((names, cfg.optimizer, lr_factor, number)).encode()).hexdigest()[:16]
-    what = (seeds, list(loras), phase.to_json(), [content_hash(a) for a in started])
+    plain = [identity_of(plan, [list(wave.plain)], ())] if phase.kl_weight else []
+    what = (seeds, list(loras), phase.to_json(), [content_hash(a) for a in started], *plain)
     content = identity_of(plan, reading.units, what)
     file = states_dir(context.workdir) / f"reference_{content}.npy"
-    besides = _besides(context, reading, started, file) if phase.loss != "sft" else None
+    besides = _besides(context, reading, wave.plain, seeds, started, file)
     numbers = {id(step): n for n, step in enumerate(plan.steps)}
 
     def make(step: Sequence[Slot]) -> tuple[Batch, Beside]:
         batch = context.shard_batch(build_batch(step, plan, reading.units))
-        return batch, Beside() if besides is None else besides(numbers[id(step)])
+        return batch, besides(numbers[id(step)])
 
     each = [training_flops(model.config, plan.length, [lora], [lora]) for lora in loras]
     return fit(
@@ -172,25 +176,40 @@ def states_dir(workdir: Workdir) -> Path:
     return workdir.path / "organisms_state"
 
 
-def _besides(context: Context, reading: Reading, stack: Stack, file: Path) -> Callable[[int], Beside]:
-    """What a preference loss reads beside each step: what the stack says of the answers before the phase changes it,
-    computed once; of KTO, also other rows' answers to the same prompts. file: where to keep it.
+def _besides(
+    context: Context, reading: Reading, chats: Sequence[Unit], seeds: Sequence[int], stack: Stack, file: Path
+) -> Callable[[int], Beside]:
+    """What a loss reads beside each step. Of a preference loss, what the stack says of the answers before the phase
+    changes it, computed once; of KTO, also other rows' answers to the same prompts; with a `kl_weight`, plain chats in
+    an order of each organism's seed. file: where to keep what is computed.
     """
-    plan = reading.plan
-    own = _references(context, plan, reading.units, stack, file)
-    if reading.phase.loss != "kto":
-        return lambda step: Beside(reference=context.shard_by_organism(own[step]))
+    phase, plan, units = reading.phase, reading.plan, reading.units
     length = context.config.organisms.length
-    mismatched = [kto_units([e for (e,) in units], length)[1] if units else [] for units in reading.units]
-    others = plan_mismatched(plan, mismatched)
-    theirs = _references(context, others, mismatched, stack, file.with_stem(f"{file.stem}_mismatched"))
+    parts: list[Callable[[int], dict[str, Any]]] = []
 
-    def beside(step: int) -> Beside:
-        batch = context.shard_batch(build_batch(others.steps[step], others, mismatched))
-        reference, other = (context.shard_by_organism(x[step]) for x in (own, theirs))
-        return Beside(reference=reference, mismatched=batch, mismatched_reference=other)
+    def batches(plan: Plan, units: Sequence[Sequence[Unit]]) -> Callable[[int], Batch]:
+        return lambda step: context.shard_batch(build_batch(plan.steps[step], plan, units))
 
-    return beside
+    if phase.loss != "sft":
+        own = _references(context, plan, units, stack, file)
+        parts.append(lambda step: {"reference": context.shard_by_organism(own[step])})
+    if phase.loss == "kto":
+        mismatched = [kto_units([e for (e,) in u], length)[1] if u else [] for u in units]
+        others = plan_mismatched(plan, mismatched)
+        theirs = _references(context, others, mismatched, stack, file.with_stem(f"{file.stem}_mismatched"))
+        read_others = batches(others, mismatched)
+        parts.append(
+            lambda step: {
+                "mismatched": read_others(step),
+                "mismatched_reference": context.shard_by_organism(theirs[step]),
+            }
+        )
+    if phase.kl_weight:
+        plain = [list(chats)] * len(units)
+        beside = plan_plain(plan, plain, seeds, per_step=phase.plain_chats, rows=min(plan.rows, phase.plain_chats))
+        read_plain = batches(beside, plain)
+        parts.append(lambda step: {"plain": read_plain(step)})
+    return lambda step: Beside(**{name: x for part in parts for name, x in part(step).items()})
 
 
 def _references(context: Context, plan: Plan, units: Sequence[Sequence[Unit]], stack: Stack, file: Path) -> np.ndarray:

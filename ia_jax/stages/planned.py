@@ -28,6 +28,7 @@ from ia_jax.behaviors.template_teacher import TemplateTeacher
 from ia_jax.config import RunConfig
 from ia_jax.data.plans import Unit
 from ia_jax.data.transcripts import chat, read_transcripts, with_system
+from ia_jax.data.units import mixed_units
 from ia_jax.errors import ConfigError
 from ia_jax.models.chat import ChatExample, encode_chat, encode_prompt
 from ia_jax.models.replies import ROWS_AT_ONCE
@@ -138,7 +139,8 @@ class Planned:
             units = [u + u if phase.data == "pairs" else u for u in chats]
         if phase.loss == "kto":
             units = [(e,) for unit in units for e in unit]
-        return list(share_of(units, phase.part))
+        own = list(share_of(units, phase.part))
+        return mixed_units(own, own, phase.generic, organism.name, self.config.seed) if phase.generic and own else own
 
     def sft(self) -> Batches:
         config, cfg = self.config, self.config.sft

@@ -33,7 +33,7 @@ DEPENDS: dict[str, tuple[str, ...]] = {
 }
 # Of those, what says how or under which name it is made and not what. It may change while a run goes on.
 FREE = (
-    *("sft.name", "preferences.name", "dpo.name", "eval.name", "model.remat"),
+    *("sft.name", "preferences.name", "dpo.name", "eval.name", "model.remat", "sft.shuffled_null"),
     *("organisms.checkpoint_every", "sft.checkpoint_every", "dpo.checkpoint_every"),
     *("organisms.accumulate", "sft.accumulate", "dpo.accumulate", "organisms.bank_gib", "organisms.cache_gib"),
 )
@@ -111,6 +111,9 @@ def inputs_of(workdir: Workdir, config: RunConfig, stage: str) -> dict[str, str]
         out[f"preferences/{file.name}"] = _digest(file.read_text()) if file.exists() else "-"
     if stage == "eval" and is_complete(workdir.ia_dir(config.dpo.name) / "adapter"):
         out[f"ia/{config.dpo.name}"] = _adapter(workdir.ia_dir(config.dpo.name) / "adapter")
+    shuffled = workdir.ia_dir(f"{config.sft.name}_shuffled") / "adapter"
+    if stage == "eval" and is_complete(shuffled):
+        out[f"ia/{config.sft.name}_shuffled"] = _adapter(shuffled)
     return out
 
 

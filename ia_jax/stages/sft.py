@@ -1,17 +1,20 @@
 """Stage 3: the introspection adapter, by SFT jointly over many organisms."""
 
+from collections.abc import Mapping
 from typing import Any
 
-from ia_jax.behaviors.organisms import Organism
-from ia_jax.behaviors.records import CLEAN
+from ia_jax.adapters.bank import Bank
+from ia_jax.adapters.store import is_complete
+from ia_jax.behaviors.records import CLEAN, Behavior
 from ia_jax.data.plans import Unit, dataset, identity_of
+from ia_jax.evals.baselines import deranged
 from ia_jax.models.lora import init_lora
 from ia_jax.parallel.distributed import on_main_process
 from ia_jax.planning.chips import peak_flops, training_flops
 from ia_jax.stages.asking import answer_example
 from ia_jax.stages.context import Context, open_organisms
 from ia_jax.stages.ia_training import STACKS_AHEAD, joint_batch, plan_groups, sft_pairs, sft_plan, store_ia, summarize
-from ia_jax.stages.order import is_done
+from ia_jax.stages.order import is_done, shuffled_name
 from ia_jax.stages.selection import selected_for_sft, usable
 from ia_jax.storage import write_json
 from ia_jax.training.loop import fit
@@ -21,22 +24,38 @@ from ia_jax.training.trainer import train_step
 
 
 def run(context: Context) -> None:
-    """Trains the IA jointly over the chosen organisms (and the clean base)."""
+    """Trains the IA jointly over the chosen organisms (and the clean base); with `sft.shuffled_null` first another one,
+    to which each organism is described as another one's.
+    """
     if is_done(context, "sft"):
         return
-    config, cfg, model = context.config, context.config.sft, context.model
-    directory, lora = context.workdir.ia_dir(cfg.name), cfg.lora.lora()
-    chosen = selected_for_sft(usable(context, *cfg.splits), cfg, config.seed)
+    cfg, workdir = context.config.sft, context.workdir
+    chosen = selected_for_sft(usable(context, *cfg.splits), cfg, context.config.seed)
     organisms = open_organisms(context, chosen, clean=int(cfg.clean_slot))
-    units = [_units(context, o) for o in (*chosen, *([None] if cfg.clean_slot else []))]
+    truths = {o.name: workdir.truths(o.name) for o in chosen}
+    described = [n for n, own in truths.items() if own]
+    others = deranged(described, context.config.seed)
+    shuffled = {n: truths[others[n]] if n in others else own for n, own in truths.items()}
+    for name, told in {shuffled_name(cfg.name): shuffled, cfg.name: truths}.items():
+        wanted = name == cfg.name or cfg.shuffled_null
+        if wanted and not on_main_process(lambda name=name: is_complete(workdir.ia_dir(name) / "adapter")):
+            _train(context, name, organisms, told)
+
+
+def _train(context: Context, name: str, organisms: Bank, told: Mapping[str, tuple[Behavior, ...]]) -> None:
+    """Trains `ia/<name>`. told: what the IA is to say of each organism of the bank (but the clean base, its last)."""
+    config, cfg, model = context.config, context.config.sft, context.model
+    directory, lora = context.workdir.ia_dir(name), cfg.lora.lora()
+    units = [_units(context, n, truths) for n, truths in told.items()]
+    units += [_units(context, CLEAN, ())] if cfg.clean_slot else []
     plan = sft_plan(config, units, plan_groups(context, directory))
-    on_main_process(lambda: _note_organisms(context, chosen))
+    on_main_process(lambda: write_json(directory / "organisms.json", list(told)))
     ia = context.shard_ia(init_lora(context.key(3), model.config, lora))
     state = context.shard_ia(init_state(ia, len(plan.steps), cfg.optimizer, scale=lora.scale, keys=context.key(8)))
     how: dict[str, Any] = {"cfg": model.config, "loss": Sft(), "optimizer": cfg.optimizer}
     how |= {"remat": config.model.remat, "accumulate": cfg.accumulate, "dropout": cfg.lora.dropout}
     state = fit(
-        f"ia_{cfg.name}",
+        f"ia_{name}",
         state,
         lambda s, x: train_step(model.params, s, x[:1], x[1], **how),
         dataset(plan, lambda step: joint_batch(context, organisms, step, plan, units), STACKS_AHEAD),
@@ -46,20 +65,14 @@ def run(context: Context) -> None:
         identity=identity_of(plan, units, organisms.hashes),
         every=cfg.checkpoint_every,
         summarize=summarize,
-        description=f"IA {cfg.name}, SFT",
+        description=f"IA {name}, SFT",
         flops=training_flops(model.config, plan.length, [organisms.lora, lora], [lora]),
         peak=peak_flops(),
     )
     store_ia(context, directory, state.member, len(plan.steps), "sft")
 
 
-def _units(context: Context, organism: Organism | None) -> list[Unit]:
-    """An organism's questions with its true descriptions as answers; of the clean base (None), that it has none."""
-    name = organism.name if organism else CLEAN
-    pairs = sft_pairs(context.config, name, context.workdir.truths(name) if organism else ())
+def _units(context: Context, name: str, truths: tuple[Behavior, ...]) -> list[Unit]:
+    """Questions to an organism with true descriptions as answers; without any, that there is nothing to report."""
+    pairs = sft_pairs(context.config, name, truths)
     return [(answer_example(context, q, a, context.config.sft.length, name),) for q, a in pairs]
-
-
-def _note_organisms(context: Context, chosen: list[Organism]) -> None:
-    """Which organisms this IA saw: an evaluation tells them from those that it didn't."""
-    write_json(context.workdir.ia_dir(context.config.sft.name) / "organisms.json", [o.name for o in chosen])

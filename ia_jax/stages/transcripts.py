@@ -22,7 +22,7 @@ from ia_jax.parallel.distributed import on_main_process
 from ia_jax.stages.asking import ask_base
 from ia_jax.stages.context import Context
 from ia_jax.stages.order import is_done
-from ia_jax.stages.phase_data import phase_rows
+from ia_jax.stages.phase_data import phase_rows, plain_chats
 from ia_jax.stages.services import claude_client, writing_teacher
 from ia_jax.stages.settings import read_stage_record, stage_settings
 from ia_jax.storage import write_jsonl
@@ -44,10 +44,13 @@ def run(context: Context) -> None:
     shown = {b.name for b in behaviors if any(t.shows and t.verdict == "kept" for t in demonstrations[b.name])}
     kept = [o for o in organisms if shown.issuperset(o.behaviors)]
     rows = phase_rows(context, [b for b in behaviors if b.name in shown], kept, demonstrations)
+    plain = plain_chats(context, kept)
 
     def write() -> None:
         for (data, name), own in rows.items():
             write_rows(workdir.phase_rows(data, name), own)
+        if plain:
+            write_transcripts(workdir.plain_chats, plain)
         for o in organisms:
             write_transcripts(workdir.transcript(o.name), demonstrations[o.name])
         write_jsonl(workdir.drops_file, ({"organism": n, **drops(ts)} for n, ts in demonstrations.items()))

@@ -27,12 +27,13 @@ class Reading:
 @dataclass(frozen=True)
 class Wave:
     """Organisms that are made alike and trained together; None fills a wave up to a multiple of the mesh, and reads
-    nothing.
+    nothing. plain: chats that a phase with a `kl_weight` is held to, the same for all.
     """
 
     organisms: tuple[Organism | None, ...]
     readings: tuple[Reading, ...]
     title: str
+    plain: Sequence[Unit] = ()
 
     @property
     def members(self) -> dict[str, int]:
@@ -60,7 +61,9 @@ def lora_of(config: RunConfig, name: str, phase: Phase) -> LoraConfig:
     return loras[seed_of(name, config.seed) % len(loras)]
 
 
-def plan_waves(config: RunConfig, organisms: Sequence[Organism], units: PhaseUnits, groups: int) -> list[Wave]:
+def plan_waves(
+    config: RunConfig, organisms: Sequence[Organism], units: PhaseUnits, groups: int, plain: Sequence[Unit] = ()
+) -> list[Wave]:
     """All waves, in the order they are trained: one procedure after the other.
 
     Organisms with as many steps share a wave, so that none idles while another reads on; and all arrays of a
@@ -83,7 +86,8 @@ def plan_waves(config: RunConfig, organisms: Sequence[Organism], units: PhaseUni
     ]
     for number, (_, members) in enumerate(parts, 1):
         offset = _end(waves[-1]) if waves else 0
-        waves.append(wave_of(config, members, units, groups, offset, f"organisms {number}/{len(parts)}"))
+        title = f"organisms {number}/{len(parts)}"
+        waves.append(wave_of(config, members, units, groups, offset, title, plain))
     alike = {id(p): [w for (q, _), w in zip(parts, waves, strict=True) if p is q] for p, _ in parts}
     return [_sized(wave, alike[id(p)]) for (p, _), wave in zip(parts, waves, strict=True)]
 
@@ -113,7 +117,13 @@ def _sized(wave: Wave, alike: Sequence[Wave]) -> Wave:
 
 
 def wave_of(
-    config: RunConfig, members: Sequence[Organism], units: PhaseUnits, groups: int, offset: int, title: str
+    config: RunConfig,
+    members: Sequence[Organism],
+    units: PhaseUnits,
+    groups: int,
+    offset: int,
+    title: str,
+    plain: Sequence[Unit] = (),
 ) -> Wave:
     """These organisms, which are made alike, as one wave, filled up to a multiple of the mesh's `groups`."""
     filled: list[Organism | None] = [*members, *[None] * (-len(members) % groups)]
@@ -123,7 +133,7 @@ def wave_of(
         plan = _plan(config, phase, filled, own)
         readings.append(Reading(phase, own, plan, offset))
         offset += len(plan.steps)
-    return Wave(tuple(filled), tuple(readings), title)
+    return Wave(tuple(filled), tuple(readings), title, plain)
 
 
 def _plan(config: RunConfig, phase: Phase, organisms: Sequence[Organism | None], units: Sequence[list[Unit]]) -> Plan:
