@@ -110,14 +110,15 @@ class BehaviorsSection:
     clean_heldout: int = 0
 
 
-JUDGES = ("rubric", "claude")
+JUDGES = ("offline", "rubric", "claude")
 
 
 @dataclass(frozen=True)
 class JudgeSection:
     """Who judges reports.
 
-    name: "rubric" (offline) or "claude"; the rest is Claude's.
+    name: "offline" (reads with a small model that a wheel brings), "rubric" (key words, a smoke test) or "claude"; the
+        rest is Claude's.
     model: which Claude.
     effort: how much it thinks ("" leaves it to the model).
     attempts: how often a report is judged while the answer cannot be read; then it stays unscored.
