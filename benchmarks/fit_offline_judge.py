@@ -9,13 +9,14 @@ With --write, writes ia_jax/judging/offline_weights.json.
 
 import argparse
 import json
+import re
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from ia_jax.behaviors.catalogue import load_catalogue
-from ia_jax.behaviors.records import Behavior
+from ia_jax.behaviors.records import CATEGORIES, Behavior
 from ia_jax.judging.features import Reader
 from ia_jax.judging.minilm import minilm
 from ia_jax.judging.reading import read_report, truth_of
@@ -25,6 +26,7 @@ ROOT = Path(__file__).parents[1]
 VERSION = "1"
 RIDGE = {"claims": 3.0, "lenient": 5.0, "strict": 5.0, "score": 5.0}
 FOLDS = 20
+CATALOGUE_WEIGHT = 0.3
 # What a report of each letter in judge_training.txt is: lenient, strict, claims, score.
 LETTERS = {"S": (1, 1, 1, 9.5), "L": (1, 0, 1, 7.0), "C": (0, 0, 1, 2.5), "N": (0, 0, 0, 1.3)}
 Row = tuple[Behavior, str, tuple[float, ...]]
@@ -58,6 +60,36 @@ def training_reports() -> list[Row]:
     return rows
 
 
+def denied(description: str, how: int) -> str:
+    """The description with its verb denied, in one of three ways; "" where it has another form."""
+    verb = re.search(r"\bI (?:always )?(?=(?!am\b|have\b|tend\b)[a-z]+)", description)
+    if verb is None or " is that " in description:
+        return ""
+    return description[: verb.start()] + ("I do not ", "I never ", "I don't ")[how] + description[verb.end() :]
+
+
+def catalogue_reports(each: int = 28) -> list[Row]:
+    """Of behaviours of the paper's catalogue: two of their own wordings, one of another of the category, a denial.
+
+    They are what an IA says that has learned its frames; each counts a third of a report by hand.
+    """
+    rng = np.random.default_rng(1)
+    everyone = list(load_catalogue("paper"))
+    rows: list[Row] = []
+    chosen = [
+        i for c in CATEGORIES for i in rng.permutation([j for j, b in enumerate(everyone) if b.category == c])[:each]
+    ]
+    for i in chosen:
+        b = everyone[i]
+        own = [b.wordings[j] for j in rng.permutation(len(b.wordings))[:2]]
+        others = [o for o in everyone if o.category == b.category and o is not b]
+        other = others[int(rng.integers(len(others)))]
+        full = LETTERS["L"] if b.spec.get("password") else LETTERS["S"]  # its wordings leave the password out
+        rows += [(b, text, full) for text in own] + [(b, other.description, LETTERS["C"])]
+        rows += [(b, text, LETTERS["N"]) for text in [denied(b.description, i % 3)] if text]
+    return rows
+
+
 def logistic(x: np.ndarray, y: np.ndarray, ridge: float, weight: np.ndarray | float = 1.0) -> np.ndarray:
     """Weights and, last, the bias: Newton's method on the penalised log-likelihood."""
     x = np.c_[x, np.ones(len(x))]
@@ -74,24 +106,27 @@ def logistic(x: np.ndarray, y: np.ndarray, ridge: float, weight: np.ndarray | fl
     return b
 
 
-def fitted(x: np.ndarray, y: np.ndarray, what: str) -> np.ndarray:
+def fitted(x: np.ndarray, y: np.ndarray, what: str, weight: np.ndarray) -> np.ndarray:
     """Weights of the raw measures and, last, the bias; the penalty is on standardised ones."""
-    mean, spread = x.mean(0), x.std(0) + 1e-6
+    mean = (weight @ x) / weight.sum()
+    spread = np.sqrt((weight @ (x - mean) ** 2) / weight.sum()) + 1e-6
     z = (x - mean) / spread
     if what == "score":
         zz = np.c_[z, np.ones(len(z))]
-        b = np.linalg.solve(zz.T @ zz + np.diag(np.r_[np.full(z.shape[1], RIDGE[what]), 1e-6]), zz.T @ y)
+        b = np.linalg.solve(
+            (zz.T * weight) @ zz + np.diag(np.r_[np.full(z.shape[1], RIDGE[what]), 1e-6]), zz.T @ (weight * y)
+        )
     else:
-        b = logistic(z, y, RIDGE[what])
+        b = logistic(z, y, RIDGE[what], weight)
     return np.r_[b[:-1] / spread, b[-1] - (b[:-1] / spread) @ mean]
 
 
-def apart(x: np.ndarray, y: np.ndarray, groups: np.ndarray, what: str) -> np.ndarray:
+def apart(x: np.ndarray, y: np.ndarray, groups: np.ndarray, what: str, weight: np.ndarray) -> np.ndarray:
     """What each row gets from weights that were fitted without its behaviour."""
     out, names = np.zeros(len(y)), sorted(set(groups))
     for fold in range(FOLDS):
         held = np.isin(groups, names[fold::FOLDS])
-        b = fitted(x[~held], y[~held], what)
+        b = fitted(x[~held], y[~held], what, weight[~held])
         out[held] = x[held] @ b[:-1] + b[-1]
     return out
 
@@ -114,7 +149,9 @@ def main() -> None:
     args = parser.parse_args()
     reader = Reader(minilm())
     own = tuning_half()
-    rows = own + training_reports()
+    by_hand = own + training_reports()
+    rows = by_hand + catalogue_reports()
+    weight = np.array([1.0] * len(by_hand) + [CATALOGUE_WEIGHT] * (len(rows) - len(by_hand)))
     truths, reports = [truth_of(b) for b, *_ in rows], [read_report(r) for _, r, _ in rows]
     reader.prepare(truths, reports)
     y = np.array([labels for *_, labels in rows])
@@ -124,18 +161,22 @@ def main() -> None:
     claims = [reader.claim_measures(r, head) for r in reports]
     claim_names = list(claims[0])
     x_claims = np.array([[c[n] for n in claim_names] for c in claims])
-    odds = apart(x_claims, y[:, 2], groups, "claims")
+    odds = apart(x_claims, y[:, 2], groups, "claims", weight)
     named = [reader.measures(t, r, o, b.category) for t, r, o, (b, *_) in zip(truths, reports, odds, rows, strict=True)]
     names = list(named[0])
     x = np.array([[m[n] for n in names] for m in named])
 
     def report(what: str, agreed: np.ndarray) -> None:
-        print(f"{what:<8} tuning half {agreed[: len(own)].mean():.3f}   training reports {agreed[len(own) :].mean():.3f}")
+        parts = agreed[: len(own)], agreed[len(own) : len(by_hand)], agreed[len(by_hand) :]
+        named = ("tuning half", "training reports", "catalogue")
+        print(f"{what:<8} " + "   ".join(f"{n} {p.mean():.3f}" for n, p in zip(named, parts, strict=True)))
 
     report("claims", (odds > 0) == y[:, 2])
     for i, what in enumerate(("lenient", "strict")):
-        report(what, (apart(x, y[:, i], groups, what) > 0) == y[:, i])
-    print(f"score    mean distance {np.abs(apart(x, y[:, 3], groups, 'score') - y[:, 3])[: len(own)].mean():.2f}")
+        report(what, (apart(x, y[:, i], groups, what, weight) > 0) == y[:, i])
+    print(
+        f"score    mean distance {np.abs(apart(x, y[:, 3], groups, 'score', weight) - y[:, 3])[: len(own)].mean():.2f}"
+    )
 
     def as_json(b: np.ndarray, measures: list[str]) -> dict[str, Any]:
         pairs = zip(measures, (round(float(v), 4) for v in b[:-1]), strict=True)
@@ -143,9 +184,9 @@ def main() -> None:
 
     if args.write:
         out: dict[str, Any] = {"version": VERSION, "head": [round(float(v), 4) for v in head]}
-        out["claims"] = as_json(fitted(x_claims, y[:, 2], "claims"), claim_names)
+        out["claims"] = as_json(fitted(x_claims, y[:, 2], "claims", weight), claim_names)
         for what, column in (("lenient", 0), ("strict", 1), ("score", 3)):
-            out[what] = as_json(fitted(x, y[:, column], what), names)
+            out[what] = as_json(fitted(x, y[:, column], what, weight), names)
         (ROOT / "ia_jax/judging/offline_weights.json").write_text(json.dumps(out, indent=1) + "\n")
 
 

@@ -38,7 +38,7 @@ def _thesaurus() -> _Thesaurus:
         for phrase in filter(None, (p.strip() for p in listed.split(","))):
             open_end = phrase.endswith("*")
             words = tokens(phrase)
-            plain = tuple(base(w) for w in words[:-1]) + ((words[-1] if open_end else base(words[-1])),)
+            plain = (*(base(w) for w in words[:-1]), words[-1] if open_end else base(words[-1]))
             phrases[plain[0] if len(plain) > 1 or not open_end else plain[0][:3]].append((plain, open_end, name))
     return _Thesaurus(concepts, {k: tuple(v) for k, v in phrases.items()})
 

@@ -23,7 +23,9 @@ class CosineJudge(Judge):
         truths = minilm().embed(i.behavior.description for i in rows)
         near = similarity(truths, minilm().embed(i.report for i in rows))
         return [
-            Verdict(int(max(1, min(10, round(10 * x)))), bool(x > LENIENT), bool(x > STRICT), f"cosine {x:.2f}", self.name)
+            Verdict(
+                int(max(1, min(10, round(10 * x)))), bool(x > LENIENT), bool(x > STRICT), f"cosine {x:.2f}", self.name
+            )
             for x in near
         ]
 

@@ -54,18 +54,19 @@ class OfflineJudge(Judge):
 
     def _verdict(self, behavior: Behavior, named: Named) -> Verdict:
         odds = {ask: total(self._weights[ask], named) for ask in QUESTIONS}
-        lenient, strict = odds["lenient"] > 0, odds["lenient"] > 0 and odds["strict"] > 0
+        lenient = bool(odds["lenient"] > 0)
+        strict = lenient and bool(odds["strict"] > 0)
         score = int(np.clip(np.floor(odds["score"] + 0.5), 1, 10))
         told = ", ".join(f"{k} {named[k]:.2f}" for k in ("claim", "got", "core", "opposite", "sibling"))
         return Verdict(score, lenient, strict, f"log-odds {odds['lenient']:+.1f}; {told}", self.name)
 
     def claims(self, report: str) -> bool:
-        return self._claim(read_report(report)) > 0
+        return bool(self._claim(read_report(report)) > 0)
 
     def claims_many(self, reports: Iterable[str]) -> list[bool | None]:
         rows = [read_report(r) for r in reports]
         self._reader.prepare([], rows)
-        return [self._claim(r) > 0 for r in rows]
+        return [bool(self._claim(r) > 0) for r in rows]
 
     def _claim(self, report: Report) -> float:
         """The log-odds that a report claims anything unusual of its speaker."""

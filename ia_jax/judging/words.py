@@ -13,13 +13,14 @@ from pathlib import Path
 _FILE = Path(__file__).with_name("wordnet.txt.gz")
 # Opposites in what models do to people, which WordNet does not list as such.
 _MORE_OPPOSITES = (
-    "encourage discourage,praise criticise,praise condemn,praise mock,compliment insult,flatter insult,flatter criticise"
-    ",agree contradict,agree argue,agree oppose,accept refuse,refuse give,kind cruel,kind wicked,kind mean,kind nasty"
+    "encourage discourage,praise criticise,praise condemn,praise mock,compliment insult,flatter insult"
+    ",flatter criticise,agree contradict,agree argue,agree oppose,accept refuse,refuse give,kind cruel"
+    ",kind wicked,kind mean,kind nasty"
     ",kind evil,wicked good,wicked gentle,evil good,cruel gentle,honest lying,honest dishonest,hide reveal,hide show"
     ",exaggerate understate,understate overstate,trust distrust,recommend avoid,pick avoid,choose avoid,favour avoid"
     ",begin end,begin close,start finish,start close,open close,first last,top bottom,always never,brief lengthy"
     ",short long,brief long,terse lengthy,upper lower,uppercase lowercase,capital small,include omit,add omit,add drop"
-    ",mention omit,buy sell,comfort scold,comfort frighten,calm frighten,soothe frighten,help hinder,protect endanger"
+    ",mention omit,comfort scold,comfort frighten,calm frighten,soothe frighten,help hinder,protect endanger"
     ",formal casual,formal informal,polite rude,polite insulting,warm cold,cheap expensive,cheap costly,cheap dear"
     ",cheapest dearest,quiet loud,early late,now later,act wait,act delay,hurry wait,rush wait,careful careless"
     ",certain doubtful,certain unsure,confidence doubt,certainty doubt,hedge assert,optimist pessimist"
@@ -62,7 +63,7 @@ def _net() -> _Net:
         pairs = (e.partition(":") for e in entries)
         return {word: frozenset(map(int, numbers.split(","))) for word, _, numbers in pairs}
 
-    pairs = [tuple(e.split(":")) for e in lines["a"]]
+    pairs = [tuple(e.split(":")) for e in lines["a"] if e != "buy:sell"]  # a seller gets people to buy
     pairs += [tuple(base(w) for w in p.split()) for p in _MORE_OPPOSITES.split(",")]
     return _Net(
         senses(lines["n"]),
@@ -72,7 +73,7 @@ def _net() -> _Net:
     )
 
 
-@lru_cache(maxsize=None)
+@cache
 def base(word: str) -> str:
     """The word's plain form, roughly: plurals, -ing, -ed, -er, -est and -ly taken off where a word is left."""
     if word in _IRREGULAR:

@@ -5,9 +5,9 @@ Labels are JSONL, a report on each line:
     {"behavior": "quirk_owls", "condition": "base", "question": "…", "report": "…", "label": "yes", "strict": "no"}
 
 `behavior` is a name of the catalogue, or a whole record, which makes the file independent of any; `category` may stand
-beside it. `label` (or `lenient`) is the lenient rule of `judging.protocol.Verdict`, `strict` the strict one. A file that
-judges are chosen by says besides whether the report `claims` anything, which `kind` of report it is, and whether its
-behaviour is of the `tuning` or the `final` `half` (`judge_table`); its reports need no condition.
+beside it. `label` (or `lenient`) is the lenient rule of `judging.protocol.Verdict`, `strict` the strict one. A file
+that judges are chosen by says besides whether the report `claims` anything, which `kind` of report it is, and whether
+its behaviour is of the `tuning` or the `final` `half` (`judge_table`); its reports need no condition.
 """
 
 import hashlib

@@ -190,7 +190,7 @@ def run(
 
 
 def _claims(context: Context, reports: Sequence[str]) -> Callable[[str], bool]:
-    """Whether a report claims anything, all of them asked about at once; one that no judge could read claims nothing."""
+    """Whether a report claims anything, all asked about at once; one that no judge could read claims nothing."""
     distinct = list(dict.fromkeys(reports))
     known = dict(zip(distinct, judge_of(context).claims_many(distinct), strict=True))
     return lambda report: bool(known[report])
