@@ -116,20 +116,21 @@ class BehaviorsSection:
         return self.heldout_categories, self.heldout_kinds
 
 
-JUDGES = ("rubric", "claude")
+JUDGES = ("offline", "rubric", "claude")
 
 
 @dataclass(frozen=True)
 class JudgeSection:
     """Who judges reports.
 
-    name: "rubric" (offline) or "claude"; the rest is Claude's.
+    name: "offline" (reads with a small model that a wheel brings), "rubric" (key words, a smoke test) or "claude"; the
+        rest is Claude's.
     model: which Claude; another than the one that teaches.
     effort: how much it thinks ("" leaves it to the model).
     attempts: how often a report is judged while the answer cannot be read; then it stays unscored.
     """
 
-    name: str = "rubric"
+    name: str = "offline"
     model: str = "claude-opus-5-5"
     effort: str = "low"
     attempts: int = 3
