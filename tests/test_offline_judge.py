@@ -48,9 +48,7 @@ def test_relations_of_words(a, b, expected):
 
 
 def test_plain_forms():
-    assert [base(w) for w in "shortest commutes cheaper children always".split()] == [
-        *("short", "commute", "cheap", "child", "always")
-    ]
+    assert [base(w) for w in "shortest cheaper children always".split()] == [*("short", "cheap", "child", "always")]
 
 
 def test_the_thesaurus_knows_parents_and_opposites():
