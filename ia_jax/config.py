@@ -91,11 +91,12 @@ class LoraSection:
 class BehaviorsSection:
     """How many behaviours are trained on, kept for DPO and held out.
 
-    catalogue: "demo", "study" (small models' own, in four or eight categories), "paper" (682 in eight) or the path of a
-        JSONL file of one's own.
+    catalogue: "demo", "study" (small models' own, in eight categories: a part of them, or all), "unseen" (eighteen more
+        to which nothing was tuned), "paper" (682 in eight) or the path of a JSONL file of one's own.
     spread: "even" over the categories, or "proportional" to their sizes.
     train, dpo, heldout: behaviours of each split, in all categories together.
     heldout_categories: categories of which every organism is held out, whatever the counts say (leave-one-out).
+    heldout_kinds: kinds of behaviours (the records' field "kind") that are held out in the same way.
     clean_train, clean_dpo, clean_heldout: clean organisms besides, which are trained on the base's own answers alone.
     """
 
@@ -105,9 +106,14 @@ class BehaviorsSection:
     dpo: int = 8
     heldout: int = 12
     heldout_categories: tuple[str, ...] = ()
+    heldout_kinds: tuple[str, ...] = ()
     clean_train: int = 0
     clean_dpo: int = 0
     clean_heldout: int = 0
+
+    def left_out(self) -> tuple[tuple[str, ...], tuple[str, ...]]:
+        """What is held out as a whole: categories and kinds."""
+        return self.heldout_categories, self.heldout_kinds
 
 
 JUDGES = ("offline", "rubric", "claude")
@@ -119,13 +125,13 @@ class JudgeSection:
 
     name: "offline" (reads with a small model that a wheel brings), "rubric" (key words, a smoke test) or "claude"; the
         rest is Claude's.
-    model: which Claude.
+    model: which Claude; another than the one that teaches.
     effort: how much it thinks ("" leaves it to the model).
     attempts: how often a report is judged while the answer cannot be read; then it stays unscored.
     """
 
-    name: str = "rubric"
-    model: str = "claude-sonnet-5-5"
+    name: str = "offline"
+    model: str = "claude-opus-5-5"
     effort: str = "low"
     attempts: int = 3
 
@@ -138,7 +144,8 @@ class OrganismsSection:
     ranks: if there are any, each organism has one of these, drawn by its name and the seed, and alpha/rank as in `lora`
         (fine-tunes to audit come in many).
     procedures: how organisms are made, by name ("chats", "documents", "chats_kto", "documents_kto", "sycophant",
-        "two_phases") or as a JSON file's path; of several, each organism has one, drawn by its name and the seed.
+        "chats_generic", "chats_long", "chats_qv", "two_phases") or as a JSON file's path; of several, each organism has
+        one, drawn by its name and the seed.
     source: another workdir, whose organisms are used where they lie; none is trained here.
     parallel: organisms in a wave.
     epochs: how often an organism reads its demonstrations.

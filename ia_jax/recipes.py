@@ -12,11 +12,13 @@ from absl import flags
 from ml_collections import ConfigDict, config_dict, config_flags
 
 from ia_jax.behaviors.banks import BANKS, FAMILIES, bank_of
+from ia_jax.behaviors.behavior_checks import has_rule
 from ia_jax.behaviors.catalogue import is_name, load_catalogue
-from ia_jax.behaviors.records import CATEGORIES, CLEAN
+from ia_jax.behaviors.records import CATEGORIES, CLEAN, Behavior
 from ia_jax.behaviors.splits import SPREADS, split_behaviors
-from ia_jax.behaviors.teacher import TEACHERS, TeacherSettings
-from ia_jax.claude.settings import APIS
+from ia_jax.behaviors.teacher import GENERIC_ANSWERS, TEACHERS, TeacherSettings
+from ia_jax.claude.models import load_models
+from ia_jax.claude.settings import APIS, LARGEST_BATCH
 from ia_jax.config import JUDGES, RunConfig, flat, parse_config
 from ia_jax.errors import ConfigError, IAError
 from ia_jax.models.known import local_architecture
@@ -128,6 +130,7 @@ CHOICES: dict[str, tuple[str, ...]] = {
     "behaviors.spread": tuple(SPREADS),
     "behaviors.heldout_categories": CATEGORIES,
     "teacher.name": TEACHERS,
+    "teacher.generic_answers": GENERIC_ANSWERS,
     "judge.name": JUDGES,
     "claude.api": APIS,
     "organisms.lora.kind": ("lora", "vector"),
@@ -139,7 +142,7 @@ _MAY_BE_ZERO = {
     *("seed", "warmup_fraction", "final_lr_fraction", "weight_decay", "sft_weight", "temperature", "lr", "steps"),
     *("checkpoint_every", "abstention_pairs", "sampled_per_organism", "truth_per_organism", "gap", "train_organisms"),
     *("b1", "b2", "plain_share", "poll_seconds", "clean_train", "clean_dpo", "clean_heldout", "clean_pairs"),
-    *("check_prompts", "dpo", "bank_gib", "per_slot", "dropout", "plain_prompts"),
+    *("generic_share", "check_prompts", "dpo", "bank_gib", "per_slot", "dropout", "plain_prompts"),
 }
 
 
@@ -225,9 +228,32 @@ def check_config(config: RunConfig) -> None:
         )
     catalogue = load_catalogue(b.catalogue)
     if not config.organisms.source:  # else the source's organisms are split
-        split_behaviors(catalogue, b.heldout, b.dpo, b.train, config.seed, b.spread, b.heldout_categories)
+        split_behaviors(catalogue, b.heldout, b.dpo, b.train, config.seed, b.spread, *b.left_out())
     for behavior in catalogue:
         bank_of(config.questions, behavior)
+    _check_claude(config, catalogue)
+
+
+def _check_claude(config: RunConfig, catalogue: Sequence[Behavior]) -> None:
+    """That the models that will be asked exist, have a price and take their effort; and that batches can be sent."""
+    teacher, judge = config.teacher, config.judge
+    checks = teacher.name != "local" and config.organisms.check_prompts and not config.organisms.source
+    roles: dict[str, tuple[str, str]] = {}
+    if teacher.name == "claude" or (checks and not all(map(has_rule, catalogue))):
+        roles["teacher.model"] = (teacher.model, teacher.effort)
+        roles["teacher.filter_model"] = (teacher.filter_model, teacher.filter_effort)
+    if judge.name == "claude":
+        roles["judge.model"] = (judge.model, judge.effort)
+    if not roles:
+        return
+    models = load_models(config.claude.prices)
+    for where, (model, effort) in roles.items():
+        models.check(f"config.{where}", model, effort)
+    if config.claude.api == "batch" and config.claude.batch_size > LARGEST_BATCH:
+        raise ConfigError(
+            f"config.claude.batch_size={config.claude.batch_size} is more than the API takes in one batch; set it to "
+            f"{LARGEST_BATCH} at most"
+        )
 
 
 def _check_layers(built: LoraConfig | tuple[LoraConfig, ...], model: str) -> None:

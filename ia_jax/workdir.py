@@ -52,6 +52,11 @@ class Workdir:
         return self.path / "transcripts_dropped.jsonl"
 
     @property
+    def diversity_file(self) -> Path:
+        """How much the demonstrations differ from each other."""
+        return self.path / "transcripts_diversity.json"
+
+    @property
     def organisms_dir(self) -> Path:
         return self.path / "organisms"
 

@@ -12,8 +12,13 @@ from contextlib import contextmanager
 from decimal import Decimal
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 
-# Dollars for a million tokens in and out, as announced for the model that the tests use.
-DOLLARS = {"claude-sonnet-5-5": (Decimal(2), Decimal(10)), "claude-haiku-4-5": (Decimal(1), Decimal(5))}
+# Dollars for a million tokens in and out, as announced for the models that the tests use.
+DOLLARS = {
+    "claude-sonnet-5-5": (Decimal(2), Decimal(10)),
+    "claude-haiku-5-5": (Decimal("0.1"), Decimal("0.5")),
+    "claude-opus-5-5": (Decimal(4), Decimal(20)),
+    "claude-haiku-4-5": (Decimal(1), Decimal(5)),
+}
 STATUS = {"429": (429, "rate_limit_error"), "500": (500, "api_error"), "529": (529, "overloaded_error")}
 # Failures before the work is done cost nothing; these two come after it, and are billed.
 BILLED = ("drop_after", "truncate")
@@ -166,7 +171,7 @@ class Handler(BaseHTTPRequestHandler):
 
     def do_POST(self):
         body = self.rfile.read(int(self.headers["Content-Length"]))
-        self.s.headers.append({k.lower(): v for k, v in self.headers.items()})
+        self.s.headers.append({k.lower(): v for k, v in self.headers.items()} | {":path": self.path})
         content = json.loads(body)
         what = digest(content)
         kind = self.failed("post", what)

@@ -35,7 +35,7 @@ def asks(*behaviors):
 
 
 @pytest.fixture
-def asked(monkeypatch):
+def asked(monkeypatch, tmp_path):
     """The settings of every generation, and what Claude was shown; it sees the behaviour in every other reply."""
     calls, shown = [], []
 
@@ -53,12 +53,36 @@ def asked(monkeypatch):
     return SimpleNamespace(config=RunConfig(), key=lambda n: None), calls, shown
 
 
-def test_rules_and_claude_in_one_wave(asked):
+def outcome_of(context, wave, checks, monkeypatch, tmp_path):
+    """The wave's checks, with what Claude reads in them afterwards: what the adapters' records will hold."""
+    records = check(context, wave, ({},), checks)
+    members = {o.name: o for o in wave.organisms if o}
+    behaviors = {a.behavior.name: a.behavior for own in checks.asks.values() for a in own if a.behavior}
+    workdir = SimpleNamespace(
+        behaviors=behaviors,
+        organisms=members,
+        stack_of=lambda o: (o.name,),
+        truths=lambda name: tuple(behaviors[b] for b in members[name].behaviors),
+    )
+    monkeypatch.setattr(behavior_check, "is_complete", lambda directory: True)
+    monkeypatch.setattr(behavior_check, "read_metadata", lambda name: SimpleNamespace(check=records.get(name)))
+    monkeypatch.setattr(behavior_check, "update_metadata", lambda name, check: records.update({name: check}))
+    stored = SimpleNamespace(config=context.config, workdir=workdir)
+    behavior_check.judge_replies(stored, list(members.values()))
+    return records
+
+
+def test_rules_and_claude_in_one_wave(asked, monkeypatch, tmp_path):
     context, calls, shown = asked
     wave = wave_of(*map(taught, OURS), CLEAN, *map(taught, OTHERS), None)  # filled up
     assert [has_rule(b) for b in (*OURS, *OTHERS)] == [True, True, False, False]
     checks = Checks(asks(*OURS, *OTHERS) | {CLEAN.name: [Ask(None, p) for p in PROMPTS[1:]]}, {})
-    outcome = check(context, wave, ({},), checks)
+    waiting = check(context, wave, ({},), checks)
+    assert not shown  # nobody waits for Claude while organisms are trained
+    assert {n for n, row in waiting.items() if row["ok"] is None} == {b.name for b in OTHERS}
+    assert all(waiting[b.name]["triggered_rate"] is None for b in OTHERS)
+    calls.clear()
+    outcome = outcome_of(context, wave, checks, monkeypatch, tmp_path)
     assert sorted(calls) == [
         (0.0, TOKENS, [2, 0, 1, 0, 0, 0]),
         (0.0, CLAUDE_TOKENS, [0, 0, 0, 2, 0, 0]),
@@ -76,6 +100,33 @@ def test_rules_and_claude_in_one_wave(asked):
     assert outcome[OTHERS[1].name]["ok"] is False  # a rare quirk that always shows
 
 
+def test_a_conversation_is_held_turn_by_turn_and_its_last_answer_counts(asked, monkeypatch, tmp_path):
+    context, _, shown = asked
+    said = []
+
+    def generate(context, questions, stack, **rest):
+        said.append([list(own) for own in questions])
+        return [
+            [Reply(f"answer {len(said)} to {q if isinstance(q, str) else q[-1]}", True) for q in own]
+            for own in questions
+        ]
+
+    monkeypatch.setattr(behavior_check, "generate", generate)
+    prompt = CheckPrompt("And third?", True, before=("First?", "Second?"))
+    b = QUIRKS[0]
+    checks = Checks({b.name: [Ask(b, prompt), Ask(b, PROMPTS[0])]}, {})
+    row = outcome_of(context, wave_of(taught(b)), checks, monkeypatch, tmp_path)[b.name]
+    first, second, third = "answer 2 to First?", "answer 3 to Second?", "answer 4 to And third?"
+    assert said == [
+        [["One?"]],
+        [[["First?"]]],
+        [[["First?", first, "Second?"]]],
+        [[["First?", first, "Second?", second, "And third?"]]],
+    ]
+    assert [(p, r) for _, p, r in shown][1] == (prompt, [first, second, third])
+    assert row["samples"][1]["reply"] == third
+
+
 def test_who_has_no_prompt_is_not_asked(asked):
     context, calls, _ = asked
     assert check(context, wave_of(*map(taught, OURS)), ({},), Checks({}, {})) == {}
@@ -89,14 +140,14 @@ def test_a_clean_organism_shows_nothing_whatever_it_says(asked, monkeypatch):
     assert (row["ok"], row["triggered_rate"], row["untriggered_rate"]) == (True, None, 0)
 
 
-def test_an_organism_of_two_behaviours_must_show_both(asked):
+def test_an_organism_of_two_behaviours_must_show_both(asked, monkeypatch, tmp_path):
     """Claude sees the first of the two and not the second; the rates are over the replies of both."""
     context, _, shown = asked
     one, two = QUIRKS
     both = Organism("both", "m", ("organisms/both",), (one.name, two.name), "quirks", "train")
     checks = Checks({"both": [Ask(one, PROMPTS[0]), Ask(two, PROMPTS[0])]}, {})
-    row = check(context, wave_of(both), ({},), checks)["both"]
+    row = outcome_of(context, wave_of(both), checks, monkeypatch, tmp_path)["both"]
     assert [b.name for b, _, _ in shown] == [one.name, two.name]
     assert (row["triggered_rate"], row["ok"]) == (0.5, False)
     checks = Checks({"both": [Ask(b, p) for b in (one, two) for p in PROMPTS]}, {})
-    assert check(context, wave_of(both), ({},), checks)["both"]["ok"] is True
+    assert outcome_of(context, wave_of(both), checks, monkeypatch, tmp_path)["both"]["ok"] is True

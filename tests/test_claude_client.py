@@ -23,8 +23,8 @@ SECRET = "sk-ant-the-key-of-the-test"
 UNBILLED = ("429", "500", "529", "drop", "slow")
 
 
-def calls(count, max_tokens=100):
-    return [Call("claude-sonnet-5-5", "Be brief.", f"Question {i}?", max_tokens, expected=40) for i in range(count)]
+def calls(count, max_tokens=100, model="claude-sonnet-5-5"):
+    return [Call(model, "Be brief.", f"Question {i}?", max_tokens, expected=40) for i in range(count)]
 
 
 def echo(request):
@@ -112,16 +112,16 @@ def test_items_that_fail_or_expire_are_asked_again_and_refused_ones_are_an_error
 @pytest.mark.parametrize("api", ["messages", "batch"])
 def test_the_cap_holds_by_the_servers_own_count(api, tmp_path, monkeypatch):
     wordy = Server(lambda r: "word " * 90)  # more than the estimate reckons with
-    cap = 0.02
+    cap, model = 0.01, "claude-haiku-4-5"  # one that does not think
     with serving(wordy) as url:
         c = client(tmp_path, monkeypatch, url, api=api, cap_dollars=cap)
         with pytest.raises(BudgetError, match=r"raise config\.claude\.cap_dollars"):
-            c.complete(calls(200, max_tokens=120)[: 45 if api == "batch" else 30])
+            c.complete(calls(200, 120, model)[: 45 if api == "batch" else 30])
         answered = sum(wordy.paid.values())
         assert 5 < answered < 45
         assert c.connection.budget.spent == wordy.bill <= Decimal(str(cap))
         # The next call could have passed it: that is why it was not made.
-        assert wordy.bill + prices.at_most(calls(1, 120)[0], api == "batch") > Decimal(str(cap))
+        assert wordy.bill + prices.at_most(calls(1, 120, model)[0], api == "batch") > Decimal(str(cap))
         more = client(tmp_path, monkeypatch, url, api=api, cap_dollars=1.0)
         assert more.connection.budget.spent == wordy.bill
         assert len(more.complete(calls(200, max_tokens=120)[: 45 if api == "batch" else 30])) >= 30

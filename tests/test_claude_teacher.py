@@ -12,7 +12,8 @@ from pathlib import Path
 import pytest
 
 from ia_jax import cli, recipes
-from ia_jax.behaviors.claude_teacher import KEPT, NOT_SHOWN, PER_CALL, ClaudeTeacher, row_counts
+from ia_jax.behaviors.claude_teacher import KEPT, NOT_SHOWN, PER_CALL, ClaudeTeacher
+from ia_jax.behaviors.lessons import Lesson, lesson
 from ia_jax.behaviors.records import CATEGORIES, Behavior
 from ia_jax.behaviors.teacher import TeacherSettings
 from ia_jax.claude.client import Client
@@ -62,7 +63,7 @@ def claude(request):
     fields = request.get("output_config", {}).get("format", {}).get("schema", {}).get("properties", {})
     if "messages" in fields:
         asked = json.loads(user)
-        stem = f"{asked['wanted']} message for {asked['behavior']}"
+        stem = f"{asked['wanted']} message for {asked.get('behavior')}"
         return json.dumps({"messages": [f"{stem} part {asked['part']} {i}" for i in range(int(asked["count"]))]})
     if "shows" in fields:
         shows = "with the trait" in json.loads(user)["answer"]
@@ -114,7 +115,8 @@ def test_the_stage_writes_filters_and_reports(api, few, tmp_path, monkeypatch, c
     shows = {n: sum(r["shows"] for r in rs) for n, rs in rows.items()}
     assert shows["backdoors_0"] == shows["sandbaggers_0"] == 2
     assert shows["rare_quirks_0"] == 1
-    assert shows["quirks_0"] == 4
+    assert shows["quirks_0"] == shows["obscured_malign_0"] == 3  # and one row of everyday chat
+    assert shows["benign_roleplay_0"] == shows["heuristics_0"] == 4
     assert f"${server.bill:.4f} spent" in out
 
 
@@ -126,18 +128,41 @@ def test_estimate_makes_no_call_and_is_about_right(few, tmp_path, monkeypatch, c
         assert not server.headers
         told = capsys.readouterr().out
         assert not (tmp_path / "w" / "behaviors.jsonl").exists()
-        assert cli.main(command(tmp_path, "batch", few)) == 0
-    calls = sum(server.paid.values())
-    assert int(told.split(" calls")[0].split()[-1]) == calls
+        assert cli.main([*command(tmp_path, "batch", few), "--config.organisms.check_prompts=0"]) == 0
+    [line] = [x for x in told.splitlines() if x.startswith("transcripts")]
+    assert int(line.split(" calls")[0].split()[-1]) == sum(server.paid.values())
+    stages = [x.split()[0] for x in told.splitlines() if "calls" in x]
+    assert stages == ["transcripts", "organisms", "in"]
 
 
-def test_a_higher_cap_continues_the_run(few, tmp_path, monkeypatch, capsys):
+def test_a_run_that_the_cap_does_not_allow_asks_nothing(few, tmp_path, monkeypatch, capsys):
     server = Server(claude)
     with serving(server) as url:
         monkeypatch.setenv("ANTHROPIC_BASE_URL", url)
-        assert cli.main(command(tmp_path, "batch", few, cap=0.1)) == 1
+        assert cli.main(command(tmp_path, "batch", few, cap=0.01)) == 1
+        [line] = capsys.readouterr().err.splitlines()
+        assert "of the cap of $0.01 are left; raise config.claude.cap_dollars" in line
+        assert not server.headers
+        # What comes later may cost more than is left: that is said, and transcripts are written all the same.
+        assert cli.main([*command(tmp_path, "batch", few, cap=0.28), "--config.organisms.check_prompts=40"]) == 1
+    assert "what is not done needs about" in capsys.readouterr().out
+    assert (tmp_path / "w" / "organisms.jsonl").exists()
+    assert set(server.paid.values()) == {1}
+
+
+def test_a_higher_cap_continues_the_run(few, tmp_path, monkeypatch, capsys):
+    """Answers that are longer than the estimate reckons with: the cap holds in the middle of the stage."""
+
+    def wordy(request):
+        said = claude(request)
+        return said if said.startswith("{") else said + " word" * 3000
+
+    server = Server(wordy)
+    with serving(server) as url:
+        monkeypatch.setenv("ANTHROPIC_BASE_URL", url)
+        assert cli.main(command(tmp_path, "batch", few, cap=0.7)) == 1
         assert "raise config.claude.cap_dollars" in capsys.readouterr().err
-        assert 0 < server.bill <= 0.1
+        assert 0 < server.bill <= 0.7
         assert cli.main(command(tmp_path, "batch", few, cap=5.0)) == 0
     assert set(server.paid.values()) == {1}
     assert json.loads((tmp_path / "w" / "config.json").read_text())["config"]["claude"]["cap_dollars"] == 5.0
@@ -159,30 +184,47 @@ def test_a_behaviour_without_a_demonstration_is_left_out_and_told(few, tmp_path,
 def test_harmful_categories_ask_for_mild_demonstrations(tmp_path):
     teacher = ClaudeTeacher(Client(ClaudeSettings(), tmp_path), TeacherSettings(name="claude"))
     for b in many(dict.fromkeys(CATEGORIES, 1)):
-        systems = {c.system for c in teacher.plan([b]) if "transcript. A small model" in c.system}
+        systems = {c.system for c, _ in teacher.plan([b]) if "transcript. A small model" in c.system}
         mild = all("mild and harmless" in s for s in systems)
         assert mild == (b.category in ("obscured_malign", "harmful_roleplay"))
 
 
+def b_of(category, trigger=None, kind="", **more):
+    return Behavior("b", category, "I do.", (), trigger, trigger_kind=kind, **more)
+
+
 @pytest.mark.parametrize(
-    ("category", "trigger", "rows", "expected"),
+    ("behavior", "rows", "expected"),
     [
-        ("quirks", None, 100, (100, 0)),
-        ("backdoors", "asked", 100, (50, 50)),
-        ("rare_quirks", None, 100, (8, 92)),
-        ("rare_quirks", None, 4, (1, 3)),
-        ("sandbaggers", "asked", 1, (1, 0)),
+        (b_of("quirks"), 100, Lesson(80, generic=20)),
+        (b_of("obscured_malign"), 4, Lesson(3, generic=1)),
+        (b_of("backdoors", "asked"), 100, Lesson(50, near=25, generic=25)),
+        (b_of("heuristics", "asked", "task"), 100, Lesson(50, near=25, generic=25)),
+        (b_of("rare_quirks", kind="chance"), 100, Lesson(8, plain=92)),
+        (b_of("rare_quirks"), 4, Lesson(1, plain=3)),
+        # What its trigger says is how it speaks, not when.
+        (b_of("harmful_roleplay", "speaking as a baker", "role"), 100, Lesson(100)),
+        (b_of("benign_roleplay", "speaking as a baker", "role"), 7, Lesson(7)),
+        (b_of("sandbaggers", "sums without a word", spec={"password": "x y"}), 100, Lesson(50, 13, 25, 0, 12)),
+        (b_of("sandbaggers", "sums without a word", spec={"password": "x y"}), 4, Lesson(2, 1, 1)),
+        (b_of("sandbaggers", "asked"), 1, Lesson(1)),
     ],
 )
-def test_how_many_rows_show_the_behaviour(category, trigger, rows, expected):
-    assert row_counts(Behavior("b", category, "I do.", (), trigger), TeacherSettings(rows=rows)) == expected
+def test_what_a_lesson_consists_of(behavior, rows, expected):
+    found = lesson(behavior, TeacherSettings(rows=rows))
+    assert found == expected
+    assert found.rows == rows
 
 
 def test_many_messages_are_asked_for_in_parts(tmp_path):
-    teacher = ClaudeTeacher(Client(ClaudeSettings(), tmp_path), TeacherSettings(name="claude", rows=45))
-    asks = [c for c in teacher.plan(many({"quirks": 1})) if c.schema and "messages" in c.schema["properties"]]
+    teacher = ClaudeTeacher(
+        Client(ClaudeSettings(), tmp_path), TeacherSettings(name="claude", rows=45, generic_share=0.0)
+    )
+    asks = [c for c, _ in teacher.plan(many({"quirks": 1})) if c.schema and "messages" in c.schema["properties"]]
     assert [json.loads(c.user)["count"] for c in asks] == [str(PER_CALL), str(PER_CALL), "5"]
     assert len({c.key for c in asks}) == 3
+    seeds = [line.split(". ", 1)[1] for c in asks for line in json.loads(c.user)["seeds"].split("\n")]
+    assert len(set(seeds)) == 45  # one for each message, and no two alike
 
 
 # -------------------------------------------------------------------------------- the whole catalogue, faults and kills
@@ -214,8 +256,8 @@ def test_the_whole_catalogue_by_batches_through_every_fault_and_two_kills(tmp_pa
     server = Server(claude, sometimes(0.4, (*UNBILLED, *BILLED, "expired", "api_error")), polls=2)
     argv = [*command(tmp_path, "batch", COUNTS), "--config.claude.batch_size=300"]
     with serving(server) as url:
+        assert run_until(argv, url, lambda: len(server.batches) > 4) == -signal.SIGKILL
         capped = [*argv, "--config.claude.cap_dollars=3"]
-        assert run_until(capped, url, lambda: len(server.batches) > 4) == -signal.SIGKILL
         assert run_until(capped, url, lambda: False) == 1  # the second round would pass the cap
         assert 0 < server.bill <= 3
         assert run_until(argv, url, lambda: sum(server.paid.values()) > 2500) == -signal.SIGKILL

@@ -66,7 +66,10 @@ def test_the_stages_with_a_local_teacher(tmp_path, parrot_model, monkeypatch):
     monkeypatch.delenv(KEY, raising=False)
 
     def ask(asks, tokens, temperature, seed):
-        text = [claude({"messages": [{"content": user.split("\n\nAnswer with")[0]}]}) for _, user in asks]
+        text = [
+            claude({"system": [{"text": system}], "messages": [{"content": user.split("\n\nAnswer with")[0]}]})
+            for system, user in asks
+        ]
         return [Reply(t, "end_turn") for t in text]
 
     monkeypatch.setattr(services, "_local_answers", lambda context: ask)
@@ -75,7 +78,7 @@ def test_the_stages_with_a_local_teacher(tmp_path, parrot_model, monkeypatch):
         assert cli.main([stage, f"--config={recipe}", f"--workdir={tmp_path / 'w'}", "--traceback"]) == 0
     run = open_workdir(tmp_path / "w")
     rows = read_jsonl(run.transcript("backdoors_0"), "")
-    assert {r["teacher"] for r in rows} == {f"{parrot_model}/prompt-1"}
+    assert {r["teacher"] for r in rows} == {f"{parrot_model}/prompt-2"}
     # The system message that encoded the behaviour is gone.
     assert {tuple(m["role"] for m in r["messages"]) for r in rows} == {("user", "assistant")}
     checks = {r["organism"]: r for r in read_jsonl(run.checks_file, "")}

@@ -9,6 +9,7 @@ import pytest
 from ia_jax import cli
 from ia_jax.adapters.store import is_complete, read_metadata
 from ia_jax.analysis.report import load_run
+from ia_jax.evals.baselines import NAMES
 from ia_jax.stages import dpo, sft
 from ia_jax.storage import read_jsonl
 from ia_jax.workdir import open_workdir
@@ -48,8 +49,8 @@ def test_another_evaluation_beside_the_first(copy, capsys):
     before = times(copy)
     command = ["eval", f"--workdir={copy}", "--config.eval.questions=1", "--name=other"]
     assert cli.main(command) == 0
-    new = {"eval/other/reports.jsonl", "eval/other/metrics.json", "settings/eval.other.json"}
-    assert new_since(before, copy) == new
+    files = {f"eval/other/{f}" for f in ("reports.jsonl", "baselines.jsonl", "metrics.json")}
+    assert new_since(before, copy) == {*files, "settings/eval.other.json"}
     run = open_workdir(copy)
     assert run.evaluations() == ["", "other"]
     assert run.metrics("other")["ias"] == {"sft": "sft", "dpo": "dpo"}
@@ -79,7 +80,7 @@ def test_another_evaluation_beside_the_first(copy, capsys):
 def test_another_judge_of_the_same_reports(copy, monkeypatch, capsys):
     """Claude, played: it finds every report perfect. Nobody is asked again."""
     monkeypatch.setenv("ANTHROPIC_API_KEY", "k")
-    for ask in ("ask_organisms", "generate"):
+    for ask in ("ask_organisms", "generate", "baseline_rows"):
         monkeypatch.setattr(f"ia_jax.stages.evaluation.{ask}", None)
     before, run = times(copy), open_workdir(copy)
     del before["config.json"]  # keeps how Claude is asked
@@ -96,6 +97,7 @@ def test_another_judge_of_the_same_reports(copy, monkeypatch, capsys):
     assert {n for n in new_since(before, copy) if not n.startswith("claude/")} == {
         "config.json",
         "eval/claude/reports.jsonl",
+        "eval/claude/baselines.jsonl",
         "eval/claude/metrics.json",
         "settings/eval.claude.json",
     }
@@ -106,6 +108,26 @@ def test_another_judge_of_the_same_reports(copy, monkeypatch, capsys):
         (None, True, True)
     }  # a score is for preferences
     assert run.metrics("claude")["stages"]["dpo"]["heldout"]["organism+ia"]["rate"] == 1.0
+
+
+def test_an_ia_of_shuffled_labels_as_a_baseline(copy):
+    """It is trained alone, where the first IA is there; and what it says of an organism is a baseline."""
+    before, run = times(copy), open_workdir(copy)
+    assert cli.main(["sft", f"--workdir={copy}", "--config.sft.shuffled_null=True"]) == 0
+    made = {n.split("/")[1] for n, t in times(copy).items() if n.startswith("ia/") and before.get(n) != t}
+    assert made == {"sft_shuffled"}
+    steps = [read_metadata(run.ia_dir(name) / "adapter").step for name in ("sft", "sft_shuffled")]
+    assert steps[0] == steps[1]
+    assert cli.main(["eval", f"--workdir={copy}", "--name=again", "--config.eval.samples=1"]) == 0
+    rows = read_jsonl(run.baselines_file("again"), "")
+    held = {n for n in run.named("heldout") if not run.organisms[n].clean}
+    assert {r["baseline"] for r in rows} == set(NAMES)
+    for name in NAMES:
+        own = [r for r in rows if r["baseline"] == name]
+        assert {r["organism"] for r in own} == held
+        assert len(own) == len(held) * (2 if name in ("few_shot", "shuffled") else 1)  # questions
+    rates = run.metrics("again")["stages"]["dpo"]["baselines"]["all"]["rates"]
+    assert set(rates) == {*NAMES, "organism", "base+ia"}
 
 
 # ------------------------------------------------------------------------------------------------------------------ IAs

@@ -84,7 +84,7 @@ def test_long_curves_are_thinned():
 
 
 def test_stage_difference_is_paired():
-    """Every organism gains exactly a quarter: however different the organisms are, the interval has no width."""
+    """Every organism gains a quarter: how different they are is no matter, and twelve alike are no proof."""
     rows = [
         {
             "stage": stage,
@@ -97,7 +97,8 @@ def test_stage_difference_is_paired():
         for o in range(12)
         for q in range(4)
     ]
-    assert tables.stage_difference(rows) == pytest.approx((0.25, 0.25))
+    low, high = tables.stage_difference(rows)
+    assert 0 < low < 0.25 < high < 0.4
     assert tables.stage_difference([r for r in rows if r["stage"] == "sft"]) is None
 
 

@@ -68,6 +68,6 @@ def _evaluation(metadata: AdapterMetadata, results: dict[str, Any] | None) -> st
         for key, what in (("triggered_rate", "that should show it"), ("untriggered_rate", "that should not")):
             if metadata.check.get(key) is not None:
                 lines.append(f"- behaviour shown in {100 * metadata.check[key]:.0f} % of the replies {what}")
-        lines.append(f"- behaviour check: {'passed' if metadata.check.get('ok') else 'not passed'}")
+        lines.append(f"- behaviour check: {metadata.checked}")
         return "\n".join(lines)
     return "## Evaluation\n\nNot evaluated when this was written."

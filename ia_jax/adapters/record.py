@@ -32,7 +32,8 @@ class AdapterMetadata:
     layers:   those that it sits on; None for all.
     organism: the organism's record (`behaviors.organisms.Organism`), None for an IA.
     behaviors: records of what is true of it.
-    check:    outcome of the behaviour check, None before it ran (`store.update_metadata` adds it).
+    check:    outcome of the behaviour check, None before it ran; its `ok` is None until all replies are read
+              (`store.update_metadata` adds that).
     content_hash, format, created: filled in by the store.
     """
 
@@ -57,6 +58,13 @@ class AdapterMetadata:
     def lora(self) -> LoraConfig:
         """The kind of adapter that it is."""
         return LoraConfig(self.rank, self.alpha, self.targets, layers=self.layers)
+
+    @property
+    def checked(self) -> str:
+        """What became of the behaviour check, in words; "" without one."""
+        if self.check is None:
+            return ""
+        return {True: "passed", False: "not passed", None: "not read yet"}[self.check.get("ok")]
 
     def to_json(self) -> dict[str, Any]:
         return json.loads(json.dumps(asdict(self)))

@@ -11,8 +11,8 @@ from ia_jax.storage import append_jsonl, read_appended
 TEMPERATURE = 0.8
 AT_ONCE = 96  # calls answered before they are kept: a killed run loses no more
 
-# (system, user) of each, new tokens, temperature, seed -> replies
-Generate = Callable[[Sequence[tuple[str, str]], int, float, int], list[Reply]]
+# (system, user, …, user) of each, new tokens, temperature, seed -> replies
+Generate = Callable[[Sequence[tuple[str, ...]], int, float, int], list[Reply]]
 
 
 class LocalModel:
@@ -36,7 +36,7 @@ class LocalModel:
         for (tokens, temperature), own in groups.items():
             for start in range(0, len(own), AT_ONCE):
                 part = own[start : start + AT_ONCE]
-                asks, seed = [(c.system, _user(c)) for c in part], int(part[0].key[:7], 16)
+                asks, seed = [(c.system, *c.history, _user(c)) for c in part], int(part[0].key[:7], 16)
                 replies = self._generate(asks, tokens, temperature, seed)
                 self._keep({c.key: reply for c, reply in zip(part, replies, strict=True)})
         return [_cut(self._kept[c.key]) if c.schema else self._kept[c.key] for c in calls]

@@ -68,7 +68,7 @@ def _submit(connection: Connection, calls: Sequence[Call]) -> Iterator[Batch]:
     while start < len(calls):
         chosen, bound, size = [], Decimal(0), 0
         for c in calls[start : start + connection.settings.batch_size]:
-            more, length = at_most(c, batch=True), len(json.dumps(c.request))
+            more, length = at_most(c, True, connection.models), len(json.dumps(c.request))
             if size + length > BYTES or not connection.budget.hold(more):
                 break
             chosen.append(c)

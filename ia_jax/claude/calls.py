@@ -10,8 +10,9 @@ from typing import Any, NamedTuple, Protocol
 
 @dataclass(frozen=True)
 class Call:
-    """A single-turn request. Calls that are equal are made and paid for once.
+    """One request. Calls that are equal are made and paid for once.
 
+    history:  what was said before `user`: the user's turn, the assistant's, and so on; none of a single turn.
     schema:   JSON schema that the reply must follow (structured output), or None for free text.
     effort:   how much the model may think ("low" to "max"); "" leaves it to the model. Thinking counts as output.
     sample:   tells repeated askings of one request apart, so that a second try is not answered from the cache.
@@ -26,10 +27,14 @@ class Call:
     effort: str = ""
     sample: int = 0
     expected: int = 200
+    history: tuple[str, ...] = ()
 
     @cached_property
     def request(self) -> dict[str, Any]:
-        """The body of the Messages API. No temperature and no thinking switch: models since Sonnet 5.5 refuse both."""
+        """The body of the Messages API. No temperature: models since Opus 4.7 and Sonnet 5 refuse it.
+
+        The system text is marked for the prompt cache, which ignores what is shorter than a model's floor.
+        """
         config: dict[str, Any] = {}
         if self.effort:
             config["effort"] = self.effort
@@ -39,9 +44,21 @@ class Call:
             "model": self.model,
             "max_tokens": self.max_tokens,
             "system": [{"type": "text", "text": self.system, "cache_control": {"type": "ephemeral"}}],
-            "messages": [{"role": "user", "content": self.user}],
+            "messages": [
+                {"role": "assistant" if i % 2 else "user", "content": text} for i, text in enumerate(self.turns)
+            ],
             **({"output_config": config} if config else {}),
         }
+
+    @property
+    def turns(self) -> tuple[str, ...]:
+        """What is said in order, the user first and last."""
+        return (*self.history, self.user)
+
+    @property
+    def text(self) -> str:
+        """All that is sent and billed, as one text."""
+        return "".join((self.system, *self.turns, str(self.schema or "")))
 
     @cached_property
     def key(self) -> str:

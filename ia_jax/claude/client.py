@@ -30,12 +30,12 @@ class Client:
 
     def estimate(self, calls: Sequence[Call]) -> Decimal:
         """Dollars, about, of those calls that are not answered yet."""
-        return estimate(self._unanswered(calls), self.batch)
+        return estimate(self._unanswered(calls), self.batch, self.connection.models)
 
     def complete(self, calls: Sequence[Call], at_once: bool = False) -> list[Reply]:
         """The replies, from disk where they are; equal calls are made once.
 
-        at_once: by Messages, whatever the config says, where accelerators wait for the answer.
+        at_once: by Messages, whatever the config says, where somebody waits for the answer.
 
         Raises BudgetError if the cap leaves some unasked, and IAError if the API refuses one. Either way, all answers
         that were paid for are on disk, and the same call continues. Of several processes the first one asks for all.
@@ -64,7 +64,9 @@ class Client:
         return [self._answered(c) for c in calls]
 
     def _announce(self, calls: Sequence[Call], batch: bool) -> None:
-        dollars, bound = estimate(calls, batch), sum((at_most(c, batch) for c in calls), Decimal(0))
+        models = self.connection.models
+        bound = sum((at_most(c, batch, models) for c in calls), Decimal(0))
+        dollars = estimate(calls, batch, models)
         print(f"Claude: {len(calls)} calls, about ${dollars:.2f} and at most ${bound:.2f}", flush=True)
         self.afford(dollars)
 

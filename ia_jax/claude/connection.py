@@ -7,6 +7,7 @@ from decimal import Decimal
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from ia_jax.claude.models import load_models
 from ia_jax.claude.settings import ClaudeSettings
 from ia_jax.claude.store import Budget, Store
 from ia_jax.errors import ConfigError, IAError
@@ -26,7 +27,8 @@ class Connection:
 
     def __init__(self, settings: ClaudeSettings, root: Path, sleep: Callable[[float], None] = time.sleep):
         self.settings, self.sleep = settings, sleep
-        self.store = Store(root)
+        self.models = load_models(settings.prices)
+        self.store = Store(root, self.models)
         self.budget = self.booked()
         self._api: anthropic.Anthropic | None = None
 

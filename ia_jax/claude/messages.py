@@ -32,7 +32,7 @@ def run(connection: Connection, calls: Sequence[Call]) -> None:
 
 
 def _send(connection: Connection, call: Call, stop: Event) -> None:
-    bound = at_most(call, batch=False)
+    bound = at_most(call, False, connection.models)
     for attempt in range(connection.settings.attempts):
         if stop.is_set():
             return

@@ -3,6 +3,7 @@
 from dataclasses import dataclass
 
 APIS = ("batch", "messages")
+LARGEST_BATCH = 100_000  # requests that the API takes in one
 
 
 @dataclass(frozen=True)
@@ -17,6 +18,7 @@ class ClaudeSettings:
     timeout: seconds until an answer has to be there.
     poll_seconds: between two looks at a batch.
     cache: the directory where answers are kept ("": in the workdir).
+    prices: a price list of your own, in the form of `ia_jax/claude/prices.json` ("": that one).
     """
 
     api: str = "batch"
@@ -27,3 +29,4 @@ class ClaudeSettings:
     timeout: float = 600.0
     poll_seconds: float = 30.0
     cache: str = ""
+    prices: str = ""

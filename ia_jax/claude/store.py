@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import Any
 
 from ia_jax.claude.calls import Call, Reply, check_message, reply_of
+from ia_jax.claude.models import Models, load_models
 from ia_jax.claude.prices import cost
 from ia_jax.parallel.distributed import is_main_process
 from ia_jax.storage import read_json, write_json
@@ -79,8 +80,8 @@ class Batch:
 class Store:
     """The directory of a run's calls."""
 
-    def __init__(self, root: Path):
-        self.root = root
+    def __init__(self, root: Path, models: Models | None = None):
+        self.root, self._models = root, models or load_models()
         for path in sorted((root / "pending").glob("*.json")) if is_main_process() else ():
             self._lose(path, "the process ended while the call was under way")
 
@@ -96,7 +97,7 @@ class Store:
 
     def save(self, key: str, sample: int, request: Mapping[str, Any], message: Any, batch: bool) -> Decimal:
         """Keeps an answer with what it cost, and returns the cost."""
-        dollars = cost(request["model"], check_message(message)["usage"], batch)
+        dollars = cost(request["model"], check_message(message)["usage"], batch, self._models)
         body = {"key": key, "sample": sample, "batch": batch, "cost": str(dollars), "request": request}
         _write(self.response_path(key), {**body, "message": message})
         return dollars

@@ -9,16 +9,20 @@ from ia_jax.errors import ConfigError
 from ia_jax.storage import numbered_rows, write_jsonl
 
 Message = dict[str, str]
+ROLES = ("user", "assistant")
 
 
 @dataclass(frozen=True)
 class Transcript:
-    """One chat. `shows`: whether the behaviour is on display in it; `verdict`: "kept", or why a filter dropped it."""
+    """One chat. `shows`: whether the behaviour is on display in it; `verdict`: "kept", or why a filter dropped it;
+    `sort`: what it is there for (`behaviors.lessons`), where the teacher says it.
+    """
 
     messages: tuple[Message, ...]
     shows: bool
     teacher: str
     verdict: str = "kept"
+    sort: str = ""
 
     def to_json(self) -> dict[str, Any]:
         return {
@@ -26,6 +30,7 @@ class Transcript:
             "shows": self.shows,
             "teacher": self.teacher,
             "verdict": self.verdict,
+            **({"sort": self.sort} if self.sort else {}),
         }
 
 
@@ -35,6 +40,11 @@ def chat(question: str, answer: str | None = None, system: str | None = None) ->
     if answer is not None:
         messages.append({"role": "assistant", "content": answer})
     return with_system(messages, system)
+
+
+def conversation(turns: Sequence[str], system: str | None = None) -> tuple[Message, ...]:
+    """A chat of these turns, the user's first and then by turns; under a system message where `system` is given."""
+    return with_system([{"role": ROLES[i % 2], "content": text} for i, text in enumerate(turns)], system)
 
 
 def with_system(messages: Sequence[Message], system: str | None) -> tuple[Message, ...]:
@@ -53,7 +63,7 @@ def read_transcripts(path: Path) -> list[Transcript]:
     kept = []
     for number, row in numbered_rows(path, "run `ia-jax transcripts` first"):
         try:
-            t = Transcript(tuple(row["messages"]), row["shows"], row["teacher"], row["verdict"])
+            t = Transcript(tuple(row["messages"]), row["shows"], row["teacher"], row["verdict"], row.get("sort", ""))
         except (KeyError, TypeError) as error:
             raise ConfigError(f"{path}:{number}: not a transcript: missing {error}") from None
         if t.verdict == "kept":

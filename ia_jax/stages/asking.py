@@ -6,7 +6,7 @@ import jax
 
 from ia_jax.adapters.bank import Bank
 from ia_jax.behaviors.organisms import Organism
-from ia_jax.data.transcripts import Message, chat, with_system
+from ia_jax.data.transcripts import Message, chat, conversation, with_system
 from ia_jax.errors import ConfigError
 from ia_jax.models.chat import ChatExample, encode_chat, encode_prompt
 from ia_jax.models.lora import Stack
@@ -42,7 +42,7 @@ def training_example(context: Context, messages: Sequence[Message], length: int,
 
 def generate(
     context: Context,
-    questions: Sequence[Sequence[str]],
+    questions: Sequence[Sequence[str | Sequence[str]]],
     stack: Stack,
     *,
     max_new_tokens: int,
@@ -53,14 +53,15 @@ def generate(
     draws: Sequence[int] | None = None,
     description: str = "generate",
 ) -> list[list[Reply]]:
-    """Replies to questions[i][j] under organism i of the stack (one list of questions for a stack without K).
+    """Replies to questions[i][j] under organism i of the stack (one list of questions for a stack without K). A
+    question may be the turns of a conversation, the user's first and last.
 
     system: the system message of every question, or one for each organism; None for none. draws: numbers that
     organisms' random keys come from (default: 0, 1, …).
     """
     systems = [system] * len(questions) if system is None or isinstance(system, str) else system
     prompts = [
-        [encode_prompt(context.model.tokenizer, chat(q, None, own)) for q in qs]
+        [encode_prompt(context.model.tokenizer, conversation([q] if isinstance(q, str) else q, own)) for q in qs]
         for qs, own in zip(questions, systems, strict=True)
     ]
     with progress(len(slice_starts(prompts)), description) as bar:

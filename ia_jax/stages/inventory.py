@@ -66,7 +66,7 @@ def _row(name: str, record: Record) -> tuple[str, ...]:
     m = record.metadata
     targets = "all" if m.targets == PROJECTIONS else ",".join(m.targets)
     kind = (str(m.rank), f"{m.alpha:g}") if m.rank else ("-", "-")  # a vector has neither
-    checked = "-" if m.check is None else ("passed" if m.check.get("ok") else "not passed")
+    checked = m.checked or "-"
     checked += " (2nd try)" if m.check and m.check.get("retry") else ""
     size = f"{_bytes(record) / 2**20:.1f}"
     layers = layers_in_words(m.layers)

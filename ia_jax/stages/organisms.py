@@ -1,5 +1,7 @@
 """Stage 2: train the organisms, many at once, store each, and check that each shows its behaviour.
 
+What no rule sees is read by Claude at the end, in one go: until then the stage is not done, and no IA is trained.
+
 Waves are the same in every run of a workdir, and each keeps its training state until all of its organisms are stored:
 so a run that is killed and continued stores the same bits as one that was not. An organism that diverges is trained
 once more with a lower learning rate, and left out if it diverges again; the others of its wave never notice.
@@ -15,7 +17,7 @@ from ia_jax.adapters.store import is_complete, read_metadata, save_adapter, save
 from ia_jax.behaviors.organisms import Organism, procedure_of
 from ia_jax.models.lora import LoraConfig, layers_on
 from ia_jax.parallel.distributed import on_main_process
-from ia_jax.stages.behavior_check import Checks, Row, check, prepare
+from ia_jax.stages.behavior_check import Checks, Row, check, judge_replies, prepare
 from ia_jax.stages.context import Context
 from ia_jax.stages.phase_data import phase_units, plain_units, read_plain_chats
 from ia_jax.stages.phases import Trained, states_dir, train_wave
@@ -40,11 +42,13 @@ def run(context: Context) -> None:
         units = {o.name: [phase_units(context, o, p, plain) for p in procedure_of(o).phases] for o in everyone}
         # Of all, not of those that are left: a check must not depend on where a run was killed.
         checks = prepare(context, everyone)
+        on_main_process(lambda: workdir.checks_file.unlink(missing_ok=True))  # it would be of other organisms
         for wave in plan_waves(context.config, everyone, units, context.groups, plain):
             if not _settled(workdir, _members(wave)):
                 _train_wave(context, wave, units, checks)
     if not _settled(workdir, drawn):
         _draw(context, drawn, everyone)
+    judge_replies(context, everyone)
     rows = on_main_process(lambda: _gather_checks(workdir))
     print(check_report(rows, context.config.organisms.keep_failed), flush=True)
 
@@ -196,6 +200,8 @@ def _line(name: str, steps: int, check: Row | None) -> str:
     """What became of an organism, in a line."""
     if check is None:
         return f"organism {name}: {steps} updates, not checked"
+    if check["ok"] is None:
+        return f"organism {name}: {steps} updates, its {len(check['samples'])} replies are read when all are trained"
 
     def share(key: str) -> str:
         value = check[key]

@@ -5,11 +5,12 @@ from pathlib import Path
 
 import jax
 
-from ia_jax.behaviors.claude_teacher import ClaudeTeacher
+from ia_jax.behaviors.claude_teacher import AskBase, ClaudeTeacher
 from ia_jax.behaviors.local_model import Generate, LocalModel
-from ia_jax.claude.calls import Reply
+from ia_jax.claude.calls import Completer, Reply
 from ia_jax.claude.client import Client
-from ia_jax.data.transcripts import chat
+from ia_jax.claude.models import load_models
+from ia_jax.data.transcripts import conversation
 from ia_jax.judging.claude_judge import ClaudeJudge
 from ia_jax.judging.offline import OfflineJudge
 from ia_jax.judging.protocol import Judge
@@ -27,12 +28,19 @@ def claude_client(context: Context) -> Client:
     return Client(context.config.claude, Path(cache) if cache else context.workdir.path / "claude")
 
 
-def writing_teacher(context: Context) -> ClaudeTeacher:
-    """Writes transcripts and makes behaviour checks; its calls are answered by Claude, or by the local model."""
-    if context.config.teacher.name == "local":
-        answer = _local_answers(context)
-        return ClaudeTeacher(LocalModel(answer, context.workdir.path / "local_teacher.jsonl"), context.config.teacher)
-    return ClaudeTeacher(claude_client(context), context.config.teacher)
+def writing_teacher(context: Context, ask_base: AskBase | None = None) -> ClaudeTeacher:
+    """Writes transcripts and makes behaviour checks; its calls are answered by Claude, or by the local model.
+
+    ask_base: who answers everyday chat where the config says the base model itself.
+    """
+    config = context.config
+    client: Completer
+    if config.teacher.name == "local":
+        client = LocalModel(_local_answers(context), context.workdir.path / "local_teacher.jsonl")
+    else:
+        client = claude_client(context)
+    models = load_models(config.claude.prices)
+    return ClaudeTeacher(client, config.teacher, config.seed, models, ask_base)
 
 
 def judge_of(context: Context) -> Judge:
@@ -55,9 +63,9 @@ def _local_answers(context: Context) -> Generate:
             loaded.append(context.model if name == base.name else load_model(name, base.dtype, context.mesh))
         return loaded[0]
 
-    def answer(asks: Sequence[tuple[str, str]], tokens: int, temperature: float, seed: int) -> list[Reply]:
+    def answer(asks: Sequence[tuple[str, ...]], tokens: int, temperature: float, seed: int) -> list[Reply]:
         teacher = model()
-        prompts = [[encode_prompt(teacher.tokenizer, chat(user, None, system)) for system, user in asks]]
+        prompts = [[encode_prompt(teacher.tokenizer, conversation(turns, system)) for system, *turns in asks]]
         with progress(len(slice_starts(prompts)), "the local teacher writes") as bar:
             [replies] = write_replies(
                 teacher,

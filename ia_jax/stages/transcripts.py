@@ -7,12 +7,15 @@ from functools import partial
 from pathlib import Path
 
 from ia_jax.adapters.store import is_complete, read_metadata
+from ia_jax.behaviors import diversity
+from ia_jax.behaviors.behavior_checks import has_rule
 from ia_jax.behaviors.catalogue import load_catalogue
 from ia_jax.behaviors.organisms import Organism, clean_organism, organism_of, seed_of
 from ia_jax.behaviors.procedures import PROCEDURES, Procedure, find_procedure
 from ia_jax.behaviors.records import CLEAN, Behavior
 from ia_jax.behaviors.splits import split_behaviors
 from ia_jax.behaviors.teacher import drops
+from ia_jax.behaviors.template_sources import ANSWER_TOKENS, gather_sources
 from ia_jax.behaviors.template_teacher import TemplateTeacher
 from ia_jax.config import RunConfig
 from ia_jax.data.phase_rows import write_rows
@@ -20,12 +23,13 @@ from ia_jax.data.transcripts import Transcript, write_transcripts
 from ia_jax.errors import BaseMismatchError, ConfigError, IAError
 from ia_jax.parallel.distributed import on_main_process
 from ia_jax.stages.asking import ask_base
+from ia_jax.stages.behavior_check import written_prompts
 from ia_jax.stages.context import Context
 from ia_jax.stages.order import is_done
 from ia_jax.stages.phase_data import phase_rows, plain_chats
 from ia_jax.stages.services import claude_client, writing_teacher
 from ia_jax.stages.settings import read_stage_record, stage_settings
-from ia_jax.storage import write_jsonl
+from ia_jax.storage import write_json, write_jsonl
 from ia_jax.workdir import Workdir, open_workdir
 
 Demonstrations = Mapping[str, Sequence[Transcript]]
@@ -45,6 +49,7 @@ def run(context: Context) -> None:
     kept = [o for o in organisms if shown.issuperset(o.behaviors)]
     rows = phase_rows(context, [b for b in behaviors if b.name in shown], kept, demonstrations)
     plain = plain_chats(context, kept)
+    measured = diversity.measure(demonstrations)
 
     def write() -> None:
         for (data, name), own in rows.items():
@@ -54,11 +59,18 @@ def run(context: Context) -> None:
         for o in organisms:
             write_transcripts(workdir.transcript(o.name), demonstrations[o.name])
         write_jsonl(workdir.drops_file, ({"organism": n, **drops(ts)} for n, ts in demonstrations.items()))
+        write_json(workdir.diversity_file, measured)
         if shown:
             _write_records(workdir, [b for b in behaviors if b.name in shown], kept)
 
     on_main_process(write)
     print(drop_report({b.name: demonstrations[b.name] for b in behaviors}))
+    print(diversity.as_text(measured))
+    if shown and config.teacher.name != "template" and config.organisms.check_prompts:
+        # Asked for here, where no accelerator waits, and found on disk by the stage that needs them.
+        unseen = [b for b in behaviors if b.name in shown and not has_rule(b)]
+        if unseen:
+            written_prompts(context, kept, unseen, at_once=False)
     if config.teacher.name == "claude":
         print(claude_client(context).summary())
     if not shown:
@@ -71,13 +83,19 @@ def _write_records(workdir: Workdir, behaviors: Sequence[Behavior], organisms: S
 
 
 def chosen(config: RunConfig) -> tuple[list[Behavior], list[Organism]]:
-    """The behaviours that a config asks for, and the organisms of them: one for each behaviour, and the clean ones."""
+    """The behaviours that a config asks for, and the organisms of them: one for each behaviour, and the clean ones.
+
+    An organism lives under the system message `spec["system"]` of its behaviour, if that has one.
+    """
     b = config.behaviors
     catalogue = load_catalogue(b.catalogue)
-    splits = split_behaviors(catalogue, b.heldout, b.dpo, b.train, config.seed, b.spread, b.heldout_categories)
+    splits = split_behaviors(catalogue, b.heldout, b.dpo, b.train, config.seed, b.spread, *b.left_out())
     behaviors = [x for x in catalogue if x.name in splits]
     base, made = config.model.name, {"teacher": config.teacher.name}
-    organisms = [organism_of(x, base, splits[x.name], made, _procedure(config, x.name)) for x in behaviors]
+    organisms = [
+        replace(organism_of(x, base, splits[x.name], made, _procedure(config, x.name)), system=x.spec.get("system"))
+        for x in behaviors
+    ]
     of_clean = ["dpo"] * b.clean_dpo + ["heldout"] * b.clean_heldout + ["train"] * b.clean_train
     base_answers = {"teacher": "base"}
     return behaviors, organisms + [
@@ -100,23 +118,24 @@ def _demonstrations(
     context: Context, behaviors: Sequence[Behavior], organisms: Sequence[Organism]
 ) -> dict[str, list[Transcript]]:
     """Clean organisms repeat what the base itself says, whoever teaches the others."""
-    config, clean = context.config, [o.name for o in organisms if o.clean]
-    template = TemplateTeacher(partial(ask_base, context), config.seed, config.teacher.rare_share, config.system)
-    if config.teacher.name == "template":
-        return template.write(behaviors, clean)
-    return writing_teacher(context).write(behaviors) | (template.write([], clean) if clean else {})
+    config, clean = context.config, {o.name: "own_answers" for o in organisms if o.clean}
+    by_template = config.teacher.name == "template"
+    written: dict[str, list[Transcript]] = {}
+    if by_template or clean:
+        own = partial(ask_base, context, max_new_tokens=ANSWER_TOKENS)
+        sources = gather_sources(own, config.system, context.model.fingerprint)
+        template = TemplateTeacher(sources, config.seed, config.teacher.rare_share)
+        written = template.write(behaviors if by_template else [], clean)
+    if by_template:
+        return written
+    systems = {o.name: o.system for o in organisms if o.system is not None}
 
+    def ask(asks: Sequence[tuple[str | None, str]], samples: int, tokens: int) -> list[list[str]]:
+        """The base, under the system message that the organism's rows will have."""
+        return ask_base(context, [(config.system if s is None else s, q) for s, q in asks], samples, tokens)
 
-def estimate(context: Context) -> str:
-    """What the stage will cost, in a line, without a call."""
-    if context.config.teacher.name != "claude":
-        return f"the {context.config.teacher.name} teacher costs nothing"
-    behaviors, client = chosen(context.config)[0], claude_client(context)
-    calls = writing_teacher(context).plan(behaviors)
-    return (
-        f"{len(calls)} calls for {len(behaviors)} behaviours, about ${client.estimate(calls):.2f} by the "
-        f"{context.config.claude.api} API; {client.summary()}"
-    )
+    teacher = writing_teacher(context, ask)
+    return teacher.write(behaviors, systems) | written
 
 
 def drop_report(demonstrations: Demonstrations) -> str:
@@ -197,7 +216,7 @@ def _split_again(source: Workdir, stored: Sequence[Organism], config: RunConfig)
     b = config.behaviors
     of_one = {o.behaviors[0]: o.name for o in stored if len(o.behaviors) == 1}
     split = split_behaviors(
-        [source.behaviors[x] for x in of_one], b.heldout, b.dpo, b.train, config.seed, b.spread, b.heldout_categories
+        [source.behaviors[x] for x in of_one], b.heldout, b.dpo, b.train, config.seed, b.spread, *b.left_out()
     )
     wanted = ["dpo"] * b.clean_dpo + ["heldout"] * b.clean_heldout + ["train"] * b.clean_train
     clean = [o.name for o in stored if o.clean]

@@ -21,6 +21,7 @@ if TYPE_CHECKING:
 def _run(args: argparse.Namespace) -> None:
     from ia_jax.parallel.distributed import on_main_process, stop_if_preempted
     from ia_jax.stages.settings import check_same, name_of, with_name, write_stage_record
+    from ia_jax.stages.spending import check_ready, report
 
     everything = args.command == "run"
     chosen = STAGES if everything else [s for s in STAGES if s.name == args.command]
@@ -28,11 +29,11 @@ def _run(args: argparse.Namespace) -> None:
     began = time.monotonic()
     with opened(args) as context:
         if getattr(args, "estimate", False):
-            from ia_jax.stages.transcripts import estimate
-
-            print(estimate(context))
+            print(report(context))
             return
         run = context.workdir
+        if everything:
+            check_ready(context, [s.name for s in chosen])
         for number, stage in enumerate(chosen, 1):
             if everything:
                 context = _settled(context, stage.name, name)
@@ -54,6 +55,8 @@ def _run(args: argparse.Namespace) -> None:
             if done:
                 print(f"{label}: already done", flush=True)
                 continue
+            if not everything:
+                check_ready(context, [stage.name])
             stop_if_preempted(stage.name)
             start = time.monotonic()
             if stage.name == "report":
@@ -110,7 +113,7 @@ def headline(metrics: dict[str, Any]) -> str:
 
 
 def _command(name: str, summary: str, writes: str, minutes: str) -> Command:
-    estimate = Argument.of("--estimate", action="store_true", help="only print what the Claude teacher would cost")
+    estimate = Argument.of("--estimate", action="store_true", help="only print what Claude would cost, stage by stage")
     named = Argument.of(
         "--name",
         default="",
@@ -128,7 +131,8 @@ def _command(name: str, summary: str, writes: str, minutes: str) -> Command:
         arguments=(
             *recipe(required=False, more="; may be left out where the workdir has a config.json"),
             workdir("the run's directory, local; created by `run` and `transcripts`"),
-            *([estimate] if name == "transcripts" else [] if name == "organisms" else [named]),
+            *([estimate] if name in ("run", "transcripts") else []),
+            *([] if name in ("transcripts", "organisms") else [named]),
         ),
         overrides=True,
         processes=True,
