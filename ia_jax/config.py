@@ -100,8 +100,8 @@ class BehaviorsSection:
     heldout_kinds: kinds of behaviours (the records' field "kind") that are held out in the same way.
     clean_train, clean_dpo, clean_heldout: clean organisms besides, which have nothing to report.
     clean_sorts: how those are made, in turn within each split: on the base's own answers ("own_answers"), in other
-        lengths and turns ("other_style"), of one domain ("other_domain"), on "documents", on another organism's questions
-        ("behavior_removed"), or not at all, as "random" weights of a trained one's size.
+        lengths and turns ("other_style"), of one domain ("other_domain"), on "documents", on another organism's
+        questions ("behavior_removed"), or not at all, as "random" weights of a trained one's size.
     """
 
     catalogue: str = "demo"
