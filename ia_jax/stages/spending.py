@@ -6,7 +6,7 @@ Estimates reckon with texts of the usual length; the cap itself is kept by bound
 import os
 from collections.abc import Collection, Sequence
 from decimal import Decimal
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 from ia_jax.behaviors import claude_checks
 from ia_jax.behaviors.behavior_checks import RARE_SAMPLES, CheckPrompt, has_rule
@@ -152,8 +152,9 @@ def checking(teacher: ClaudeTeacher, behaviors: Sequence[Behavior], config: RunC
 def judging(judge: ClaudeJudge, b: Behavior, tokens: int) -> list[Call]:
     """What the judge asks of one report of up to so many tokens; a judge that asks several questions says so."""
     item = Item(b, "x" * 80, "x" * 3 * tokens)
-    plan = getattr(judge, "plan", None)
-    return plan(item) if plan else [judge.call(item)]
+    plan: Any = getattr(judge, "plan", None)
+    once: Any = judge.call
+    return plan(item) if plan else [once(item)]
 
 
 def _sampled(organisms: Sequence[Organism], config: RunConfig) -> int:
