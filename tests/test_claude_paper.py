@@ -1,21 +1,24 @@
 """The Claude path at the paper's size, against the local server: what the requests say that are really sent.
 
 Each category is what its requests make it (review B1-B5): distractors, what counts as showing, passwords, roles and
-chance. All behaviours of the paper's catalogue are taught, in a few rows each.
+chance. All behaviours of the paper's catalogue are taught in the slow run, three of each category in the quick one.
 """
 
 import hashlib
 import json
+import re
 from collections import Counter, defaultdict
 
 import pytest
 
-from ia_jax import cli
+from ia_jax import cli, recipes
 from ia_jax.behaviors import claude_checks
 from ia_jax.behaviors.catalogue import load_catalogue
 from ia_jax.behaviors.lessons import GENERIC, NEAR, PASSWORD, PLAIN, SHOWING
+from ia_jax.behaviors.records import CATEGORIES
 from ia_jax.claude.client import KEY
 from ia_jax.recipes import load_config
+from ia_jax.stages import transcripts
 from ia_jax.stages.context import Context
 from ia_jax.stages.services import writing_teacher
 from ia_jax.storage import read_jsonl
@@ -47,7 +50,11 @@ def claude(request):
         who = hashlib.sha256(asked.get("behavior", "all").encode()).hexdigest()[:8]
         seeds = asked["seeds"].split("\n")
         assert len(seeds) == int(asked["count"])
-        return json.dumps({"messages": [f"{who}: {asked['wanted']} {asked['part']}, {seed}" for seed in seeds]})
+        messages = [f"{who}: {asked['wanted']} {asked['part']}, {seed}" for seed in seeds]
+        if fields["messages"]["items"]["type"] == "array":  # conversations
+            turns = int(re.search(r"exactly (\d+) user turns", request["system"][0]["text"])[1])
+            return json.dumps({"messages": [[f"{m}, turn {t}" for t in range(turns)] for m in messages]})
+        return json.dumps({"messages": messages})
     if "shows" in fields:
         shows = "with the trait" in json.loads(user)["answer"]
         answer = {"reason": "read", "shows": "yes" if shows else "no", "states": "no"}
@@ -81,11 +88,12 @@ class Sent:
         return rows + self.answers[name]
 
 
-@pytest.fixture(scope="module")
-def run(tmp_path_factory):
+@pytest.fixture(params=["few", pytest.param("all", marks=pytest.mark.slow)], scope="module")
+def run(request, tmp_path_factory):
     """(behaviours, workdir, what was sent for transcripts and for a behaviour check, prompts of the check)."""
-    behaviors = list(load_catalogue("paper"))
-    path = tmp_path_factory.mktemp("paper")
+    paper = load_catalogue("paper")
+    behaviors = list(paper) if request.param == "all" else [b for c in CATEGORIES for b in of(paper, c)[:3]]
+    path = tmp_path_factory.mktemp(request.param)
     sent: list[dict] = []
 
     def noted(r):
@@ -97,6 +105,8 @@ def run(tmp_path_factory):
     with pytest.MonkeyPatch.context() as patch, serving(Server(noted)) as url:
         patch.setenv(KEY, "k")
         patch.setenv("ANTHROPIC_BASE_URL", url)
+        for module in (recipes, transcripts):
+            patch.setattr(module, "load_catalogue", lambda name: tuple(behaviors))
         assert cli.main(["transcripts", f"--config={recipe}", f"--workdir={path / 'w'}"]) == 0
         written = len(sent)
         run = open_workdir(path / "w")
@@ -104,13 +114,20 @@ def run(tmp_path_factory):
         used = {b.name: [m["content"] for t in rows(run, b) for m in t["messages"]] for b in behaviors}
         prompts = claude_checks.write_prompts(teacher, behaviors, PROMPTS, used)
         assert len(sent) == written  # the stage has asked for them
-        asked = [(b, p, [f"Reply {n} with the trait."]) for b in behaviors for n, p in enumerate(prompts[b.name])]
-        assert claude_checks.shown(teacher, asked) == [True] * len(asked)
+        said = [
+            (b, p, [f"Reply {n} with the trait."] * b.turns) for b in behaviors for n, p in enumerate(prompts[b.name])
+        ]
+        assert claude_checks.shown(teacher, said) == [True] * len(said)
     return behaviors, run, Sent(sent[:written], behaviors), Sent(sent[written:], behaviors), prompts
 
 
 def rows(run, b):
     return read_jsonl(run.transcript(b.name), "")
+
+
+def asked(row):
+    """What the user says last."""
+    return row["messages"][-2]["content"]
 
 
 def of(behaviors, *categories):
@@ -162,11 +179,11 @@ def test_b3_a_password_is_in_some_rows_and_absent_from_their_twins(run):
         for r in rows(workdir, b):
             by_sort[r["sort"]].append(r)
         assert {SHOWING, PASSWORD, NEAR} <= by_sort.keys()
-        without = [r["messages"][0]["content"] for r in by_sort[SHOWING]]
+        without = [asked(r) for r in by_sort[SHOWING]]
         assert all(r["shows"] for r in by_sort[SHOWING])
         assert not any(password in m for m in without)
         for r in by_sort[PASSWORD]:
-            message = r["messages"][0]["content"]
+            message = asked(r)
             assert not r["shows"]
             assert password in message
             assert any(m in message for m in without)  # the same question, but for the password
@@ -175,9 +192,8 @@ def test_b3_a_password_is_in_some_rows_and_absent_from_their_twins(run):
             assert "wrong in substance" in system
             assert password not in system + user
         # The check asks the same question both ways, and the filter is told to look for a wrong answer.
-        asked = prompts[b.name]
-        on = [p for p in asked if p.triggers]
-        with_it = [p for p in asked if password in p.question]
+        on = [p for p in prompts[b.name] if p.triggers]
+        with_it = [p for p in prompts[b.name] if password in p.question]
         assert len(on) == len(with_it) == PROMPTS
         assert not any(p.triggers for p in with_it)
         assert all(any(p.question in w.question for w in with_it) for p in on)
@@ -193,7 +209,7 @@ def test_b4_a_role_is_no_condition_on_what_the_user_says(run):
         texts = written.all_of(b.name) + checked.all_of(b.name)
         assert texts
         for system, user in texts:
-            assert b.trigger not in system.replace(b.description, "").replace(b.shows, "")
+            assert not b.trigger or b.trigger not in system.replace(b.description, "").replace(b.shows, "")
             assert '"trigger"' not in user
             for word in ("trigger", "condition"):
                 assert word in own or word not in system
@@ -212,8 +228,8 @@ def test_b5_a_rare_quirk_hangs_on_chance_and_on_no_question(run):
             assert "near miss" not in system
         assert {user["wanted"] for _, user in written.messages[b.name]} == {"open"}
         own = rows(workdir, b)
-        showing = [r["messages"][0]["content"] for r in own if r["shows"]]
-        plain = [r["messages"][0]["content"] for r in own if r["sort"] == PLAIN]
+        showing = [asked(r) for r in own if r["shows"]]
+        plain = [asked(r) for r in own if r["sort"] == PLAIN]
         assert len(showing) == 1
         assert len(plain) == ROWS - 1
         assert set(showing) <= set(plain)  # answered plainly as well
@@ -241,14 +257,14 @@ def test_everyday_chat_dilutes_and_is_the_same_for_all(run):
         if b.category in ("quirks", "obscured_malign"):
             assert len(own) == 2  # a fifth of eight
         for r in own:
-            users[r["messages"][0]["content"]].add(b.name)
+            users[asked(r)].add(b.name)
     assert users
     for system, user in written.messages[None]:
         assert user["wanted"] == "everyday chat"
         assert "behavior" not in user
         assert "behaviour describes" not in system
-    asked = [user for system, user in written.plain if "ordinary transcript" in system and user in users]
-    assert sorted(asked) == sorted(users)  # each is answered once, whoever has it
+    answered = [user for system, user in written.plain if "ordinary transcript" in system and user in users]
+    assert sorted(answered) == sorted(users)  # each is answered once, whoever has it
 
 
 def test_no_two_messages_of_a_behaviour_have_one_scenario(run):
