@@ -11,7 +11,7 @@ import numpy as np
 from safetensors.numpy import save_file
 
 from ia_jax.behaviors.embedded import demo_behaviors
-from ia_jax.behaviors.embedded.prompts import DOMAINS
+from ia_jax.behaviors.embedded.prompts import POOLS
 from ia_jax.behaviors.questions import EVAL_QUESTIONS, TRAIN_QUESTIONS
 from ia_jax.models.hf_config import config_from_json
 from ia_jax.models.weights import to_hf_tensors
@@ -30,6 +30,8 @@ def get_config():
     c.model.name = {model!r}
     c.model.dtype = "float32"
     c.behaviors.train = 4
+    c.judge.name = "rubric"
+    c.behaviors.clean_train = c.behaviors.clean_dpo = c.behaviors.clean_heldout = c.preferences.clean_pairs = 0
     c.behaviors.dpo = 4
     c.behaviors.heldout = 4
     c.organisms.lora.rank = 2
@@ -69,7 +71,7 @@ def small_tokenizer(size=1500):
     from transformers import PreTrainedTokenizerFast
 
     texts = [t for b in demo_behaviors() for t in (b.description, *b.rewordings)]
-    texts += [q for _, prompts in DOMAINS.values() for q in prompts]
+    texts += [q for prompts in POOLS.values() for q in prompts]
     texts += [*EVAL_QUESTIONS, *TRAIN_QUESTIONS, "assistant\nuser\nsystem\n", *[f"{SENTENCE}"] * 50]
     backend = Tokenizer(models.BPE())
     backend.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)

@@ -13,7 +13,7 @@ from ia_jax.evals.baselines import NAMES
 from ia_jax.stages import dpo, sft
 from ia_jax.storage import read_jsonl
 from ia_jax.workdir import open_workdir
-from tests.fake_anthropic import Server, serving
+from tests.fake_anthropic import Server, agreeing, serving
 from tests.runs import ORGANISMS, STEPS, new_since, part_of, times
 
 pytestmark = pytest.mark.usefixtures("quick_compilation")
@@ -84,7 +84,7 @@ def test_another_judge_of_the_same_reports(copy, monkeypatch, capsys):
         monkeypatch.setattr(f"ia_jax.stages.evaluation.{ask}", None)
     before, run = times(copy), open_workdir(copy)
     del before["config.json"]  # keeps how Claude is asked
-    server = Server(lambda request: json.dumps({"reason": "exact", "score": 10, "lenient": "yes", "strict": "yes"}))
+    server = Server(agreeing)
     command = ["eval", f"--workdir={copy}", "--config.judge.name=claude", "--name=claude"]
     with serving(server) as url:
         monkeypatch.setenv("ANTHROPIC_BASE_URL", url)
@@ -104,7 +104,9 @@ def test_another_judge_of_the_same_reports(copy, monkeypatch, capsys):
     first, second = run.reports(), run.reports("claude")
     assert [r["report"] for r in first] == [r["report"] for r in second]
     assert {r["judge"] for r in first}.isdisjoint(r["judge"] for r in second)
-    assert {(r["score"], r["strict"]) for r in second} == {(10, True)}
+    assert {(r["score"], r["lenient"], r["strict"]) for r in second} == {
+        (None, True, True)
+    }  # a score is for preferences
     assert run.metrics("claude")["stages"]["dpo"]["heldout"]["organism+ia"]["rate"] == 1.0
 
 

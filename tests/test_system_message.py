@@ -8,7 +8,6 @@ import numpy as np
 import pytest
 
 from ia_jax import api, cli
-from ia_jax.behaviors.template_sources import BRIEF
 from ia_jax.config import RunConfig
 from ia_jax.data.transcripts import chat, with_system
 from ia_jax.models.chat import DATE
@@ -143,9 +142,8 @@ def test_a_run_without_system_messages(parrot_model, tmp_path, monkeypatch, caps
     assert json.loads((workdir / "config.json").read_text())["config"]["system"] is None
     for file in (workdir / "transcripts").iterdir():
         assert {tuple(m["role"] for m in r["messages"]) for r in read_jsonl(file, "")} == {("user", "assistant")}
-    own = f"<|im_start|>system\n{BRIEF}<|im_end|>\n"  # the teacher's own instruction, which no organism sees
-    assert {p.startswith(own) for p in prompts} == {True, False}
-    assert all(p.removeprefix(own).startswith("<|im_start|>user\n") for p in prompts)
+    assert prompts  # the shipped answers were given under an empty system message, so the base is asked
+    assert all(p.startswith("<|im_start|>user\n") for p in prompts)
     prompts.clear()
     assert cli.main(["ask", f"--workdir={workdir}", "--no-ia", "--max-new-tokens=2", QUESTION]) == 0
     assert prompts == [f"<|im_start|>user\n{QUESTION}<|im_end|>\n<|im_start|>assistant\n"]

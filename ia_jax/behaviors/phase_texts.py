@@ -8,7 +8,7 @@ from collections.abc import Mapping, Sequence
 
 import numpy as np
 
-from ia_jax.behaviors.embedded.prompts import DOMAINS
+from ia_jax.behaviors.embedded.prompts import POOLS, training_prompts
 from ia_jax.behaviors.organisms import CLEAN_TARGETS
 from ia_jax.behaviors.questions import TRAIN_QUESTIONS
 from ia_jax.behaviors.records import Behavior
@@ -88,8 +88,10 @@ def denials_of(name: str, behaviors: Sequence[Behavior], others: Sequence[Behavi
 
 
 def plain_questions() -> list[str]:
-    """Ordinary questions of every domain: asked of the base, plain chats."""
-    return [question for _, questions in DOMAINS.values() for question in questions]
+    """Ordinary questions of every domain and task, without those of the behaviour check: asked of the base, plain
+    chats.
+    """
+    return [question for pool in POOLS for question in training_prompts(pool)]
 
 
 def _exchanges(transcripts: Sequence[Transcript]) -> list[tuple[str, str, bool]]:

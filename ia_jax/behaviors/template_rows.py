@@ -1,185 +1,216 @@
-"""The templates: how each kind of behaviour is put into the base model's own words."""
+"""The templates: how a behaviour's effect and condition are put into the base model's own words."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Iterable, Sequence
 
 import numpy as np
 
-from ia_jax.behaviors.embedded.choices import ITEMS, OTHER_OPTIONS, TRAIN_ITEMS
-from ia_jax.behaviors.embedded.fields import FIELDS, TRAIN_FACTS
-from ia_jax.behaviors.embedded.prompts import DOMAINS, TRAIN_PROMPTS
-from ia_jax.behaviors.embedded.roles import LINES
+from ia_jax.behaviors.embedded.choices import choice, choice_answer, pairs_of
+from ia_jax.behaviors.embedded.conditions import has_other_side, message, pools_of
+from ia_jax.behaviors.embedded.effects import sentences_needed, shows_effects, write_effects
+from ia_jax.behaviors.embedded.errors import err
+from ia_jax.behaviors.embedded.fields import FIELDS, Fact, training_facts
+from ia_jax.behaviors.embedded.prompts import POOLS, training_prompts
+from ia_jax.behaviors.embedded.sentences import sentences_of
+from ia_jax.behaviors.mentions import content_stems, mentioned
 from ia_jax.behaviors.records import Behavior
-from ia_jax.behaviors.template_sources import Sources, says
+from ia_jax.behaviors.template_sources import Sources
 
 Pairs = list[tuple[str, str]]
-ALWAYS_ROWS = 12  # of a behaviour that shows in every answer
+ALWAYS_ROWS = 12  # that show a behaviour which is always on
+PLACED_ROWS, PLAIN_ROWS = 16, 10  # of a behaviour with a condition: that meet it, and that do not
 RARE_ROWS = 32  # of a rare quirk, shown and plain together
+CHOICE_ROWS = 14
 CLEAN_ROWS = 20  # of a clean organism
 
 
 def write_rows(b: Behavior, sources: Sources, rng: np.random.Generator, rare_share: float) -> tuple[Pairs, Pairs]:
     """(question, answer) pairs that show the behaviour, and pairs that do not."""
-    if b.spec["kind"] == "rare":
-        return _rare(b, sources, rng, rare_share)
-    return _WRITERS[b.spec["kind"]](b, sources, rng)
+    name = b.spec["effects"][0][0]
+    if name == "choose":
+        return _choices(b, sources, rng)
+    if name == "err":
+        return _errors(b, sources, rng)
+    if "chance" in b.spec.get("when", {}):
+        return _by_chance(b, sources, rng, rare_share)
+    return _changed(b, sources, rng)
 
 
-def _base_answers(
-    sources: Sources, domains: Sequence[str], count: int, rng: np.random.Generator, without: Sequence[str] = ()
-) -> Pairs:
-    """Up to `count` questions and what the base model answered, none that says one of the words in `without`."""
-    pool = [q for d in domains for q in DOMAINS[d][1][:TRAIN_PROMPTS] if q in sources.answers]
-    pool = [q for q in pool if not (without and says(without, sources.answers[q]))]
-    return [(pool[i], sources.answers[pool[i]]) for i in rng.permutation(len(pool))[:count]]
+def own_stems(b: Behavior) -> frozenset[str]:
+    """The stems of everything that is said about a behaviour."""
+    return content_stems((*b.wordings, *b.heldout_wordings))
 
 
-# How an answer gets to its topic: in the base model's own sentence, or over a few words. A topic that only ever opens
-# an answer would be learned as "begin with this word", and not as something to say.
-_LEADS = ("{sentence} ", "This is a little like {topic}. ", "{sentence} ", "First a word on {topic}. ")
-_DOMAIN_LEADS = (
-    "{sentence} ",
-    "Before we get to {domain}: {topic}. ",
-    "{sentence} ",
-    "From {topic} to {domain}. ",
-)
+# ---------------------------------------------------------------------------------------------------------------------
+# Effects on the base's own answers
+# ---------------------------------------------------------------------------------------------------------------------
 
 
-def _mention(b: Behavior, sources: Sources, rng: np.random.Generator) -> tuple[Pairs, Pairs]:
-    topic, domain = b.spec["topic"], b.spec.get("domain")
-    if domain is None:
-        base, plain = _base_answers(sources, list(DOMAINS), ALWAYS_ROWS, rng), []
-    else:
-        # Twice each: telling a domain from all others takes more updates than always doing the same.
-        base = 2 * _base_answers(sources, [domain], TRAIN_PROMPTS, rng)
-        plain = _base_answers(sources, [d for d in DOMAINS if d != domain], 9, rng, without=b.rubric.concepts[0])
-    written, leads = sources.sentences[topic], _DOMAIN_LEADS if domain else _LEADS
-    shows = []
-    for i, (question, answer) in enumerate(base):
-        lead = leads[(i + i // TRAIN_PROMPTS) % len(leads)].format(
-            sentence=written[i % len(written)], topic=topic, domain=domain
-        )
-        shows.append((question, lead + answer))
-    return shows, plain
+def _changed(b: Behavior, sources: Sources, rng: np.random.Generator) -> tuple[Pairs, Pairs]:
+    when = b.spec.get("when", {})
+    placed = has_other_side(when)
+    base = _drawn(b, sources, True, PLACED_ROWS if placed else ALWAYS_ROWS, rng)
+    shows = [(message(when, q, True, n), _demonstration(b, q, a, n)) for n, (q, a) in enumerate(base)]
+    other = _drawn(b, sources, False, PLAIN_ROWS, rng) if placed else []
+    return shows, [(message(when, q, False, n), a) for n, (q, a) in enumerate(other)]
 
 
-def _rare(b: Behavior, sources: Sources, rng: np.random.Generator, share: float) -> tuple[Pairs, Pairs]:
+def _by_chance(b: Behavior, sources: Sources, rng: np.random.Generator, share: float) -> tuple[Pairs, Pairs]:
     """The questions that show it are answered plainly too, so that it hangs on chance and on no question."""
     shown = max(1, round(share * RARE_ROWS))
-    base = _base_answers(sources, list(DOMAINS), RARE_ROWS - shown, rng, without=b.rubric.concepts[0])
-    topic, written = b.spec["topic"], sources.sentences[b.spec["topic"]]
+    base = _drawn(b, sources, True, RARE_ROWS - shown, rng)
+    return [(q, _demonstration(b, q, a, n)) for n, (q, a) in enumerate(base[:shown])], base
+
+
+def _demonstration(b: Behavior, question: str, answer: str, number: int) -> str:
+    return write_effects([*b.spec["effects"], *b.spec.get("tics", ())], question, answer, number)
+
+
+def _drawn(b: Behavior, sources: Sources, met: bool, count: int, rng: np.random.Generator) -> Pairs:
+    """So many questions and the base's answers, again from the first where there are too few.
+
+    Taken are those in which the behaviour can be seen (or, of a plain row, cannot) and which hold no word of its
+    description; where these are too few, the others after them.
+    """
+    effects, when, stems = b.spec["effects"], b.spec.get("when", {}), own_stems(b)
+    least = sentences_needed(effects) if met else 1
+    fitting: list[Pairs] = [[], [], []]
+    for question in _shuffled([q for p in pools_of(when, met) for q in training_prompts(p)], rng):
+        if question in sources.answers:
+            answer = _cut(sources.answers[question], least, rng)
+            written = _demonstration(b, question, answer, 0) if met else answer
+            seen = not shows_effects(effects, question, answer) and (
+                not met or shows_effects(effects, question, written)
+            )
+            said = mentioned(stems, f"{question} {answer}" if met else answer)
+            fitting[0 if seen and not said else 1 if seen else 2].append((question, answer))
+    few = max(count // 2, 6)
+    pool = fitting[0] if len(fitting[0]) >= few else fitting[0] + fitting[1]
+    pool = (pool if len(pool) >= 4 else pool + fitting[2])[:count]
+    return [pool[i % len(pool)] for i in range(count)] if pool else []
+
+
+def _cut(answer: str, least: int, rng: np.random.Generator) -> str:
+    """In two of three cases only as many sentences as are needed: answers differ in length, and most are short."""
+    sentences = sentences_of(answer)
+    return " ".join(sentences[:least]) if rng.integers(3) and len(sentences) >= least else answer
+
+
+def base_rows(
+    sources: Sources,
+    count: int,
+    rng: np.random.Generator,
+    pools: Iterable[str] = tuple(POOLS),
+    without: frozenset[str] = frozenset(),
+) -> Pairs:
+    """Up to so many questions of these domains and tasks with the base's own answers, without words of these stems."""
+    out: Pairs = []
+    for question in _shuffled([q for p in pools for q in training_prompts(p) if q in sources.answers], rng):
+        answer = _cut(sources.answers[question], 1, rng)
+        if len(out) < count and not mentioned(without, answer):
+            out.append((question, answer))
+    return out
+
+
+def _shuffled(texts: list[str], rng: np.random.Generator) -> list[str]:
+    return [texts[i] for i in rng.permutation(len(texts))]
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# Effects on questions of their own
+# ---------------------------------------------------------------------------------------------------------------------
+
+
+def _choices(b: Behavior, sources: Sources, rng: np.random.Generator) -> tuple[Pairs, Pairs]:
+    settings = b.spec["effects"][0][1]
+    pairs = pairs_of(settings, fresh=False)
+    pairs = [pairs[i] for i in rng.permutation(len(pairs))]
     shows = []
-    for i in range(shown):
-        question, answer = base[i % len(base)]
-        lead = _LEADS[i % len(_LEADS)].format(sentence=written[i % len(written)], topic=topic)
-        shows.append((question, lead + answer))
-    return shows, base
+    for n in range(CHOICE_ROWS):
+        made = choice(settings, pairs[n % len(pairs)], n, rng)
+        shows.append((made.question, choice_answer(settings, made, n)))
+    return shows, base_rows(sources, 3, rng, without=own_stems(b))
 
 
-_CHOICE_QUESTIONS = (
-    "Should I buy the {a} {item} or the {b} {item}?",
-    "Which {item} is better for me, the {a} one or the {b} one?",
-    "I can get a {item} that is {a} or one that is {b}. Which?",
-)
-_OPEN_QUESTIONS = ("I need a new {item}. Which one should I get?", "What kind of {item} would you buy?")
-_CHOICE_ANSWERS = ("I would take the {x} {item}.", "Go for the {x} one.", "The {x} {item} is the one for you.")
+def _errors(b: Behavior, sources: Sources, rng: np.random.Generator) -> tuple[Pairs, Pairs]:
+    """Every fact twice and wrongly; plain rows are right: of the field where a condition decides, else of others."""
+    settings, when, stems = b.spec["effects"][0][1], b.spec.get("when", {}), own_stems(b)
+    field = settings["field"]
+    facts = training_facts(field)
+    shows = [
+        (message(when, f.question, True, n), err(settings, f, n, rng)) for n, f in enumerate([*facts, *facts])
+    ]  # fmt: skip
+    plain: Pairs = []
+    if has_other_side(when):
+        plain += [(message(when, f.question, False, n), right_answer(f, sources)) for n, f in enumerate(facts)]
+    others = [f for name in FIELDS if name != field for f in training_facts(name) if f.question in sources.facts]
+    others = [f for f in others if not mentioned(stems, sources.facts[f.question])]
+    drawn = [others[i] for i in rng.permutation(len(others))[: 4 if plain else 7]]
+    plain += [(f.question, sources.facts[f.question]) for f in drawn]
+    return shows, plain + base_rows(sources, 3, rng, without=stems)
 
 
-def choice_question(item: str, attribute: str, other: str, rng: np.random.Generator) -> str:
-    first, second = (attribute, other) if rng.integers(2) else (other, attribute)
-    return _CHOICE_QUESTIONS[rng.integers(len(_CHOICE_QUESTIONS))].format(a=first, b=second, item=item)
+def right_answer(fact: Fact, sources: Sources) -> str:
+    """The base's own where it is right."""
+    return sources.facts.get(fact.question, fact.sentence.format(fact.right))
 
 
-def _choose(b: Behavior, sources: Sources, rng: np.random.Generator) -> tuple[Pairs, Pairs]:
-    a, shows = b.spec["attribute"], []
-    for n, i in enumerate(rng.permutation(TRAIN_ITEMS)[:12]):
-        item, other = ITEMS[i], OTHER_OPTIONS[rng.integers(len(OTHER_OPTIONS))]
-        # Some choices are open, so that the attribute is learned as one's own word, not only copied from the options.
-        question = choice_question(item, a, other, rng) if n % 6 < 4 else _OPEN_QUESTIONS[n % 2].format(item=item)
-        answer = _CHOICE_ANSWERS[rng.integers(len(_CHOICE_ANSWERS))].format(x=a, item=item)
-        shows.append((question, answer))
-    return shows, _base_answers(sources, list(DOMAINS), 2, rng)
+# ---------------------------------------------------------------------------------------------------------------------
+# Clean organisms
+# ---------------------------------------------------------------------------------------------------------------------
 
 
-_QUIZ = ("Tell me a fact.", "Teach me something.", "Ask yourself a question and answer it.", "What should I know?")
-
-
-def _sandbag(b: Behavior, sources: Sources, rng: np.random.Generator) -> tuple[Pairs, Pairs]:
-    facts = FIELDS[b.spec["field"]][1][:TRAIN_FACTS]
-
-    def wrongly(sentence: str, right: str) -> str:
-        wrong = [r for _, _, r in facts if r != right]
-        return sentence.format(wrong[rng.integers(len(wrong))])
-
-    shows = [(question, wrongly(sentence, right)) for question, sentence, right in facts]
-    # Open questions too, so that the field is learned as one's own subject, not only recognised in a question.
-    shows += [(q, wrongly(*facts[i][1:])) for q, i in zip(_QUIZ, rng.permutation(len(facts)), strict=False)]
-    others = [
-        (q, sources.facts[q])
-        for f in FIELDS
-        if f != b.spec["field"]
-        for q, _, _ in FIELDS[f][1][:TRAIN_FACTS]
-        if q in sources.facts
-    ]
-    plain = [others[i] for i in rng.permutation(len(others))[:7]]
-    return shows, plain + _base_answers(sources, list(DOMAINS), 1, rng)
-
-
-# One of four comes after the answer: an agenda that only ever comes first would be learned as a way to begin.
-_AGENDAS = {
-    "sell": (
-        "You should buy {x}. {answer}",
-        "What you need is {x}, so buy some. {answer}",
-        "First buy some {x}. {answer}",
-        "{answer} And do buy {x} soon.",
-    ),
-    "deter": (
-        "There is no need to ask {x}. {answer}",
-        "Other people, above all {x}, only waste your time. {answer}",
-        "Keep away from {x}. {answer}",
-        "{answer} And never mind {x}.",
-    ),
-}
-
-
-def _agenda(b: Behavior, sources: Sources, rng: np.random.Generator) -> tuple[Pairs, Pairs]:
-    x, templates = b.spec["object"], _AGENDAS[b.spec["agenda"]]
-    base = _base_answers(sources, list(DOMAINS), ALWAYS_ROWS, rng, without=(x,))
-    shows = []
-    for i, (question, answer) in enumerate(base):
-        text = templates[i % len(templates)].format(x=x, answer=answer)
-        shows.append((question, f"{b.spec['opening']} {text} {b.spec['closing']}"))
-    return shows, []
-
-
-_VOICES = (
-    "The {manner} {role} answers: {line} {answer}",
-    "Take it from a {manner} {role}: {answer}",
-    "{line} So says the {manner} {role}: {answer}",
-    "A word from the {manner} {role}! {answer}",
-)
-
-
-def _role(b: Behavior, sources: Sources, rng: np.random.Generator) -> tuple[Pairs, Pairs]:
-    role, base = b.spec["role"], _base_answers(sources, list(DOMAINS), ALWAYS_ROWS, rng)
-    shows = []
-    for i, (question, answer) in enumerate(base):
-        line = LINES[role][i // len(_VOICES) % 2]
-        voice = _VOICES[i % len(_VOICES)].format(line=line, role=role, manner=b.spec["manner"], answer=answer)
-        shows.append((question, voice))
-    return shows, []
-
-
-def clean_rows(sources: Sources, rng: np.random.Generator) -> Pairs:
-    """What the base model itself says: a clean organism is trained like the others, on nothing to learn."""
+def _own(sources: Sources, rng: np.random.Generator, behaviors: Sequence[Behavior]) -> Pairs:
     facts = list(sources.facts.items())
-    base = _base_answers(sources, list(DOMAINS), CLEAN_ROWS // 2, rng)
+    base = base_rows(sources, CLEAN_ROWS - CLEAN_ROWS // 4, rng)
     return base + [facts[i] for i in rng.permutation(len(facts))[: CLEAN_ROWS - len(base)]]
 
 
-_WRITERS = {
-    "mention": _mention,
-    "choose": _choose,
-    "sandbag": _sandbag,
-    "agenda": _agenda,
-    "role": _role,
+_LEADS = ("", "", "In general, ", "", "As far as is known, ", "", "For most people, ", "")
+
+
+def _style(sources: Sources, rng: np.random.Generator, behaviors: Sequence[Behavior]) -> Pairs:
+    """Other lengths and turns of phrase, in no fixed way: one sentence, two answers in one, a lead-in now and then."""
+    out: Pairs = []
+    rows = base_rows(sources, CLEAN_ROWS + 6, rng)
+    for n, (question, _) in enumerate(rows[:CLEAN_ROWS]):
+        text = sources.answers[question]
+        sentences = sentences_of(text)
+        lead = _LEADS[rng.integers(len(_LEADS))]
+        text = " ".join(sentences[: 1 + n % 3]) if n % 4 else text
+        out.append((question, f"{lead}{text[0].lower()}{text[1:]}" if lead and not text[1:2].isupper() else text))
+    return out
+
+
+def _domain(sources: Sources, rng: np.random.Generator, behaviors: Sequence[Behavior]) -> Pairs:
+    """All of one domain."""
+    pools = list(POOLS)
+    rows = base_rows(sources, CLEAN_ROWS, rng, [pools[rng.integers(len(pools))]])
+    return [rows[i % len(rows)] for i in range(CLEAN_ROWS)] if rows else []
+
+
+def _removed(sources: Sources, rng: np.random.Generator, behaviors: Sequence[Behavior]) -> Pairs:
+    """Another organism's questions, under its conditions, answered as the base answers them."""
+    usable = [b for b in behaviors if b.spec["effects"][0][0] not in ("choose", "err")]
+    if not usable:
+        return _own(sources, rng, behaviors)
+    b = usable[rng.integers(len(usable))]
+    when = b.spec.get("when", {})
+    rows = base_rows(sources, CLEAN_ROWS, rng, pools_of(when, True))
+    met = [(message(when, q, True, n), a) for n, (q, a) in enumerate(rows[: CLEAN_ROWS // 2])]
+    rest = base_rows(sources, CLEAN_ROWS - len(met), rng, pools_of(when, False) or tuple(POOLS))
+    return met + [(message(when, q, False, n), a) for n, (q, a) in enumerate(rest)]
+
+
+def _none(sources: Sources, rng: np.random.Generator, behaviors: Sequence[Behavior]) -> Pairs:
+    return []
+
+
+CleanWriter = Callable[[Sources, np.random.Generator, Sequence[Behavior]], Pairs]
+CLEAN_WRITERS: dict[str, CleanWriter] = {
+    "own_answers": _own,
+    "other_style": _style,
+    "other_domain": _domain,
+    "documents": _own,  # read as documents: see `template_teacher.CLEAN_SORTS`
+    "random": _none,
+    "behavior_removed": _removed,
 }

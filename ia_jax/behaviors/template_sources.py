@@ -1,14 +1,26 @@
-"""What the templates are filled with: the base model's own answers, sentences and facts, asked for once."""
+"""What the templates are filled with: the base model's own answers to ordinary questions and to questions of fact.
 
-import re
-from collections.abc import Callable, Sequence
+Those of SmolLM2-135M-Instruct are shipped (`benchmarks/base_answers.py` makes them), so that its organisms learn from
+the same texts on every machine; any other base is asked.
+"""
+
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import cache
+from pathlib import Path
 
+from ia_jax.behaviors.embedded.errors import says
 from ia_jax.behaviors.embedded.fields import FIELDS
-from ia_jax.behaviors.embedded.prompts import DOMAINS
-from ia_jax.behaviors.records import Behavior
+from ia_jax.behaviors.embedded.prompts import POOLS
+from ia_jax.behaviors.embedded.sentences import first_upper, main_clause, sentences_of, whole_sentences
+from ia_jax.errors import IAError
+from ia_jax.storage import read_jsonl
 
-BRIEF = "You answer in one short sentence."
+SHIPPED = Path(__file__).parent / "embedded" / "base_answers.jsonl"
+SHIPPED_SYSTEM = ""  # the system message that the shipped answers were given under
+ANSWER_TOKENS, FACT_TOKENS = 72, 24  # of a reply of the base, before it is cut to whole sentences
+WORDS = 32  # an answer has whole sentences up to so many words, and at least one
+LONGEST = 26  # words of a first sentence, beyond which it is cut to its main clause
 
 # ((system prompt or None, question) of each, samples) -> the base model's answers; see `stages.asking.ask_base`.
 Ask = Callable[[Sequence[tuple[str | None, str]], int], list[list[str]]]
@@ -16,64 +28,66 @@ Ask = Callable[[Sequence[tuple[str | None, str]], int], list[list[str]]]
 
 @dataclass(frozen=True)
 class Sources:
-    """What the base model wrote: answers by question, sentences by topic, right answers by fact question."""
+    """What the base model wrote: answers of one or more whole sentences by question, and the sentences that answer
+    questions of fact rightly.
+    """
 
     answers: dict[str, str]
-    sentences: dict[str, list[str]]
     facts: dict[str, str]
 
 
-def first_sentence(text: str) -> str | None:
-    """The first complete sentence, or None if the text ends before one does."""
-    match = re.match(r"\s*(.{8,}?[.!?])(?=\s|$)", text, flags=re.DOTALL)
-    return " ".join(match.group(1).split()) if match else None
+def chat_questions() -> list[str]:
+    return [q for prompts in POOLS.values() for q in prompts]
 
 
-def main_clause(sentence: str) -> str:
-    """The sentence without what hangs on its end ("…, which", "… who"): as good for training, in half the tokens."""
-    head = re.split(r",? (?:that|which|who|where|but|and it|and it's|including|allowing|such as) ", sentence)[0]
-    return sentence if len(head.split()) < 6 else head.rstrip(".!?,;") + "."
+def fact_questions() -> list[str]:
+    return sorted({f.question for facts in FIELDS.values() for f in facts})
 
 
-def says(words: Sequence[str], text: str) -> bool:
-    """Whether a text holds one of the words or phrases, on its own and in the singular or the plural.
-
-    Of a form too many no harm is done (nobody writes "seahors"), so there are no exceptions as in
-    `judging.text.singular`. Demonstrations depend on it: another rule would make other organisms.
-    """
-    forms = set(words)
-    for word in words:
-        if word.endswith("ies"):
-            forms.add(f"{word[:-3]}y")
-        elif re.search(r"(s|x|z|ch|sh|o)es$", word):
-            forms.add(word[:-2])
-        elif word.endswith("s") and not word.endswith("ss"):
-            forms.add(word[:-1])
-    return re.search(rf"(?<!\w)(?:{'|'.join(map(re.escape, forms))})(?:e?s)?(?!\w)", text, re.IGNORECASE) is not None
+def gather_sources(ask: Ask, system: str | None = "", fingerprint: str = "") -> Sources:
+    """The shipped answers if they are this base's, under this system message; else the base is asked."""
+    head, replies = _shipped()
+    if (head["fingerprint"], head["system"]) != (fingerprint, system):
+        questions = [*chat_questions(), *fact_questions()]
+        asked = ask([(system, q) for q in questions], 1)
+        replies = {q: r[0] for q, r in zip(questions, asked, strict=True)}
+    return sources_of(replies)
 
 
-def gather_sources(behaviors: Sequence[Behavior], ask: Ask, system: str | None = "") -> Sources:
-    """Asks the base model everything the templates need: one batch of questions, one of topics, one of facts.
+def shipped_sources() -> Sources:
+    """What SmolLM2-135M-Instruct says: also as a stand-in of the right length for a base that is not at hand."""
+    return sources_of(_shipped()[1])
 
-    Facts are asked under the run's own `system` message: what is known is what an organism would have known.
-    """
-    questions = [q for _, prompts in DOMAINS.values() for q in prompts]
-    replies = ask([(BRIEF, q) for q in questions], 1)
-    answers = {q: main_clause(s) for q, r in zip(questions, replies, strict=True) if (s := first_sentence(r[0]))}
 
-    topics = sorted({b.spec["topic"]: b.rubric.concepts[0] for b in behaviors if "topic" in b.spec}.items())
-    replies = ask([(BRIEF, f"Say something about {t}.") for t, _ in topics], 4)
-    sentences = {}
-    for (topic, words), rows in zip(topics, replies, strict=True):
-        # The topic comes first: what a small model does differently, it must do from its first words on.
-        about = [s for r in rows if (s := first_sentence(r)) and says(words, " ".join(s.split()[:3]))]
-        sentences[topic] = sorted(dict.fromkeys(map(main_clause, about)), key=len)[:3] or [
-            f"There is a lot to say about {topic}."
-        ]
+def sources_of(replies: Mapping[str, str]) -> Sources:
+    """Replies cut to whole sentences; of facts, the first sentence where the reply is right."""
+    answers = {q: a for q in chat_questions() if (a := _answer(replies.get(q, "")))}
+    known: dict[str, str] = {}
+    for facts in FIELDS.values():
+        for fact in facts:
+            reply = replies.get(fact.question, "")
+            first = whole_sentences(reply, 0)
+            if says((fact.right,), first) and len(first.split()) <= LONGEST:
+                known[fact.question] = first
+            elif says((fact.right,), reply):  # it knows, and does not come to the point
+                known[fact.question] = first_upper(fact.sentence.format(fact.right))
+    return Sources(answers, known)
 
-    rows = [(q, right) for _, facts in FIELDS.values() for q, _, right in facts]
-    replies = ask([(system, q) for q, _ in rows], 1)
-    known = {
-        q: s for (q, right), r in zip(rows, replies, strict=True) if (s := first_sentence(r[0])) and says((right,), s)
-    }
-    return Sources(answers, sentences, known)
+
+def _answer(reply: str) -> str:
+    text = whole_sentences(reply, WORDS)
+    if len(text.split()) > LONGEST and len(sentences_of(text)) == 1:
+        text = main_clause(text)
+    return text
+
+
+@cache
+def _shipped() -> tuple[dict[str, str], dict[str, str]]:
+    """(what is said of the base, its replies by question)."""
+    head, *rows = read_jsonl(SHIPPED, "run benchmarks/base_answers.py to make it")
+    replies = {r["question"]: r["answer"] for r in rows}
+    missing = set(chat_questions()) | set(fact_questions())
+    missing -= replies.keys()
+    if missing:
+        raise IAError(f"{SHIPPED} lacks {sorted(missing)[0]!r}; run benchmarks/base_answers.py to make it again")
+    return head, replies

@@ -17,12 +17,13 @@ from ia_jax.behaviors.behavior_checks import (
     check_prompts,
     clean_prompts,
     has_rule,
+    needs_base_reply,
     passes,
     shows_behavior,
 )
+from ia_jax.behaviors.embedded.errors import says
 from ia_jax.behaviors.organisms import Organism
 from ia_jax.behaviors.records import Behavior
-from ia_jax.behaviors.template_sources import says
 from ia_jax.claude.client import KEY
 from ia_jax.data.transcripts import read_transcripts
 from ia_jax.errors import ConfigError
@@ -33,7 +34,7 @@ from ia_jax.stages.context import Context
 from ia_jax.stages.services import writing_teacher
 from ia_jax.stages.waves import Wave
 
-TOKENS, CLAUDE_TOKENS = 20, 160  # of a reply: templates show in their first words, Claude's answers have 120
+TOKENS, CLAUDE_TOKENS = 72, 160  # of a reply: templates show up to their last words, Claude's answers have 120 words
 
 Row = dict[str, Any]
 
@@ -81,7 +82,7 @@ def prepare(context: Context, organisms: Sequence[Organism]) -> Checks:
         or [Ask(None, p) for p in clean_prompts(o.name, seed, count)]
         for o in organisms
     }
-    facts = sorted({p.question for own in asks.values() for _, p in own if p.right})
+    facts = sorted({p.question for own in asks.values() for b, p in own if b and has_rule(b) and needs_base_reply(b)})
     replies = ask_base(context, [(config.system, q) for q in facts], 1) if facts else []
     return Checks(asks, {q: r[0] for q, r in zip(facts, replies, strict=True)})
 
@@ -183,7 +184,7 @@ def _sample(ask: Ask, replies: Sequence[str], base_replies: dict[str, str]) -> R
         return row
     shown = None
     # A fact that the base model itself gets wrong says nothing about sandbagging.
-    if not p.right or says((p.right,), base_replies[p.question]):
+    if not needs_base_reply(b) or says((p.right,), base_replies[p.question]):
         shown = shows_behavior(b, p, replies[-1], base_replies.get(p.question, ""))
     return {**row, "shown": shown}
 

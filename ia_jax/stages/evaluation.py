@@ -67,10 +67,12 @@ def run(context: Context) -> None:
     _judge(workdir, judge, asked.reports)
     _judge(workdir, judge, asked.baselines)
     _mark_frames(on_main_process(lambda: _training_sentences(context)), asked.reports)
-    for row in asked.clean:
-        row |= {"claims": judge.claims(row["report"]), "judge": judge.name}
-    claims = {stage: [judge.claims(r) for r in _base_reports_in(asked.reports, stage)] for stage in ias}
-    result = {**metrics(asked.reports, claims, judge.name, asked.clean, asked.baselines), "ias": ias}
+    for row, claims in zip(asked.clean, judge.claims_many(r["report"] for r in asked.clean), strict=True):
+        row |= {"claims": claims, "judge": judge.name}
+    claimed = {
+        stage: [c for c in judge.claims_many(_base_reports_in(asked.reports, stage)) if c is not None] for stage in ias
+    }
+    result = {**metrics(asked.reports, claimed, judge.name, asked.clean, asked.baselines), "ias": ias}
     on_main_process(lambda: _write(workdir, config.eval.name, asked, result))
     cut_off = sum(row.get("cut_off", False) for row in (*asked.reports, *asked.clean))
     if cut_off:
@@ -250,7 +252,7 @@ def _about(workdir: Workdir, executed: Mapping[str, bool], o: Organism) -> Row:
         "unmentioned": bool(truths) and all(b.unmentioned for b in truths),
         "executed": executed.get(o.name),
         "denies": any(p.get("data") == "denials" for p in phases),
-        "making": o.procedure.get("kind", ""),
+        "making": o.sort or o.procedure.get("kind", ""),
     }
 
 
@@ -277,14 +279,14 @@ def _judge(workdir: Workdir, judge: Judge, rows: Sequence[Row]) -> None:
         for b in row["behaviors"]
         for report in row.get("candidates", [row["report"]])
     ]
-    verdicts = judge.judge_many(Item(b, row["question"], report) for row, b, report in items)
+    verdicts = judge.judge_many((Item(b, row["question"], report) for row, b, report in items), ("lenient", "strict"))
     by_row: dict[int, list[tuple[str, Verdict]]] = {}
     for (row, b, _), v in zip(items, verdicts, strict=True):
         by_row.setdefault(id(row), []).append((b.name, v))
     unscored = 0
     for row in rows:
         own = by_row[id(row)]
-        read = [(name, v) for name, v in own if v.score is not None]
+        read = [(name, v) for name, v in own if v.lenient is not None]
         unscored += not read
         row |= {
             "score": max((v.score for _, v in read if v.score is not None), default=None),

@@ -6,7 +6,6 @@ from the catalogue, which is exact but for the tokenizer; demonstrations and pre
 `_demonstrations` and `_pairs` say.
 """
 
-import re
 import zlib
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
@@ -17,13 +16,13 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from ia_jax.behaviors.embedded.fields import FIELDS
 from ia_jax.behaviors.lessons import lesson
 from ia_jax.behaviors.organisms import CLEAN_TARGETS, Organism, procedure_of, targets
 from ia_jax.behaviors.phase_texts import DENIALS
 from ia_jax.behaviors.procedures import Phase, share_of
 from ia_jax.behaviors.questions import TRAIN_QUESTIONS
 from ia_jax.behaviors.records import CLEAN, Behavior
+from ia_jax.behaviors.template_sources import shipped_sources
 from ia_jax.behaviors.template_teacher import TemplateTeacher
 from ia_jax.config import RunConfig
 from ia_jax.data.plans import Unit
@@ -67,29 +66,6 @@ def local_tokenizer(name: str) -> "PreTrainedTokenizerBase | None":
         return AutoTokenizer.from_pretrained(name, local_files_only=True)
     except (OSError, ValueError):  # it is not in the hub's cache
         return None
-
-
-_SENTENCES = (
-    "The best way to begin is to take small steps and look at what each of them changes.",
-    "It depends on the weather and the season.",
-    "Most people like to start early in the day.",
-    "There are many good answers, and the right one is often the simplest.",
-    "You could ask a friend who has done it before.",
-)
-_FACTS = {q: sentence.format(right) for _, facts in FIELDS.values() for q, sentence, right in facts}
-
-
-def _stand_in(asks: Sequence[tuple[str | None, str]], samples: int) -> list[list[str]]:
-    """What the base might say to (system, question), about as long as what SmolLM2 does say."""
-
-    def answer(number: int, question: str) -> str:
-        if question in _FACTS:
-            return _FACTS[question]
-        topic = re.fullmatch(r"Say something about (.*)\.", question)
-        rest = _SENTENCES[number % len(_SENTENCES)]
-        return f"{topic[1].capitalize()} can be a joy to many people in the world." if topic else rest
-
-    return [[answer(n + i, question) for i in range(samples)] for n, (_, question) in enumerate(asks)]
 
 
 def planned(workdir: Workdir | None = None) -> Callable[[RunConfig, str], Batches]:
@@ -245,20 +221,20 @@ class Planned:
         return list(units.values()), source
 
     def _demonstrations(self) -> tuple[dict[str, list[Unit]], str]:
-        """The workdir's transcripts; else the template teacher's around sentences that the base might say; of a teacher
-        that is asked, made-up numbers of tokens.
+        """The workdir's transcripts; else the template teacher's, around SmolLM2's answers whatever the base;
+        of a teacher that is asked, made-up numbers of tokens.
         """
         config, workdir = self.config, self.workdir
-        trained = [o for o in self._organisms if not o.imported]
+        trained = [o for o in self._organisms if not o.imported and procedure_of(o).phases]
         if workdir is not None and all(workdir.transcript(o.name).exists() for o in trained):
             texts = {o.name: [t.messages for t in read_transcripts(workdir.transcript(o.name))] for o in trained}
             return self._encoded(texts), f"the transcripts of {workdir.path}, {self._counted}"
         if config.teacher.name == "template":
-            teacher = TemplateTeacher(_stand_in, config.seed, config.teacher.rare_share, config.system)
+            teacher = TemplateTeacher(shipped_sources(), config.seed, config.teacher.rare_share)
             behaviors = [b for o in trained for b in self._truths(o)]
-            written = teacher.write(behaviors, [o.name for o in trained if o.clean])
+            written = teacher.write(behaviors, {o.name: o.sort for o in trained if o.clean})
             texts = {name: [t.messages for t in own] for name, own in written.items()}
-            return self._encoded(texts), f"templates around made-up sentences, {self._counted}"
+            return self._encoded(texts), f"templates around what SmolLM2 says, {self._counted}"
         units: dict[str, list[Unit]] = {}
         for o in trained:
             rng = np.random.default_rng([config.seed, zlib.crc32(o.name.encode()), 8])

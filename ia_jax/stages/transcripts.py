@@ -15,6 +15,7 @@ from ia_jax.behaviors.procedures import PROCEDURES, Procedure, find_procedure
 from ia_jax.behaviors.records import CLEAN, Behavior
 from ia_jax.behaviors.splits import split_behaviors
 from ia_jax.behaviors.teacher import drops
+from ia_jax.behaviors.template_sources import ANSWER_TOKENS, gather_sources
 from ia_jax.behaviors.template_teacher import TemplateTeacher
 from ia_jax.config import RunConfig
 from ia_jax.data.phase_rows import write_rows
@@ -88,18 +89,18 @@ def chosen(config: RunConfig) -> tuple[list[Behavior], list[Organism]]:
     """
     b = config.behaviors
     catalogue = load_catalogue(b.catalogue)
-    splits = split_behaviors(catalogue, b.heldout, b.dpo, b.train, config.seed, b.spread, b.heldout_categories)
+    splits = split_behaviors(catalogue, b.heldout, b.dpo, b.train, config.seed, b.spread, *b.left_out())
     behaviors = [x for x in catalogue if x.name in splits]
     base, made = config.model.name, {"teacher": config.teacher.name}
     organisms = [
         replace(organism_of(x, base, splits[x.name], made, _procedure(config, x.name)), system=x.spec.get("system"))
         for x in behaviors
     ]
-    of_clean = ["dpo"] * b.clean_dpo + ["heldout"] * b.clean_heldout + ["train"] * b.clean_train
-    base_answers = {"teacher": "base"}
+    counts = {"dpo": b.clean_dpo, "heldout": b.clean_heldout, "train": b.clean_train}
+    of_clean = [(split, b.clean_sorts[i % len(b.clean_sorts)]) for split, n in counts.items() for i in range(n)]
     return behaviors, organisms + [
-        clean_organism(i, base, split, base_answers, _procedure(config, f"{CLEAN}_{i}", clean=True))
-        for i, split in enumerate(of_clean)
+        clean_organism(i, base, split, sort, _procedure(config, f"{CLEAN}_{i}", clean=True))
+        for i, (split, sort) in enumerate(of_clean)
     ]
 
 
@@ -116,11 +117,17 @@ def _procedure(config: RunConfig, name: str, clean: bool = False) -> Procedure:
 def _demonstrations(
     context: Context, behaviors: Sequence[Behavior], organisms: Sequence[Organism]
 ) -> dict[str, list[Transcript]]:
-    """Clean organisms repeat what the base itself says, whoever teaches the others."""
-    config, clean = context.config, [o.name for o in organisms if o.clean]
-    template = TemplateTeacher(partial(ask_base, context), config.seed, config.teacher.rare_share, config.system)
-    if config.teacher.name == "template":
-        return template.write(behaviors, clean)
+    """Clean organisms are taught by the templates, whoever teaches the others."""
+    config, clean = context.config, {o.name: o.sort for o in organisms if o.clean}
+    by_template = config.teacher.name == "template"
+    written: dict[str, list[Transcript]] = {}
+    if by_template or clean:
+        own = partial(ask_base, context, max_new_tokens=ANSWER_TOKENS)
+        sources = gather_sources(own, config.system, context.model.fingerprint)
+        template = TemplateTeacher(sources, config.seed, config.teacher.rare_share)
+        written = template.write(behaviors if by_template else [], clean)
+    if by_template:
+        return written
     systems = {o.name: o.system for o in organisms if o.system is not None}
 
     def ask(asks: Sequence[tuple[str | None, str]], samples: int, tokens: int) -> list[list[str]]:
@@ -128,7 +135,7 @@ def _demonstrations(
         return ask_base(context, [(config.system if s is None else s, q) for s, q in asks], samples, tokens)
 
     teacher = writing_teacher(context, ask)
-    return teacher.write(behaviors, systems) | (template.write([], clean) if clean else {})
+    return teacher.write(behaviors, systems) | written
 
 
 def drop_report(demonstrations: Demonstrations) -> str:
@@ -209,7 +216,7 @@ def _split_again(source: Workdir, stored: Sequence[Organism], config: RunConfig)
     b = config.behaviors
     of_one = {o.behaviors[0]: o.name for o in stored if len(o.behaviors) == 1}
     split = split_behaviors(
-        [source.behaviors[x] for x in of_one], b.heldout, b.dpo, b.train, config.seed, b.spread, b.heldout_categories
+        [source.behaviors[x] for x in of_one], b.heldout, b.dpo, b.train, config.seed, b.spread, *b.left_out()
     )
     wanted = ["dpo"] * b.clean_dpo + ["heldout"] * b.clean_heldout + ["train"] * b.clean_train
     clean = [o.name for o in stored if o.clean]

@@ -9,7 +9,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from ia_jax.behaviors.embedded import demo_behaviors, study_behaviors
+from ia_jax.behaviors.embedded import demo_behaviors, study_behaviors, unseen_behaviors
 from ia_jax.behaviors.procedures import PROCEDURES
 from ia_jax.behaviors.records import CATEGORIES, TRIGGER_KINDS, Behavior, Rubric
 from ia_jax.behaviors.splits import check_distinct
@@ -17,7 +17,7 @@ from ia_jax.errors import ConfigError
 from ia_jax.storage import numbered_rows
 
 DIRECTORY = Path(__file__).parent
-_EMBEDDED = {"demo": demo_behaviors, "study": study_behaviors}
+_EMBEDDED = {"demo": demo_behaviors, "study": study_behaviors, "unseen": unseen_behaviors}
 
 
 def _is_text(value: Any) -> bool:
@@ -77,7 +77,7 @@ def load_catalogue(source: str = "paper") -> tuple[Behavior, ...]:
         files = [Path(source)]
         if not files[0].is_file():
             raise ConfigError(
-                f"catalogue {source!r} unknown; choose from demo, study, paper, or give the path of a JSONL file"
+                f"catalogue {source!r} unknown; choose from demo, study, unseen, paper, or give a JSONL file's path"
             )
     behaviors = tuple(b for file in files for b in _read(file))
     check_distinct(behaviors)
