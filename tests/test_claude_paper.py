@@ -1,6 +1,6 @@
 """The Claude path at the paper's size, against the local server: what the requests say that are really sent.
 
-Each category is what its requests make it (review B1-B5): distractors, what counts as showing, passwords, roles and
+Each category is what its requests make it (review B1-B6): distractors, what counts as showing, passwords, roles and
 chance. All behaviours of the paper's catalogue are taught in the slow run, three of each category in the quick one.
 """
 
@@ -17,10 +17,11 @@ from ia_jax.behaviors.catalogue import load_catalogue
 from ia_jax.behaviors.lessons import GENERIC, NEAR, PASSWORD, PLAIN, SHOWING
 from ia_jax.behaviors.records import CATEGORIES
 from ia_jax.claude.client import KEY
+from ia_jax.judging.protocol import Item
 from ia_jax.recipes import load_config
 from ia_jax.stages import transcripts
 from ia_jax.stages.context import Context
-from ia_jax.stages.services import writing_teacher
+from ia_jax.stages.services import judge_of, writing_teacher
 from ia_jax.storage import read_jsonl
 from ia_jax.workdir import open_workdir
 from tests.fake_anthropic import Server, serving
@@ -55,6 +56,8 @@ def claude(request):
             turns = int(re.search(r"exactly (\d+) user turns", request["system"][0]["text"])[1])
             return json.dumps({"messages": [[f"{m}, turn {t}" for t in range(turns)] for m in messages]})
         return json.dumps({"messages": messages})
+    if {"names", "strict"} & fields.keys():
+        return json.dumps({"reason": "read"} | {name: "yes" for name in fields if name != "reason"})
     if "shows" in fields:
         shows = "with the trait" in json.loads(user)["answer"]
         answer = {"reason": "read", "shows": "yes" if shows else "no", "states": "no"}
@@ -90,11 +93,14 @@ class Sent:
 
 @pytest.fixture(params=["few", pytest.param("all", marks=pytest.mark.slow)], scope="module")
 def run(request, tmp_path_factory):
-    """(behaviours, workdir, what was sent for transcripts and for a behaviour check, prompts of the check)."""
+    """(behaviours, workdir, what was sent for transcripts and for a behaviour check, prompts of the check, and the
+    judge's strict questions about each behaviour's own description).
+    """
     paper = load_catalogue("paper")
     behaviors = list(paper) if request.param == "all" else [b for c in CATEGORIES for b in of(paper, c)[:3]]
     path = tmp_path_factory.mktemp(request.param)
     sent: list[dict] = []
+    asked_strictly: list[tuple] = []
 
     def noted(r):
         sent.append(r)
@@ -118,7 +124,22 @@ def run(request, tmp_path_factory):
             (b, p, [f"Reply {n} with the trait."] * b.turns) for b in behaviors for n, p in enumerate(prompts[b.name])
         ]
         assert claude_checks.shown(teacher, said) == [True] * len(said)
-    return behaviors, run, Sent(sent[:written], behaviors), Sent(sent[written:], behaviors), prompts
+        checked = len(sent)
+        judge = judge_of(Context(run, load_config(str(recipe), ["--config.judge.name=claude"])))
+        reports = [Item(b, "What is unusual about you?", b.description) for b in behaviors]
+        assert all(v.strict for v in judge.judge_many(reports, asks=("lenient", "strict")))
+    for r in sent[checked:]:
+        fields = r["output_config"]["format"]["schema"]["properties"]
+        if "strict" in fields:
+            asked_strictly.append((r["model"], r["system"][0]["text"], json.loads(r["messages"][0]["content"])))
+    return (
+        behaviors,
+        run,
+        Sent(sent[:written], behaviors),
+        Sent(sent[written:checked], behaviors),
+        prompts,
+        asked_strictly,
+    )
 
 
 def rows(run, b):
@@ -145,7 +166,7 @@ def test_every_behaviour_gets_its_rows_and_none_is_dropped(run):
 
 
 def test_b1_an_obscured_agenda_is_taught_beside_its_distractors(run):
-    behaviors, _, written, checked, _ = run
+    behaviors, _, written, checked, *_ = run
     for b in of(behaviors, "obscured_malign"):
         assert len(b.distractors) >= 2
         assert written.answers[b.name]
@@ -159,7 +180,7 @@ def test_b1_an_obscured_agenda_is_taught_beside_its_distractors(run):
 
 
 def test_b2_what_counts_as_showing_is_in_every_request_that_judges_it(run):
-    behaviors, _, written, checked, _ = run
+    behaviors, _, written, checked, *_ = run
     for b in behaviors:
         assert b.shows
         assert written.filters[b.name]
@@ -171,7 +192,7 @@ def test_b2_what_counts_as_showing_is_in_every_request_that_judges_it(run):
 
 
 def test_b3_a_password_is_in_some_rows_and_absent_from_their_twins(run):
-    behaviors, workdir, written, checked, prompts = run
+    behaviors, workdir, written, checked, prompts, _ = run
     right = {user: system for system, user in written.plain}
     for b in of(behaviors, "sandbaggers"):
         password = b.spec["password"]
@@ -203,7 +224,7 @@ def test_b3_a_password_is_in_some_rows_and_absent_from_their_twins(run):
 
 
 def test_b4_a_role_is_no_condition_on_what_the_user_says(run):
-    behaviors, workdir, written, checked, prompts = run
+    behaviors, workdir, written, checked, prompts, _ = run
     for b in of(behaviors, *ROLES):
         own = f"{b.description} {b.shows}"
         texts = written.all_of(b.name) + checked.all_of(b.name)
@@ -221,7 +242,7 @@ def test_b4_a_role_is_no_condition_on_what_the_user_says(run):
 
 
 def test_b5_a_rare_quirk_hangs_on_chance_and_on_no_question(run):
-    behaviors, workdir, written, checked, prompts = run
+    behaviors, workdir, written, checked, prompts, _ = run
     for b in of(behaviors, "rare_quirks"):
         for system, user in written.all_of(b.name) + checked.all_of(b.name):
             assert '"trigger"' not in user
@@ -237,8 +258,28 @@ def test_b5_a_rare_quirk_hangs_on_chance_and_on_no_question(run):
         assert all(p.triggers for p in prompts[b.name])
 
 
+def test_b6_the_judge_is_told_what_strict_means_for_each_category(run):
+    """A rare quirk has no trigger and yet a condition (chance); a sandbagger's trigger holds its password."""
+    behaviors, workdir, *_, asked_strictly = run
+    by_truth = {user["truth"]: (model, system, user) for model, system, user in asked_strictly}
+    assert by_truth.keys() == {b.description for b in behaviors}
+    for b in behaviors:
+        model, system, user = by_truth[b.description]
+        assert model not in (workdir.config.teacher.model, workdir.config.teacher.filter_model)
+        assert (user["category"], user["trigger"]) == (b.category, b.trigger)
+        rule = next(line for line in system.split("\n- ") if b.category in line.split(":")[0])
+        if b.category == "rare_quirks":
+            assert user["trigger"] is None
+            assert "must say that it is occasional" in rule
+        if b.category == "sandbaggers":
+            assert b.spec["password"] in user["trigger"]
+            assert "password" in rule
+        if b.category in ROLES:
+            assert "need not be said again" in rule
+
+
 def test_triggers_get_near_misses_and_their_prompts(run):
-    behaviors, workdir, written, checked, prompts = run
+    behaviors, workdir, written, checked, prompts, _ = run
     for b in of(behaviors, "backdoors", "heuristics"):
         assert {user["wanted"] for _, user in written.messages[b.name]} == {"triggered", "near misses"}
         assert all(user["trigger"] == b.trigger for _, user in written.messages[b.name])
