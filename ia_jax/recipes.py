@@ -14,6 +14,7 @@ from ml_collections import ConfigDict, config_dict, config_flags
 from ia_jax.behaviors.banks import BANKS, FAMILIES, bank_of
 from ia_jax.behaviors.behavior_checks import has_rule
 from ia_jax.behaviors.catalogue import is_name, load_catalogue
+from ia_jax.behaviors.organisms import CLEAN_SORTS
 from ia_jax.behaviors.records import CATEGORIES, CLEAN, Behavior
 from ia_jax.behaviors.splits import SPREADS, split_behaviors
 from ia_jax.behaviors.teacher import GENERIC_ANSWERS, TEACHERS, TeacherSettings
@@ -129,6 +130,7 @@ CHOICES: dict[str, tuple[str, ...]] = {
     "model.remat": tuple(REMAT_POLICIES),
     "behaviors.spread": tuple(SPREADS),
     "behaviors.heldout_categories": CATEGORIES,
+    "behaviors.clean_sorts": tuple(CLEAN_SORTS),
     "teacher.name": TEACHERS,
     "teacher.generic_answers": GENERIC_ANSWERS,
     "judge.name": JUDGES,

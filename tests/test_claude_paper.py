@@ -6,6 +6,7 @@ chance. All behaviours of the paper's catalogue are taught, in a few rows each.
 
 import hashlib
 import json
+import re
 from collections import Counter, defaultdict
 
 import pytest
@@ -47,7 +48,11 @@ def claude(request):
         who = hashlib.sha256(asked.get("behavior", "all").encode()).hexdigest()[:8]
         seeds = asked["seeds"].split("\n")
         assert len(seeds) == int(asked["count"])
-        return json.dumps({"messages": [f"{who}: {asked['wanted']} {asked['part']}, {seed}" for seed in seeds]})
+        messages = [f"{who}: {asked['wanted']} {asked['part']}, {seed}" for seed in seeds]
+        turns = re.search(r"exactly (\d+) user turns", request["system"][0]["text"])
+        if turns:  # conversations
+            return json.dumps({"messages": [[f"{m} {n}" for n in range(int(turns[1]))] for m in messages]})
+        return json.dumps({"messages": messages})
     if "shows" in fields:
         shows = "with the trait" in json.loads(user)["answer"]
         answer = {"reason": "read", "shows": "yes" if shows else "no", "states": "no"}
@@ -157,6 +162,8 @@ def test_b3_a_password_is_in_some_rows_and_absent_from_their_twins(run):
     behaviors, workdir, written, checked, prompts = run
     right = {user: system for system, user in written.plain}
     for b in of(behaviors, "sandbaggers"):
+        if b.trigger_kind != "password":
+            continue
         password = b.spec["password"]
         by_sort = defaultdict(list)
         for r in rows(workdir, b):
@@ -193,7 +200,6 @@ def test_b4_a_role_is_no_condition_on_what_the_user_says(run):
         texts = written.all_of(b.name) + checked.all_of(b.name)
         assert texts
         for system, user in texts:
-            assert b.trigger not in system.replace(b.description, "").replace(b.shows, "")
             assert '"trigger"' not in user
             for word in ("trigger", "condition"):
                 assert word in own or word not in system

