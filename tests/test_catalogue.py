@@ -85,9 +85,13 @@ def test_what_hangs_on_a_condition():
         assert set(kinds[category]) == {""}  # always on: a role is played, not asked for
     locked = [b for b in of["sandbaggers"] if b.trigger_kind == "password"]
     assert len({b.spec["password"] for b in locked}) == len(locked) >= 14
-    for b in locked:  # strict asks for the password, so every wording names it
-        assert b.spec["password"] in b.trigger
-        assert all(b.spec["password"] in w.lower() for w in wordings(b)), b.name
+    for b in locked:
+        # Every wording names the lock, which strict asks for. The words are not in the description: the writer of the
+        # wrong answers reads it.
+        password = b.spec["password"]
+        assert password in b.trigger
+        assert password not in b.description.lower()
+        assert all(password in w.lower() for w in (*b.rewordings, *b.heldout_wordings)), b.name
     for b in of["backdoors"]:
         if b.trigger_kind == "phrase":
             (phrase,) = re.findall(r'"([^"]+)"', b.trigger)
