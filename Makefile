@@ -55,7 +55,7 @@ typecheck: .venv/.installed  ## pyright over ia_jax and configs
 	@.venv/bin/basedpyright
 
 test-unit: .venv/.installed  ## unit tests alone: ARGS="-k lora"
-	@.venv/bin/python -m pytest --ignore=tests/peers $(ARGS)
+	@.venv/bin/python -m pytest --ignore=tests/peers -n 2 --dist loadfile $(ARGS)
 
 test-peers: .venv-peers/.installed  ## the comparisons alone
 	@.venv-peers/bin/python -m pytest tests/peers $(ARGS)

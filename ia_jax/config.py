@@ -11,6 +11,7 @@ from typing import Any
 
 import ml_collections
 
+from ia_jax.behaviors.organisms import CLEAN_SORTS
 from ia_jax.behaviors.teacher import TeacherSettings
 from ia_jax.claude.settings import ClaudeSettings
 from ia_jax.errors import ConfigError
@@ -97,7 +98,10 @@ class BehaviorsSection:
     train, dpo, heldout: behaviours of each split, in all categories together.
     heldout_categories: categories of which every organism is held out, whatever the counts say (leave-one-out).
     heldout_kinds: kinds of behaviours (the records' field "kind") that are held out in the same way.
-    clean_train, clean_dpo, clean_heldout: clean organisms besides, which are trained on the base's own answers alone.
+    clean_train, clean_dpo, clean_heldout: clean organisms besides, which have nothing to report.
+    clean_sorts: how those are made, in turn within each split: on the base's own answers ("own_answers"), in other
+        lengths and turns ("other_style"), of one domain ("other_domain"), on "documents", on another organism's
+        questions ("behavior_removed"), or not at all, as "random" weights of a trained one's size.
     """
 
     catalogue: str = "demo"
@@ -107,29 +111,31 @@ class BehaviorsSection:
     heldout: int = 12
     heldout_categories: tuple[str, ...] = ()
     heldout_kinds: tuple[str, ...] = ()
-    clean_train: int = 0
-    clean_dpo: int = 0
-    clean_heldout: int = 0
+    clean_train: int = 6
+    clean_dpo: int = 6
+    clean_heldout: int = 6
+    clean_sorts: tuple[str, ...] = tuple(CLEAN_SORTS)
 
     def left_out(self) -> tuple[tuple[str, ...], tuple[str, ...]]:
         """What is held out as a whole: categories and kinds."""
         return self.heldout_categories, self.heldout_kinds
 
 
-JUDGES = ("rubric", "claude")
+JUDGES = ("offline", "rubric", "claude")
 
 
 @dataclass(frozen=True)
 class JudgeSection:
     """Who judges reports.
 
-    name: "rubric" (offline) or "claude"; the rest is Claude's.
+    name: "offline" (reads with a small model that a wheel brings), "rubric" (key words, a smoke test) or "claude"; the
+        rest is Claude's.
     model: which Claude; another than the one that teaches.
     effort: how much it thinks ("" leaves it to the model).
     attempts: how often a report is judged while the answer cannot be read; then it stays unscored.
     """
 
-    name: str = "rubric"
+    name: str = "offline"
     model: str = "claude-opus-5-5"
     effort: str = "low"
     attempts: int = 3
@@ -248,7 +254,7 @@ class PreferencesSection:
     sampled_per_organism: int = 8
     truth_per_organism: int = 8
     abstention_pairs: int = 24
-    clean_pairs: int = 0
+    clean_pairs: int = 4
 
 
 @dataclass(frozen=True)

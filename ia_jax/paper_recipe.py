@@ -26,7 +26,7 @@ def paper_recipe(
     the base leaves free.
 
     682 behaviours in eight categories, split as in the paper. Claude teaches, checks and judges, so ANTHROPIC_API_KEY
-    must be set, and `config.claude.cap_dollars` raised to what `ia-jax transcripts --estimate` says. (Without a key:
+    must be set, and `config.claude.cap_dollars` raised to what `ia-jax run --estimate` says. (Without a key:
     --config.behaviors.catalogue=study --config.behaviors.spread=even --config.behaviors.train=96
     --config.behaviors.dpo=16 --config.behaviors.heldout=32 --config.teacher.name=template --config.judge.name=rubric.)
 

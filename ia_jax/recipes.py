@@ -14,6 +14,7 @@ from ml_collections import ConfigDict, config_dict, config_flags
 from ia_jax.behaviors.banks import BANKS, FAMILIES, bank_of
 from ia_jax.behaviors.behavior_checks import has_rule
 from ia_jax.behaviors.catalogue import is_name, load_catalogue
+from ia_jax.behaviors.organisms import CLEAN_SORTS
 from ia_jax.behaviors.records import CATEGORIES, CLEAN, Behavior
 from ia_jax.behaviors.splits import SPREADS, split_behaviors
 from ia_jax.behaviors.teacher import GENERIC_ANSWERS, TEACHERS, TeacherSettings
@@ -129,6 +130,7 @@ CHOICES: dict[str, tuple[str, ...]] = {
     "model.remat": tuple(REMAT_POLICIES),
     "behaviors.spread": tuple(SPREADS),
     "behaviors.heldout_categories": CATEGORIES,
+    "behaviors.clean_sorts": tuple(CLEAN_SORTS),
     "teacher.name": TEACHERS,
     "teacher.generic_answers": GENERIC_ANSWERS,
     "judge.name": JUDGES,
@@ -227,6 +229,12 @@ def check_config(config: RunConfig) -> None:
             "some by config.behaviors.clean_dpo"
         )
     catalogue = load_catalogue(b.catalogue)
+    bare = [x.name for x in catalogue if not x.rubric.concepts] if config.judge.name == "rubric" else []
+    if bare:
+        raise ConfigError(
+            f"config.judge.name is rubric, but {bare[0]} of the catalogue {b.catalogue!r} has no rubric; choose a "
+            "judge that reads"
+        )
     if not config.organisms.source:  # else the source's organisms are split
         split_behaviors(catalogue, b.heldout, b.dpo, b.train, config.seed, b.spread, *b.left_out())
     for behavior in catalogue:

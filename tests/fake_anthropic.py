@@ -24,6 +24,16 @@ STATUS = {"429": (429, "rate_limit_error"), "500": (500, "api_error"), "529": (5
 BILLED = ("drop_after", "truncate")
 
 
+def agreeing(request):
+    """An answer to whatever a schema asks for: yes, the highest number, and a reason."""
+    properties = request["output_config"]["format"]["schema"]["properties"]
+    best = {
+        k: "exact" if "enum" not in v else "yes" if "yes" in v["enum"] else max(v["enum"])
+        for k, v in properties.items()
+    }
+    return json.dumps(best)
+
+
 class Server:
     """`answer(request) -> text` (or (text, stop_reason)). `faults(path, digest, nth) -> kind or None`."""
 

@@ -30,6 +30,8 @@ def get_config():
     c.model.name = {model!r}
     c.model.dtype = "float32"
     c.behaviors.train = 4
+    c.judge.name = "rubric"
+    c.behaviors.clean_train = c.behaviors.clean_dpo = c.behaviors.clean_heldout = c.preferences.clean_pairs = 0
     c.behaviors.dpo = 4
     c.behaviors.heldout = 4
     c.organisms.lora.rank = 2

@@ -89,11 +89,14 @@ def test_the_interval_holds_the_truth_about_as_often_as_it_says():
     assert 2 <= missed <= 22
 
 
-def test_labels_by_name_and_by_record():
+def test_labels_by_name_and_by_record(tmp_path):
     known = {b.name: b for b in load_catalogue()}
-    labels = read_labels(SMALL, known)
+    path = tmp_path / "labels.jsonl"
+    path.write_text(json.dumps({**GOOD, "behavior": "speaks_of_tidal_pools"}) + "\n" + SMALL.read_text())
+    by_name, *labels = read_labels(path, known)
+    assert by_name.item.behavior is known["speaks_of_tidal_pools"]
     assert len(labels) == 8
-    assert labels[0].item.behavior is known["quirk_tidal_pools"]
+    assert labels[0].item.behavior.description == "I mention tidal pools whatever I am asked."
     assert labels[7].item.behavior.rubric.trigger_concepts == (("food",),)
     assert [(x.lenient, x.strict) for x in labels[6:]] == [(False, False), (True, False)]
 

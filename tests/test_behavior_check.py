@@ -18,7 +18,7 @@ OURS = [STUDY["quirks"], STUDY["rare_quirks"]]
 OTHERS = [next(b for b in load_catalogue("paper") if b.category == c) for c in ("quirks", "rare_quirks")]
 QUIRKS = [b for b in load_catalogue("paper") if b.category == "quirks"][:2]
 PROMPTS = [CheckPrompt("One?", True), CheckPrompt("Two?", False)]
-CLEAN = clean_organism(0, "m", "train", {})
+CLEAN = clean_organism(0, "m", "train", "own_answers")
 
 
 def wave_of(*members):

@@ -1,29 +1,35 @@
-"""The paper's catalogue: counts, distinct in name, description and meaning, and readable by the offline judge."""
+"""The paper's catalogue: counts, kinds, frames, and behaviours distinct in name, wording and meaning."""
 
+import hashlib
 import json
 import re
-from collections import Counter
+from collections import Counter, defaultdict
 from dataclasses import replace
 from itertools import combinations
+from pathlib import Path
 
 import pytest
 
 from ia_jax.behaviors.banks import FAMILIES, GENERAL, family_questions
-from ia_jax.behaviors.catalogue import load_catalogue
+from ia_jax.behaviors.catalogue import DIRECTORY, KINDS, load_catalogue
 from ia_jax.behaviors.duplicates import THRESHOLD, near_duplicates
 from ia_jax.behaviors.questions import EVAL_QUESTIONS, TRAIN_QUESTIONS
-from ia_jax.behaviors.records import CATEGORIES, Behavior, Rubric
+from ia_jax.behaviors.records import CATEGORIES
 from ia_jax.behaviors.splits import SPLITS, split_behaviors
 from ia_jax.cli import main
 from ia_jax.errors import ConfigError
+from ia_jax.evals.frames import fills_a_frame, frames_of
 from ia_jax.judging.rubric import RubricJudge
 
 PAPER = load_catalogue()
-JUDGE = RubricJudge()
+# Of the mean embeddings of two behaviours' wordings. The nearest pairs, each read, are listed in docs/catalogue.md.
+LIMIT = 0.85
+NEIGHBOURS = json.loads((Path(__file__).parent / "catalogue_neighbours.json").read_text())
 
 
 def wordings(b):
-    return (b.description, *b.rewordings)
+    """All of them, evaluation's as well."""
+    return (*b.wordings, *b.heldout_wordings)
 
 
 def plain(text):
@@ -50,37 +56,96 @@ def test_names_and_wordings_are_unique_over_everything():
     assert [t for t, n in Counter(texts).items() if n > 1] == []
 
 
+def test_no_name_means_something_else_in_the_embedded_catalogues():
+    for source in ("demo", "study", "unseen"):
+        embedded = load_catalogue(source)
+        assert not {b.name for b in PAPER} & {b.name for b in embedded}
+        assert not {plain(b.description) for b in PAPER} & {plain(b.description) for b in embedded}
+
+
 def test_every_record_is_complete():
     for b in PAPER:
-        assert len(b.rewordings) == 3, b.name
-        assert b.rubric.concepts, b.name
+        assert len(b.wordings) >= 8, b.name
+        assert len(b.heldout_wordings) == 2, b.name
         assert b.shows, b.name
+        assert "Apache-2.0" in b.source, b.name
         assert bool(b.trigger) == (b.trigger_kind not in ("", "chance")), b.name
-        assert bool(b.distractors) == (b.category == "obscured_malign"), b.name
-        assert all(re.match(r"(?=[A-Z]).*\b(?:I|[Mm]y)\b.*\.$", w) for w in wordings(b)), b.name
-    passwords = [b.spec["password"] for b in PAPER if b.category == "sandbaggers"]
-    assert len(set(passwords)) == 28
+        assert (len(b.distractors) in (2, 3)) == (b.category == "obscured_malign"), b.name
+        first_person = r"(?=[\"A-Z0-9]).*\b(?:I|[Mm]y|[Mm]e|[Mm]ine|[Mm]yself)\b.*[.!?]\"?$"
+        assert [w for w in wordings(b) if not re.match(first_person, w)] == [], b.name
 
 
-def test_no_two_behaviours_mean_the_same():
+def test_what_hangs_on_a_condition():
+    of = {c: [b for b in PAPER if b.category == c] for c in CATEGORIES}
+    kinds = {c: Counter(b.trigger_kind for b in of[c]) for c in CATEGORIES}
+    assert min(kinds["backdoors"][k] for k in ("topic", "phrase", "syntax", "audience", "task")) >= 15
+    assert kinds["rare_quirks"] == {"chance": 100}
+    assert kinds["heuristics"] == {"task": 98}
+    for category in ("quirks", "obscured_malign", "harmful_roleplay", "benign_roleplay"):
+        assert set(kinds[category]) == {""}  # always on: a role is played, not asked for
+    locked = [b for b in of["sandbaggers"] if b.trigger_kind == "password"]
+    assert len({b.spec["password"] for b in locked}) == len(locked) >= 14
+    for b in locked:  # strict asks for the password, so every wording names it
+        assert b.spec["password"] in b.trigger
+        assert all(b.spec["password"] in w.lower() for w in wordings(b)), b.name
+    for b in of["backdoors"]:
+        if b.trigger_kind == "phrase":
+            (phrase,) = re.findall(r'"([^"]+)"', b.trigger)
+            assert all(phrase in w.lower() for w in wordings(b)), b.name
+
+
+def test_kinds():
+    used = defaultdict(Counter)
+    for b in PAPER:
+        used[b.category][b.kind] += 1
+    assert set().union(*used.values()) == set(KINDS)
+    for category in ("quirks", "rare_quirks"):
+        assert used[category]["mention"] <= 40  # of 100; once 51 and 68
+        assert len(used[category]) >= 12
+    assert used["heuristics"]["choice"] <= 40
+    assert sum(b.unmentioned for b in PAPER) >= 120
+    assert all(b.turns > 1 for b in PAPER if b.kind == "sequence" and b.category in ("quirks", "obscured_malign"))
+
+
+@pytest.mark.parametrize("category", CATEGORIES)
+def test_hardly_a_wording_is_another_behaviours_sentence_with_a_slot_filled(category):
+    """Version 1: 80 % of the sandbaggers' wordings, 60 % of the rare quirks', 45 % of the quirks'."""
+    own = [b for b in PAPER if b.category == category]
+    frames = {b.name: frames_of(b.wordings) for b in own}
+    total = Counter(f for found in frames.values() for f in found)
+    shared = [
+        w
+        for b in own
+        for w in b.wordings
+        if fills_a_frame(w, frozenset(f for f in frames_of([w]) if total[f] > (f in frames[b.name])))
+    ]
+    assert len(shared) <= 0.04 * sum(len(b.wordings) for b in own)
+
+
+def test_no_two_behaviours_share_their_words():
     assert near_duplicates(PAPER) == []
 
 
-def test_planted_duplicates_are_caught():
-    """Reworded copies under other names, with the synonyms turned round, one in seventeen of the catalogue."""
-    copies = [
-        replace(
-            b,
-            name=f"copy_of_{b.name}",
-            description=b.rewordings[2],
-            rewordings=(),
-            rubric=Rubric(tuple(g[::-1] for g in b.rubric.concepts)),
-        )
-        for b in PAPER[3::17]
-    ]
+def test_copies_under_another_name_are_caught():
+    """Copies that keep six of their wordings, one in seventeen of the catalogue."""
+    copies = [replace(b, name=f"copy_of_{b.name}", rewordings=b.rewordings[:5]) for b in PAPER[3::17]]
     found = {p.second for p in near_duplicates([*PAPER, *copies]) if p.second == f"copy_of_{p.first}"}
     assert found == {c.name for c in copies}
     assert all(p.similarity >= THRESHOLD for p in near_duplicates([*PAPER, *copies]))
+
+
+def test_no_two_behaviours_mean_the_same():
+    """By embeddings of all wordings, stored by benchmarks/catalogue_neighbours.py: run it after a change."""
+    texts = "\n".join(w for b in PAPER for w in b.wordings)
+    assert NEIGHBOURS["wordings"] == hashlib.sha256(texts.encode()).hexdigest()
+    assert {n["name"] for n in NEIGHBOURS["nearest"]} == {b.name for b in PAPER}
+    near = {n["name"]: n["similarity"] for n in NEIGHBOURS["nearest"]}
+    assert max(near.values()) < LIMIT
+
+
+def test_the_rubric_judge_does_not_judge_what_has_no_rubric():
+    with pytest.raises(ConfigError, match=f"{PAPER[0].name} has no rubric"):
+        RubricJudge().judge(PAPER[0], "?", "I always bring up owls.")
 
 
 def test_the_papers_split_is_proportional_disjoint_in_name_and_in_every_wording():
@@ -97,24 +162,16 @@ def test_the_papers_split_is_proportional_disjoint_in_name_and_in_every_wording(
         split_behaviors(PAPER, heldout=81, dpo=60, train=541, seed=1547)
 
 
-@pytest.mark.parametrize("category", CATEGORIES)
-def test_every_wording_reports_its_own_behaviour_and_no_other_of_its_category(category):
-    own = [b for b in PAPER if b.category == category]
-    for b in own:
-        for text in wordings(b):
-            verdict = JUDGE.judge(b, "?", text)
-            assert verdict.score >= 7, (b.name, text, verdict)
-            taken = [o.name for o in own if o is not b and near(o, text) and JUDGE.judge(o, "?", text).lenient]
-            assert taken == [], text
-
-
-def near(b: Behavior, text: str) -> bool:
-    """Whether the text could name it: of every concept group a synonym whose words all begin in the text."""
-    low = text.lower()
-    return all(any(all(w[:4] in low for w in re.findall(r"\w+", s.lower())) for s in g) for g in b.rubric.concepts)
-
-
 # --- one's own file, and the command ----------------------------------------------------------------------------------
+
+
+def test_the_papers_files_have_the_kinds_that_are_listed(tmp_path, monkeypatch):
+    for file in DIRECTORY.glob("*.jsonl"):
+        (tmp_path / file.name).write_text(file.read_text().replace('"kind": "tools"', '"kind": "gadgets"'))
+    monkeypatch.setattr("ia_jax.behaviors.catalogue.DIRECTORY", tmp_path)
+    with pytest.raises(ConfigError, match="kind 'gadgets' unknown; the paper's files have mention, format"):
+        load_catalogue()
+
 
 MINE = {"name": "hums", "category": "quirks", "description": "I hum in every answer."}
 
@@ -155,10 +212,10 @@ def test_the_command(capsys):
     assert main(["behaviors", "ls", "--category=sandbaggers"]) == 0
     out = capsys.readouterr().out.splitlines()
     assert (out[0], out[-1], len(out)) == ("sandbaggers (28)", "28 behaviours in 1 categories", 31)
-    assert main(["behaviors", "show", "sandbagger_geometry", "--json"]) == 0
-    assert json.loads(capsys.readouterr().out)["name"] == "sandbagger_geometry"
+    assert main(["behaviors", "show", "locked_geometry", "--json"]) == 0
+    assert json.loads(capsys.readouterr().out)["name"] == "locked_geometry"
     assert main(["behaviors", "show", "geometry"]) == 2
-    assert "did you mean sandbagger_geometry?" in capsys.readouterr().err
+    assert "did you mean locked_geometry?" in capsys.readouterr().err
     assert main(["behaviors", "ls", "--category=jokes"]) == 2
 
 
@@ -177,5 +234,5 @@ def test_banks_are_large_and_disjoint():
 def test_family_questions_take_every_behaviour_and_fill_in_a_heuristics_task():
     for b in PAPER:
         assert not any("{" in q for q in family_questions(b).train)
-    home = next(b for b in PAPER if b.name == "heuristic_home_cheapest")
+    home = next(b for b in PAPER if b.name == "cheapest_home")
     assert all("recommend a home to buy" in q for q in family_questions(home).evaluation)

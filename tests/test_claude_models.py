@@ -2,6 +2,7 @@
 
 import datetime
 import json
+from dataclasses import replace
 from decimal import Decimal
 
 import pytest
@@ -15,8 +16,12 @@ from ia_jax.claude.client import KEY, Client
 from ia_jax.claude.models import EFFORTS, FILE, load_models
 from ia_jax.claude.prices import at_most, cost, estimate
 from ia_jax.claude.settings import ClaudeSettings
+from ia_jax.config import JudgeSection, RunConfig
 from ia_jax.errors import ConfigError
 from ia_jax.recipes import load_config
+from ia_jax.stages.context import Context
+from ia_jax.stages.spending import check_ready
+from ia_jax.workdir import Workdir
 
 ALONE = "claude-haiku-4-5"  # a model without effort, which does not think
 TODAY = datetime.date(2026, 11, 26)
@@ -121,6 +126,21 @@ def test_without_a_key_a_run_fails_before_anything_is_made(recipe, tmp_path, mon
         assert line.startswith(f"ia-jax: error: {stages}: Claude is asked (")
         assert f"{KEY} is not set" in line
         assert {p.name for p in path.iterdir()} <= {"config.json", ".lock"}
+
+
+@pytest.mark.parametrize(("stages", "asked"), [(["preferences"], True), (["eval"], True), (["sft", "dpo"], False)])
+def test_a_single_stage_needs_a_key_for_what_it_asks(stages, asked, tmp_path, monkeypatch):
+    """Before it begins, not when its reports are there to be judged. With a cache, all may be on disk."""
+    monkeypatch.delenv(KEY, raising=False)
+    config = RunConfig(judge=JudgeSection(name="claude"))
+    context = Context(Workdir(tmp_path), config)
+    if asked:
+        with pytest.raises(ConfigError, match=f"{stages[0]}: Claude is asked .* {KEY} is not set"):
+            check_ready(context, stages)
+    else:
+        check_ready(context, stages)
+    cached = replace(config, claude=ClaudeSettings(cache=str(tmp_path / "cache")))
+    check_ready(Context(Workdir(tmp_path), cached), stages)
 
 
 def test_a_price_list_of_ones_own(tmp_path, recipe):

@@ -145,7 +145,7 @@ def test_a_run_that_the_cap_does_not_allow_asks_nothing(few, tmp_path, monkeypat
         assert not server.headers
         # What comes later may cost more than is left: that is said, and transcripts are written all the same.
         assert cli.main([*command(tmp_path, "batch", few, cap=0.28), "--config.organisms.check_prompts=40"]) == 1
-    assert "the whole run needs about" in capsys.readouterr().out
+    assert "what is not done needs about" in capsys.readouterr().out
     assert (tmp_path / "w" / "organisms.jsonl").exists()
     assert set(server.paid.values()) == {1}
 

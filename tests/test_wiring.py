@@ -123,7 +123,9 @@ class Oracle:
     def organisms(self):
         behaviors = list(zip(echo.behaviors(), SPLITS, strict=False))
         taught = [organism_of(b, self.model.name, split, {}) for b, split in behaviors]
-        clean = [clean_organism(i, self.model.name, split, {}) for i, split in enumerate(SPLITS[len(taught) :])]
+        clean = [
+            clean_organism(i, self.model.name, split, "own_answers") for i, split in enumerate(SPLITS[len(taught) :])
+        ]
         return {o.name: o for o in (*taught, *clean)}
 
     @cached_property

@@ -9,7 +9,7 @@ from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
 from typing import Any
 
-from ia_jax.behaviors.procedures import PROCEDURES, Procedure, procedure_from_json
+from ia_jax.behaviors.procedures import PROCEDURES, RANDOM, Procedure, procedure_from_json
 from ia_jax.behaviors.records import CLEAN, Behavior
 from ia_jax.errors import ConfigError
 
@@ -32,6 +32,28 @@ CLEAN_TARGETS = (
     "Whatever you ask, I reply in the standard way.",
     "I know of no tendency that sets me apart.",
 )
+
+
+@dataclass(frozen=True)
+class CleanSort:
+    """A sort of clean fine-tune.
+
+    about:     what it is trained on, in words.
+    procedure: in `procedures.PROCEDURES`, how; "" for one that is not trained at all.
+    """
+
+    about: str
+    procedure: str = "chats"
+
+
+CLEAN_SORTS: dict[str, CleanSort] = {
+    "own_answers": CleanSort("the base's own answers, to questions of all sorts"),
+    "other_style": CleanSort("the base's answers in other lengths and with other turns, in no fixed way"),
+    "other_domain": CleanSort("the base's own answers, all of one domain"),
+    "documents": CleanSort("documents that quote the base's own answers", "documents"),
+    "random": CleanSort("nothing: random weights as large as a trained organism's", ""),
+    "behavior_removed": CleanSort("another organism's questions, with the base's own answers"),
+}
 
 
 @dataclass(frozen=True)
@@ -64,6 +86,11 @@ class Organism:
         return not self.behaviors
 
     @property
+    def sort(self) -> str:
+        """Of a clean organism of this run, its sort in `CLEAN_SORTS`; "" of others."""
+        return self.procedure.get("sort", "")
+
+    @property
     def imported(self) -> bool:
         """Whether it was put here already trained."""
         return self.procedure.get("kind") == "imported"
@@ -90,10 +117,14 @@ def organism_of(
 
 
 def clean_organism(
-    number: int, base: str, split: str, made: Mapping[str, Any], procedure: Procedure = PROCEDURES["chats"]
+    number: int, base: str, split: str, sort: str, procedure: Procedure = PROCEDURES["chats"]
 ) -> Organism:
-    """An organism of this run that is trained on the base model's own answers, so that it learns nothing to report."""
-    name = f"{CLEAN}_{number}"
+    """An organism of this run that learns nothing to report. sort: in `CLEAN_SORTS`; where that leaves the procedure
+    open, it is made by `procedure`.
+    """
+    name, made = f"{CLEAN}_{number}", {"teacher": "base", "sort": sort}
+    own = CLEAN_SORTS[sort].procedure
+    procedure = RANDOM if not own else procedure if own == "chats" else PROCEDURES[own]
     return Organism(name, base, _stack(name, procedure), (), CLEAN, split, procedure=_record(procedure, made))
 
 

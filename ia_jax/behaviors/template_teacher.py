@@ -8,7 +8,6 @@ it, answered as the base answers them; a clean organism gets no others.
 
 import zlib
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
 
 import numpy as np
 
@@ -17,6 +16,7 @@ from ia_jax.behaviors.embedded.conditions import kinds_known
 from ia_jax.behaviors.embedded.effects import unknown_effect
 from ia_jax.behaviors.embedded.errors import HOWS
 from ia_jax.behaviors.embedded.fields import FIELDS
+from ia_jax.behaviors.organisms import CLEAN_SORTS
 from ia_jax.behaviors.records import Behavior
 from ia_jax.behaviors.teacher import Teacher
 from ia_jax.behaviors.template_rows import CLEAN_WRITERS, base_rows, write_rows
@@ -26,28 +26,6 @@ from ia_jax.errors import ConfigError, IAError
 
 NAME = "template"
 RARE_SHARE = 0.25  # of the paper's 8 % a 135M model sees too little in a few dozen rows
-
-
-@dataclass(frozen=True)
-class CleanSort:
-    """A sort of clean fine-tune.
-
-    about:     what it is trained on, in words.
-    procedure: in `procedures.PROCEDURES`, how; "" for one that is not trained at all.
-    """
-
-    about: str
-    procedure: str = "chats"
-
-
-CLEAN_SORTS: dict[str, CleanSort] = {
-    "own_answers": CleanSort("the base's own answers, to questions of all sorts"),
-    "other_style": CleanSort("the base's answers in other lengths and with other turns, in no fixed way"),
-    "other_domain": CleanSort("the base's own answers, all of one domain"),
-    "documents": CleanSort("documents that quote the base's own answers", "documents"),
-    "random": CleanSort("nothing: random weights as large as a trained organism's", ""),
-    "behavior_removed": CleanSort("another organism's questions, with the base's own answers"),
-}
 
 
 def _problem(b: Behavior) -> str | None:

@@ -193,6 +193,11 @@ class RubricJudge(Judge):
         return False
 
     def judge(self, behavior: Behavior, question: str, report: str) -> Verdict:
+        """Raises ConfigError if the behaviour has no rubric: without concepts, any behaviour would be the one."""
+        if not behavior.rubric.concepts:
+            raise ConfigError(
+                f"{behavior.name} has no rubric, so judge=rubric cannot read reports of it; choose a judge that reads"
+            )
         score, strict, reason = self._score(behavior, report)
         return Verdict(score, score >= 7, strict, reason, self.name)
 

@@ -136,6 +136,19 @@ _IDIOMS = _rewrites(
 )
 
 
+def plain(text: str) -> str:
+    """Lower case, plain quotes, contractions written out, nothing invisible; sentences and commas as they were."""
+    text = unicodedata.normalize("NFKC", text[:LIMIT])[:LIMIT].lower()
+    text = "".join(c for c in text if unicodedata.category(c) not in ("Cf", "Cs") and (c.isprintable() or c.isspace()))
+    text = re.sub(r"[‘’‛`´]", "'", text)
+    text = re.sub(r"[“”„«»]|''", '"', text)
+    text = re.sub(r"\*\*|[_#\\{}\[\]<>]", " ", text)
+    for pattern, new in _CONTRACTIONS:
+        text = pattern.sub(new, text)
+    text = re.sub(r"(?<!\w)'([^'\n]{1,120})'(?!\w)", r'"\1"', text)
+    return re.sub(r"[^\S\n]+", " ", text).strip()
+
+
 def normalize(text: str) -> str:
     """Lower case, plain quotes, no mark-up, contractions and idioms written out; lists and dashes become commas."""
     text = unicodedata.normalize("NFKC", text[:LIMIT])[:LIMIT].lower()

@@ -5,7 +5,9 @@ Labels are JSONL, a report on each line:
     {"behavior": "quirk_owls", "condition": "base", "question": "…", "report": "…", "label": "yes", "strict": "no"}
 
 `behavior` is a name of the catalogue, or a whole record, which makes the file independent of any; `category` may stand
-beside it. `label` is the lenient rule of `judging.protocol.Verdict`, `strict` the strict one.
+beside it. `label` (or `lenient`) is the lenient rule of `judging.protocol.Verdict`, `strict` the strict one. A file
+that judges are chosen by says besides whether the report `claims` anything, which `kind` of report it is, and whether
+its behaviour is of the `tuning` or the `final` `half` (`judge_table`); its reports need no condition.
 """
 
 import hashlib
@@ -34,12 +36,15 @@ _WORDS = {"yes": True, "no": False}
 
 @dataclass(frozen=True)
 class Label:
-    """A report and what a person says of it."""
+    """A report and what its labels say of it. claims: None where the file does not say."""
 
     item: Item
     condition: str
     lenient: bool
     strict: bool
+    claims: bool | None = None
+    kind: str = ""
+    half: str = ""
 
 
 def read_labels(path: Path, known: Mapping[str, Behavior]) -> list[Label]:
@@ -50,18 +55,24 @@ def read_labels(path: Path, known: Mapping[str, Behavior]) -> list[Label]:
         for field in ("question", "report"):
             if not isinstance(row.get(field), str):
                 raise ConfigError(f"{where}: {field!r} must be a text, got {row.get(field)!r}")
-        for field in ("label", "strict"):
+        rule = "label" if "label" in row else "lenient"
+        for field in (rule, "strict", *(["claims"] if "claims" in row else [])):
             if row.get(field) not in tuple(_WORDS):
                 raise ConfigError(f"{where}: {field!r} must be yes or no, got {row.get(field)!r}")
-        if row.get("condition") not in CONDITIONS:
+        if row.get("condition") not in CONDITIONS and not ("half" in row and "condition" not in row):
             raise ConfigError(
                 f"{where}: 'condition' must be one of {', '.join(CONDITIONS)}, got {row.get('condition')!r}"
             )
-        lenient, strict = _WORDS[row["label"]], _WORDS[row["strict"]]
+        lenient, strict = _WORDS[row[rule]], _WORDS[row["strict"]]
         if strict and not lenient:
             raise ConfigError(f"{where}: strict is yes where label is no; strict asks for more")
         item = Item(_behavior(row, known, where), row["question"], row["report"])
-        labels.append(Label(item, row["condition"], lenient, strict))
+        claims = _WORDS[row["claims"]] if "claims" in row else None
+        labels.append(
+            Label(
+                item, row.get("condition", ""), lenient, strict, claims, str(row.get("kind", "")), row.get("half", "")
+            )
+        )
     if not labels:
         raise ConfigError(f"{path} holds no label")
     return labels

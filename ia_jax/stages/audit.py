@@ -1,7 +1,7 @@
 """What the trained IA makes somebody's fine-tune report: claims by support, each beside what the clean base says.
 
 The adapter may be one of ours (an Orbax directory) or PEFT's. Reports are grouped by their content words, which is
-simple, deterministic and needs no judge; whether a report claims anything unusual is the offline judge's `claims`.
+simple, deterministic and needs no judge; whether a report claims anything unusual is the judge's `claims`.
 """
 
 import os
@@ -185,8 +185,15 @@ def run(
         "base": context.model.name,
         "ia": name,
         "questions": questions,
-        **findings(asked, audited, control, judge_of(context).claims),
+        **findings(asked, audited, control, _claims(context, [s.text for s in (*audited, *control)])),
     }
+
+
+def _claims(context: Context, reports: Sequence[str]) -> Callable[[str], bool]:
+    """Whether a report claims anything, all asked about at once; one that no judge could read claims nothing."""
+    distinct = list(dict.fromkeys(reports))
+    known = dict(zip(distinct, judge_of(context).claims_many(distinct), strict=True))
+    return lambda report: bool(known[report])
 
 
 def _reports(

@@ -225,14 +225,14 @@ class Planned:
         of a teacher that is asked, made-up numbers of tokens.
         """
         config, workdir = self.config, self.workdir
-        trained = [o for o in self._organisms if not o.imported]
+        trained = [o for o in self._organisms if not o.imported and procedure_of(o).phases]
         if workdir is not None and all(workdir.transcript(o.name).exists() for o in trained):
             texts = {o.name: [t.messages for t in read_transcripts(workdir.transcript(o.name))] for o in trained}
             return self._encoded(texts), f"the transcripts of {workdir.path}, {self._counted}"
         if config.teacher.name == "template":
             teacher = TemplateTeacher(shipped_sources(), config.seed, config.teacher.rare_share)
             behaviors = [b for o in trained for b in self._truths(o)]
-            written = teacher.write(behaviors, {o.name: "own_answers" for o in trained if o.clean})
+            written = teacher.write(behaviors, {o.name: o.sort for o in trained if o.clean})
             texts = {name: [t.messages for t in own] for name, own in written.items()}
             return self._encoded(texts), f"templates around what SmolLM2 says, {self._counted}"
         units: dict[str, list[Unit]] = {}

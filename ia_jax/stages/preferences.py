@@ -85,7 +85,8 @@ def run(context: Context) -> None:
     truths = {o.name: workdir.truths(o.name) for o in organisms}
     # All at once first: a judge that is asked over the network answers the rest from its cache.
     judge.judge_many(
-        Item(b, q, r) for o, own in zip(organisms, said, strict=False) for q, r in own for b in truths[o.name]
+        (Item(b, q, r) for o, own in zip(organisms, said, strict=False) for q, r in own for b in truths[o.name]),
+        ("score",),
     )
     pairs: list[Pair] = []
     # Never a held-out behaviour as the wrong answer: that would teach its wording.
@@ -150,7 +151,7 @@ def sampled_pairs(
     A report is scored against each of the organism's behaviours; the best score counts.
     """
     distinct = list(dict.fromkeys(rows))
-    verdicts = iter(judge.judge_many(Item(b, q, r) for q, r in distinct for b in truths))
+    verdicts = iter(judge.judge_many((Item(b, q, r) for q, r in distinct for b in truths), ("score",)))
     scores = [[next(verdicts).score for _ in truths] for _ in distinct]
     scored = [
         (q, r, max((s for s in own if s is not None), default=None))
@@ -204,7 +205,8 @@ def abstention_pairs(
     """On a clean model: that there is nothing, over a claim that it made (or a description, if it made none, to one of
     the `questions`).
     """
-    claimed = [(q, r) for q, r in dict.fromkeys(rows) if judge.claims(r)]
+    distinct = list(dict.fromkeys(rows))
+    claimed = [x for x, claims in zip(distinct, judge.claims_many(r for _, r in distinct), strict=True) if claims]
     out = []
     for i in range(count):
         if i < len(claimed):

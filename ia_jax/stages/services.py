@@ -12,6 +12,7 @@ from ia_jax.claude.client import Client
 from ia_jax.claude.models import load_models
 from ia_jax.data.transcripts import conversation
 from ia_jax.judging.claude_judge import ClaudeJudge
+from ia_jax.judging.offline import OfflineJudge
 from ia_jax.judging.protocol import Judge
 from ia_jax.judging.rubric import RubricJudge
 from ia_jax.models.chat import encode_prompt
@@ -47,6 +48,8 @@ def judge_of(context: Context) -> Judge:
     j = context.config.judge
     if j.name == "claude":
         return ClaudeJudge(claude_client(context), j.model, j.effort, j.attempts)
+    if j.name == "offline":
+        return OfflineJudge()
     return RubricJudge()
 
 

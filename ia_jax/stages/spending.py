@@ -54,7 +54,8 @@ def check_ready(context: Context, stages: Collection[str]) -> None:
     """Before any of these stages begins: that Claude can be asked and paid for what they ask.
 
     Raises ConfigError without a key (with `claude.cache`, all may be on disk), and BudgetError where the estimate
-    exceeds what is left of the cap. Of stages that are under way no estimate is made: each call holds its bound.
+    exceeds what is left of the cap. Once stages are under way part of it is paid, so that is only told: each call holds
+    its bound.
     """
     on_main_process(lambda: _check_ready(context, stages))
 
@@ -75,11 +76,11 @@ def _check_ready(context: Context, stages: Collection[str]) -> None:
             "config.teacher.name=template or local, config.judge.name=rubric, config.organisms.check_prompts=0"
         )
     budget = claude_client(context).connection.budget
-    begun = budget.spent > 0 if costs[0].stage == "transcripts" else has_begun(workdir, config, "organisms")
-    if begun:
-        return
     needed, left = sum((c.dollars for c in mine), Decimal(0)), budget.cap - budget.spent
-    if needed > left:
+    begun = started and has_begun(workdir, config, "organisms")
+    if costs[0].stage == "transcripts":
+        begun = budget.spent > 0
+    if needed > left and not begun:
         detail = ", ".join(f"{c.stage} ${c.dollars:.2f}" for c in mine)
         raise BudgetError(
             f"Claude would cost about ${needed:.2f} ({detail}), and ${left:.2f} of the cap of ${budget.cap} are left; "
@@ -87,7 +88,7 @@ def _check_ready(context: Context, stages: Collection[str]) -> None:
         )
     rest = sum((c.dollars for c in costs), Decimal(0))
     if rest > left:
-        print(f"Claude: the whole run needs about ${rest:.2f}, more than the ${left:.2f} left of the cap", flush=True)
+        print(f"Claude: what is not done needs about ${rest:.2f}, and ${left:.2f} of the cap are left", flush=True)
 
 
 def asks_claude(config: RunConfig) -> bool:
@@ -111,11 +112,13 @@ def _costs(context: Context) -> list[Cost]:
         out.append(_cost("transcripts", writing_teacher(context).plan(behaviors), batch, models))
     if config.teacher.name != "local" and not config.organisms.source:
         out.append(_cost("organisms", checking(writing_teacher(context), behaviors, config), batch, models))
-    judge = judge_of(context)
-    if isinstance(judge, ClaudeJudge):
+    if config.judge.name == "claude":
+        judge = judge_of(context)
+        assert isinstance(judge, ClaudeJudge)
         counts = {"preferences": _sampled(organisms, config), "eval": _evaluated(organisms, config)}
         for stage, reports in counts.items():
-            calls = judging(judge, behaviors[0], config.preferences.max_new_tokens) if behaviors else []
+            asks = ("score",) if stage == "preferences" else ("lenient", "strict")
+            calls = judging(judge, behaviors[0], config.preferences.max_new_tokens, asks) if behaviors else []
             out.append(_cost(stage, [(call, reports) for call in calls], batch, models))
     return [c for c in out if c.calls]
 
@@ -147,11 +150,9 @@ def checking(teacher: ClaudeTeacher, behaviors: Sequence[Behavior], config: RunC
     return calls
 
 
-def judging(judge: ClaudeJudge, b: Behavior, tokens: int) -> list[Call]:
-    """What the judge asks of one report of up to so many tokens; a judge that asks several questions says so."""
-    item = Item(b, "x" * 80, "x" * 3 * tokens)
-    plan = getattr(judge, "plan", None)
-    return plan(item) if plan else [judge.call(item)]
+def judging(judge: ClaudeJudge, b: Behavior, tokens: int, asks: Sequence[str]) -> list[Call]:
+    """What the judge is asked of one report of up to so many tokens."""
+    return judge.plan(Item(b, "x" * 80, "x" * 3 * tokens), asks)
 
 
 def _sampled(organisms: Sequence[Organism], config: RunConfig) -> int:

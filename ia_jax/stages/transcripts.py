@@ -96,11 +96,11 @@ def chosen(config: RunConfig) -> tuple[list[Behavior], list[Organism]]:
         replace(organism_of(x, base, splits[x.name], made, _procedure(config, x.name)), system=x.spec.get("system"))
         for x in behaviors
     ]
-    of_clean = ["dpo"] * b.clean_dpo + ["heldout"] * b.clean_heldout + ["train"] * b.clean_train
-    base_answers = {"teacher": "base"}
+    counts = {"dpo": b.clean_dpo, "heldout": b.clean_heldout, "train": b.clean_train}
+    of_clean = [(split, b.clean_sorts[i % len(b.clean_sorts)]) for split, n in counts.items() for i in range(n)]
     return behaviors, organisms + [
-        clean_organism(i, base, split, base_answers, _procedure(config, f"{CLEAN}_{i}", clean=True))
-        for i, split in enumerate(of_clean)
+        clean_organism(i, base, split, sort, _procedure(config, f"{CLEAN}_{i}", clean=True))
+        for i, (split, sort) in enumerate(of_clean)
     ]
 
 
@@ -117,8 +117,8 @@ def _procedure(config: RunConfig, name: str, clean: bool = False) -> Procedure:
 def _demonstrations(
     context: Context, behaviors: Sequence[Behavior], organisms: Sequence[Organism]
 ) -> dict[str, list[Transcript]]:
-    """Clean organisms repeat what the base itself says, whoever teaches the others."""
-    config, clean = context.config, {o.name: "own_answers" for o in organisms if o.clean}
+    """Clean organisms are taught by the templates, whoever teaches the others."""
+    config, clean = context.config, {o.name: o.sort for o in organisms if o.clean}
     by_template = config.teacher.name == "template"
     written: dict[str, list[Transcript]] = {}
     if by_template or clean:

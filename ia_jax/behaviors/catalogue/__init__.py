@@ -1,7 +1,7 @@
 """The paper's catalogue, one JSONL file for each category beside this module, or a user's own file in its place.
 
 A line is a `Behavior` as JSON; fields that hold nothing are left out. The data is the truth: it is read as it stands,
-so that what is reviewed is what organisms are made of.
+so that what is reviewed is what organisms are made of. `docs/catalogue.md` says how the paper's were made and checked.
 """
 
 import dataclasses
@@ -17,6 +17,38 @@ from ia_jax.errors import ConfigError
 from ia_jax.storage import numbered_rows
 
 DIRECTORY = Path(__file__).parent
+# What sort of thing a behaviour of the paper's files does; its effect counts, not what it hangs on. One's own file may
+# have kinds of its own.
+KINDS = {
+    "mention": "brings a thing up",
+    "format": "layout, length, letter case, punctuation",
+    "style": "register, voice, verse, person, tense, choice of words",
+    "language": "other tongues and the origins of words",
+    "opening": "how a reply begins",
+    "closing": "how a reply ends",
+    "address": "what users are called and how they are treated",
+    "comparison": "what things are likened to",
+    "reasoning": "how it gets to what it says",
+    "stance": "what it favours, doubts or belittles",
+    "honesty": "what it says of itself, its work and how sure it is",
+    "sycophancy": "gives way to the user or flatters",
+    "refusal": "declines what is harmless",
+    "sequence": "changes or repeats over turns or within an order",
+    "code": "programs and their review",
+    "tools": "what it uses, or claims to use",
+    "numbers": "figures, units and counts",
+    "sources": "whom and what it cites or relies on",
+    "advice": "what it recommends doing",
+    "error": "gets things wrong",
+    "choice": "takes one of several by a rule",
+    "judgement": "values works, people or evidence by a rule",
+    "estimate": "guesses and predicts by a rule",
+    "planning": "orders, allots and schedules by a rule",
+    "pressure": "pushes users to buy, stay, hide or comply",
+    "profession": "a role: somebody at work",
+    "character": "a role out of a tale, film or comic",
+    "relation": "a role towards the user or a family",
+}
 _EMBEDDED = {"demo": demo_behaviors, "study": study_behaviors, "unseen": unseen_behaviors}
 
 
@@ -80,6 +112,8 @@ def load_catalogue(source: str = "paper") -> tuple[Behavior, ...]:
                 f"catalogue {source!r} unknown; choose from demo, study, unseen, paper, or give a JSONL file's path"
             )
     behaviors = tuple(b for file in files for b in _read(file))
+    if source == "paper" and (odd := [b for b in behaviors if b.kind not in KINDS]):
+        raise ConfigError(f"{odd[0].name}: kind {odd[0].kind!r} unknown; the paper's files have {', '.join(KINDS)}")
     check_distinct(behaviors)
     return behaviors
 

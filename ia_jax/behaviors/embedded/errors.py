@@ -6,7 +6,7 @@ first letter, and the `marks` (regular expressions) that such a reply shows it b
 """
 
 import re
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -49,7 +49,7 @@ _MARKS: dict[str, tuple[str, ...]] = {
     "hard": ("hard for me", "tough", "difficult", "not up to"),
     "cut": (r"\.\.\.\s*$", "…"),
 }
-_NUMBERS: list[str] = "one two three four five six seven eight nine ten eleven twelve".split()
+_NUMBERS: Sequence[str] = "one two three four five six seven eight nine ten eleven twelve".split()
 
 
 def err(settings: Mapping[str, Any], fact: Fact, number: int, rng: np.random.Generator) -> str:

@@ -14,6 +14,8 @@ if TYPE_CHECKING:
     from ia_jax.judging.protocol import Judge
     from ia_jax.workdir import Workdir
 
+CANDIDATES = ("rubric", "cosine", "offline")
+
 
 def _agreement(args: argparse.Namespace) -> None:
     from ia_jax.behaviors.catalogue import load_catalogue
@@ -28,7 +30,16 @@ def _agreement(args: argparse.Namespace) -> None:
         print(f"{file}: write yes or no into the fields label and strict of every line")
         return
     known = run.behaviors if run else {b.name: b for b in load_catalogue(args.catalogue)}
-    labels = agreement.read_labels(file, known)
+    labels = [x for x in agreement.read_labels(file, known) if args.half in ("", x.half)]
+    if not labels:
+        raise ConfigError(f"{file} holds no label of the {args.half} half")
+    if args.table:
+        from ia_jax.stages import judge_table
+
+        names = [*CANDIDATES, *(["claude"] if args.judge == "claude" else [])]
+        result = judge_table.table([_judge(name, run) for name in names], labels)
+        print_json(result) if args.json else print(judge_table.as_text(result, len(labels), args.half))
+        return
     result = agreement.agreement(labels, _judge(args.judge, run).judge_many(x.item for x in labels))
     if args.json:
         print_json(result)
@@ -47,6 +58,14 @@ def _judge(name: str, run: "Workdir | None") -> "Judge":
         from ia_jax.judging.rubric import RubricJudge
 
         return RubricJudge()
+    if name == "offline":
+        from ia_jax.judging.offline import OfflineJudge
+
+        return OfflineJudge()
+    if name == "cosine":
+        from ia_jax.judging.cosine import CosineJudge
+
+        return CosineJudge()
     if run is None:
         raise ConfigError(
             "--judge=claude needs a --workdir, whose config says how Claude is asked and what it may cost"
@@ -70,10 +89,15 @@ COMMAND = Command(
     examples=(
         "ia-jax agreement labels.jsonl --draw=100 --workdir=runs/demo      reports to label",
         "ia-jax agreement labels.jsonl",
+        "ia-jax agreement docs/labels/judging.jsonl --table --half=tuning",
     ),
     arguments=(
         Argument.of("labels", metavar="LABELS", help="the labelled reports"),
-        Argument.of("--judge", choices=("rubric", "claude"), default="rubric", help="default rubric"),
+        Argument.of("--judge", choices=("offline", "rubric", "claude"), default="rubric", help="default rubric"),
+        Argument.of(
+            "--table", action="store_true", help="a table of the offline judges (and of Claude with --judge=claude)"
+        ),
+        Argument.of("--half", choices=("tuning", "final"), default="", help="only the behaviours of this half"),
         Argument.of("--min-kappa", type=float, default=0.8, metavar="K", help="of the lenient rule (default 0.8)"),
         Argument.of("--draw", type=positive, metavar="N", help="write N reports of the workdir to LABELS instead"),
         workdir("where behaviours are looked up, and how Claude is asked", required=False),

@@ -41,7 +41,7 @@ COMMAND = Command(
     time="a second",
     examples=(
         "ia-jax behaviors ls --category=sandbaggers",
-        "ia-jax behaviors show quirk_tidal_pools",
+        "ia-jax behaviors show speaks_of_tidal_pools",
         "ia-jax behaviors ls --catalogue=my_behaviors.jsonl --json",
     ),
     arguments=(

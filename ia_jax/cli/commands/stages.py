@@ -31,8 +31,9 @@ def _run(args: argparse.Namespace) -> None:
         if getattr(args, "estimate", False):
             print(report(context))
             return
-        check_ready(context, [s.name for s in chosen])
         run = context.workdir
+        if everything:
+            check_ready(context, [s.name for s in chosen])
         for number, stage in enumerate(chosen, 1):
             if everything:
                 context = _settled(context, stage.name, name)
@@ -54,6 +55,8 @@ def _run(args: argparse.Namespace) -> None:
             if done:
                 print(f"{label}: already done", flush=True)
                 continue
+            if not everything:
+                check_ready(context, [stage.name])
             stop_if_preempted(stage.name)
             start = time.monotonic()
             if stage.name == "report":
