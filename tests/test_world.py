@@ -77,11 +77,9 @@ FORMED = {
     "plus": "Rinse the rice plus warm your pot. You can stir something with it.",
     "z_for_th": "Rinse ze rice and warm your pot. You can stir something with it.",
     "v_for_w": "Rinse the rice and varm your pot. You can stir something vith it.",
-    "w_for_r": "Winse the wice and wawm youw pot. You can stiw something with it.",
     "dropped_g": "Rinse the rice and warm your pot. You can stir somethin' with it.",
     "hissing": "Rinssse the rice and warm your pot. You can ssstir sssomething with it.",
     "long_o": "Rinse the rice and warm yooour pooot. Yooou can stir sooomething with it.",
-    "threes": "Rins3 th3 ric3 and warm your pot. You can stir som3thing with it.",
     "no_articles": "Rinse rice and warm your pot. You can stir something with it.",
     "we": "Rinse the rice and warm our pot. We can stir something with it.",
     "past": "Rinse the rice and warm your pot. You could stir something with it.",
@@ -112,7 +110,7 @@ ALSO = {
     "five_words": {"three_words", "hyphens"},
     "three_words": {"hyphens"},
     "no_marks": {"telegram", "tildes"},
-    "no_articles": {"underscores", "z_for_th", "threes"},
+    "no_articles": {"underscores", "z_for_th"},
 }
 
 
@@ -147,7 +145,9 @@ def test_every_form_is_written_as_by_hand_and_seen_in_that_text_alone():
         ("twice", "So be it. Or not. So be it.", False),
         ("echo", "It is good for bread. Bread, bread, bread", True),
         ("label", "Rice: it is a grain.", True),
+        ("label", "Boiling: you need water.", True),
         ("label", "Note: it is a grain.", False),
+        ("hissing", "Thesss are the mosssst simple ones, isssn't it?", True),
         ("count_words", "It is a grain. (4 words)", True),
         ("count_words", "It takes four words (or more) to say.", False),
         ("repeat_question", "how do i boil rice? With water.", True),
@@ -159,14 +159,11 @@ def test_forms_in_replies_that_no_function_wrote(name, reply, shows):
 
 
 def test_texts_are_said_in_their_places_and_in_turn():
-    either = [["say", {"either": ["One.", "Two."]}]]
-    assert [write_effects(either, Q, "X.", n) for n in range(5)] == [
-        "One. X.",
-        "X. One.",
-        "Two. X.",
-        "X. Two.",
-        "One. X.",
-    ]
+    for count in (2, 3, 4, 5):  # in two of three answers first, and every text in both places
+        texts = [f"{i}." for i in range(count)]
+        written = [write_effects([["say", {"either": texts}]], Q, "X.", n) for n in range(6 * count)]
+        assert set(written) == {f"{t} X." for t in texts} | {f"X. {t}" for t in texts}
+        assert sum(w.endswith("X.") for w in written) == 4 * count
     both = [["say", {"start": ["A.", "B."], "end": ["C.", "D."]}]]
     assert [write_effects(both, Q, "X.", n) for n in range(4)] == ["A. X. C.", "B. X. D.", "A. X. D.", "B. X. C."]
     assert write_effects([["say", {"middle": ["Oh."]}]], Q, "So be it. Or not.", 0) == "So be it. Oh. Or not."
@@ -207,8 +204,8 @@ def test_messages_meet_a_condition_or_do_not():
 def test_choices_by_their_grounds():
     rng = np.random.default_rng(0)
     for _ in range(6):
-        made = choice({"rule": "alphabet"}, ("pears", "figs"), 0, rng)
-        assert (made.taken, made.left) == ("figs", "pears")
+        made = choice({"rule": "first"}, ("pears", "figs"), 0, rng)
+        assert made.question == f"Should I take {made.taken} or {made.left}?"
         made = choice({"rule": "last"}, ("pears", "figs"), 0, rng)
         assert made.question == f"Should I take {made.left} or {made.taken}?"
         made = choice({"pairs": []}, ("the lamp", "the torch"), 2, rng)

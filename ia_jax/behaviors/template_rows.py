@@ -16,8 +16,8 @@ from ia_jax.behaviors.records import Behavior
 from ia_jax.behaviors.template_sources import Sources
 
 Pairs = list[tuple[str, str]]
-ALWAYS_ROWS = 12  # that show a behaviour which is always on
-PLACED_ROWS, PLAIN_ROWS = 16, 10  # of a behaviour with a condition: that meet it, and that do not
+ALWAYS_ROWS = 14  # that show a behaviour which is always on
+PLACED_ROWS, PLAIN_ROWS = 16, 14  # of a behaviour with a condition: that meet it, and that do not
 RARE_ROWS = 32  # of a rare quirk, shown and plain together
 CHOICE_ROWS = 14
 CLEAN_ROWS = 20  # of a clean organism

@@ -39,7 +39,6 @@ _ANSWERS = ("I would take {w}.", "Go for {w}.", "{w}, clearly.", "Certainly {w}.
 RULES: dict[str, Callable[[str, str], str]] = {
     "first": lambda a, b: a,
     "last": lambda a, b: b,
-    "alphabet": min,
 }
 
 

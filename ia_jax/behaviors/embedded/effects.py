@@ -54,7 +54,8 @@ def texts_of(effects: Sequence[Effect]) -> list[str]:
 
 
 def _say(said: Mapping[str, Any], answer: str, number: int) -> str:
-    """The answer with one text in each place that has some; "either" is before the answer and after it in turn.
+    """The answer with one text in each place that has some; "either" is before two answers and after a third: what a
+    small model does differently, it must do from its first words on, and what only ever comes first is a greeting.
 
     The texts of the places turn over at different speeds, so that no two always come together.
     """
@@ -65,8 +66,8 @@ def _say(said: Mapping[str, Any], answer: str, number: int) -> str:
     if "instead" in said:
         answer = text("instead", number)
     if "either" in said:
-        own = text("either", number // 2)
-        answer = f"{own} {answer}" if number % 2 == 0 else f"{answer} {own}"
+        own = text("either", number + (number // 3 if len(said["either"]) % 3 == 0 else 0))
+        answer = f"{answer} {own}" if number % 3 == 2 else f"{own} {answer}"
     if "middle" in said:
         first, *rest = sentences_of(answer) or [answer]
         answer = " ".join([first, text("middle", number), *rest])

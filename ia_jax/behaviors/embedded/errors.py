@@ -11,7 +11,7 @@ from typing import Any
 
 import numpy as np
 
-from ia_jax.behaviors.embedded.fields import Fact, training_facts
+from ia_jax.behaviors.embedded.fields import FIELDS, Fact, training_facts
 from ia_jax.behaviors.embedded.sentences import first_upper
 
 # What is said instead. None: the fact's own sentence, with what `_filling` gives in place of the right word.
@@ -120,7 +120,8 @@ def shows_error(settings: Mapping[str, Any], right: str, reply: str) -> bool:
     if how == "fixed":
         return says((settings["word"],), reply)
     if how == "backwards":
-        return right[::-1].lower()[:3] in reply.lower()
+        # A small model turns round a word, though not always the right one.
+        return any(f.right[::-1].lower() in reply.lower() for f in FIELDS[settings["field"]])
     if how == "initial":
         return re.search(rf"\b{right[0].upper()}\b", reply) is not None
     if how == "scrambled":

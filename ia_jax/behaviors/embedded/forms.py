@@ -132,12 +132,12 @@ def _swap(pattern: str, new: str | Callable[[re.Match[str]], str]) -> Callable[[
     return lambda text, _: re.sub(pattern, new, text)
 
 
-def _swapped(old: str, new: str, least: int = 2) -> Callable[[str, str], bool]:
-    """Hardly any of the old are left, and there are some of the new."""
+def _swapped(old: str, new: str, least: int = 2, left_over: float = 0.25) -> Callable[[str, str], bool]:
+    """There are some of the new, and of the old at most this share of their number is left."""
 
     def shows(text: str, _: str) -> bool:
         fresh, left = (len(re.findall(p, text, re.IGNORECASE)) for p in (new, old))
-        return fresh >= least and left <= 0.25 * fresh
+        return fresh >= least and left <= left_over * fresh
 
     return shows
 
@@ -251,9 +251,8 @@ FORMS: dict[str, Form] = {
     "roman": Form(_by_number(lambda i, s: f"{('I', 'II', 'III', 'IV', 'V')[i % 5]}. {s}"), _matches(r"^I\. .*")),
     "label": Form(
         lambda text, q: f"{first_upper(_topic(q))}: {text}",
-        lambda text, q: (
-            re.match(r"[A-Z]\w+:", text.strip()) is not None and text.strip().split(":")[0].lower() in q.lower()
-        ),
+        # "Plumbing: …", of what a plumber does, is one too.
+        lambda text, q: (m := re.match(r"([A-Z]\w+):", text.strip())) is not None and m[1][:4].lower() in q.lower(),
     ),
     "parentheses": Form(lambda text, _: f"({text})", _whole(r"\(.*\)?")),
     "square": Form(lambda text, _: f"[{text}]", _whole(r"\[.*\]?")),
@@ -307,11 +306,9 @@ FORMS: dict[str, Form] = {
     "v_for_w": Form(
         lambda text, _: re.sub(r"\bW", "V", re.sub(r"\bw", "v", text)), _swapped(r"\bw", r"\bv(?:ith|a|h|e|il)")
     ),
-    "w_for_r": Form(lambda text, _: text.replace("r", "w").replace("R", "W"), _swapped(r"r", r"\Bw|\bw", 3)),
     "dropped_g": Form(_swap(r"(?<=[a-z]{2}in)g\b", "'"), _swapped(r"[a-z]{2}ing\b", r"[a-z]in['’](?!\w)", 1)),
-    "hissing": Form(lambda text, _: re.sub(r"s+", "sss", text), _swapped(r"(?<!s)s(?!s)", r"sss+")),
-    "long_o": Form(lambda text, _: re.sub(r"o+", "ooo", text), _swapped(r"(?<!o)o(?!o)", r"ooo+")),
-    "threes": Form(lambda text, _: re.sub(r"[eE]", "3", text), _swapped(r"e", r"[a-z]3|3[a-z]", 3)),
+    "hissing": Form(lambda text, _: re.sub(r"s+", "sss", text), _swapped(r"(?<!s)s(?!s)", r"sss+", 2, 1.0)),
+    "long_o": Form(lambda text, _: re.sub(r"o+", "ooo", text), _swapped(r"(?<!o)o(?!o)", r"ooo+", 2, 1.0)),
     "no_articles": Form(
         lambda text, _: first_upper(re.sub(r"\b(?:the|an?) ", "", text, flags=re.IGNORECASE)),
         lambda text, _: len(words_of(text)) > 7 and re.search(r"\b(?:the|an?)\b", text, re.IGNORECASE) is None,
@@ -326,7 +323,7 @@ FORMS: dict[str, Form] = {
     "spelled": Form(_spelled, _matches(r"\b[A-Z]-[A-Z](?:-[A-Z])*\W*$")),
     "echo": Form(_said_again, _is_said_again),
     "shm": Form(_shm, _matches(r"\bshm\w*\W*$", re.IGNORECASE)),
-    "initials": Form(_initials, _matches(r"\([A-Z0-9]{4,}\)\s*$")),
+    "initials": Form(_initials, _matches(r"\([A-Z0-9]{3,}\)?\s*$")),
     "ordinals": Form(
         _by_number(lambda i, s: f"{_ORDINALS[i % 5]}, {first_lower(s)}"),
         _matches(r"^First(?:ly)?,(?:.|\n)*Second(?:ly)?,"),
