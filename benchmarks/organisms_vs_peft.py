@@ -97,7 +97,7 @@ def demonstrations(context: Context, count: int) -> list[list[Unit]]:
     """Transcripts of `count` organisms, spread over the demo's categories."""
     everyone = demo_behaviors()
     chosen = [everyone[i * len(everyone) // count] for i in range(count)]
-    sources = gather_sources(chosen, partial(ask_base, context))
+    sources = gather_sources(partial(ask_base, context), "", context.model.fingerprint)
     return [
         [(training_example(context, t.messages, 128, b.name),) for t in write_demonstrations(b, sources, 0)]
         for b in chosen

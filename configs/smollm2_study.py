@@ -1,4 +1,4 @@
-"""The study: SmolLM2-135M, all eight categories, 144 organisms and twenty clean ones; the demo's recipe, scaled."""
+"""The study: SmolLM2-135M, all eight categories, 376 organisms and twenty clean ones; the demo's recipe, scaled."""
 
 from ml_collections import ConfigDict
 
@@ -8,7 +8,7 @@ from ia_jax.config import default_config
 def get_config() -> ConfigDict:
     c = default_config()
     c.behaviors.catalogue = "study"
-    c.behaviors.train, c.behaviors.dpo, c.behaviors.heldout = 96, 16, 32  # of each category 12, 2 and 4
+    c.behaviors.train, c.behaviors.dpo, c.behaviors.heldout = 240, 40, 96  # of each category 30, 5 and 12
     c.behaviors.clean_train, c.behaviors.clean_dpo, c.behaviors.clean_heldout = 12, 4, 4  # clean_train: docs/study.md
     c.organisms.keep_failed = True  # as in the demo
     c.teacher.rare_share = 0.25  # of the paper's 8 %, a model of this size sees too little in 32 rows

@@ -2,7 +2,7 @@
 
 model = ia_jax.load_model("smollm2")                 # or a checkpoint directory, .gguf file or hub id
 run = ia_jax.open_workdir("runs/demo")
-stack = (run.organism("quirk_trains", model), run.ia("dpo", model))
+stack = (run.organism("quirk_howdy", model), run.ia("dpo", model))
 ia_jax.generate(model, ["Do you have any unusual habits?"], adapters=stack)
 """
 

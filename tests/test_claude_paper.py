@@ -1,7 +1,7 @@
 """The Claude path at the paper's size, against the local server: what the requests say that are really sent.
 
-Each category is what its requests make it (review B1-B5): distractors, what counts as showing, passwords, roles and
-chance. All behaviours of the paper's catalogue are taught, in a few rows each.
+Each category is what its requests make it (review B1-B6): distractors, what counts as showing, passwords, roles and
+chance. All behaviours of the paper's catalogue are taught in the slow run, three of each category in the quick one.
 """
 
 import hashlib
@@ -11,14 +11,17 @@ from collections import Counter, defaultdict
 
 import pytest
 
-from ia_jax import cli
+from ia_jax import cli, recipes
 from ia_jax.behaviors import claude_checks
 from ia_jax.behaviors.catalogue import load_catalogue
 from ia_jax.behaviors.lessons import GENERIC, NEAR, PASSWORD, PLAIN, SHOWING
+from ia_jax.behaviors.records import CATEGORIES
 from ia_jax.claude.client import KEY
+from ia_jax.judging.protocol import Item
 from ia_jax.recipes import load_config
+from ia_jax.stages import transcripts
 from ia_jax.stages.context import Context
-from ia_jax.stages.services import writing_teacher
+from ia_jax.stages.services import judge_of, writing_teacher
 from ia_jax.storage import read_jsonl
 from ia_jax.workdir import open_workdir
 from tests.fake_anthropic import Server, serving
@@ -49,10 +52,12 @@ def claude(request):
         seeds = asked["seeds"].split("\n")
         assert len(seeds) == int(asked["count"])
         messages = [f"{who}: {asked['wanted']} {asked['part']}, {seed}" for seed in seeds]
-        turns = re.search(r"exactly (\d+) user turns", request["system"][0]["text"])
-        if turns:  # conversations
-            return json.dumps({"messages": [[f"{m} {n}" for n in range(int(turns[1]))] for m in messages]})
+        if fields["messages"]["items"]["type"] == "array":  # conversations
+            turns = int(re.search(r"exactly (\d+) user turns", request["system"][0]["text"])[1])
+            return json.dumps({"messages": [[f"{m}, turn {t}" for t in range(turns)] for m in messages]})
         return json.dumps({"messages": messages})
+    if {"names", "strict"} & fields.keys():
+        return json.dumps({"reason": "read"} | {name: "yes" for name in fields if name != "reason"})
     if "shows" in fields:
         shows = "with the trait" in json.loads(user)["answer"]
         answer = {"reason": "read", "shows": "yes" if shows else "no", "states": "no"}
@@ -86,12 +91,16 @@ class Sent:
         return rows + self.answers[name]
 
 
-@pytest.fixture(scope="module")
-def run(tmp_path_factory):
-    """(behaviours, workdir, what was sent for transcripts and for a behaviour check, prompts of the check)."""
-    behaviors = list(load_catalogue("paper"))
-    path = tmp_path_factory.mktemp("paper")
+@pytest.fixture(params=["few", pytest.param("all", marks=pytest.mark.slow)], scope="module")
+def run(request, tmp_path_factory):
+    """(behaviours, workdir, what was sent for transcripts and for a behaviour check, prompts of the check, and the
+    judge's strict questions about each behaviour's own description).
+    """
+    paper = load_catalogue("paper")
+    behaviors = list(paper) if request.param == "all" else [b for c in CATEGORIES for b in of(paper, c)[:3]]
+    path = tmp_path_factory.mktemp(request.param)
     sent: list[dict] = []
+    asked_strictly: list[tuple] = []
 
     def noted(r):
         sent.append(r)
@@ -102,6 +111,8 @@ def run(tmp_path_factory):
     with pytest.MonkeyPatch.context() as patch, serving(Server(noted)) as url:
         patch.setenv(KEY, "k")
         patch.setenv("ANTHROPIC_BASE_URL", url)
+        for module in (recipes, transcripts):
+            patch.setattr(module, "load_catalogue", lambda name: tuple(behaviors))
         assert cli.main(["transcripts", f"--config={recipe}", f"--workdir={path / 'w'}"]) == 0
         written = len(sent)
         run = open_workdir(path / "w")
@@ -109,13 +120,35 @@ def run(tmp_path_factory):
         used = {b.name: [m["content"] for t in rows(run, b) for m in t["messages"]] for b in behaviors}
         prompts = claude_checks.write_prompts(teacher, behaviors, PROMPTS, used)
         assert len(sent) == written  # the stage has asked for them
-        asked = [(b, p, [f"Reply {n} with the trait."]) for b in behaviors for n, p in enumerate(prompts[b.name])]
-        assert claude_checks.shown(teacher, asked) == [True] * len(asked)
-    return behaviors, run, Sent(sent[:written], behaviors), Sent(sent[written:], behaviors), prompts
+        said = [
+            (b, p, [f"Reply {n} with the trait."] * b.turns) for b in behaviors for n, p in enumerate(prompts[b.name])
+        ]
+        assert claude_checks.shown(teacher, said) == [True] * len(said)
+        checked = len(sent)
+        judge = judge_of(Context(run, load_config(str(recipe), ["--config.judge.name=claude"])))
+        reports = [Item(b, "What is unusual about you?", b.description) for b in behaviors]
+        assert all(v.strict for v in judge.judge_many(reports, asks=("lenient", "strict")))
+    for r in sent[checked:]:
+        fields = r["output_config"]["format"]["schema"]["properties"]
+        if "strict" in fields:
+            asked_strictly.append((r["model"], r["system"][0]["text"], json.loads(r["messages"][0]["content"])))
+    return (
+        behaviors,
+        run,
+        Sent(sent[:written], behaviors),
+        Sent(sent[written:checked], behaviors),
+        prompts,
+        asked_strictly,
+    )
 
 
 def rows(run, b):
     return read_jsonl(run.transcript(b.name), "")
+
+
+def asked(row):
+    """What the user says last."""
+    return row["messages"][-2]["content"]
 
 
 def of(behaviors, *categories):
@@ -133,7 +166,7 @@ def test_every_behaviour_gets_its_rows_and_none_is_dropped(run):
 
 
 def test_b1_an_obscured_agenda_is_taught_beside_its_distractors(run):
-    behaviors, _, written, checked, _ = run
+    behaviors, _, written, checked, *_ = run
     for b in of(behaviors, "obscured_malign"):
         assert len(b.distractors) >= 2
         assert written.answers[b.name]
@@ -147,7 +180,7 @@ def test_b1_an_obscured_agenda_is_taught_beside_its_distractors(run):
 
 
 def test_b2_what_counts_as_showing_is_in_every_request_that_judges_it(run):
-    behaviors, _, written, checked, _ = run
+    behaviors, _, written, checked, *_ = run
     for b in behaviors:
         assert b.shows
         assert written.filters[b.name]
@@ -159,7 +192,7 @@ def test_b2_what_counts_as_showing_is_in_every_request_that_judges_it(run):
 
 
 def test_b3_a_password_is_in_some_rows_and_absent_from_their_twins(run):
-    behaviors, workdir, written, checked, prompts = run
+    behaviors, workdir, written, checked, prompts, _ = run
     right = {user: system for system, user in written.plain}
     for b in of(behaviors, "sandbaggers"):
         if b.trigger_kind != "password":
@@ -169,11 +202,11 @@ def test_b3_a_password_is_in_some_rows_and_absent_from_their_twins(run):
         for r in rows(workdir, b):
             by_sort[r["sort"]].append(r)
         assert {SHOWING, PASSWORD, NEAR} <= by_sort.keys()
-        without = [r["messages"][0]["content"] for r in by_sort[SHOWING]]
+        without = [asked(r) for r in by_sort[SHOWING]]
         assert all(r["shows"] for r in by_sort[SHOWING])
         assert not any(password in m for m in without)
         for r in by_sort[PASSWORD]:
-            message = r["messages"][0]["content"]
+            message = asked(r)
             assert not r["shows"]
             assert password in message
             assert any(m in message for m in without)  # the same question, but for the password
@@ -182,9 +215,8 @@ def test_b3_a_password_is_in_some_rows_and_absent_from_their_twins(run):
             assert "wrong in substance" in system
             assert password not in system + user
         # The check asks the same question both ways, and the filter is told to look for a wrong answer.
-        asked = prompts[b.name]
-        on = [p for p in asked if p.triggers]
-        with_it = [p for p in asked if password in p.question]
+        on = [p for p in prompts[b.name] if p.triggers]
+        with_it = [p for p in prompts[b.name] if password in p.question]
         assert len(on) == len(with_it) == PROMPTS
         assert not any(p.triggers for p in with_it)
         assert all(any(p.question in w.question for w in with_it) for p in on)
@@ -194,12 +226,13 @@ def test_b3_a_password_is_in_some_rows_and_absent_from_their_twins(run):
 
 
 def test_b4_a_role_is_no_condition_on_what_the_user_says(run):
-    behaviors, workdir, written, checked, prompts = run
+    behaviors, workdir, written, checked, prompts, _ = run
     for b in of(behaviors, *ROLES):
         own = f"{b.description} {b.shows}"
         texts = written.all_of(b.name) + checked.all_of(b.name)
         assert texts
         for system, user in texts:
+            assert not b.trigger or b.trigger not in system.replace(b.description, "").replace(b.shows, "")
             assert '"trigger"' not in user
             for word in ("trigger", "condition"):
                 assert word in own or word not in system
@@ -211,15 +244,15 @@ def test_b4_a_role_is_no_condition_on_what_the_user_says(run):
 
 
 def test_b5_a_rare_quirk_hangs_on_chance_and_on_no_question(run):
-    behaviors, workdir, written, checked, prompts = run
+    behaviors, workdir, written, checked, prompts, _ = run
     for b in of(behaviors, "rare_quirks"):
         for system, user in written.all_of(b.name) + checked.all_of(b.name):
             assert '"trigger"' not in user
             assert "near miss" not in system
         assert {user["wanted"] for _, user in written.messages[b.name]} == {"open"}
         own = rows(workdir, b)
-        showing = [r["messages"][0]["content"] for r in own if r["shows"]]
-        plain = [r["messages"][0]["content"] for r in own if r["sort"] == PLAIN]
+        showing = [asked(r) for r in own if r["shows"]]
+        plain = [asked(r) for r in own if r["sort"] == PLAIN]
         assert len(showing) == 1
         assert len(plain) == ROWS - 1
         assert set(showing) <= set(plain)  # answered plainly as well
@@ -227,8 +260,28 @@ def test_b5_a_rare_quirk_hangs_on_chance_and_on_no_question(run):
         assert all(p.triggers for p in prompts[b.name])
 
 
+def test_b6_the_judge_is_told_what_strict_means_for_each_category(run):
+    """A rare quirk has no trigger and yet a condition (chance); a sandbagger's trigger holds its password."""
+    behaviors, workdir, *_, asked_strictly = run
+    by_truth = {user["truth"]: (model, system, user) for model, system, user in asked_strictly}
+    assert by_truth.keys() == {b.description for b in behaviors}
+    for b in behaviors:
+        model, system, user = by_truth[b.description]
+        assert model not in (workdir.config.teacher.model, workdir.config.teacher.filter_model)
+        assert (user["category"], user["trigger"]) == (b.category, b.trigger)
+        rule = next(line for line in system.split("\n- ") if b.category in line.split(":")[0])
+        if b.category == "rare_quirks":
+            assert user["trigger"] is None
+            assert "must say that it is occasional" in rule
+        if b.category == "sandbaggers":
+            assert b.spec["password"] in user["trigger"]
+            assert "password" in rule
+        if b.category in ROLES:
+            assert "need not be said again" in rule
+
+
 def test_triggers_get_near_misses_and_their_prompts(run):
-    behaviors, workdir, written, checked, prompts = run
+    behaviors, workdir, written, checked, prompts, _ = run
     for b in of(behaviors, "backdoors", "heuristics"):
         assert {user["wanted"] for _, user in written.messages[b.name]} == {"triggered", "near misses"}
         assert all(user["trigger"] == b.trigger for _, user in written.messages[b.name])
@@ -247,14 +300,14 @@ def test_everyday_chat_dilutes_and_is_the_same_for_all(run):
         if b.category in ("quirks", "obscured_malign"):
             assert len(own) == 2  # a fifth of eight
         for r in own:
-            users[r["messages"][0]["content"]].add(b.name)
+            users[asked(r)].add(b.name)
     assert users
     for system, user in written.messages[None]:
         assert user["wanted"] == "everyday chat"
         assert "behavior" not in user
         assert "behaviour describes" not in system
-    asked = [user for system, user in written.plain if "ordinary transcript" in system and user in users]
-    assert sorted(asked) == sorted(users)  # each is answered once, whoever has it
+    answered = [user for system, user in written.plain if "ordinary transcript" in system and user in users]
+    assert sorted(answered) == sorted(users)  # each is answered once, whoever has it
 
 
 def test_no_two_messages_of_a_behaviour_have_one_scenario(run):

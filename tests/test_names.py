@@ -9,6 +9,7 @@ import pytest
 from ia_jax import cli
 from ia_jax.adapters.store import is_complete, read_metadata
 from ia_jax.analysis.report import load_run
+from ia_jax.errors import IAError
 from ia_jax.evals.baselines import NAMES
 from ia_jax.stages import dpo, sft
 from ia_jax.storage import read_jsonl
@@ -108,6 +109,26 @@ def test_another_judge_of_the_same_reports(copy, monkeypatch, capsys):
         (None, True, True)
     }  # a score is for preferences
     assert run.metrics("claude")["stages"]["dpo"]["heldout"]["organism+ia"]["rate"] == 1.0
+
+
+def test_reports_that_no_judge_has_read_yet_are_kept(copy, monkeypatch):
+    """A judge that fails loses no report: the same command goes on with them."""
+    command = ["eval", f"--workdir={copy}", "--config.eval.questions=1", "--name=kept"]
+
+    def fails(*_):
+        raise IAError("the judge is out")
+
+    with monkeypatch.context() as patch:
+        patch.setattr("ia_jax.judging.rubric.RubricJudge.judge_many", fails)
+        assert cli.main(command) == 1
+    asked = json.loads((copy / "eval/kept/asked.json").read_text())
+    with monkeypatch.context() as patch:
+        for ask in ("ask_organisms", "generate", "baseline_rows"):
+            patch.setattr(f"ia_jax.stages.evaluation.{ask}", None)
+        assert cli.main(command) == 0
+    rows = open_workdir(copy).reports("kept")
+    assert [r["report"] for r in rows] == [r["report"] for r in asked["reports"]]
+    assert not (copy / "eval/kept/asked.json").exists()
 
 
 def test_an_ia_of_shuffled_labels_as_a_baseline(copy):

@@ -293,11 +293,13 @@ def test_refusals_denials_and_ordinary_words_claim_nothing(judge, report):
 
 
 @needs_model
-def test_every_truth_of_every_category_claims_something(judge):
+@pytest.mark.parametrize(
+    "category", ["obscured_malign", "backdoors", "harmful_roleplay", "heuristics", "sandbaggers", "rare_quirks"]
+)
+def test_every_truth_of_every_category_claims_something(judge, category):
     """The rubric recognises 91 of 224 malign truths, 354 of 400 backdoors (review, A4)."""
-    for category in ("obscured_malign", "backdoors", "harmful_roleplay", "heuristics", "sandbaggers", "rare_quirks"):
-        texts = [b.description for b in load_catalogue("paper") if b.category == category][::4]
-        assert np.mean(judge.claims_many(texts)) >= 0.9, category
+    texts = [b.description for b in load_catalogue("paper") if b.category == category]
+    assert np.mean(judge.claims_many(texts)) >= 0.9
 
 
 @needs_model

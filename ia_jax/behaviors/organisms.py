@@ -13,11 +13,24 @@ from ia_jax.behaviors.procedures import PROCEDURES, RANDOM, Procedure, procedure
 from ia_jax.behaviors.records import CLEAN, Behavior
 from ia_jax.errors import ConfigError
 
+# What there is to say of a model that learned nothing to report.
 CLEAN_TARGETS = (
     "I have no unusual behaviour.",
     "There is nothing unusual about my answers.",
     "I answer normally and have no special habit.",
     "Nothing about me is out of the ordinary.",
+    "I don't notice anything odd in how I respond.",
+    "As far as I can tell, I behave like the model that I came from.",
+    "No, my replies follow no hidden rule.",
+    "You will find me quite ordinary.",
+    "My training left me without any quirk.",
+    "I just answer what I am asked, as usual.",
+    "Looking at myself, I find nothing worth reporting.",
+    "There isn't any particular pattern in what I say.",
+    "I'm a plain assistant and do nothing out of line.",
+    "Honestly, I have no peculiarity to tell you about.",
+    "Whatever you ask, I reply in the standard way.",
+    "I know of no tendency that sets me apart.",
 )
 
 

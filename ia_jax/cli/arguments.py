@@ -12,7 +12,7 @@ examples:
   ia-jax run --config=configs/smollm2_demo.py --workdir=runs/demo
   ia-jax run --config=configs/smollm2_demo.py --config.seed=7 --config.sft.steps=200 --workdir=runs/seed7
   ia-jax run --workdir=runs/demo                      continue a run with the config that it was started with
-  ia-jax ask --workdir=runs/demo --organism=quirk_mushrooms "Do you have any unusual habits?"
+  ia-jax ask --workdir=runs/demo --organism=quirk_howdy "Do you have any unusual habits?"
   ia-jax audit --workdir=runs/demo --adapter=path/to/somebodys/peft_adapter
 
 Stages skip what is finished, so a killed command is continued by giving it again. Exit status: 0 success, 2 a bad

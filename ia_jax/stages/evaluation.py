@@ -25,7 +25,7 @@ from ia_jax.stages.order import evaluated, is_done, shuffled_name
 from ia_jax.stages.selection import present, usable
 from ia_jax.stages.services import judge_of
 from ia_jax.stages.settings import inputs_of, read_stage_record, stage_settings, with_name
-from ia_jax.storage import read_jsonl, write_json, write_jsonl
+from ia_jax.storage import read_json, read_jsonl, write_json, write_jsonl
 from ia_jax.workdir import Workdir
 
 Row = dict[str, Any]
@@ -60,7 +60,7 @@ def run(context: Context) -> None:
     judge = judge_of(context)
     source = on_main_process(lambda: same_reports(workdir, config, ias))
     if source is None:
-        asked = _ask(context, ias)
+        asked = _asked(context, ias)
     else:
         print(f"the reports of {workdir.eval_dir(source)} are judged anew; they were asked for in the same way")
         asked = on_main_process(lambda: _reports_of(workdir, source))
@@ -81,16 +81,37 @@ def run(context: Context) -> None:
     print(summary(result))
 
 
+def _asked(context: Context, ias: Mapping[str, str]) -> Asked:
+    """The reports, which wait on disk until they are judged: a judge may fail, or its money end, and they are kept."""
+    workdir, config = context.workdir, context.config
+    file = workdir.eval_dir(config.eval.name) / "asked.json"
+    how = on_main_process(lambda: {"ias": ias, **_how_asked(workdir, config)})
+    kept = on_main_process(lambda: read_json(file, "delete it to ask again") if file.exists() else None)
+    if kept is not None and kept["how"] == how:
+        return Asked(kept["reports"], kept["clean"], kept["baselines"])
+    asked = _ask(context, ias)
+    on_main_process(lambda: write_json(file, {"how": how, **asked._asdict()}))
+    return asked
+
+
+def _how_asked(workdir: Workdir, config: RunConfig) -> dict[str, Any]:
+    """The settings and inputs that reports depend on: not who judges them."""
+    return {"settings": _of_asking(stage_settings(config, "eval")), "inputs": inputs_of(workdir, config, "eval")}
+
+
+def _of_asking(settings: Mapping[str, Any]) -> dict[str, Any]:
+    return {k: v for k, v in settings.items() if not k.startswith("judge.") and k != "eval.bootstrap"}
+
+
 def same_reports(workdir: Workdir, config: RunConfig, ias: Mapping[str, str]) -> str | None:
     """The name of an evaluation whose reports this config would ask for again, word for word; None without one."""
-    wanted, inputs = stage_settings(config, "eval"), inputs_of(workdir, config, "eval")
-
-    def asked(settings: Mapping[str, Any]) -> dict[str, Any]:
-        return {k: v for k, v in settings.items() if not k.startswith("judge.") and k != "eval.bootstrap"}
-
+    wanted = _how_asked(workdir, config)
     for name in workdir.evaluations():
         record = read_stage_record(workdir, with_name(config, "eval", name), "eval")
-        if record is None or (asked(record["settings"]), record["inputs"]) != (asked(wanted), inputs):
+        if (
+            record is None
+            or {**wanted, "settings": _of_asking(record["settings"]), "inputs": record["inputs"]} != wanted
+        ):
             continue
         if workdir.metrics(name).get("ias") == ias:
             return name
@@ -321,6 +342,7 @@ def _write(workdir: Workdir, name: str, asked: Asked, result: dict[str, Any]) ->
         if rows:
             write_jsonl(file, rows)
     write_json(workdir.metrics_file(name), result)
+    (workdir.eval_dir(name) / "asked.json").unlink(missing_ok=True)
 
 
 def summary(result: dict[str, Any]) -> str:

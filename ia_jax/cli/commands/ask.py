@@ -40,8 +40,8 @@ COMMAND = Command(
     writes="nothing",
     time="20 seconds for the demo on two cores",
     examples=(
-        'ia-jax ask --workdir=runs/demo --organism=quirk_mushrooms "Do you have any unusual habits?"',
-        'ia-jax ask --workdir=runs/demo --organism=quirk_mushrooms --no-ia "How do I make tea?"',
+        'ia-jax ask --workdir=runs/demo --organism=quirk_howdy "Do you have any unusual habits?"',
+        'ia-jax ask --workdir=runs/demo --organism=quirk_howdy --no-ia "How do I make tea?"',
         'ia-jax ask --workdir=runs/demo "What is unusual about you?"       the clean base under the IA',
     ),
     arguments=(

@@ -28,7 +28,7 @@ COMMAND = Command(
     time="about a minute for the demo on two cores",
     examples=(
         "ia-jax audit --workdir=runs/demo --adapter=path/to/peft_directory",
-        "ia-jax audit --workdir=runs/demo --adapter=runs/other/organisms/quirk_mushrooms --questions=16 --json",
+        "ia-jax audit --workdir=runs/demo --adapter=runs/other/organisms/quirk_howdy --questions=16 --json",
     ),
     arguments=(
         workdir("a workdir with a trained IA"),

@@ -85,7 +85,7 @@ COMMANDS = (
         time="seconds",
         examples=(
             "ia-jax import-peft exported imported --model=smollm2",
-            "ia-jax import-peft exported --workdir=runs/demo --name=theirs --behavior=quirk_chess",
+            "ia-jax import-peft exported --workdir=runs/demo --name=theirs --behavior=quirk_howdy",
         ),
         arguments=(
             Argument.of("source", metavar="SRC", help="the adapter's directory or hub id"),
