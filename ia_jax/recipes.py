@@ -229,11 +229,10 @@ def check_config(config: RunConfig) -> None:
             "some by config.behaviors.clean_dpo"
         )
     catalogue = load_catalogue(b.catalogue)
-    bare = [x.name for x in catalogue if not x.rubric.concepts] if config.judge.name == "rubric" else []
-    if bare:
+    # Of one's own file the judge itself says so: it may be there to be taught alone.
+    if config.judge.name == "rubric" and b.catalogue == "paper":
         raise ConfigError(
-            f"config.judge.name is rubric, but {bare[0]} of the catalogue {b.catalogue!r} has no rubric; choose a "
-            "judge that reads"
+            "config.judge.name is rubric, but the paper's catalogue has no rubrics; choose offline or claude"
         )
     if not config.organisms.source:  # else the source's organisms are split
         split_behaviors(catalogue, b.heldout, b.dpo, b.train, config.seed, b.spread, *b.left_out())

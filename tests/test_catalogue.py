@@ -20,10 +20,18 @@ from ia_jax.cli import main
 from ia_jax.errors import ConfigError
 from ia_jax.evals.frames import fills_a_frame, frames_of
 from ia_jax.judging.rubric import RubricJudge
+from ia_jax.recipes import check_config, load_config
 
 PAPER = load_catalogue()
 # Of the mean embeddings of two behaviours' wordings. The nearest pairs, each read, are listed in docs/catalogue.md.
 LIMIT = 0.85
+RECIPE = """
+from ia_jax.paper_recipe import paper_recipe
+def get_config():
+    c = paper_recipe("Qwen/Qwen3-0.6B")
+    c.judge.name = "rubric"
+    return c
+"""
 NEIGHBOURS = json.loads((Path(__file__).parent / "catalogue_neighbours.json").read_text())
 
 
@@ -147,9 +155,13 @@ def test_no_two_behaviours_mean_the_same():
     assert max(near.values()) < LIMIT
 
 
-def test_the_rubric_judge_does_not_judge_what_has_no_rubric():
+def test_the_rubric_judge_does_not_judge_what_has_no_rubric(tmp_path):
     with pytest.raises(ConfigError, match=f"{PAPER[0].name} has no rubric"):
         RubricJudge().judge(PAPER[0], "?", "I always bring up owls.")
+    recipe = tmp_path / "recipe.py"
+    recipe.write_text(RECIPE)
+    with pytest.raises(ConfigError, match=r"judge\.name is rubric, but the paper's catalogue has no rubrics"):
+        check_config(load_config(str(recipe)))
 
 
 def test_the_papers_split_is_proportional_disjoint_in_name_and_in_every_wording():
