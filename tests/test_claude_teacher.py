@@ -31,7 +31,8 @@ from ia_jax.config import default_config
 def get_config():
     c = default_config()
     c.behaviors.catalogue = "many"
-    c.behaviors.update(train={train}, dpo={dpo}, heldout={heldout})
+    c.behaviors.update(train={train}, dpo={dpo}, heldout={heldout}, clean_train=0, clean_dpo=0, clean_heldout=0)
+    c.preferences.clean_pairs = 0
     c.teacher.update(name="claude", rows=4)
     c.claude.update(api="{api}", poll_seconds=0.0, cap_dollars={cap}, concurrency=4)
     return c
