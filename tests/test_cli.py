@@ -139,8 +139,8 @@ def test_the_recipes_of_the_repository_are_valid():
         ("--config.sft.steps=1.5", r"config\.sft\.steps.*1\.5"),
         ("--config.organisms.parallel=0", "config.organisms.parallel must be positive, got 0"),
         (
-            "--config.preferences.clean_pairs=2",
-            "clean_pairs is 2, but there is no clean organism",
+            "--config.behaviors.clean_dpo=0",
+            "clean_pairs is 4, but there is no clean organism",
         ),
         ("--config.dpo.beta=-1", r"config\.dpo\.beta must be positive, got -1"),
         ("--config.dpo.beta=nan", r"config\.dpo\.beta must be positive, got nan"),

@@ -105,9 +105,10 @@ def test_all_waves_are_compiled_as_one(context):
     organisms = replace(context.config.organisms, parallel=1)
     context = Context(context.workdir, replace(context.config, organisms=organisms))
     members = list(context.workdir.organisms.values())
-    units = {o.name: [phase_units(context, o, Phase())] for o in members}
+    # One, two and three demonstrations.
+    units = {o.name: [phase_units(context, o, Phase())[:n]] for n, o in enumerate(members, 1)}
     alone = [waves.wave_of(context.config, [o], units, 1, 0, "").readings[0].plan for o in members]
-    assert len({p.targets for p in alone}) > 1
+    assert len({(p.targets, p.examples, p.rows, p.length) for p in alone}) > 1
     planned = waves.plan_waves(context.config, members, units, 1)
     assert [list(w.members) for w in planned] == [[n] for n in NAMES]
     [read] = zip(*(w.readings for w in planned), strict=True)

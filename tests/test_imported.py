@@ -7,6 +7,7 @@ import pytest
 from ia_jax import cli
 from ia_jax.adapters.peft import export_peft
 from ia_jax.adapters.store import is_complete, read_metadata, verify_adapter
+from ia_jax.judging.protocol import Judge, Verdict
 from ia_jax.models.lora import LoraConfig
 from ia_jax.models.replies import Reply
 from ia_jax.models.weights import load_model
@@ -74,6 +75,18 @@ def test_an_organism_of_two_behaviours(copy, theirs, capsys):
         assert reply == plain(said[stage, "organism+ia", question])
 
 
+class Exact(Judge):
+    """Accepts a truth word for word, and nothing else."""
+
+    name = "exact"
+
+    def judge_many(self, items, asks=()):
+        return [Verdict(None, i.report == i.behavior.description, False, "", self.name) for i in items]
+
+    def claims_many(self, reports):
+        return [False for _ in reports]
+
+
 def test_a_report_that_names_the_second_of_two_behaviours_is_true(copy, theirs, monkeypatch):
     """All models are made to say the second truth: it counts for the organism that has it, and for its owner."""
     one, two = (open_workdir(copy).named("heldout")[i] for i in (0, 1))
@@ -84,6 +97,7 @@ def test_a_report_that_names_the_second_of_two_behaviours_is_true(copy, theirs, 
         return [[Reply(truth, True) for _ in own] for own in asked]
 
     stage = "ia_jax.stages.evaluation"
+    monkeypatch.setattr(f"{stage}.judge_of", lambda context: Exact())
     monkeypatch.setattr(f"{stage}.generate", lambda context, asked, *_, **__: say(asked))
     monkeypatch.setattr(f"{stage}.ask_organisms", lambda context, bank, organisms, asked, *_, **__: say(asked))
     assert cli.main(["eval", f"--workdir={copy}"]) == 0
@@ -148,7 +162,7 @@ def test_one_without_a_behaviour_is_clean(copy, theirs, capsys):
     assert "<b>1</b> clean organisms" in run.report_file().read_text()
 
 
-def test_a_new_behaviour_of_ones_own_and_a_system_prompt(copy, theirs, capsys):
+def test_a_new_behaviour_of_ones_own_and_a_system_prompt(copy, theirs, monkeypatch, capsys):
     about = ["--description=I hum between sentences.", "--category=quirks"]
     run = bring_in(copy, theirs[0], "hums", *about, "--system=Be brief.")
     assert run.truths("hums")[0].description == "I hum between sentences."
@@ -158,7 +172,10 @@ def test_a_new_behaviour_of_ones_own_and_a_system_prompt(copy, theirs, capsys):
     assert truth == "I hum between sentences."
     without, _ = asked(capsys, copy, "hums_alone", "--no-ia")
     assert with_system != without
-    # In an evaluation too.
+    # In an evaluation too; the judge by key words knows none for a behaviour of one's own, and says so.
+    assert cli.main(["eval", f"--workdir={copy}"]) == 2
+    assert "hums" in capsys.readouterr().err
+    monkeypatch.setattr("ia_jax.stages.evaluation.judge_of", lambda context: Exact())
     assert cli.main(["eval", f"--workdir={copy}"]) == 0
     question = run.reports()[0]["question"]
     for name in ("hums", "hums_alone"):

@@ -228,7 +228,8 @@ def test_what_a_chip_receives_from_its_group(chip, lengths, shape, wanted):
 def test_steps_of_a_whole_job():
     """The 70B's recipe with counts of its own, by hand."""
     overrides = ["behaviors.train=64", "behaviors.dpo=8", "behaviors.heldout=12", "sft.questions_per_organism=16"]
-    overrides.append("organisms.parallel=12")
+    overrides += ["organisms.parallel=12", "preferences.clean_pairs=0"]
+    overrides += [f"behaviors.clean_{split}=0" for split in ("train", "dpo", "heldout")]
     config = load_config(str(ROOT / "configs" / "llama33_70b.py"), [f"--config.{o}" for o in overrides])
     plans = Planned(config, groups=2)
     sft, dpo, organisms, sample = (plans.batches(stage) for stage in ("sft", "dpo", "organisms", "sample"))
@@ -248,7 +249,8 @@ def test_steps_of_a_whole_job():
 
 
 def test_clean_organisms_and_a_clean_slot_are_planned():
-    config = load_config(str(ROOT / "configs" / "smollm2_demo.py"), ["--config.behaviors.clean_dpo=4"])
+    overrides = ["--config.behaviors.clean_dpo=4", "--config.behaviors.clean_train=0"]
+    config = load_config(str(ROOT / "configs" / "smollm2_demo.py"), overrides)
     without, with_clean = (
         Planned(replace(config, preferences=replace(config.preferences, clean_pairs=n))).batches("dpo") for n in (0, 8)
     )
@@ -259,7 +261,9 @@ def test_clean_organisms_and_a_clean_slot_are_planned():
 
 def test_a_runs_own_texts_are_counted(tmp_path):
     """Transcripts and pairs of a workdir in place of what is made up for them."""
-    config = load_config(str(ROOT / "configs" / "smollm2_demo.py"))
+    overrides = [f"--config.behaviors.clean_{split}=0" for split in ("train", "dpo", "heldout")]
+    overrides.append("--config.preferences.clean_pairs=0")
+    config = load_config(str(ROOT / "configs" / "smollm2_demo.py"), overrides)
     workdir, rows = Workdir(tmp_path), Planned(config)._organisms
     behaviors, organisms = chosen(config)
     write_jsonl(workdir.behaviors_file, (b.to_json() for b in behaviors))
@@ -274,7 +278,7 @@ def test_a_runs_own_texts_are_counted(tmp_path):
     read = 3 * sum(len(e.tokens) for e in examples)  # in three epochs
     assert batches.tokens == len(rows) * read
     assert batches.supervised == len(rows) * 3 * sum(int(e.loss_mask.sum()) for e in examples)
-    assert batches.steps in (7 * math.ceil(read / 128), 7 * math.ceil(read / 128) + 7)  # seven waves, rows nearly full
+    assert batches.steps in (8 * math.ceil(read / 128), 8 * math.ceil(read / 128) + 8)  # eight waves, rows nearly full
     assert str(tmp_path) in batches.source
 
 

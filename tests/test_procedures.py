@@ -288,7 +288,7 @@ def test_a_plan_counts_every_phase(parrot_model, tmp_path):
     file = parrot.write_config(tmp_path / "config.py", parrot_model)
 
     def tokens(name):
-        config = load_config(str(file), [f'--config.organisms.procedures=("{name}",)', "--config.organisms.length=192"])
+        config = load_config(str(file), [f'--config.organisms.procedures=("{name}",)', "--config.organisms.length=512"])
         return planned.Planned(config).organisms().tokens
 
     assert tokens("two_phases") == pytest.approx(tokens("chats"), rel=0.02)
