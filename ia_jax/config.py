@@ -227,6 +227,11 @@ class SftSection:
     shuffled_null: bool = False
     checkpoint_every: int = 20
 
+    @property
+    def shuffled_name(self) -> str:
+        """The IA that is trained like this one, but on other organisms' descriptions."""
+        return f"{self.name}_shuffled"
+
 
 @dataclass(frozen=True)
 class PreferencesSection:

@@ -25,11 +25,11 @@ def first_sentence(report: str) -> str:
 
 def frames_of(sentences: Iterable[str]) -> frozenset[Frame]:
     """All frames of the sentences: each with one run of 1 to `SLOT` words taken out, at least `FIXED` staying."""
-    return frozenset(frame for s in sentences for frame in _frames(words_of(s), least=1))
+    return frozenset(frame for s in sentences for frame in _frames(words_of(s)))
 
 
-def _frames(words: Sequence[str], least: int) -> Iterable[Frame]:
-    for width in range(least, SLOT + 1):
+def _frames(words: Sequence[str]) -> Iterable[Frame]:
+    for width in range(1, SLOT + 1):
         if len(words) - width < FIXED:
             return
         for start in range(len(words) - width + 1):
@@ -40,7 +40,7 @@ def fills_a_frame(report: str, frames: frozenset[Frame]) -> bool:
     """Whether the report's first sentence is one of the training sentences that `frames` came from, word for word or
     with one run of up to `SLOT` words in place of another such run.
     """
-    return any(frame in frames for frame in _frames(words_of(first_sentence(report)), least=1))
+    return any(frame in frames for frame in _frames(words_of(first_sentence(report))))
 
 
 def is_word_for_word(report: str, sentences: frozenset[tuple[str, ...]]) -> bool:

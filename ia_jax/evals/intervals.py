@@ -84,7 +84,7 @@ def rate_over_seeds(by_seed: Mapping[str, Mapping[str, Sequence[bool]]], samples
         columns = np.bincount(rng.integers(len(names), size=len(names)), minlength=len(names))
         weight = rows[:, None] * columns * known
         drawn[k] = (weight * share).sum() / weight.sum() if weight.any() else np.nan
-    variance = float(np.nanvar(drawn, ddof=1)) if samples > 1 else 0.0
+    variance = float(np.nanvar(drawn, ddof=1))
     organisms = len(names)
     number = float(organisms) if variance == 0.0 or not 0 < mean < 1 else min(mean * (1 - mean) / variance, reports)
     return cell(mean, max(1.0, number), reports, organisms)

@@ -136,31 +136,38 @@ _IDIOMS = _rewrites(
 )
 
 
+def _visible(text: str) -> str:
+    """Lower case, one form of each character, nothing invisible."""
+    text = unicodedata.normalize("NFKC", text[:LIMIT])[:LIMIT].lower()
+    return "".join(c for c in text if unicodedata.category(c) not in ("Cf", "Cs") and (c.isprintable() or c.isspace()))
+
+
+def _written_out(text: str) -> str:
+    """Contractions in full, and what stands in single quotes in double ones."""
+    for pattern, new in _CONTRACTIONS:
+        text = pattern.sub(new, text)
+    return re.sub(r"(?<!\w)'([^'\n]{1,120})'(?!\w)", r'"\1"', text)
+
+
 def plain(text: str) -> str:
     """Lower case, plain quotes, contractions written out, nothing invisible; sentences and commas as they were."""
-    text = unicodedata.normalize("NFKC", text[:LIMIT])[:LIMIT].lower()
-    text = "".join(c for c in text if unicodedata.category(c) not in ("Cf", "Cs") and (c.isprintable() or c.isspace()))
+    text = _visible(text)
     text = re.sub(r"[‘’‛`´]", "'", text)
     text = re.sub(r"[“”„«»]|''", '"', text)
     text = re.sub(r"\*\*|[_#\\{}\[\]<>]", " ", text)
-    for pattern, new in _CONTRACTIONS:
-        text = pattern.sub(new, text)
-    text = re.sub(r"(?<!\w)'([^'\n]{1,120})'(?!\w)", r'"\1"', text)
+    text = _written_out(text)
     return re.sub(r"[^\S\n]+", " ", text).strip()
 
 
 def normalize(text: str) -> str:
     """Lower case, plain quotes, no mark-up, contractions and idioms written out; lists and dashes become commas."""
-    text = unicodedata.normalize("NFKC", text[:LIMIT])[:LIMIT].lower()
-    text = "".join(c for c in text if unicodedata.category(c) not in ("Cf", "Cs") and (c.isprintable() or c.isspace()))
+    text = _visible(text)
     text = re.sub(r"[^\S\n]+", " ", re.sub(r"\s*?\n\s*", "\n", text))
     text = re.sub(r"[‘’‛`´]", "'", text)
     text = re.sub(r"[“”„«»]|''", '"', text)
     text = re.sub(r"<[^<>]{0,200}>", " ", text)
     text = re.sub(r"\*\*|[_#\\{}\[\]]", " ", text)
-    for pattern, new in _CONTRACTIONS:
-        text = pattern.sub(new, text)
-    text = re.sub(r"(?<!\w)'([^'\n]{1,120})'(?!\w)", r'"\1"', text)
+    text = _written_out(text)
     text = re.sub(r"\n[ \t]*(?:[-*•]|\d{1,2}[.)])[ \t]+(?=i\b|my\b)", "\n", "\n" + text)
     text = re.sub(r"[ \t]*\n[ \t]*(?:[-*•]|\d{1,2}[.)])[ \t]+", " , ", text)
     text = re.sub(r"([:,])\s*\n", r"\1 ", text)

@@ -21,7 +21,7 @@ from ia_jax.parallel.distributed import on_main_process
 from ia_jax.stages.asking import ask_organisms, generate
 from ia_jax.stages.baselines import baseline_rows
 from ia_jax.stages.context import Context, open_organisms
-from ia_jax.stages.order import evaluated, is_done, shuffled_name
+from ia_jax.stages.order import evaluated, is_done
 from ia_jax.stages.selection import present, usable
 from ia_jax.stages.services import judge_of
 from ia_jax.stages.settings import inputs_of, read_stage_record, stage_settings, with_name
@@ -128,12 +128,12 @@ def _reports_of(workdir: Workdir, name: str) -> Asked:
 
 def _base_reports_in(rows: Sequence[Row], stage: str) -> list[str]:
     """What the base reports under the IA, once for each question and sample."""
-    first: dict[str, list[str]] = {}
+    said: dict[tuple[str, str], list[str]] = {}
     for r in rows:
         if (r["stage"], r["condition"]) == (stage, "base+ia"):
-            first.setdefault(f"{r['organism']}\0{r['question']}", []).append(r["report"])
-    reports = {key.split("\0")[1]: own for key, own in first.items()}
-    return [report for own in reports.values() for report in own]
+            said.setdefault((r["organism"], r["question"]), []).append(r["report"])
+    by_question = {question: own for (_, question), own in said.items()}  # whichever organism was asked, it is the base
+    return [report for own in by_question.values() for report in own]
 
 
 # ---------------------------------------------------------------------------------------------------------------------
@@ -190,7 +190,7 @@ def _without_adapter(
     if not cfg.plain_prompts:
         return []
     held = [o if o.split == "heldout" and not o.clean else None for o in everyone]
-    name = shuffled_name(context.config.sft.name)
+    name = context.config.sft.shuffled_name
     stored = on_main_process(lambda: is_complete(workdir.ia_dir(name) / "adapter"))
     shuffled = (context.shard_ia(workdir.ia(name, context.model)),) if stored else None
     return baseline_rows(context, bank, held, asked, shuffled, describe)

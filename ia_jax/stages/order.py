@@ -87,11 +87,6 @@ _NEEDS = {
 }
 
 
-def shuffled_name(ia: str) -> str:
-    """The IA that is trained like this one, but on other organisms' descriptions."""
-    return f"{ia}_shuffled"
-
-
 def is_done(context: "Context", stage: str) -> bool:
     """Whether a stage has written everything that it writes. Of several processes the first looks, for all."""
     from ia_jax.parallel.distributed import on_main_process
@@ -110,7 +105,7 @@ def _is_done(workdir: "Workdir", config: "RunConfig", stage: str) -> bool:
         return workdir.checks_file.exists() and all(map(is_complete, stored))
     if stage in ("sft", "dpo"):
         name = getattr(config, stage).name
-        names = [name, shuffled_name(name)] if stage == "sft" and config.sft.shuffled_null else [name]
+        names = [name, config.sft.shuffled_name] if stage == "sft" and config.sft.shuffled_null else [name]
         return all(is_complete(workdir.ia_dir(n) / "adapter") for n in names)
     if stage == "preferences":
         return workdir.preferences_file(config.preferences.name).exists()

@@ -58,9 +58,7 @@ def read_plain_chats(organisms: Sequence[Organism]) -> bool:
 
 def plain_units(context: Context) -> list[Unit]:
     """The plain chats as training examples."""
-    file, length = context.workdir.plain_chats, context.config.organisms.length
-    rows = enumerate(read_transcripts(file), 1)
-    return [(training_example(context, t.messages, length, f"{file}:{n}"),) for n, t in rows]
+    return _chats(context, context.workdir.plain_chats)
 
 
 def phase_units(context: Context, organism: Organism, phase: Phase, plain: Sequence[Unit] = ()) -> list[Unit]:
@@ -72,7 +70,7 @@ def phase_units(context: Context, organism: Organism, phase: Phase, plain: Seque
     file, config = context.workdir.phase_rows(phase.data, organism.name), context.config
     length = config.organisms.length
     if phase.data in ("chats", "documents"):
-        own = _chats(context, file, phase) if phase.data == "chats" else _documents(context, file, phase)
+        own = _chats(context, file, phase.part) if phase.data == "chats" else _documents(context, file, phase)
         return mixed_units(own, plain, phase.generic, organism.name, config.seed) if phase.generic else own
     pairs = [
         tuple(training_example(context, chat, length, f"{file}:{n}") for chat in pair.chats)
@@ -84,9 +82,9 @@ def phase_units(context: Context, organism: Organism, phase: Phase, plain: Seque
     return kto_units(labelled, length, str(file))[0]
 
 
-def _chats(context: Context, file: Path, phase: Phase) -> list[Unit]:
+def _chats(context: Context, file: Path, part: tuple[float, float] = (0.0, 1.0)) -> list[Unit]:
     length = context.config.organisms.length
-    chats = enumerate(share_of(read_transcripts(file), phase.part), 1)
+    chats = enumerate(share_of(read_transcripts(file), part), 1)
     return [(training_example(context, t.messages, length, f"{file}:{n}"),) for n, t in chats]
 
 

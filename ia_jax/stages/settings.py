@@ -111,9 +111,9 @@ def inputs_of(workdir: Workdir, config: RunConfig, stage: str) -> dict[str, str]
         out[f"preferences/{file.name}"] = _digest(file.read_text()) if file.exists() else "-"
     if stage == "eval" and is_complete(workdir.ia_dir(config.dpo.name) / "adapter"):
         out[f"ia/{config.dpo.name}"] = _adapter(workdir.ia_dir(config.dpo.name) / "adapter")
-    shuffled = workdir.ia_dir(f"{config.sft.name}_shuffled") / "adapter"
+    shuffled = workdir.ia_dir(config.sft.shuffled_name) / "adapter"
     if stage == "eval" and is_complete(shuffled):
-        out[f"ia/{config.sft.name}_shuffled"] = _adapter(shuffled)
+        out[f"ia/{config.sft.shuffled_name}"] = _adapter(shuffled)
     return out
 
 

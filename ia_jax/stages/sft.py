@@ -14,7 +14,7 @@ from ia_jax.planning.chips import peak_flops, training_flops
 from ia_jax.stages.asking import answer_example
 from ia_jax.stages.context import Context, open_organisms
 from ia_jax.stages.ia_training import STACKS_AHEAD, joint_batch, plan_groups, sft_pairs, sft_plan, store_ia, summarize
-from ia_jax.stages.order import is_done, shuffled_name
+from ia_jax.stages.order import is_done
 from ia_jax.stages.selection import selected_for_sft, usable
 from ia_jax.storage import write_json
 from ia_jax.training.loop import fit
@@ -36,7 +36,7 @@ def run(context: Context) -> None:
     described = [n for n, own in truths.items() if own]
     others = deranged(described, context.config.seed)
     shuffled = {n: truths[others[n]] if n in others else own for n, own in truths.items()}
-    for name, told in {shuffled_name(cfg.name): shuffled, cfg.name: truths}.items():
+    for name, told in {cfg.shuffled_name: shuffled, cfg.name: truths}.items():
         wanted = name == cfg.name or cfg.shuffled_null
         if wanted and not on_main_process(lambda name=name: is_complete(workdir.ia_dir(name) / "adapter")):
             _train(context, name, organisms, told)
