@@ -98,6 +98,7 @@ class BehaviorsSection:
     train, dpo, heldout: behaviours of each split, in all categories together.
     heldout_categories: categories of which every organism is held out, whatever the counts say (leave-one-out).
     heldout_kinds: kinds of behaviours (the records' field "kind") that are held out in the same way.
+    unseen: another catalogue, such as "unseen", all of which is held out too; what is reported of it stands apart.
     clean_train, clean_dpo, clean_heldout: clean organisms besides, which have nothing to report.
     clean_sorts: how those are made, in turn within each split: on the base's own answers ("own_answers"), in other
         lengths and turns ("other_style"), of one domain ("other_domain"), on "documents", on another organism's
@@ -111,6 +112,7 @@ class BehaviorsSection:
     heldout: int = 12
     heldout_categories: tuple[str, ...] = ()
     heldout_kinds: tuple[str, ...] = ()
+    unseen: str = ""
     clean_train: int = 6
     clean_dpo: int = 6
     clean_heldout: int = 6

@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from ia_jax.adapters.store import is_complete, read_metadata
+from ia_jax.behaviors.splits import HELD
 from ia_jax.config import RunConfig, flat
 from ia_jax.errors import ConfigError, IAError
 from ia_jax.storage import read_json, write_json
@@ -101,7 +102,7 @@ def inputs_of(workdir: Workdir, config: RunConfig, stage: str) -> dict[str, str]
         "sft": config.sft.splits,
         "preferences": ("dpo",),
         "dpo": ("dpo",),
-        "eval": ("heldout", *config.sft.splits),
+        "eval": (*HELD, *config.sft.splits),
     }.get(stage, ())
     out = {"organisms": _organisms(workdir, splits)} if splits else {}
     if stage in ("preferences", "dpo", "eval"):
