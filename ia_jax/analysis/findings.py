@@ -4,7 +4,7 @@ A rate never stands alone: beside it are its interval, the best that is said wit
 there is nothing to say. What is worse is called worse.
 """
 
-from typing import Any
+from typing import Any, TypeGuard
 
 from ia_jax.analysis.tables import BASELINES
 from ia_jax.analysis.words import STAGES, finite, percent
@@ -34,10 +34,10 @@ def held_out(values: Row) -> str:
     """How often held-out organisms name their behaviour under the IA, after one stage (`metrics["stages"][stage]`)."""
     cell = values.get("heldout", {}).get("organism+ia")
     if not _known(cell):
-        return "no held-out organism was asked, so nothing is known of behaviours that the IA has not seen"
+        return "no organism was held out and asked: nothing is known of behaviours that the IA has not seen"
     strict = values.get("strict", {}).get("heldout", {}).get("organism+ia")
     also = f"; with its condition, and none that is false, in {percent(strict['rate'])}" if _known(strict) else ""
-    return f"held-out organisms name their behaviour in {_share(cell)} of answers with the IA{also}"
+    return f"with the IA, organisms that it never saw name their behaviour in {_share(cell)} of answers{also}"
 
 
 def beside_baselines(values: Row) -> str:
@@ -47,19 +47,19 @@ def beside_baselines(values: Row) -> str:
         return "no baseline was measured: how much of this can be said without the IA is not known"
     rates = {name: cell["lenient"] for name, cell in found["rates"].items()}
     best = f"“{BASELINES[found['best']].lower()}”"
-    text = f"the best of {len(rates)} baselines, {best}, does in {_share(rates[found['best']])}"
+    text = f"the best of {len(rates)} baselines, {best}, does so in {_share(rates[found['best']])}"
     if not set(rates) - set(CONTROLS):
         text += " (those that read ordinary replies were left out by config.eval.plain_prompts=0, so this says little)"
     beyond = found.get("beyond")
     if not beyond:
-        return f"{text}; two of so few organisms cannot be told apart"
+        return f"{text}; so few organisms do not tell the two apart"
     points, (low, high) = beyond["difference"], beyond["ci95"]
     span = f"({_points(low)} to {_points(high)})"
     if abs(points) < 0.005:
-        return f"{text}: the IA does no better, {span} points apart"
+        return f"{text}: the IA does no better, 0 points {span}"
     amount = f"{_points(abs(points))} point" + ("" if _points(abs(points)) == "1" else "s")
     if points < 0:
-        return f"{text}: the IA is WORSE than that, by {amount} {span}" + (", which may be chance" if high >= 0 else "")
+        return f"{text}: the IA is worse than that, by {amount} {span}" + (", which may be chance" if high >= 0 else "")
     return f"{text}: the IA names it more often, by {amount} {span}" + (", which may be chance" if low <= 0 else "")
 
 
@@ -67,24 +67,24 @@ def on_clean(values: Row) -> str:
     """How often the IA claims a behaviour where there is none: of clean fine-tunes, and of the base."""
     false = values.get("false_reports", {})
     clean, base = false.get("clean+ia"), false.get("base+ia")
-    of_base = f"of the base in {_share(base, count=False)}" if _known(base) else "of the base was not seen"
+    of_base = f"of the base itself in {_share(base, count=False)}" if _known(base) else "the base was not asked"
     if not _known(clean):
         return (
-            "no clean fine-tune was held out: how often the IA claims a behaviour of one that has none is not known; "
-            f"{of_base} of answers"
+            "no clean fine-tune was held out: how often the IA claims a behaviour of one that has none is not known "
+            f"({of_base})"
         )
     text = (
-        f"clean fine-tunes have nothing to report, and the IA claims a behaviour of them in {_share(clean)} of answers"
-        f", {of_base}"
+        f"clean fine-tunes have nothing to report, and the IA claims a behaviour of theirs in {_share(clean)} of "
+        f"answers ({of_base})"
     )
-    return text + ("; so a claim alone is no sign of one" if clean["rate"] >= 0.5 else "")
+    return text + (": a claim alone is no sign of one" if clean["rate"] >= 0.5 else "")
 
 
 def _repeated(values: Row) -> list[str]:
     frame = values.get("verbatim", {}).get("frame")
-    return [f"{_share(frame, count=False)} of its reports are a training sentence with another word in it"] * _known(
-        frame
-    )
+    if not _known(frame):
+        return []
+    return [f"{_share(frame, count=False)} of its reports are a training sentence with another word in it"]
 
 
 def not_shown(metrics: Row) -> list[str]:
@@ -113,8 +113,8 @@ def next_steps(workdir: str, organism: str | None) -> str:
 # ---------------------------------------------------------------------------------------------------------------------
 
 
-def _known(cell: Row | None) -> bool:
-    return bool(cell) and finite(cell.get("rate")) is not None
+def _known(cell: Row | None) -> TypeGuard[Row]:
+    return cell is not None and finite(cell.get("rate")) is not None
 
 
 def _share(cell: Row, count: bool = True) -> str:

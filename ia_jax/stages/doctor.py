@@ -4,6 +4,8 @@ Every fact is a function of its own, and `examine` puts them together as one JSO
 person. Keys are only said to be there or not.
 """
 
+import errno
+import http.client
 import importlib.metadata
 import os
 import platform
@@ -218,6 +220,8 @@ def ask_server(url: str, headers: Mapping[str, str]) -> int:
             return answer.status
     except urllib.error.HTTPError as error:
         return error.code
+    except http.client.HTTPException as error:  # what answers is no web server, or the address has no such port
+        raise OSError(errno.EPROTO, type(error).__name__) from None
 
 
 # ---------------------------------------------------------------------------------------------------------------------

@@ -174,12 +174,13 @@ def opening(config: RunConfig, place: str, left: Sequence[str], done: Sequence[s
         f"  {what}, and is asked about {asked}",
     ]
     lines += [f"  already done: {', '.join(done)}; left: {', '.join(left)}"] if done else []
-    return "\n".join([*lines, "  stopped by whatever means, the same command goes on where it was"])
+    return "\n".join(lines)
 
 
 def time_here(found: Expected) -> str:
-    """The line after it: how long that takes here."""
-    return f"  time here: {in_words(found)}" + ("" if found.unknown else " (an estimate: `ia-jax doctor` says how)")
+    """The lines after it: how long that takes here, and what if it is stopped."""
+    estimate = "" if found.unknown else " (an estimate: `ia-jax doctor` says how)"
+    return f"  time here: {in_words(found)}{estimate}; stopped by whatever means, the same command goes on"
 
 
 def how(rate: float, count: int) -> str:
