@@ -252,7 +252,9 @@ def test_only_what_is_left_is_counted(monkeypatch):
     assert list(found.seconds) == ["sft", "eval"]
     low, high = found.range
     assert 0 < low < sum(found.seconds.values()) < high
-    assert expected.expected(load_config(DEMO), None, "cpu", lambda: 1e11, 2).unknown == "there is no DPO to plan"
+    assert expected.expected(load_config(DEMO), None, "cpu", lambda: 1e11, 2).unknown == (
+        "what there is to do cannot be counted (there is no DPO to plan)"
+    )
 
 
 @pytest.mark.parametrize(

@@ -43,8 +43,11 @@ def examine(
     environ: Mapping[str, str] = os.environ,
     rate: Callable[[str], float] = product_rate,
     fetch: Fetch | None = None,
+    what: str = "this run",
 ) -> Facts:
-    """All of it. config: the run whose time is asked for; directory: where its workdir is, or is to be."""
+    """All of it. config: the run whose time is asked for, and `what` it is called; directory: where its workdir is, or
+    is to be.
+    """
     reached = reachable(environ, fetch or ask_server)
     backend, flags = jax.default_backend(), cpu_flags()
     rates = {dtype: rate(dtype) for dtype in (FP32, BF16)}
@@ -67,8 +70,7 @@ def examine(
         config = with_dtype(config, choice.dtype)
         workdir = Workdir(directory) if (directory / "config.json").exists() else None
         found = expected(config, workdir, backend, lambda: rates[config.model.dtype], cores())
-        facts["expected"] = {**as_json(found), "dtype": config.model.dtype}
-        facts["expected"] |= {"words": in_words(found)}
+        facts["expected"] = {"run": what, "dtype": config.model.dtype, "words": in_words(found), **as_json(found)}
         if not found.unknown:
             facts["expected"] |= {"by": by_stage(found), "how": how(rates[config.model.dtype], cores())}
     return facts
@@ -233,7 +235,7 @@ def as_text(facts: Facts) -> str:
     """About ten lines."""
     cpu, rates, free = facts["cpu"], facts["products_gflops"], facts["memory_gib"]
     kinds = [
-        f"{d['count']} x {d['platform']} ({d['kind']}{', {} GiB'.format(d['memory_gib']) if 'memory_gib' in d else ''})"
+        f"{d['count']} x {d['kind']}" + (f" ({d['platform']}, {d['memory_gib']} GiB)" if "memory_gib" in d else "")
         for d in facts["devices"]
     ]
     flags = f" ({', '.join(cpu['flags'])})" if cpu["flags"] else ""
@@ -257,7 +259,7 @@ def as_text(facts: Facts) -> str:
     }
     if "expected" in facts:
         own = facts["expected"]
-        lines["this run"] = f"{own['words']} in {own['dtype']}" + (f" ({own['by']})" if "by" in own else "")
+        lines[own["run"]] = f"{own['words']} in {own['dtype']}" + (f" ({own['by']})" if "by" in own else "")
         if "how" in own:
             lines[""] = f"an estimate: {own['how']}"
     return "\n".join(f"{name:<9} {text}" for name, text in lines.items())

@@ -11,7 +11,6 @@ from collections.abc import Callable, Collection, Mapping, Sequence
 from typing import Any, NamedTuple
 
 from ia_jax.config import RunConfig
-from ia_jax.errors import IAError
 from ia_jax.models.config import ModelConfig
 from ia_jax.models.known import architecture
 from ia_jax.models.lora import LoraConfig
@@ -85,8 +84,8 @@ def expected(
     plan = Planned(config, workdir)
     try:
         batches = {s: plan.batches(s) for s in ("organisms", "sft", "dpo") if s in left}
-    except IAError as error:  # whatever is wrong, the stage itself says so
-        return Expected({}, str(error))
+    except Exception as error:  # no run ends for want of an estimate; whatever is wrong, the stage itself says so
+        return Expected({}, f"what there is to do cannot be counted ({' '.join(str(error).split())})")
     seconds = stage_seconds(config, architecture(config.model.name), batches, rate(), count)
     return Expected({s: seconds[s] for s in STAGES if s in left})
 

@@ -18,28 +18,31 @@ def _doctor(args: argparse.Namespace) -> None:
     from ia_jax.stages.doctor import as_text, examine
 
     directory = local(args.workdir)
-    facts = examine(_config(args, directory), directory)
+    config, what = _config(args, directory)
+    facts = examine(config, directory, what=what)
     if args.json:
         print_json(facts)
     else:
         print(as_text(facts))
 
 
-def _config(args: argparse.Namespace, directory: Path) -> "RunConfig | None":
-    """The run that is asked about: of --config, of the workdir, else the demo where this is a checkout of ia_jax."""
+def _config(args: argparse.Namespace, directory: Path) -> "tuple[RunConfig | None, str]":
+    """The run that is asked about, and what it is called: that of --config, of the workdir, else the demo where this is
+    a checkout of ia_jax.
+    """
     from ia_jax.errors import ConfigError
     from ia_jax.recipes import load_config, override
     from ia_jax.workdir import open_workdir
 
     if args.config is not None:
-        return load_config(args.config, args.overrides)
+        return load_config(args.config, args.overrides), "this run"
     if (directory / "config.json").exists():
-        return override(open_workdir(directory).config, args.overrides)
+        return override(open_workdir(directory).config, args.overrides), "this run"
     places = (DEMO, Path(__file__).parents[3] / DEMO)
     demo = next((str(p) for p in places if p.is_file()), None)
     if demo is None and args.overrides:
         raise ConfigError(f"{args.overrides[0]}: there is no recipe to change; give --config=FILE.py")
-    return load_config(demo, args.overrides) if demo else None
+    return (load_config(demo, args.overrides) if demo else None), "the demo"
 
 
 COMMAND = Command(
