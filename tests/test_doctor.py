@@ -5,6 +5,7 @@ import threading
 import time
 from contextlib import contextmanager
 from dataclasses import replace
+from functools import partial
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 
@@ -142,8 +143,9 @@ def offline(monkeypatch):
     """No server is asked, products have a rate at once."""
     monkeypatch.setattr(doctor, "ask_server", lambda url, headers: 200)
     rates = {"float32": 145e9, "bfloat16": 110e9}
-    monkeypatch.setattr(doctor.examine, "__defaults__", (*examine.__defaults__[:1], rates.get, None))
+    monkeypatch.setattr(doctor, "examine", partial(examine, rate=rates.get))
     monkeypatch.setattr(doctor, "cpu_flags", lambda: frozenset({"avx2"}))
+    monkeypatch.setattr(doctor, "busy", lambda count: "")
     monkeypatch.setenv("ANTHROPIC_API_KEY", SECRET)
 
 
@@ -173,7 +175,9 @@ def test_the_command_in_about_ten_lines(offline, tmp_path, capsys):
 
 def test_a_measurement_that_speaks_against_the_flags_is_told(offline, tmp_path, monkeypatch):
     rates = {"float32": 100e9, "bfloat16": 300e9}
+    monkeypatch.setattr(doctor, "busy", lambda count: "other work is here")
     text = as_text(examine(None, tmp_path, {}, rates.get, lambda url, headers: 200))
+    assert "300 GFLOP/s in bfloat16 (measured now; other work is here)" in text
     assert "auto is float32" in text
     assert "but bfloat16 was faster just now: if it stays so, set --config.model.dtype=bfloat16" in text
     assert "this run" not in text
@@ -212,6 +216,18 @@ def test_seconds_by_hand():
     tokens = 15 * 6 * 4 * 32
     assert found["preferences"] - expected.STARTING == pytest.approx(tokens * 2 * 134.5e6 / 25e9, rel=0.01)
     assert found["dpo"] == expected.STARTING  # not counted, as it was not asked for
+
+
+@pytest.mark.parametrize(
+    ("load", "count", "said"), [(0.3, 2, ""), (7.9, 16, ""), (10.4, 2, "load 10.4 on 2 cores"), (9.6, 16, "load 9.6")]
+)
+def test_other_work_is_told(load, count, said):
+    told = expected.busy(count, lambda: (load, 0.0, 99.0))
+    assert said in told
+    assert bool(told) is bool(said)
+    line = time_here(Expected({"sft": 1200.0}), told)
+    assert line.startswith("  time here: about 15 to 30 min (an estimate, `ia-jax doctor` says how")
+    assert told in line
 
 
 @pytest.mark.parametrize(

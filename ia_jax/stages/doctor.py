@@ -22,7 +22,7 @@ import jax
 from ia_jax.claude.connection import KEY
 from ia_jax.config import RunConfig, with_dtype
 from ia_jax.models.number_type import BF16, CPU_FLAGS, FP32, choose, cpu_flags, product_rate
-from ia_jax.stages.expected import as_json, by_stage, cores, expected, how, in_words
+from ia_jax.stages.expected import as_json, busy, by_stage, cores, expected, how, in_words
 from ia_jax.workdir import Workdir
 
 PACKAGES = (
@@ -60,6 +60,7 @@ def examine(
             "flags": [f for f in (*CPU_FLAGS, "avx512f", "avx2") if f in (flags or ())],
         },
         "dtype": {"auto": choice.dtype, "why": choice.why},
+        "busy": busy(cores()),
         "products_gflops": {dtype: round(x / 1e9, 1) for dtype, x in rates.items()},
         "memory_gib": memory(),
         "disk": disk(directory),
@@ -246,7 +247,8 @@ def as_text(facts: Facts) -> str:
     lines = {
         "devices": f"{', '.join(kinds)}; {cpu['cores']} cores of {cpu['name']}{flags}",
         "dtype": f"auto is {facts['dtype']['auto']}: {facts['dtype']['why']}{_contradicted(facts)}",
-        "products": ", ".join(f"{x:,.0f} GFLOP/s in {dtype}" for dtype, x in rates.items()) + " (measured now)",
+        "products": ", ".join(f"{x:,.0f} GFLOP/s in {dtype}" for dtype, x in rates.items())
+        + f" (measured now{'; ' if facts['busy'] else ''}{facts['busy']})",
         "memory": f"{free['free']} of {free['total']} GiB free{low}" if free else "not known",
         "disk": f"{facts['disk']['free_gib']} GiB free for {facts['disk']['workdir']}",
         "versions": ", ".join(f"{name} {versions[name] or 'MISSING'}" for name in shown),

@@ -56,6 +56,17 @@ def cores() -> int:
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
+def busy(count: int, load: Callable[[], tuple[float, float, float]] = os.getloadavg) -> str:
+    """What other work on these cores does to a measurement, in words; "" where there is little of it, or no telling."""
+    try:
+        now = load()[0]  # processes that want to run, in the mean of the last minute
+    except OSError:
+        return ""
+    if now < 0.6 * count:
+        return ""
+    return f"other work is on this machine (load {now:.1f} on {count} cores): it is faster alone"
+
+
 def not_known(config: RunConfig, platform: str) -> str:
     """Why there is no estimate for this config on this platform; "" where there is one."""
     if platform != "cpu":
@@ -176,9 +187,9 @@ def opening(config: RunConfig, place: str, left: Sequence[str], done: Sequence[s
     return "\n".join(lines)
 
 
-def time_here(found: Expected) -> str:
-    """The lines after it: how long that takes here, and what if it is stopped."""
-    estimate = "" if found.unknown else " (an estimate: `ia-jax doctor` says how)"
+def time_here(found: Expected, beside: str = "") -> str:
+    """The line after it: how long that takes here, and what if it is stopped. beside: as `busy` says."""
+    estimate = "" if found.unknown else f" (an estimate, `ia-jax doctor` says how{f'; {beside}' if beside else ''})"
     return f"  time here: {in_words(found)}{estimate}; stopped by whatever means, the same command goes on"
 
 

@@ -121,7 +121,7 @@ def _announce(context: "Context", name: str) -> None:
         else:
             rate, backend = partial(product_rate, config.model.dtype), jax.default_backend()
             found = expected.expected(config, run, backend, rate, expected.cores(), left)
-        print(expected.time_here(found), flush=True)
+        print(expected.time_here(found, expected.busy(expected.cores())), flush=True)
 
     on_main_process(say)
 
