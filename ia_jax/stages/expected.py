@@ -196,9 +196,9 @@ def time_here(found: Expected, beside: str = "") -> str:
 def how(rate: float, count: int) -> str:
     """How an estimate was made."""
     return (
-        f"products at {rate / 1e9:,.0f} GFLOP/s as measured, the real tokens of the run's plans, and what else a step "
-        f"took on two cores in docs/benchmark.md and docs/demo.md (here: {count}), where the true time was {SPAN[0]:g} "
-        f"to {SPAN[1]:g} times such an estimate; with nothing beside it"
+        f"products at the {rate / 1e9:,.0f} GFLOP/s measured, the real tokens of the run's plans, and what else a step "
+        f"takes, fitted to timings on two cores (docs/benchmark.md), which took {SPAN[0]:g} to {SPAN[1]:g} times as long; "
+        f"{count} cores here"
     )
 
 
