@@ -197,8 +197,8 @@ def how(rate: float, count: int) -> str:
     """How an estimate was made."""
     return (
         f"products at the {rate / 1e9:,.0f} GFLOP/s measured, the real tokens of the run's plans, and what else a step "
-        f"takes, fitted to timings on two cores (docs/benchmark.md), which took {SPAN[0]:g} to {SPAN[1]:g} times as long; "
-        f"{count} cores here"
+        f"takes, fitted to timings on two cores (docs/benchmark.md) that took {SPAN[0]:g} to {SPAN[1]:g} times as "
+        f"long; {count} cores here"
     )
 
 
