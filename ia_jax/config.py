@@ -16,6 +16,7 @@ from ia_jax.behaviors.teacher import TeacherSettings
 from ia_jax.claude.settings import ClaudeSettings
 from ia_jax.errors import ConfigError
 from ia_jax.models.lora import PROJECTIONS, RESIDUAL, LoraConfig, checked_layers
+from ia_jax.models.number_type import AUTO
 from ia_jax.sections import parse_section
 from ia_jax.training.optimizer import AdamW
 
@@ -25,13 +26,14 @@ class ModelSection:
     """The base model.
 
     name: "smollm2" (embedded), a checkpoint directory, a .gguf file or a hub id.
-    dtype: what it computes in.
+    dtype: what it computes in. "auto": what the machine is fast in, decided once for a workdir and kept there (bf16 on
+        TPUs, GPUs and CPUs with AVX512-BF16 or AMX, fp32 on other CPUs).
     revision: commit, branch or tag of a hub id ("": its main branch).
     remat: what the backward pass computes again to save memory.
     """
 
     name: str = "smollm2"
-    dtype: str = "bfloat16"
+    dtype: str = AUTO
     revision: str = ""
     remat: str = "none"
 
@@ -368,6 +370,13 @@ def parse_config(config: Mapping[str, Any]) -> RunConfig:
             what = f"config.mesh.rows={rows}" if parts == 1 else f"accumulate={parts} x config.mesh.rows={rows}"
             raise ConfigError(f"config.{stage}.rows={count} must be a multiple of {what}")
     return parsed
+
+
+def with_dtype(config: RunConfig, dtype: str) -> RunConfig:
+    """The config with this dtype where it leaves it to the machine."""
+    if config.model.dtype != AUTO:
+        return config
+    return dataclasses.replace(config, model=dataclasses.replace(config.model, dtype=dtype))
 
 
 def flat(config: RunConfig) -> dict[str, Any]:

@@ -1,11 +1,12 @@
 """The table of subcommands, in the order of `ia-jax --help`. A new one is a file here and a line below."""
 
-from ia_jax.cli.commands import adapters, agreement, ask, audit, behaviors, config, data, exchange, plan, stages
+from ia_jax.cli.commands import adapters, agreement, ask, audit, behaviors, config, data, doctor, exchange, plan, stages
 
 COMMANDS = {
     command.name: command
     for command in (
         *stages.COMMANDS,
+        doctor.COMMAND,
         ask.COMMAND,
         audit.COMMAND,
         *exchange.COMMANDS,
