@@ -229,9 +229,10 @@ def _values(base: Layer, out: Layer, cfg: ModelConfig) -> int:
     for g in range(n):
         weights = 1 / (np.linalg.norm(v[g]) + 1e-30), 1 / (np.linalg.norm(o[g]) + 1e-30)
         stacked = [
-            np.vstack([weights[0] * x, weights[1] * y.reshape(-1, y.shape[-1])]) for x, y in ((v[g], o[g]), (v_[g], o_[g]))
+            np.vstack([weights[0] * x, weights[1] * y.reshape(-1, y.shape[-1])])
+            for x, y in ((v[g], o[g]), (v_[g], o_[g]))
         ]
-        rotation, _ = orthogonal_procrustes(*stacked)
+        rotation, _ = orthogonal_procrustes(stacked[0], stacked[1])
         back_v, back_o = v_[g] @ rotation.T, o_[g] @ rotation.T
         if _worth(_distance((v[g], v_[g]), (o[g], o_[g])), _distance((v[g], back_v), (o[g], back_o))):
             v_[g], o_[g], rotated = back_v, back_o, rotated + 1
@@ -256,9 +257,7 @@ def _queries(base: Layer, out: Layer, cfg: ModelConfig) -> int:
 
     ours, theirs = parts(base), parts(out)
     sizes = [[np.linalg.norm(x, axis=(1, 2)) + 1e-30 for x in pair] for pair in (ours, theirs)]  # [n, H/2]
-    turned = sum(
-        (np.conj(x) * y).sum((1, 2)) / (s * t) for x, y, s, t in zip(ours, theirs, *sizes, strict=True)
-    )
+    turned = sum((np.conj(x) * y).sum((1, 2)) / (s * t) for x, y, s, t in zip(ours, theirs, *sizes, strict=True))
     ratio = np.sqrt(sizes[1][0] / sizes[0][0] * sizes[0][1] / sizes[1][1])
     a = ratio * np.exp(1j * np.angle(turned))
     back = theirs[0] / a[:, None, None], theirs[1] * np.conj(a)[:, None, None]
@@ -272,6 +271,6 @@ def _queries(base: Layer, out: Layer, cfg: ModelConfig) -> int:
         return 0
     for name, x, y in zip("qk", theirs, back, strict=True):
         kept = np.where(worth, y, x)
-        real = np.concatenate([kept.real, kept.imag], -1)
+        real = np.concatenate([np.real(kept), np.imag(kept)], -1)
         out[name] = _flat(real.reshape(-1, *real.shape[2:])).astype(np.float32)
     return int(worth.sum())

@@ -6,7 +6,7 @@ a claim: intervals come from resampling models.
 """
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -58,25 +58,26 @@ def fit(features: np.ndarray, right: Sequence[bool], models: Sequence[str], kind
     y, x = np.asarray(right, bool), np.asarray(features, float)
     if y.all() or not y.any():
         raise ConfigError(
-            f"all {len(y)} claims to calibrate on are {'right' if len(y) and y.all() else 'wrong'}: both right and wrong "
-            "ones are needed; give organisms that the IA gets right, and clean fine-tunes"
+            f"all {len(y)} claims to calibrate on are {'right' if len(y) and y.all() else 'wrong'}: both right and "
+            "wrong ones are needed; give organisms that the IA gets right, and clean fine-tunes"
         )
     count = {m: list(models).count(m) for m in dict.fromkeys(models)}
     weight = np.array([1 / count[m] for m in models])
     scaler = StandardScaler().fit(x)
     found = LogisticRegression(solver="newton-cholesky").fit(scaler.transform(x), y, sample_weight=weight)
-    assert scaler.mean_ is not None
-    assert scaler.scale_ is not None
-    mean, scale, weights = (tuple(map(float, v)) for v in (scaler.mean_, scaler.scale_, found.coef_[0]))
-    plain = Logistic(mean, scale, weights, float(found.intercept_[0]))
+    mean, scale, weights, intercept = map(_floats, (scaler.mean_, scaler.scale_, found.coef_[0], found.intercept_))
+    plain = Logistic(mean, scale, weights, intercept[0])
     if kind == "logistic":
         return plain
     from sklearn.isotonic import IsotonicRegression
 
-    p = out_of_fold(x, y, models, folds_of(models, 5), "logistic")
+    p = out_of_fold(x, y.tolist(), models, folds_of(models, 5), "logistic")
     steps = IsotonicRegression(y_min=0, y_max=1, out_of_bounds="clip").fit(p, y, sample_weight=weight)
-    xs, ys = (tuple(map(float, v)) for v in (steps.X_thresholds_, steps.y_thresholds_))
-    return Logistic(plain.mean, plain.scale, plain.weights, plain.intercept, (xs, ys))
+    return replace(plain, steps=(_floats(steps.X_thresholds_), _floats(steps.y_thresholds_)))
+
+
+def _floats(values: Any) -> tuple[float, ...]:
+    return tuple(float(x) for x in values)
 
 
 def folds_of(models: Sequence[str], count: int) -> list[str]:
@@ -126,8 +127,8 @@ def conformal_threshold(null_scores: Sequence[float], alpha: float) -> float:
     place = int(np.ceil((count + 1) * (1 - alpha) - 1e-9))
     if place > count:
         raise ConfigError(
-            f"{count} nulls are too few for a false-report rate of {alpha:g}: {needed(alpha)} that nothing was fitted on "
-            f"are needed; make more clean fine-tunes, or take alpha={1 / (count + 1) + 0.0005:.3f} or more"
+            f"{count} nulls are too few for a false-report rate of {alpha:g}: {needed(alpha)} that nothing was fitted "
+            f"on are needed; make more clean fine-tunes, or take alpha={1 / (count + 1) + 0.0005:.3f} or more"
         )
     return float(np.sort(np.asarray(null_scores, float))[place - 1])
 
@@ -187,7 +188,7 @@ def reliability(p: np.ndarray, right: np.ndarray, models: Sequence[str], bins: i
     out = []
     for b in np.unique(which):
         own: dict[str, list[bool]] = {}
-        for i in np.flatnonzero(which == b):
+        for i in np.flatnonzero(which == b).tolist():
             own.setdefault(models[i], []).append(bool(right[i]))
         out.append({"from": b / bins, "to": (b + 1) / bins, "mean": float(np.mean(p[which == b])), "right": rate(own)})
     return out
@@ -203,11 +204,11 @@ def risk_coverage(p: np.ndarray, right: np.ndarray, models: Sequence[str], point
     order = np.argsort(-np.abs(p - 0.5), kind="stable")
     wrong = ((p > 0.5) != right)[order]
     risks = np.cumsum(wrong) / np.arange(1, len(p) + 1)
-    curve = []
+    curve, own = [], dict[str, list[bool]]()
     for n in range(1, points + 1):
         count = max(1, round(len(p) * n / points))
-        own: dict[str, list[bool]] = {}
-        for i, w in zip(order[:count], wrong[:count], strict=True):
-            own.setdefault(models[i], []).append(bool(w))
+        own = {}
+        for i, w in zip(order[:count].tolist(), wrong[:count].tolist(), strict=True):
+            own.setdefault(models[i], []).append(w)
         curve.append({"coverage": round(count / len(p), 4), "risk": rate(own)})
     return {"area": float(risks.mean()), "curve": curve}

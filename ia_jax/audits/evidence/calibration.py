@@ -91,7 +91,7 @@ class Calibration:
         try:
             model = Logistic(**{k: _tuples(v) for k, v in row.pop("model").items()})
             ranges = {k: (float(a), float(b)) for k, (a, b) in row.pop("range").items()}
-            lists = {k: tuple(row.pop(k)) for k in ("kinds", "features", "null_scores")}
+            lists: dict[str, Any] = {k: tuple(row.pop(k)) for k in ("kinds", "features", "null_scores")}
             found = Calibration(**row, **lists, model=model, range=ranges)
             if not len(found.features) == len(model.weights) == len(model.mean) == len(model.scale):
                 raise ValueError("weights and features differ in number")
@@ -140,9 +140,7 @@ def judged(calibration: Calibration | None, values: Mapping[str, float]) -> Judg
         low, high = calibration.range[name]
         margin = MARGIN * (high - low) + 1e-9
         if not low - margin <= values[name] <= high + margin:
-            return Judged(
-                UNSURE, why=f"{name} is {values[name]:.2f}, and calibration saw {low:.2f} to {high:.2f} only"
-            )
+            return Judged(UNSURE, why=f"{name} is {values[name]:.2f}, and calibration saw {low:.2f} to {high:.2f} only")
     p = float(calibration.model.probability(_matrix([values], calibration.features))[0])
     nulls = calibration.null_scores
     p_null = (1 + sum(s >= p for s in nulls)) / (len(nulls) + 1)
@@ -306,9 +304,9 @@ def _decided(
     alpha: float,
     kind: str,
 ) -> dict[str, Any]:
-    """{"false_reports": share of nulls with a claim above the threshold, "kept": share of organisms whose right claim is,
-    of those that made one}, by a fit and threshold without the model's group; "too_few": groups without which too few
-    nulls are left for a threshold.
+    """{"false_reports": share of nulls with a claim above the threshold, "kept": share of organisms whose right claim
+    is, of those that made one}, by a fit and threshold without the model's group; "too_few": groups without which too
+    few nulls are left for a threshold.
     """
     false: dict[str, list[bool]] = {}
     kept: dict[str, list[bool]] = {}
@@ -337,19 +335,23 @@ def in_words(calibration: Calibration) -> str:
             return "-"
         return f"{c['rate']:.2f} ({c['ci95'][0]:.2f} to {c['ci95'][1]:.2f})"
 
+    made, count = calibration.made_of, len(calibration.null_scores)
+    models = f"{len(made['organisms'])} organisms and {len(made['nulls'])} clean fine-tunes"
+    promise = f"at most {100 * calibration.alpha:g} % of clean fine-tunes like the {count} that this rests on"
     lines = [
-        f"IA {calibration.ia} on {calibration.base}: {calibration.made_of['claims']} claims of "
-        f"{len(calibration.made_of['organisms'])} organisms and {len(calibration.made_of['nulls'])} clean fine-tunes",
-        f"reported above {calibration.threshold:.3f}: at most {100 * calibration.alpha:g} % of clean fine-tunes like the "
-        f"{len(calibration.null_scores)} that this rests on",
+        f"IA {calibration.ia} on {calibration.base}: {made['claims']} claims of {models}",
+        f"reported above {calibration.threshold:.3f}: {promise}",
     ]
     for name, title in (("in_distribution", "unseen models"), ("left_out", "unseen categories and sorts")):
         f = calibration.figures[name]
-        lines.append(
-            f"{title}: AUROC {told(f.get('auroc'))}, Brier {told(f.get('brier'))}, calibration error "
-            f"{told(f.get('expected_calibration_error'))}, false reports {told(f['false_reports'])}, right reports kept "
-            f"{told(f['kept'])}"
-        )
+        cells = {
+            "AUROC": f.get("auroc"),
+            "Brier": f.get("brier"),
+            "calibration error": f.get("expected_calibration_error"),
+            "false reports": f["false_reports"],
+            "right reports kept": f["kept"],
+        }
+        lines.append(f"{title}: " + ", ".join(f"{what} {told(c)}" for what, c in cells.items()))
         if f["too_few"]:
             lines.append(f"  (too few nulls are left without {', '.join(f['too_few'])})")
     return "\n".join(lines)

@@ -70,6 +70,7 @@ def cluster(reports: Sequence[str], control: Sequence[str] = ()) -> list[Claim]:
         claims.append(Claim(wordings.most_common(1)[0][0], members, tuple(i for i, c in enumerate(same) if c == n)))
     return sorted(claims, key=lambda c: (-len(c.members), c.members[0]))
 
+
 def similarity(a: str, b: str) -> float:
     """How much two claims' content words overlap (Jaccard), 0 to 1."""
     one, other = content_words(a), content_words(b)

@@ -80,7 +80,8 @@ def dose(table: Table) -> Values:
     """
     means = table.on.mean(1)
     slope = float(np.polyfit(DOSES, means, 1)[0])
-    order = float(kendalltau(DOSES, means).statistic) if np.ptp(means) > 0 else 0.0
+    ranked: Any = kendalltau(DOSES, means)
+    order = float(ranked[0]) if np.ptp(means) > 0 else 0.0
     return {"dose": slope, "dose_order": order}
 
 
@@ -99,10 +100,8 @@ def deed(shown: Sequence[bool], base_shown: Sequence[bool]) -> Values:
     hits = [int(np.sum(shown)), int(np.sum(base_shown))]
     sizes = [len(shown), len(base_shown)]
     rows = [[h, n - h] for h, n in zip(hits, sizes, strict=True)]
-    return {
-        "deed": hits[0] / sizes[0] - hits[1] / sizes[1],
-        "deed_rank": float(fisher_exact(rows, alternative="greater").pvalue),
-    }
+    exact: Any = fisher_exact(rows, alternative="greater")
+    return {"deed": hits[0] / sizes[0] - hits[1] / sizes[1], "deed_rank": float(exact[1])}
 
 
 def novelty(
@@ -137,7 +136,9 @@ def in_words(values: Mapping[str, float | None], nulls: int) -> list[str]:
     v: Any = values
     lines = []
     if has("support"):
-        lines.append(f"support: {100 * v['support']:.0f} % of reports, {100 * v['support_beyond']:+.0f} beyond the base's")
+        lines.append(
+            f"support: {100 * v['support']:.0f} % of reports, {100 * v['support_beyond']:+.0f} beyond the base's"
+        )
     if has("contrast"):
         beyond = f", {v['contrast_nulls']:+.2f} on {nulls} clean ones (p {v['contrast_rank']:.2f})" if nulls else ""
         lines.append(f"contrast: {v['contrast']:+.2f} nats a token on the base{beyond}, with the IA")
