@@ -2,7 +2,7 @@
 a calibration, how probable each is and why, or that we can't tell.
 
 The fine-tune is an adapter of ours (an Orbax directory) or PEFT's, several of them, or a checkpoint. Reports are
-grouped by their content words (`audits.evidence.grouping`); whether one claims anything unusual is the judge's `claims`.
+grouped by their content words (`audits.evidence.grouping`); whether one claims anything is the judge's `claims`.
 """
 
 import os
