@@ -33,7 +33,9 @@ def write(directory, params, **changes):
     directory.mkdir(parents=True)
     config = CONFIG | changes
     (directory / "config.json").write_text(json.dumps(config))
-    save_file({n: np.array(x) for n, x in to_hf_tensors(config_from_json(config), params)}, directory / "model.safetensors")
+    save_file(
+        {n: np.array(x) for n, x in to_hf_tensors(config_from_json(config), params)}, directory / "model.safetensors"
+    )
     return directory
 
 
@@ -122,7 +124,9 @@ def test_a_basis_of_the_residual_stream_is_refused(base, tmp_path, refused):
 
 def test_align_writes_the_finetune_in_the_bases_basis(base, tmp_path, capsys):
     rng = np.random.default_rng(3)
-    tuned = changed(**{n: 0.002 * rng.normal(size=x.shape) for n, x in tiny.params(CFG)["layers"].items() if x.ndim > 2})
+    tuned = changed(
+        **{n: 0.002 * rng.normal(size=x.shape) for n, x in tiny.params(CFG)["layers"].items() if x.ndim > 2}
+    )
     attacked = write(tmp_path / "attacked", symmetry.attack(tuned, CFG))
     assert cli.main(["align", str(attacked), str(tmp_path / "out"), f"--to={base}", "--json"]) == 0
     found = json.loads(capsys.readouterr().out)

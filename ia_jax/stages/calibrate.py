@@ -12,7 +12,7 @@ from typing import Any
 from ia_jax.adapters.bank import Bank, open_bank
 from ia_jax.adapters.record import RECORD
 from ia_jax.adapters.store import is_complete, load_adapter, read_metadata, read_record
-from ia_jax.audits.evidence.calibration import Calibration, Row, calibrate, in_words
+from ia_jax.audits.evidence.calibration import Calibration, Row, calibrate, in_words, threshold_nulls
 from ia_jax.behaviors.organisms import Organism
 from ia_jax.errors import ConfigError
 from ia_jax.evals.calibration import needed
@@ -177,15 +177,15 @@ def _models(
     names = [m.name for m in (*found, *more)]
     if twice := next((n for n in names if names.count(n) > 1), None):
         raise ConfigError(f"two models to calibrate on are called {twice}; rename a directory")
-    least = needed(alpha) * 3 // 2 + bank
-    if len(clean) < least:
-        raise ConfigError(
-            f"{len(clean)} clean fine-tunes are too few for a false-report rate of {alpha:g}: about {least} are needed "
-            f"({bank} to compare with, the others to fit and to rest on); give more with --nulls=DIR, make more "
-            f"(config.behaviors.clean_*), or raise --alpha"
-        )
     beside = _spread(clean, bank)
     taken = {m.name for m in beside}
+    resting = threshold_nulls({m.name: m.group for m in clean if m.name not in taken})
+    if len(resting) < needed(alpha):
+        raise ConfigError(
+            f"{len(clean)} clean fine-tunes leave {len(resting)} for the threshold, too few for a false-report rate of "
+            f"{alpha:g}: it takes {needed(alpha)}, about {needed(alpha) * 3 // 2 + bank + 1} in all; give more with "
+            "--nulls=DIR, make more (config.behaviors.clean_*), or raise --alpha"
+        )
     return [m for m in (*found, *more) if m.name not in taken], beside
 
 
