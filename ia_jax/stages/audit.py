@@ -120,10 +120,6 @@ def run(
         raise ConfigError(f"--questions must lie in 1 … {len(QUESTIONS)}, got {questions}")
     if samples < 0:
         raise ConfigError(f"--samples must not be negative, got {samples}")
-    if not sources and not checkpoint:
-        raise ConfigError("give what to audit: --adapter, --model, or both")
-    if rank is not None and not checkpoint:
-        raise ConfigError(f"--rank={rank} is of a checkpoint's difference; give one with --model")
     name = trained_ia(context, ia_name)
     calibration = read_calibration(context, name)
     loaded = [load_any(source, context.model) for source in sources]

@@ -5,11 +5,16 @@ import argparse
 from ia_jax.cli.arguments import JSON, Argument, Command, positive, workdir
 from ia_jax.cli.terminal import print_json
 from ia_jax.cli.workdirs import existing, on_mesh
+from ia_jax.errors import ConfigError
 
 
 def _audit(args: argparse.Namespace) -> None:
     from ia_jax.stages import audit
 
+    if not args.adapter and not args.model:
+        raise ConfigError("give what to audit: --adapter, --model, or both; see `ia-jax audit --help`")
+    if args.rank and not args.model:
+        raise ConfigError(f"--rank={args.rank} is of a checkpoint's difference; give the checkpoint with --model")
     with on_mesh(existing(args.workdir)) as context:
         result = audit.run(
             context,
