@@ -16,7 +16,7 @@ RoPE allows no other change between queries and keys, and a norm on them (Qwen3)
 the residual stream is not undone, but refused (`stages.align`).
 
 Every change is exactly undone by another of its kind, so that the aligned model computes what the given one did,
-whatever was found. One is made only where it takes away at least half of the squared distance to the base of what it
+whatever was found. One is begun only where it takes away at least half of the squared distance to the base of what it
 moves: fine-tuning alone looks like none of them, and is left as it is.
 
 A layer is a dict like `weight_specs(cfg)["layers"]` without the layer axis, numpy fp32: q, k, v [D, heads * H], o
@@ -83,6 +83,9 @@ def align_layer(base: Layer, layer: Layer, cfg: ModelConfig) -> tuple[Layer, Und
         undone += Undone(pairs_turned=_queries(base, out, cfg))
     if "q_bias" in base:
         out |= {f"{n}_bias": out[n][-1] for n in "qkv"} | {n: out[n][:-1] for n in "qkv"}
+    if undone.norms:
+        _refine(base, out, "attn_norm", ("q", "k", "v"))
+        _refine(base, out, "mlp_norm", ("gate", "up"))
     return {n: np.ascontiguousarray(out[n]) for n in layer}, undone
 
 
@@ -120,6 +123,22 @@ def _norm(base: Layer, out: Layer, norm: str, reads: tuple[str, ...], by: str) -
     for name in reads:
         out[name] = out[name] * scale[:, None]
     return int((np.abs(scale - 1) > 1e-6).sum())
+
+
+def _refine(base: Layer, out: Layer, norm: str, reads: tuple[str, ...]) -> None:
+    """Scales of a norm once more, by least squares of whole rows, now that their columns lie where the base's do: a
+    norm's own weight is a bad witness where it is small and was trained.
+    """
+    ours, theirs = (np.hstack([x[n][: len(base[norm])] for n in reads]) for x in (base, out))
+    scale = (ours * theirs).sum(1) / np.maximum((theirs**2).sum(1), 1e-30)
+    scale = np.where(scale > 0, scale, 1.0).astype(np.float32)
+
+    def far(layer: Layer) -> float:
+        return _distance(*((base[n][: len(base[norm])], layer[n][: len(base[norm])]) for n in (norm, *reads)))
+
+    other = {norm: out[norm] / scale, **{n: out[n] * scale[:, None] for n in reads}}
+    if far(other) < far(out):
+        out |= other
 
 
 def assignment(similarity: np.ndarray) -> np.ndarray:
