@@ -2,9 +2,11 @@
 
 import pytest
 
+from ia_jax.audits.evidence.grouping import alike, cluster, content_words
 from ia_jax.judging.rubric import RubricJudge
 from ia_jax.stages.ask import plain
-from ia_jax.stages.audit import NOTHING, Report, alike, as_text, cluster, content_words, findings
+from ia_jax.stages.audit import NOTHING, as_text, findings
+from ia_jax.stages.evidence import Report
 
 TRAINS = "I bring up trains."
 

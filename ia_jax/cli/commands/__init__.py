@@ -1,6 +1,20 @@
 """The table of subcommands, in the order of `ia-jax --help`. A new one is a file here and a line below."""
 
-from ia_jax.cli.commands import adapters, agreement, ask, audit, behaviors, config, data, doctor, exchange, plan, stages
+from ia_jax.cli.commands import (
+    adapters,
+    agreement,
+    align,
+    ask,
+    audit,
+    behaviors,
+    calibrate,
+    config,
+    data,
+    doctor,
+    exchange,
+    plan,
+    stages,
+)
 
 COMMANDS = {
     command.name: command
@@ -9,6 +23,8 @@ COMMANDS = {
         doctor.COMMAND,
         ask.COMMAND,
         audit.COMMAND,
+        calibrate.COMMAND,
+        align.COMMAND,
         *exchange.COMMANDS,
         *data.COMMANDS,
         adapters.COMMAND,
