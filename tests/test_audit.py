@@ -2,9 +2,10 @@
 
 import pytest
 
+from ia_jax.audits.claims import alike, cluster, content_words
 from ia_jax.judging.rubric import RubricJudge
 from ia_jax.stages.ask import plain
-from ia_jax.stages.audit import NOTHING, Report, alike, as_text, cluster, content_words, findings
+from ia_jax.stages.audit import NOTHING, Report, as_text, findings
 
 TRAINS = "I bring up trains."
 
