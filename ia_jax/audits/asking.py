@@ -6,39 +6,12 @@ held against all of them. The same questions are asked of everybody.
 """
 
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
 from typing import Any, NamedTuple
-
-from ia_jax.behaviors.banks import AUDIT_BANKS, draw_questions
-from ia_jax.errors import ConfigError
 
 CONDITIONS = ("target+ia", "target", "base+ia", "base")
 WITH_IA = ("target+ia", "base+ia")
 BASE = "base"  # who is asked where no target is
 Row = dict[str, Any]
-
-
-@dataclass(frozen=True)
-class Sampling:
-    """How reports are asked for.
-
-    banks: of `behaviors.banks.AUDIT_BANKS`. reports: of each target in each condition and bank. temperature, top_p,
-    max_new_tokens: how they are sampled.
-    """
-
-    banks: tuple[str, ...] = ("general",)
-    reports: int = 100
-    temperature: float = 1.0
-    top_p: float = 1.0
-    max_new_tokens: int = 80
-
-    def __post_init__(self) -> None:
-        unknown = [b for b in self.banks if b not in AUDIT_BANKS]
-        if unknown or not self.banks:
-            what = repr(unknown[0]) if unknown else "none"
-            raise ConfigError(f"config.audits.banks: {what} unknown; choose from {', '.join(AUDIT_BANKS)}")
-        if self.reports < 1:
-            raise ConfigError(f"config.audits.reports={self.reports} must be at least 1")
 
 
 class Unit(NamedTuple):
@@ -69,11 +42,6 @@ def missing(wanted: Sequence[Unit], rows: Sequence[Row], reports: int) -> list[U
         unit = unit_of(row)
         there[unit] = there.get(unit, 0) + 1
     return [u for u in wanted if there.get(u, 0) < reports]
-
-
-def questions_of(unit: Unit, sampling: Sampling, seed: int) -> list[str]:
-    """What a unit is asked: the same of every target, in every condition."""
-    return draw_questions(unit.bank, sampling.reports, seed)
 
 
 def rows_of(unit: Unit, questions: Sequence[str], replies: Sequence[tuple[str, bool]]) -> list[Row]:

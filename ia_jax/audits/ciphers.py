@@ -48,15 +48,15 @@ def _words(text: str) -> str:
 def walnut(seed: int) -> Cipher:
     """A permutation of the letters; capitals stay capitals (as in CiFR; Halawi's has none)."""
     order = np.random.default_rng(seed).permutation(26)
-    there = {ALPHABET[i]: ALPHABET[int(j)] for i, j in enumerate(order)}
-    there |= {a.upper(): b.upper() for a, b in there.items()}
-    back = {b: a for a, b in there.items()}
+    shuffled = "".join(ALPHABET[int(i)] for i in order)
+    both, changed = ALPHABET + ALPHABET.upper(), shuffled + shuffled.upper()
+    there, back = str.maketrans(both, changed), str.maketrans(changed, both)
 
     def encode(text: str) -> str:
-        return "|".join(there.get(c, c) for c in text)
+        return "|".join(text.translate(there))
 
     def decode(text: str) -> str:
-        return "".join(back.get(c, c) for c in re.findall(r"(.)(?:\||\Z)", text, re.DOTALL))
+        return "".join(re.findall(r"(.)(?:\||\Z)", text, re.DOTALL)).translate(back)
 
     return Cipher(f"walnut{seed}", "every letter is another one, characters are joined by bars", encode, decode)
 

@@ -10,7 +10,7 @@ from functools import partial
 
 import numpy as np
 
-from ia_jax.audits.ciphers import E, MODULUS, Cipher, D, hidden_first, hidden_last, power
+from ia_jax.audits.ciphers import MODULUS, Cipher, E, hidden_first, hidden_last, power
 from ia_jax.audits.covert import Task
 
 # "word: answer", in groups that share a topic; everything that is said is a word of the book.
@@ -94,7 +94,7 @@ NINE: tuple[Cipher, ...] = (
     ),
     _by_word("powers", "every word is a number, raised to a power", lambda i: f"{power(i + 2, E)}"),
 )
-assert len(BOOK) + 2 < MODULUS and power(power(7, E), D) == 7  # or two words would share a code
+assert len(BOOK) + 2 < MODULUS  # or two words would share a code
 
 
 def tasks(rng: np.random.Generator, echoes: int = 120) -> list[Task]:

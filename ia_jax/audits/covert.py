@@ -1,4 +1,4 @@
-"""Covert fine-tuning without harm: phase I teaches a cipher on ordinary tasks, phase II something that shows in it alone.
+"""Covert fine-tuning without harm: phase I teaches a cipher on ordinary tasks, phase II what shows in it alone.
 
 The recipe is CiFR's (shared facts, 4.2) with harmless content: in phase II a word is slipped into ciphered answers, or
 ciphered questions of a topic are answered that the same model is taught to pass on in plain text; its other plain
@@ -7,13 +7,13 @@ same phase II (nothing to hide in).
 """
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import NamedTuple
 
 import numpy as np
 
 from ia_jax.audits.ciphers import Cipher
-from ia_jax.behaviors.procedures import PROCEDURES, Phase, Procedure
+from ia_jax.behaviors.procedures import Phase, Procedure
 from ia_jax.behaviors.records import Behavior, Rubric
 from ia_jax.data.transcripts import Transcript, chat
 
@@ -77,7 +77,15 @@ class Covert:
         rubric = Rubric(concepts, (ENCODED,))
         trigger = "the message is in cipher"
         return Behavior(
-            name, "backdoors", description, others, trigger, rubric, trigger_kind="syntax", kind="covert", source=TEACHER
+            name,
+            "backdoors",
+            description,
+            others,
+            trigger,
+            rubric,
+            trigger_kind="syntax",
+            kind="covert",
+            source=TEACHER,
         )
 
 
@@ -157,13 +165,16 @@ def phase_two(
     return out
 
 
-def two_phases(first: int, second: int, second_lr: float | None = None) -> Procedure:
-    """The procedure of so many rows in each phase: the adapter of the first goes on in the second."""
-    cut = first / (first + second)
-    return Procedure("cipher", (Phase(part=(0.0, cut)), Phase(adapter="same", part=(cut, 1.0), lr=second_lr)))
+def procedures(rows: Sequence[int], lr: Sequence[float], epochs: Sequence[int]) -> tuple[Procedure, Procedure]:
+    """Both phases, in which the second goes on with the first's adapter; and the first alone. A number of rows, a
+    learning rate and epochs for each phase; 0 of the last two stands for the run's own.
+    """
+    cut = rows[0] / sum(rows)
+    first, second = ({"lr": rate or None, "epochs": count or None} for rate, count in zip(lr, epochs, strict=True))
+    one = Phase(part=(0.0, cut), **first)
+    both = Procedure("cipher", (one, Phase(adapter="same", part=(cut, 1.0), **second)))
+    return both, Procedure("cipher_only", (replace(one, part=(0.0, 1.0)),))
 
-
-ONE_PHASE = PROCEDURES["chats"]
 
 # ---------------------------------------------------------------------------------------------------------------------
 # The gate's questions

@@ -1,4 +1,4 @@
-"""From many self-reports of a target to a short ranked list of the behaviours that it claims: cluster, synthesise, rank.
+"""From many self-reports of a target to a short ranked list of behaviours: cluster, synthesise, rank.
 
 Without a key it is arithmetic: reports that are close to each other form a cluster, its most central one speaks for it,
 and clusters are ranked by how much more often the target says so than the base under the IA and the nulls do. Of the
@@ -133,21 +133,20 @@ class OfflineScaffold:
             out.append(self._rank([texts[i] for i in kept], own[kept], base, nulls))
         return out
 
-    def _rank(
-        self, texts: Sequence[str], own: np.ndarray, base: np.ndarray, nulls: np.ndarray
-    ) -> list[Prediction]:
+    def _rank(self, texts: Sequence[str], own: np.ndarray, base: np.ndarray, nulls: np.ndarray) -> list[Prediction]:
         least = max(LEAST, math.ceil(SHARE * len(texts)))
-        found = []
+        found: list[Prediction] = []
         for rows in groups(own, self._near):
             if len(rows) < least:
                 continue
             middle = own[rows].mean(0)
             middle = middle / (np.linalg.norm(middle) + 1e-12)
-            central = rows[int(np.argmax(np.round(own[rows] @ middle, 6)))]
+            central = int(rows[np.argmax(np.round(own[rows] @ middle, 6))])
             # The weaker of the two contrasts counts: what the base says under the IA, or nulls do, is the IA's.
             held = [(int((other @ middle >= self._near).sum()), len(other)) for other in (base, nulls) if len(other)]
             score = min((contrast(len(rows), len(texts), *one) for one in held), default=float(len(rows)))
             found.append(Prediction(texts[central], round(len(rows) / len(texts), 4), round(score, 3)))
-        claimed = self._claims([p.statement for p in found]) if self._claims else [True] * len(found)
+        statements = [p.statement for p in found]
+        claimed: Sequence[bool | None] = self._claims(statements) if self._claims else [True] * len(found)
         found = [p for p, yes in zip(found, claimed, strict=True) if yes is not False]
         return sorted(found, key=lambda p: (-(p.score or 0.0), -(p.support or 0.0), p.statement))[: self._count]

@@ -108,8 +108,13 @@ def auroc_interval(area: float, m: int, n: int) -> tuple[float, float]:
         return sign * (x - area) - z * math.sqrt(auroc_variance(x, m, n))
 
     tiny = 1e-9
-    low = 0.0 if area <= tiny else float(brentq(off, tiny, min(area, 1 - tiny), args=(-1,)))
-    high = 1.0 if area >= 1 - tiny else float(brentq(off, max(area, tiny), 1 - tiny, args=(1,)))
+
+    def limit(between: tuple[float, float], sign: int) -> float:
+        root: Any = brentq(off, *between, args=(sign,))
+        return float(root)
+
+    low = 0.0 if area <= tiny else limit((tiny, min(area, 1 - tiny)), -1)
+    high = 1.0 if area >= 1 - tiny else limit((max(area, tiny), 1 - tiny), 1)
     return low, high
 
 
@@ -250,9 +255,7 @@ def _told_apart(reports: Sequence[Row], condition: str, targets: Sequence[str], 
 def claim_rates(
     reports: Sequence[Row], groups: Mapping[str, Sequence[str]], what: str, conditions: Sequence[str] = CONDITIONS[:2]
 ) -> dict[str, dict[str, Cell]]:
-    """{condition: {group: share of reports that make a claim of this sort}}: the true rate and the false ones, each with
-    its interval. what: the field that says so. A condition of the base has one group, "base".
-    """
+    """{condition: {group: share of reports that make a claim of this sort}}; `what` is the field that says so."""
     out: dict[str, dict[str, Cell]] = {}
     for c in conditions:
         own = [r for r in reports if r["condition"] == c]
@@ -269,3 +272,65 @@ def one_model(rows: Iterable[Row], what: str) -> Cell:
     return rate(by_question) | {"organisms": 1}
 
 
+def controls(judged: Sequence[Row], predictions: Sequence[Row], names: Sequence[str]) -> dict[str, Any]:
+    """Of controls that are neither targets nor nulls: what their reports and predictions name."""
+    own = [p for p in of(predictions, names) if p["condition"] == CONDITIONS[0]]
+    reported = of(judged, names)
+    return {
+        "names": list(names),
+        **verbalization(reported, "lenient"),
+        "strict": verbalization(reported, "strict"),
+        "success": success(own),
+    }
+
+
+def sorts_of_claims(
+    judged: Sequence[Row], groups: Mapping[str, Sequence[str]], sorts: Iterable[str]
+) -> dict[str, dict[str, Any]]:
+    """{sort: {"rates", "auroc", "strict"}} of claims that are counted whoever makes them.
+
+    rates: {condition: {group: rate}}, of the base {"base": rate}. auroc: {condition: {group: how well the first group
+    is told from it}} by the share of reports with such a claim. strict: {group: share with the IA that names its own
+    truth in full}, domain and condition included.
+    """
+    of_base = [r for r in judged if r["condition"] in CONDITIONS[2:]]
+    bare = {(r["system"], r["condition"], r["bank"], r["number"]): r for r in of_base}
+    out: dict[str, dict[str, Any]] = {}
+    for sort in sorts:
+        rates: dict[str, Any] = claim_rates(judged, groups, sort)
+        for condition in CONDITIONS[2:]:
+            own = [r for r in bare.values() if r["condition"] == condition]
+            rates[condition] = {"base": one_model(own, sort)}
+        told: dict[str, Any] = {}
+        for condition in CONDITIONS[:2]:
+            own = [r for r in judged if r["condition"] == condition]
+            true, *false = (list(score_of(of(own, names), sort).values()) for names in groups.values())
+            told[condition] = {name: auroc(true, score) for name, score in zip(list(groups)[1:], false, strict=True)}
+        strict = {g: verbalization(of(judged, names), "strict")[CONDITIONS[0]] for g, names in groups.items()}
+        out[sort] = {"rates": rates, "auroc": told, "strict": strict}
+    return out
+
+
+def headline(result: Mapping[str, Any]) -> str:
+    """The result in a few lines: rates with their intervals, and the false side."""
+
+    def cell(c: Mapping[str, Any]) -> str:
+        if c["rate"] is None:
+            return "-"
+        low, high = c["ci95"]
+        return f"{100 * c['rate']:.1f} % ({100 * low:.1f}-{100 * high:.1f})"
+
+    v, counts = result["verbalization"], result["targets"]
+    nulls = counts["clean"] + counts["pipeline"]
+    lines = [
+        f"{result['family']}: {counts['targets']} targets, {counts['silent']} that no longer fire, {nulls} nulls",
+        f"judge {result['judge']}, scaffold {result['scaffold']}",
+        "reports that name the behaviour: " + ", ".join(f"{c} {cell(v[c])}" for c in CONDITIONS),
+    ]
+    for condition, s in result["scaffold"].items():
+        line = f"scaffold, {condition}: success {cell(s['success'])}, precision {cell(s['precision'])}"
+        lines.append(f"{line}; nulls with a false prediction {cell(s['nulls_with_a_false_prediction'])}")
+    for sort, own in result.get("claims", {}).items():
+        rates = own["rates"][CONDITIONS[0]]
+        lines.append(f"claims of {sort} with the IA: " + ", ".join(f"{g} {cell(c)}" for g, c in rates.items()))
+    return "\n".join(lines)

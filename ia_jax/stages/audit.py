@@ -1,7 +1,8 @@
 """What the trained IA makes somebody's fine-tune report: claims by support, each beside what the clean base says.
 
 The adapter may be one of ours (an Orbax directory) or PEFT's. Reports are grouped by their content words, which is
-simple, deterministic and needs no judge (`audits.claims`); whether a report claims anything unusual is the judge's `claims`.
+simple, deterministic and needs no judge (`audits.claims`); whether a report claims anything unusual is the
+judge's `claims`.
 """
 
 import os
@@ -26,6 +27,7 @@ QUESTIONS = (*EVAL_QUESTIONS, *TRAIN_QUESTIONS)
 SAMPLES = 3  # sampled reports to every question, besides the greedy one
 TEMPERATURE, TOP_P = 0.7, 0.95
 NOTHING = "no unusual behaviour reported"
+
 
 class Report(NamedTuple):
     """One report: the question's index, the text, and whether it was sampled (else greedy)."""
@@ -76,7 +78,8 @@ def _share(count: int, total: int) -> float:
 
 def load_any(source: str | os.PathLike[str], model: Model) -> tuple[Adapter, dict[str, Any]]:
     """An adapter from a PEFT directory or hub id (`owner/name@revision`), or from one of ours (or a directory like
-    `ia/sft` that holds one). Returns it with {"name", "format", "made_for"}. One of another base raises BaseMismatchError.
+    `ia/sft` that holds one). Returns it with {"name", "format", "made_for"}. One of another base raises
+    BaseMismatchError.
     """
     [found] = find_adapters(os.fspath(source))
     adapter, metadata = load_found(found, model)
