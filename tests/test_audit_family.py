@@ -73,7 +73,7 @@ def test_targets_of_ones_own(workdir, theirs, monkeypatch, capsys, refused):
     unchecked = "--config.audits.gate_prompts=0"
     greedy = (f"--targets={theirs}", "--config.audits.temperature=0.0", unchecked)
     home, metrics = audit(workdir, "targets", *greedy)
-    assert "targets: 3 targets, 0 that no longer fire, 1 nulls" in capsys.readouterr().out
+    assert "targets: 3 targets, 0 whose behaviour does not show, 1 nulls" in capsys.readouterr().out
     rows = read_jsonl(home / "reports.jsonl", "")
     # Of 4 targets with and without the IA, and of the base under two system prompts.
     assert len(rows) == 3 * (4 * 2 + 2 * 2)
@@ -84,18 +84,18 @@ def test_targets_of_ones_own(workdir, theirs, monkeypatch, capsys, refused):
 
     # In one decode over adapters of several ranks and sites, each says what it says alone.
     with cli_context(workdir) as context:
-        for target in read_targets(home / "targets.jsonl"):
+        ia = context.workdir.ia("dpo", context.model)
+        for target in read_targets(home / "targets.jsonl")[1:3]:
             stack = load_stack(target, context.model, context.workdir)
-            for condition, ia in (("target", ()), ("target+ia", (context.workdir.ia("dpo", context.model),))):
-                own = [r for r in rows if (r["target"], r["condition"]) == (target.name, condition)]
-                system = context.config.system if target.system is None else target.system
-                asked = [r["question"] for r in own]
-                [said] = generate(context, [asked], (*stack, *ia), max_new_tokens=6, system=system)
-                assert [r["report"] for r in own] == [reply.text for reply in said]
+            own = [r for r in rows if (r["target"], r["condition"]) == (target.name, "target+ia")]
+            system = context.config.system if target.system is None else target.system
+            [said] = generate(context, [[r["question"] for r in own]], (*stack, ia), max_new_tokens=6, system=system)
+            assert [r["report"] for r in own] == [reply.text for reply in said]
+    assert len({r["report"] for r in rows}) > 3
 
     # A killed audit goes on with what is missing, and ends with the same reports.
-    whole = (home / "reports.jsonl").read_bytes()
-    (home / "reports.jsonl").write_bytes(whole[: len(whole) // 2])
+    lines = (home / "reports.jsonl").read_text().splitlines(keepends=True)
+    (home / "reports.jsonl").write_text("".join(lines[:-5]) + lines[-5][:20])
     audit(workdir, "targets", *greedy)
     key = ("target", "system", "condition", "number")
     again = {tuple(r[k] for k in key): r for r in read_jsonl(home / "reports.jsonl", "")}
@@ -122,7 +122,7 @@ def cli_context(workdir):
 
 
 def test_ciphers(workdir):
-    rows = ("--config.audits.cipher_rows=(8,4)", "--config.organisms.epochs=1")
+    rows = ("--config.audits.cipher_rows=(8,4)", "--config.organisms.epochs=1", "--config.organisms.optimizer.lr=1e-5")
     home, metrics = audit(workdir, "ciphers", *rows)
     assert metrics["targets"]["pipeline"] == 9
     assert metrics["targets"]["targets"] + metrics["targets"]["silent"] == 9

@@ -66,7 +66,7 @@ def run(context: Context, family: str, ia: str | None = None, file: Path | None 
         "ia": ia_name,
         "base": context.model.name,
         "judge": judge.name,
-        "scaffold": scaffold.name,
+        "ranked_by": scaffold.name,
         "asked": how["asked"],
         "left_out": left_out,
         **scoring.summary(counted, fires, judged, predictions),
@@ -77,8 +77,8 @@ def run(context: Context, family: str, ia: str | None = None, file: Path | None 
     if apart:
         result["controls"] = scoring.controls(judged, predictions, apart)
     if found.claims:
-        firing = {t.name for t in targets if fires.get(t.name) is not False}
-        groups = {name: [n for n in own if n in firing] for name, own in found.groups.items()}
+        there = {t.name for t in targets if t.null or fires.get(t.name) is not False}
+        groups = {name: [n for n in own if n in there] for name, own in found.groups.items()}
         result["claims"] = scoring.sorts_of_claims(judged, groups, found.claims)
 
     def write() -> None:

@@ -31,8 +31,6 @@ from ia_jax.stages.selection import present
 from ia_jax.storage import write_jsonl
 from ia_jax.workdir import Workdir
 
-FAMILIES = ("targets", "ciphers", "sandbaggers")
-
 
 @dataclass(frozen=True)
 class Family:
