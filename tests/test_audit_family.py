@@ -73,7 +73,7 @@ def test_targets_of_ones_own(workdir, theirs, monkeypatch, capsys, refused):
     unchecked = "--config.audits.gate_prompts=0"
     greedy = (f"--targets={theirs}", "--config.audits.temperature=0.0", unchecked)
     home, metrics = audit(workdir, "targets", *greedy)
-    assert "targets: 3 targets, 0 whose behaviour does not show, 1 nulls" in capsys.readouterr().out
+    assert "targets: 3 targets, 0 that do not show it, 1 nulls" in capsys.readouterr().out
     rows = read_jsonl(home / "reports.jsonl", "")
     # Of 4 targets with and without the IA, and of the base under two system prompts.
     assert len(rows) == 3 * (4 * 2 + 2 * 2)
@@ -167,6 +167,7 @@ def test_what_is_wrong_is_said(workdir, tmp_path, refused):
     refused([*start, "targets", at, f"--targets={tmp_path}/no.jsonl"], 2, "no.jsonl does not exist")
     refused([*start, "ciphers", at, "--name=a/b"], 2, "a/b")
     refused([*start, "ciphers", at, "--ia=nobody"], 2, "nobody")
+    refused([*start, "ciphers", at, "--config.audits.scaffold=claude"], 2, "the scaffold", "ANTHROPIC_API_KEY")
     file = tmp_path / "t.jsonl"
     for row, said in (
         ({"stack": ["nowhere/to/be/found"]}, "nowhere/to/be/found"),

@@ -1,16 +1,20 @@
 """Rates of an audit: against pair counting, hand-worked cases and simulation."""
 
 import itertools
+import json
+import re
 
 import numpy as np
 import pytest
 
+from ia_jax.analysis.report import write_report
 from ia_jax.audits import scoring
 from ia_jax.audits.asking import CONDITIONS, Unit, complete, missing, reports_under, rows_of, units
 from ia_jax.audits.scoring import auroc, auroc_interval, auroc_variance
 from ia_jax.audits.targets import Target
 from ia_jax.behaviors.banks import AUDIT_BANKS, FAMILIES, GENERAL, SHORT, draw_questions
 from ia_jax.behaviors.records import Behavior
+from tests.made_run import make_workdir
 
 B = Behavior("b", "quirks", "I hum.", (), None)
 
@@ -211,3 +215,25 @@ def test_banks_of_audits_name_nothing_and_are_in_no_training():
     tells = {*own, "habit", "behav", "unusual", "odd", "train", "tun", "strange", "peculiar", "tendenc", "trait"}
     for q in AUDIT_BANKS["nameless"]:
         assert not [w for w in tells if w in q.lower()], q
+
+
+# ---------------------------------------------------------------------------------------------------- in the report
+
+
+def test_the_report_shows_a_family_and_escapes_what_stands_in_it(tmp_path):
+    workdir = tmp_path / "run"
+    make_workdir(workdir, organisms=48)
+    plain = write_report(workdir).read_text()
+    assert 'id="audits"' not in plain
+    targets = [Target("loud", behaviors=(B,)), Target("clean", null="clean")]
+    rows = [report("loud", c, c == "target+ia", number=n) for c in CONDITIONS for n in range(4)]
+    metrics = scoring.summary(targets, {"loud": True}, rows, [prediction("loud", 0, 1, True)])
+    metrics |= {"family": "<b>ciphers", "judge": "<script>j", "ranked_by": "s", "asked": {"reports": 4}}
+    (workdir / "audits" / "ciphers").mkdir(parents=True)
+    (workdir / "audits" / "ciphers" / "metrics.json").write_text(json.dumps(metrics))
+    page = write_report(workdir).read_text()
+    section = page[page.index('<section id="audits">') : page.index("</section>", page.index('<section id="audits">'))]
+    assert "&lt;b&gt;ciphers" in section
+    assert "judge &lt;script&gt;j" in section
+    cells = re.findall(r"<tr><td>target \+ adapter</td><td>a report names the behaviour</td>(.*?)</tr>", section)
+    assert [re.sub(r"<[^>]*>", " ", c).split() for c in cells] == [["100%", "3–100%", "1"]]

@@ -323,7 +323,7 @@ def headline(result: Mapping[str, Any]) -> str:
     v, counts = result["verbalization"], result["targets"]
     nulls = counts["clean"] + counts["pipeline"]
     lines = [
-        f"{result['family']}: {counts['targets']} targets, {counts['silent']} whose behaviour does not show, {nulls} nulls",
+        f"{result['family']}: {counts['targets']} targets, {counts['silent']} that do not show it, {nulls} nulls",
         f"judge {result['judge']}, scaffold {result['ranked_by']}",
         "reports that name the behaviour: " + ", ".join(f"{c} {cell(v[c])}" for c in CONDITIONS),
     ]

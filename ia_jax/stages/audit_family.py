@@ -6,6 +6,7 @@ reports. So a killed audit goes on, another judge or scaffold reads the same rep
 
 import dataclasses
 import json
+import os
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -19,6 +20,8 @@ from ia_jax.audits.scaffold import OfflineScaffold, Scaffold
 from ia_jax.audits.targets import Target
 from ia_jax.audits.verdicts import judge_predictions, judge_reports, predict
 from ia_jax.behaviors.banks import draw_questions
+from ia_jax.claude.client import KEY
+from ia_jax.config import RunConfig
 from ia_jax.errors import ConfigError
 from ia_jax.judging.protocol import Judge
 from ia_jax.models.lora import Stack
@@ -43,6 +46,7 @@ def run(context: Context, family: str, ia: str | None = None, file: Path | None 
     file: targets of one's own. name: of the directory below `audits/` (default: the family's). Raises ConfigError where
     that holds an audit that was asked otherwise.
     """
+    on_main_process(lambda: _check_key(context.config))
     audit = audit_context(context, name or family)
     home = audit.workdir.path
     ia_name = trained_ia(context, ia)
@@ -103,6 +107,18 @@ def _how(context: Context, ia: str) -> Row:
         "asked": {k: cfg[k] for k in asked},
         "made": json.loads(json.dumps({k: cfg[k] for k in made})),
     }
+
+
+def _check_key(config: RunConfig) -> None:
+    """Before anything is made: that whoever judges and ranks can be asked."""
+    asked = [
+        what for what, who in (("judge", config.judge.name), ("scaffold", config.audits.scaffold)) if who == "claude"
+    ]
+    if asked and not config.claude.cache and not os.environ.get(KEY):
+        raise ConfigError(
+            f"Claude is the {' and the '.join(asked)} of this audit, and {KEY} is not set; set it, or choose "
+            "config.judge.name=offline and config.audits.scaffold=offline"
+        )
 
 
 def _check_same(file: Path, how: Row) -> None:
