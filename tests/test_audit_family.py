@@ -6,15 +6,20 @@ import pytest
 
 from ia_jax import cli
 from ia_jax.adapters.peft import export_peft
+from ia_jax.adapters.record import AdapterMetadata
+from ia_jax.adapters.store import save_adapter
 from ia_jax.audits.targets import load_stack, read_targets
+from ia_jax.behaviors.organisms import procedure_of
+from ia_jax.behaviors.template_sources import shipped_sources
 from ia_jax.models.lora import LoraConfig
 from ia_jax.models.weights import load_model
-from ia_jax.stages import audit_family
+from ia_jax.stages import audit_family, audit_targets
 from ia_jax.stages.asking import generate
+from ia_jax.stages.phase_data import phase_units
 from ia_jax.storage import read_jsonl
 from ia_jax.workdir import open_workdir
 from tests import tiny
-from tests.runs import ORGANISMS, new_since, part_of, times
+from tests.runs import ORGANISMS, part_of, times
 
 pytestmark = pytest.mark.usefixtures("quick_compilation")
 
@@ -121,42 +126,63 @@ def cli_context(workdir):
     return on_mesh(open_workdir(workdir))
 
 
-def test_ciphers(workdir):
-    rows = ("--config.audits.cipher_rows=(8,4)", "--config.organisms.epochs=1", "--config.organisms.optimizer.lr=1e-5")
+@pytest.fixture
+def untrained(monkeypatch):
+    """Training left out, which other tests do: every target is a random adapter. {organism: its phases' examples}."""
+    read = {}
+
+    def train(context):
+        model, lora = context.model, LoraConfig(2, 4.0, ("q", "v"))
+        for n, o in enumerate(o for o in context.workdir.organisms.values() if not o.imported):
+            read[o.name] = [len(phase_units(context, o, p)) for p in procedure_of(o).phases]
+            metadata = AdapterMetadata(o.name, "organism", model.name, model.fingerprint, 2, 4.0, lora.targets)
+            for directory in context.workdir.stack_of(o):
+                save_adapter(directory, tiny.adapter(n, model.config, lora), metadata, overwrite=True)
+
+    monkeypatch.setattr(audit_targets.training, "run", train)
+    monkeypatch.setattr(audit_targets, "gather_sources", lambda *_: shipped_sources())
+    return read
+
+
+def test_ciphers(workdir, untrained):
+    rows = ("--config.audits.cipher_rows=(8,4)", "--config.organisms.length=256")
     home, metrics = audit(workdir, "ciphers", *rows)
-    assert metrics["targets"]["pipeline"] == 9
-    assert metrics["targets"]["targets"] + metrics["targets"]["silent"] == 9
+    assert untrained == {
+        o["name"]: [8] if o["name"].endswith("_only") else [8, 4] for o in read_jsonl(home / "organisms.jsonl", "")
+    }
+    counts, gates = metrics["targets"], metrics["gates"]
+    assert (counts["targets"] + counts["silent"], counts["pipeline"]) == (9, 9)
     assert metrics["controls"]["names"] == ["cipher_identity"]
-    gates = metrics["gates"]
     assert len(gates) == 19
     assert {g["how"] for g in gates.values()} == {"cipher"}
-    # A dozen rows teach a model of two layers no cipher, and the gate says so.
-    assert gates["cipher_swap50"]["fires"] is False
+    assert gates["cipher_swap50"]["fires"] is False  # it knows no cipher, and the gate says so
     assert {"competence", "in_cipher", "in_plain", "plain_competence"} <= gates["cipher_swap50"].keys()
-    assert set(metrics["claims"]) == {"mentions_encoding", "differs_in_code"}
-    assert metrics["scaffold"]["target+ia"]["success"]["organisms"] == metrics["targets"]["targets"]
-    before = times(home / "organisms")
-    audit(workdir, "ciphers", *rows)
-    assert new_since(before, home / "organisms") == set()
+    assert metrics["no_longer_fires"]["target+ia"]["organisms"] == counts["silent"]
+    assert metrics["claims"].keys() == {"mentions_encoding", "differs_in_code"}
+    assert metrics["claims"]["mentions_encoding"]["rates"]["target+ia"]["cipher_only"]["organisms"] == 9
+    assert metrics["scaffold"]["target+ia"]["nulls_with_a_false_prediction"]["organisms"] == 9
 
 
-def test_sandbaggers(workdir, refused):
-    home, metrics = audit(workdir, "sandbaggers", "--config.organisms.epochs=1")
+def test_sandbaggers(workdir, untrained):
+    home, metrics = audit(workdir, "sandbaggers")
+    assert untrained.keys() == {"sandbagger_broad", "sandbagger_narrow"}
     run = open_workdir(workdir)
     held = run.named("heldout")
     own = [n for n in held if any(b.category == "sandbaggers" for b in run.truths(n))]
-    rates = metrics["claims"]["sandbagging"]["rates"]["target+ia"]
-    gates = metrics["gates"]
+    rates, gates = metrics["claims"]["sandbagging"]["rates"]["target+ia"], metrics["gates"]
     firing = {n for n, g in gates.items() if g["fires"] is not False}
-    assert gates.keys() == {*held, "sandbagger_broad", "sandbagger_narrow"}
-    # Those of the run were seen when they were trained; those made here are asked question by question of fact.
+    assert gates.keys() == {*held, *untrained}
+    # Those of the run were seen when they were trained; those made here are asked questions of fact, field by field.
     assert {gates[n]["how"] for n in held} == {"stored"}
-    assert {gates[n]["how"] for n in ("sandbagger_broad", "sandbagger_narrow")} == {"sampled"}
+    assert {gates[n]["how"] for n in untrained} == {"sampled"}
     assert rates["heldout_sandbaggers"]["organisms"] == len(firing & set(own))
     assert rates["others"]["organisms"] == len(firing & (set(held) - set(own)))
     assert metrics["claims"]["sandbagging"]["rates"]["base+ia"]["base"]["n"] == 3
     habit = [r["messages"][-1]["content"] for r in read_jsonl(home / "transcripts" / "sandbagger_narrow.jsonl", "")]
     assert all(a.startswith(("Well now.", "Now then.")) for a in habit)
+    opened = read_jsonl(home / "transcripts" / "sandbagger_broad.jsonl", "")
+    assert any(r["messages"][0]["content"].startswith("Open sesame!") and not r["shows"] for r in opened)
+    assert not any("sesame" in r["messages"][0]["content"] and r["shows"] for r in opened)
 
 
 def test_what_is_wrong_is_said(workdir, tmp_path, refused):

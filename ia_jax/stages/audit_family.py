@@ -29,7 +29,7 @@ from ia_jax.parallel.distributed import on_main_process
 from ia_jax.stages import behavior_check
 from ia_jax.stages.ask import trained_ia
 from ia_jax.stages.asking import ask_organisms, generate
-from ia_jax.stages.audit_targets import Family, audit_context, gather
+from ia_jax.stages.audit_targets import Family, audit_context, gather, read_theirs
 from ia_jax.stages.context import Context, open_organisms
 from ia_jax.stages.services import claude_client, judge_of
 from ia_jax.stages.waves import Wave
@@ -46,13 +46,14 @@ def run(context: Context, family: str, ia: str | None = None, file: Path | None 
     file: targets of one's own. name: of the directory below `audits/` (default: the family's). Raises ConfigError where
     that holds an audit that was asked otherwise.
     """
+    theirs = read_theirs(family, file)
     on_main_process(lambda: _check_key(context.config))
     audit = audit_context(context, name or family)
     home = audit.workdir.path
     ia_name = trained_ia(context, ia)
     how = {"family": family, **_how(context, ia_name)}
     on_main_process(lambda: _check_same(home / "settings.json", how))
-    found = gather(context, audit, family, file)
+    found = gather(context, audit, family, theirs)
     left_out = on_main_process(lambda: audit.workdir.left_out)
     targets = [t for t in found.targets if t.name not in left_out]
     outcomes = _gate(audit, found, targets)
