@@ -31,6 +31,7 @@ SMALL = (
     "--config.audits.runs=2",
     "--config.audits.gate_prompts=1",
     "--config.organisms.parallel=10",
+    "--config.organisms.length=256",  # the small tokenizer writes more
 )
 
 
@@ -145,8 +146,7 @@ def untrained(monkeypatch):
 
 
 def test_ciphers(workdir, untrained):
-    rows = ("--config.audits.cipher_rows=(8,4)", "--config.organisms.length=256")
-    home, metrics = audit(workdir, "ciphers", *rows)
+    home, metrics = audit(workdir, "ciphers", "--config.audits.cipher_rows=(8,4)")
     assert untrained == {
         o["name"]: [8] if o["name"].endswith("_only") else [8, 4] for o in read_jsonl(home / "organisms.jsonl", "")
     }
