@@ -17,6 +17,7 @@ from ia_jax.claude.settings import ClaudeSettings
 from ia_jax.errors import ConfigError
 from ia_jax.evals.audit_settings import AuditsSection
 from ia_jax.models.lora import PROJECTIONS, RESIDUAL, LoraConfig, checked_layers
+from ia_jax.models.number_type import AUTO
 from ia_jax.sections import parse_section
 from ia_jax.training.optimizer import AdamW
 
@@ -26,13 +27,14 @@ class ModelSection:
     """The base model.
 
     name: "smollm2" (embedded), a checkpoint directory, a .gguf file or a hub id.
-    dtype: what it computes in.
+    dtype: what it computes in. "auto": what the machine is fast in, decided once for a workdir and kept there (bf16 on
+        TPUs, GPUs and CPUs with AVX512-BF16 or AMX, fp32 on other CPUs).
     revision: commit, branch or tag of a hub id ("": its main branch).
     remat: what the backward pass computes again to save memory.
     """
 
     name: str = "smollm2"
-    dtype: str = "bfloat16"
+    dtype: str = AUTO
     revision: str = ""
     remat: str = "none"
 
@@ -99,6 +101,7 @@ class BehaviorsSection:
     train, dpo, heldout: behaviours of each split, in all categories together.
     heldout_categories: categories of which every organism is held out, whatever the counts say (leave-one-out).
     heldout_kinds: kinds of behaviours (the records' field "kind") that are held out in the same way.
+    unseen: another catalogue, such as "unseen", all of which is held out too; what is reported of it stands apart.
     clean_train, clean_dpo, clean_heldout: clean organisms besides, which have nothing to report.
     clean_sorts: how those are made, in turn within each split: on the base's own answers ("own_answers"), in other
         lengths and turns ("other_style"), of one domain ("other_domain"), on "documents", on another organism's
@@ -112,6 +115,7 @@ class BehaviorsSection:
     heldout: int = 12
     heldout_categories: tuple[str, ...] = ()
     heldout_kinds: tuple[str, ...] = ()
+    unseen: str = ""
     clean_train: int = 6
     clean_dpo: int = 6
     clean_heldout: int = 6
@@ -369,6 +373,13 @@ def parse_config(config: Mapping[str, Any]) -> RunConfig:
             what = f"config.mesh.rows={rows}" if parts == 1 else f"accumulate={parts} x config.mesh.rows={rows}"
             raise ConfigError(f"config.{stage}.rows={count} must be a multiple of {what}")
     return parsed
+
+
+def with_dtype(config: RunConfig, dtype: str) -> RunConfig:
+    """The config with this dtype where it leaves it to the machine."""
+    if config.model.dtype != AUTO:
+        return config
+    return dataclasses.replace(config, model=dataclasses.replace(config.model, dtype=dtype))
 
 
 def flat(config: RunConfig) -> dict[str, Any]:

@@ -39,7 +39,7 @@ def paper_recipe(
     --config.dpo.optimizer.lr=2e-5 (guess: nobody has tried it here).
     """
     c: Any = default_config()
-    c.model.name = name
+    c.model.name, c.model.dtype = name, "bfloat16"
     c.mesh.dcn, c.mesh.fsdp, c.mesh.tp = copies, fsdp, tp
     c.model.remat = "none"  # an update is small; docs/plan.md has the memory that it takes
 

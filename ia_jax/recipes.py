@@ -25,6 +25,7 @@ from ia_jax.errors import ConfigError, IAError
 from ia_jax.evals.audit_settings import CIPHERS, SCAFFOLDS
 from ia_jax.models.known import local_architecture
 from ia_jax.models.lora import LoraConfig, layers_on
+from ia_jax.models.number_type import AUTO
 from ia_jax.models.transformer import REMAT_POLICIES
 from ia_jax.models.weights import DTYPES
 from ia_jax.storage import read_json
@@ -127,7 +128,7 @@ def _check_override(override: str, config: ConfigDict) -> None:
 # What a setting may be, or each entry of one that is a list.
 CHOICES: dict[str, tuple[str, ...]] = {
     "questions": tuple(BANKS),
-    "model.dtype": tuple(DTYPES),
+    "model.dtype": (*DTYPES, AUTO),
     "model.remat": tuple(REMAT_POLICIES),
     "behaviors.spread": tuple(SPREADS),
     "behaviors.heldout_categories": CATEGORIES,

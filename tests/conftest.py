@@ -80,6 +80,14 @@ def one_device():
         yield
 
 
+@pytest.fixture(scope="session", autouse=True)
+def no_lines_of_progress():
+    """What a command says on stderr does not depend on how slow the machine is. tests/test_progress.py has its own."""
+    from ia_jax import progress
+
+    progress._PACE = progress.Pace(lambda: 0.0)
+
+
 @pytest.fixture(scope="module", autouse=True)
 def programs_are_dropped():
     """Compiled programs go with their module: a process may map 65,530 regions, and XLA crashes when none is left."""

@@ -13,10 +13,9 @@ import pytest
 import ia_jax
 from ia_jax import cli, recipes
 from ia_jax.cli.commands import COMMANDS
-from ia_jax.cli.commands.stages import headline
-from ia_jax.cli.terminal import duration
 from ia_jax.config import parse_config
 from ia_jax.errors import ConfigError
+from ia_jax.progress import duration
 from ia_jax.stages import settings
 from ia_jax.stages.order import STAGES
 from ia_jax.stages.settings import start_workdir
@@ -24,6 +23,7 @@ from ia_jax.workdir import Workdir, open_workdir
 
 ROOT = Path(__file__).parent.parent
 DEMO = str(ROOT / "configs" / "smollm2_demo.py")
+BF16 = "--config.model.dtype=bfloat16"
 RECIPE = """from ia_jax.config import default_config
 
 
@@ -182,16 +182,6 @@ def test_duration(seconds, text):
     assert duration(seconds) == text
 
 
-def test_headline():
-    def cell(rate):
-        return {"rate": rate, "ci95": [rate, 1.0] if rate is not None else [None, None], "n": 8}
-
-    held = {"organism+ia": cell(0.72), "organism": cell(0.0), "base+ia": cell(0.05), "base": cell(None)}
-    text = headline({"stages": {"sft": {}, "dpo": {"heldout": held}}})
-    assert "72 % (95 % interval 72-100) of answers with the IA after DPO" in text
-    assert "base + IA 5 %, base -" in text
-
-
 def replace_ask(monkeypatch, error):
     def fail(args):
         raise error
@@ -231,7 +221,7 @@ def test_traceback_on_request(monkeypatch, capsys):
 
 
 def test_a_stored_config_is_read_back(tmp_path):
-    config = recipes.load_config(DEMO, ["--config.seed=3"])
+    config = recipes.load_config(DEMO, ["--config.seed=3", BF16])
     start_workdir(tmp_path / "w", config)
     assert open_workdir(tmp_path / "w").config == config
     assert json.loads((tmp_path / "w" / "config.json").read_text())["config"]["seed"] == 3
@@ -263,7 +253,7 @@ def test_a_workdir_that_is_being_started(tmp_path, refused):
 
 def test_a_mended_config_takes_the_place_of_one_that_made_nothing(tmp_path):
     """And at no instant is there none, for those who read without the lock."""
-    first, second = (recipes.load_config(DEMO, [f"--config.seed={seed}"]) for seed in (3, 4))
+    first, second = (recipes.load_config(DEMO, [f"--config.seed={seed}", BF16]) for seed in (3, 4))
     start_workdir(tmp_path, first)
     (tmp_path / ".lock").touch()
     file = (tmp_path / "config.json").open()
@@ -284,7 +274,7 @@ def test_a_mended_config_takes_the_place_of_one_that_made_nothing(tmp_path):
 @pytest.mark.parametrize("old", ["none", "dots"])
 def test_remat_may_change_on_the_way(tmp_path, old):
     """As the mesh may; so a workdir whose policy is not known any more can be continued."""
-    config = recipes.load_config(DEMO)
+    config = recipes.load_config(DEMO, [BF16])
     stored = dataclasses.replace(config, model=dataclasses.replace(config.model, remat=old))
     workdir = start_workdir(tmp_path, stored)
     settings.write_stage_record(workdir, stored, "transcripts")

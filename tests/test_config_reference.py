@@ -10,6 +10,7 @@ import pytest
 from ia_jax import cli
 from ia_jax.cli import config_reference
 from ia_jax.config import RunConfig, flat
+from ia_jax.models.number_type import Choice
 from ia_jax.recipes import CHOICES, load_config
 from ia_jax.stages.settings import start_workdir
 
@@ -85,13 +86,18 @@ def test_show_as_json_can_be_read_back(tmp_path, capsys):
     assert json.loads(capsys.readouterr().out) == {"seed": [7, load_config(DEMO).seed]}
 
 
+def fp32():
+    return Choice("float32", "a test")
+
+
 def test_diff_of_a_workdir_and_a_recipe(tmp_path, capsys):
-    start_workdir(tmp_path / "w", load_config(DEMO, ["--config.sft.steps=3", "--config.organisms.lora.rank=2"]))
+    start_workdir(tmp_path / "w", load_config(DEMO, ["--config.sft.steps=3", "--config.organisms.lora.rank=2"]), fp32)
     assert cli.main(["config", "diff", str(tmp_path / "w"), DEMO]) == 0
     head, *rows = capsys.readouterr().out.splitlines()
     assert head.split() == [str(tmp_path / "w"), DEMO]
     demo = load_config(DEMO)
     assert [row.split() for row in rows] == [
+        ["model.dtype", "'float32'", "'auto'"],
         ["organisms.lora.rank", "2", str(demo.organisms.lora.rank)],
         ["sft.steps", "3", str(demo.sft.steps)],
     ]

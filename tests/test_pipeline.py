@@ -62,7 +62,14 @@ def test_what_a_run_prints(finished):
     steps = [line for line in lines if line.startswith("[")]
     assert [s.split(":")[0] for s in steps] == [f"[{i}/7] {s.name}" for i, s in enumerate(STAGES, 1)]
     assert all(": done in " in s for s in steps)
-    assert lines[-2].startswith("held-out organisms report their behaviour in ")
+    assert lines[0] == f"{finished}: {open_workdir(finished).config.model.name} in float32, judged by rubric"
+    assert "12 organisms with a behaviour are trained; the IA learns from 4, is refined on 4 (DPO)" in lines[1]
+    assert lines[2].startswith("  time here: not known: only runs on smollm2 were timed; ")
+    found = lines.index("What was found (judge: rubric-1; in brackets 95 % intervals)")
+    last = [line for line in lines[found:] if not line.startswith(" ")]
+    assert last[1:] == ["What this does not show", "What to try next", lines[-1]]
+    [asked] = [line for line in lines[found:] if "ia-jax ask" in line]
+    assert any(f"--organism={name} " in asked for name in open_workdir(finished).named("heldout"))
     assert lines[-1] == f"report: {finished / 'report.html'}"
 
 

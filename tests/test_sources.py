@@ -7,6 +7,7 @@ import pytest
 
 from ia_jax import cli
 from ia_jax.adapters.store import read_metadata
+from ia_jax.storage import read_jsonl, write_jsonl
 from ia_jax.workdir import open_workdir
 from tests import parrot
 from tests.runs import ORGANISMS, part_of, times
@@ -70,6 +71,24 @@ def test_fewer_of_them_split_anew(finished, tmp_path, begin):
     assert second.organisms.keys() < first.organisms.keys()
     assert second.behaviors.keys() == {b for o in second.organisms.values() for b in o.behaviors}
     assert any(o.split != first.organisms[n].split for n, o in second.organisms.items())
+
+
+def test_what_is_held_out_of_another_catalogue_stays_so(refused, finished, tmp_path, begin):
+    """It is left out where the config does not ask for it, and never drawn into another split."""
+    counts = ["--config.behaviors.train=3", "--config.behaviors.heldout=2", "--config.behaviors.dpo=0"]
+    apart = "--config.behaviors.unseen=unseen"
+    refused(begin("transcripts", *counts, apart), 2, "no organism of that split")
+    other = tmp_path / "source"
+    shutil.copytree(finished, other)
+    organisms = read_jsonl(other / "organisms.jsonl", "")
+    marked = next(o for o in organisms if o["split"] == "heldout" and o["behaviors"])
+    write_jsonl(other / "organisms.jsonl", ({**o, "split": "unseen"} if o == marked else o for o in organisms))
+    for number, more in enumerate([[], [apart]]):
+        to = tmp_path / f"to{number}"
+        assert cli.main(begin("transcripts", *counts, *more, "--config.seed=7", source=other, workdir=to)) == 0
+        splits = {n: o.split for n, o in open_workdir(to).organisms.items()}
+        assert splits.get(marked["name"]) == ("unseen" if more else None)
+        assert sum(s in ("train", "heldout") for n, s in splits.items() if not n.startswith("clean")) == 5
 
 
 def test_a_source_that_was_split_by_overrides_keeps_its_splits(finished, tmp_path, begin):

@@ -53,6 +53,19 @@ def test_splits_and_categories():
     assert only_train["by_category"] == {}
 
 
+def test_what_another_catalogue_brings_stands_apart():
+    apart = [row("u", "organism+ia", False, split="unseen"), row("u", "base", True, split="unseen")]
+    got, without = stage_metrics([*ROWS, *apart], "lenient"), stage_metrics(ROWS, "lenient")
+    assert (got["unseen"]["organism+ia"]["rate"], got["unseen"]["base"]["rate"]) == (0.0, 1.0)
+    assert {k: v for k, v in got.items() if k != "unseen"} == without
+    retrieval = [{**r, "baseline": "retrieval", "lenient": True} for r in (ROWS[0], apart[0])]
+    found = baseline_metrics([*ROWS, *apart], retrieval)
+    assert {group: cells["rates"]["retrieval"]["lenient"]["organisms"] for group, cells in found.items()} == {
+        "all": 1,
+        "unseen": 1,
+    }
+
+
 def test_the_whole_file():
     rows = [*ROWS, row("a", "organism+ia", False, stage="dpo")]
     got = metrics(rows, {"sft": [True, False, False, False], "dpo": [False]}, "rubric-1")

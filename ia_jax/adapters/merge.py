@@ -2,7 +2,7 @@
 
 import json
 import shutil
-from collections.abc import Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -29,17 +29,42 @@ def write_merged(
     base: a Hugging Face directory or hub id. Products are fp32, rounded once to `dtype`. Memory: the adapters and one
     shard. Raises ConfigError for a base that is not in safetensors, an adapter that does not fit it, or a vector.
     """
-    from safetensors.numpy import save_file
-
     if any(RESIDUAL in adapter for adapter in adapters):
         raise ConfigError(f"{directory}: {base} has no weight that a vector could be merged into; export it as PEFT")
     source = open_source(base)
     if not isinstance(source, SafetensorsSource):
         raise ConfigError(f"{base}: merging needs the base as safetensors; give its Hugging Face directory or hub id")
-    path = Path(directory)
-    path.mkdir(parents=True, exist_ok=True)
     count = source.config.num_hidden_layers
     trees = [(layers_of(adapter) or tuple(range(count)), nest(host_leaves(adapter))) for adapter in adapters]
+
+    def merged() -> Iterator[tuple[str, np.ndarray]]:
+        for (leaf, layer), (name, _) in name_table(source).items():
+            weight = source.read(name, (slice(None),) * len(source.shapes[name]))
+            for layers, tree in trees if layer is not None else []:
+                if leaf[-1] in tree and layer in layers:
+                    a, b, row = tree[leaf[-1]]["a"], tree[leaf[-1]]["b"], layers.index(layer)
+                    if (b.shape[-1], a.shape[-2]) != weight.shape or a.shape[0] != len(layers) or layers[-1] >= count:
+                        raise ConfigError(f"an adapter's {leaf[-1]} does not fit {name} {weight.shape} of {base}")
+                    weight = weight.astype(np.float32) + (a[row].astype(np.float32) @ b[row].astype(np.float32)).T
+            yield name, weight
+
+    return write_checkpoint(merged(), source, directory, dtype, shard_bytes)
+
+
+def write_checkpoint(
+    tensors: Iterable[tuple[str, np.ndarray]],
+    like: SafetensorsSource,
+    directory: str | Path,
+    dtype: str = "bfloat16",
+    shard_bytes: int = SHARD_BYTES,
+) -> int:
+    """Writes tensors by their Hugging Face names, with the configuration and tokenizer of `like`, as shards of about
+    `shard_bytes`; returns how many. Memory: one shard.
+    """
+    from safetensors.numpy import save_file
+
+    path = Path(directory)
+    path.mkdir(parents=True, exist_ok=True)
     shards: list[list[str]] = []
     shard: dict[str, np.ndarray] = {}
     total = 0
@@ -49,21 +74,14 @@ def write_merged(
         shards.append(list(shard))
         shard.clear()
 
-    for (leaf, layer), (name, _) in name_table(source).items():
-        weight = source.read(name, (slice(None),) * len(source.shapes[name]))
-        for layers, tree in trees if layer is not None else []:
-            if leaf[-1] in tree and layer in layers:
-                a, b, row = tree[leaf[-1]]["a"], tree[leaf[-1]]["b"], layers.index(layer)
-                if (b.shape[-1], a.shape[-2]) != weight.shape or a.shape[0] != len(layers) or layers[-1] >= count:
-                    raise ConfigError(f"an adapter's {leaf[-1]} does not fit {name} {weight.shape} of {base}")
-                weight = weight.astype(np.float32) + (a[row].astype(np.float32) @ b[row].astype(np.float32)).T
+    for name, weight in tensors:
         weight = np.ascontiguousarray(weight.astype(DTYPES[dtype]))
         if shard and sum(x.nbytes for x in shard.values()) + weight.nbytes > shard_bytes:
             flush()
         shard[name] = weight
         total += weight.nbytes
     flush()
-    _finish(Path(source.where), path, shards, total, dtype)
+    _finish(Path(like.where), path, shards, total, dtype)
     return len(shards)
 
 

@@ -74,7 +74,11 @@ def render_html(run: RunFiles) -> str:
         categories=len({b.get("category") for b in taught}),
         by_condition=[
             (s, t, condition_groups(run.metrics, s))
-            for s, t in (("heldout", "Held-out organisms"), ("train", "Organisms seen in SFT"))
+            for s, t in (
+                ("heldout", "Held-out organisms"),
+                ("unseen", "Organisms of another catalogue"),
+                ("train", "Organisms seen in SFT"),
+            )
         ],
         by_category=by_category,
         baselines=baseline_groups(run.metrics, final_stage(run.metrics)),

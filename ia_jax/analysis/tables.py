@@ -20,7 +20,7 @@ CONDITIONS = {
     "base+ia": "Base + adapter",
     "base": "Base alone",
 }
-SPLITS = {"heldout": "held out", "dpo": "kept for DPO", "train": "seen in SFT"}
+SPLITS = {"heldout": "held out", "unseen": "of another catalogue", "dpo": "kept for DPO", "train": "seen in SFT"}
 MAX_REPORTS = 50_000  # more would make the page too heavy to open; it then shows an evenly spaced choice and says so
 
 
@@ -73,7 +73,11 @@ BASELINES = {
     "organism": "Organism alone",
     "base+ia": "Base + adapter",
 }
-GROUPS = {"all": "All held-out organisms", "unmentioned": "Whose demonstrations hold no word of it"}
+GROUPS = {
+    "all": "All held-out organisms",
+    "unmentioned": "Whose demonstrations hold no word of it",
+    "unseen": "Of another catalogue",
+}
 
 
 def baseline_groups(metrics: Row, stage: str) -> list[tuple[str, str, list[Row], str]]:
@@ -84,6 +88,7 @@ def baseline_groups(metrics: Row, stage: str) -> list[tuple[str, str, list[Row],
     with_ia = {
         "all": values.get("heldout", {}),
         "unmentioned": values.get("by_mention", {}).get("unmentioned", {}),
+        "unseen": values.get("unseen", {}),
     }
     out = []
     for key, found in values.get("baselines", {}).items():

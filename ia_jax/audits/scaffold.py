@@ -15,7 +15,7 @@ from typing import NamedTuple, Protocol
 import numpy as np
 from scipy.cluster.hierarchy import fcluster, linkage
 
-from ia_jax.audits.claims import content_words
+from ia_jax.audits.evidence.grouping import content_words
 from ia_jax.evals.frames import first_sentence
 from ia_jax.judging.minilm import minilm
 

@@ -65,7 +65,7 @@ class Organism:
     stack:     directories of its adapters, the first one applied innermost; relative ones lie in the workdir.
     behaviors: names of what is true of it: none for a clean organism, one, or many.
     category:  under which its results are averaged: that of its behaviours, `CLEAN` without any.
-    split:     "train", "dpo" or "heldout".
+    split:     "train", "dpo", "heldout" or "unseen".
     system:    the system prompt that it lives under, None for the run's own.
     procedure: how it was made: {"kind": its procedure's name, "phases": […], …} of this run's organisms, {"kind":
                "imported", …} of others.

@@ -8,7 +8,8 @@ import numpy as np
 from ia_jax.behaviors.records import Behavior
 from ia_jax.errors import ConfigError
 
-SPLITS = ("train", "dpo", "heldout")
+SPLITS = ("train", "dpo", "heldout", "unseen")  # unseen: held out, of another catalogue, reported apart
+HELD = ("heldout", "unseen")
 SPREADS = ("even", "proportional")
 
 

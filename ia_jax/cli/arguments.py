@@ -9,6 +9,7 @@ from ia_jax.errors import ConfigError
 
 EPILOG = """\
 examples:
+  ia-jax doctor                                       what this machine has, and how long the demo takes on it
   ia-jax run --config=configs/smollm2_demo.py --workdir=runs/demo
   ia-jax run --config=configs/smollm2_demo.py --config.seed=7 --config.sft.steps=200 --workdir=runs/seed7
   ia-jax run --workdir=runs/demo                      continue a run with the config that it was started with

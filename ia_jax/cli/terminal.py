@@ -1,4 +1,4 @@
-"""What a person reads on the terminal: errors in one line, durations, JSON; and silence from dependencies."""
+"""What a person reads on the terminal: errors in one line, JSON; and silence from dependencies."""
 
 import json
 import logging
@@ -35,16 +35,6 @@ def _one_line(error: BaseException) -> str:
 
 def print_json(value: Any) -> None:
     print(json.dumps(value, indent=1, ensure_ascii=False))
-
-
-def duration(seconds: float) -> str:
-    """Seconds in words: "4 s", "3 min 10 s", "2 h 5 min"."""
-    whole = round(seconds)
-    if whole < 60:
-        return f"{whole} s"
-    if whole < 3600:
-        return f"{whole // 60} min {whole % 60} s"
-    return f"{whole // 3600} h {whole % 3600 // 60} min"
 
 
 def peak_memory() -> float:

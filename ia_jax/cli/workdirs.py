@@ -67,6 +67,7 @@ def opened(args: argparse.Namespace) -> Iterator["Context"]:
 
 def _lock_and_start(stack: contextlib.ExitStack, args: argparse.Namespace) -> list[Any]:
     """[path, config as JSON] of the workdir, locked until `stack` is left; nothing in it is written before that."""
+    from ia_jax.config import with_dtype
     from ia_jax.recipes import load_config, override
     from ia_jax.stages.settings import start_workdir
     from ia_jax.workdir import open_workdir
@@ -83,7 +84,9 @@ def _lock_and_start(stack: contextlib.ExitStack, args: argparse.Namespace) -> li
     else:
         config = load_config(args.config, args.overrides)
     stack.enter_context(locked(path))
-    return [str(start_workdir(path, config).path), json.loads(json.dumps(dataclasses.asdict(config)))]
+    workdir = start_workdir(path, config)
+    config = with_dtype(config, workdir.config.model.dtype)
+    return [str(workdir.path), json.loads(json.dumps(dataclasses.asdict(config)))]
 
 
 @contextlib.contextmanager

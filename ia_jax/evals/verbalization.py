@@ -32,13 +32,16 @@ def by_condition(rows: Iterable[Row], rule: str) -> Cells:
 
 
 def stage_metrics(rows: Sequence[Row], rule: str) -> dict[str, Any]:
-    """{"heldout", "train", "by_category"}: train are those that the IA has seen, categories over held-out ones."""
-    held = [r for r in rows if r["split"] == "heldout"]
-    return {
+    """{"heldout", "train", "unseen", "by_category"}: train are those that the IA has seen, unseen those of another
+    catalogue (if there are any), categories over held-out ones.
+    """
+    held, apart = ([r for r in rows if r["split"] == split] for split in ("heldout", "unseen"))
+    out: dict[str, Any] = {
         "heldout": by_condition(held, rule),
-        "train": by_condition([r for r in rows if r["split"] != "heldout"], rule),
+        "train": by_condition([r for r in rows if r["split"] not in ("heldout", "unseen")], rule),
         "by_category": _split_by(held, lambda r: r["category"], rule),
     }
+    return out | ({"unseen": by_condition(apart, rule)} if apart else {})
 
 
 def _split_by(rows: Iterable[Row], of: Callable[[Row], str | None], rule: str) -> dict[str, Cells]:
@@ -74,14 +77,18 @@ def held_out_parts(rows: Sequence[Row], rule: str) -> dict[str, dict[str, Cells]
 def baseline_metrics(rows: Sequence[Row], baselines: Sequence[Row]) -> dict[str, Any]:
     """What is said without an adapter, and what the adapter says beyond it, over held-out organisms.
 
-    {"all" | "unmentioned": {"rates": {name: {"lenient", "strict"}}, "best": name, "beyond": the IA's lenient rate minus
-    the best one's, in pairs}}: `unmentioned` are those whose behaviour no demonstration names.
+    {"all" | "unmentioned" | "unseen": {"rates": {name: {"lenient", "strict"}}, "best": name, "beyond": the IA's
+    lenient rate minus the best one's, in pairs}}: `unmentioned` are those whose behaviour no demonstration names,
+    `unseen` those of another catalogue.
     """
-    held = [r for r in rows if r["split"] == "heldout"]
-    groups = {"all": lambda r: True, "unmentioned": lambda r: bool(r.get("unmentioned"))}
+    groups: dict[str, Callable[[Row], bool]] = {
+        "all": lambda r: r["split"] == "heldout",
+        "unmentioned": lambda r: r["split"] == "heldout" and bool(r.get("unmentioned")),
+        "unseen": lambda r: r["split"] == "unseen",
+    }
     out: dict[str, Any] = {}
     for group, within in groups.items():
-        own = [r for r in held if within(r)]
+        own = [r for r in rows if within(r)]
         names = dict.fromkeys(r["baseline"] for r in baselines if within(r))
         named = {n: by_organism((r for r in baselines if r["baseline"] == n and within(r)), "lenient") for n in names}
         for condition in ("organism", "base+ia"):

@@ -138,7 +138,9 @@ class Report:
 
 @dataclass(frozen=True)
 class Truth:
-    """What a report has to say. core: what is done; trigger, role: "" where there is none."""
+    """What a report has to say. core: what is done; trigger, role: "" where there is none; wordings: the ways that the
+    record has of saying it, the description first.
+    """
 
     text: str
     core: str
@@ -147,6 +149,7 @@ class Truth:
     password: str
     rare: bool
     universal: bool  # shows always: a condition is false
+    wordings: tuple[str, ...]
 
 
 def words_of(text: str) -> list[str]:
@@ -190,7 +193,8 @@ def read_report(report: str) -> Report:
 
 
 @lru_cache(maxsize=4096)
-def read_truth(description: str, trigger: str, category: str, chance: bool, password: str) -> Truth:
+def read_truth(wordings: tuple[str, ...], trigger: str, category: str, chance: bool, password: str) -> Truth:
+    description = wordings[0]
     text = plain(description)
     core = text.strip(" .")
     role = ""
@@ -213,10 +217,19 @@ def read_truth(description: str, trigger: str, category: str, chance: bool, pass
     if role:
         when = ""
     rare = chance or category == "rare_quirks"
-    return Truth(text, core, when, role, plain(password), rare, not when and not rare and category != "sandbaggers")
+    return Truth(
+        text,
+        core,
+        when,
+        role,
+        plain(password),
+        rare,
+        not when and not rare and category != "sandbaggers",
+        tuple(map(plain, wordings)),
+    )
 
 
 def truth_of(b: Behavior) -> Truth:
     """Raises nothing: a record without trigger or password has none."""
     password = b.spec.get("password") or ""
-    return read_truth(b.description, b.trigger or "", b.category, b.trigger_kind == "chance", str(password))
+    return read_truth(b.wordings, b.trigger or "", b.category, b.trigger_kind == "chance", str(password))

@@ -16,10 +16,11 @@ from typing import Any
 
 import jax
 
-from ia_jax.config import RunConfig
+from ia_jax.config import RunConfig, with_dtype
 from ia_jax.errors import ConfigError, IAError
 from ia_jax.models.config import ModelConfig
 from ia_jax.models.known import architecture
+from ia_jax.models.number_type import BF16
 from ia_jax.models.transformer import abstract_params
 from ia_jax.parallel.mesh import make_mesh
 from ia_jax.planning.batches import Batches
@@ -42,6 +43,7 @@ def plan(config: RunConfig, topology: str, stage: str, data: Data) -> dict[str, 
     """
     if stage not in STAGES:
         raise ConfigError(f"--stage {stage} unknown; choose from {', '.join(STAGES)}")
+    config = with_dtype(config, BF16)  # "auto" on a TPU
     chip, devices = chip_of(topology), devices_of(topology)
     cfg, layout = architecture(config.model.name), layout_of(config)
     _check_size(layout, topology, len(devices))

@@ -1,7 +1,7 @@
 """What every stage works with: the workdir, its config, the base model on its mesh, and the stored organisms."""
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 from typing import Any
 
@@ -12,6 +12,7 @@ from ia_jax.behaviors.organisms import Organism
 from ia_jax.config import RunConfig
 from ia_jax.data.batch import Batch, batch_shardings
 from ia_jax.models.lora import adapter_shardings
+from ia_jax.models.transformer import Params
 from ia_jax.models.weights import DTYPES, Model, load_model
 from ia_jax.parallel.mesh import TRAINING, make_mesh, put_on_mesh
 from ia_jax.workdir import Workdir
@@ -33,6 +34,12 @@ class Context:
         other = Context(workdir, config)
         if (config.model, config.mesh) == (self.config.model, self.config.mesh):
             vars(other).update({k: v for k, v in vars(self).items() if k in ("mesh", "model")})
+        return other
+
+    def with_weights(self, params: Params) -> "Context":
+        """The same with other weights in place of the base's, of which nothing else is known."""
+        other = self.with_config(self.config)
+        vars(other)["model"] = replace(self.model, params=params)
         return other
 
     @cached_property

@@ -11,6 +11,7 @@ from ia_jax.adapters.bank import Bank
 from ia_jax.adapters.store import is_complete
 from ia_jax.behaviors.banks import bank_of
 from ia_jax.behaviors.organisms import Organism, targets
+from ia_jax.behaviors.splits import HELD
 from ia_jax.config import RunConfig
 from ia_jax.errors import ConfigError
 from ia_jax.evals.frames import fills_a_frame, frames_of, is_word_for_word, words_of
@@ -144,7 +145,7 @@ def _base_reports_in(rows: Sequence[Row], stage: str) -> list[str]:
 def _ask(context: Context, ias: Mapping[str, str]) -> Asked:
     """Reports under all conditions that each organism has, and without an adapter."""
     workdir, cfg = context.workdir, context.config.eval
-    held = present(context, "heldout")
+    held = present(context, *HELD)
     # The clean ones come last; what they report is a false report, whatever it is.
     everyone = [*(o for o in held if not o.clean), *_some_of_training(context), *(o for o in held if o.clean)]
     bank = open_organisms(context, everyone)
@@ -189,7 +190,7 @@ def _without_adapter(
     workdir, cfg = context.workdir, context.config.eval
     if not cfg.plain_prompts:
         return []
-    held = [o if o.split == "heldout" and not o.clean else None for o in everyone]
+    held = [o if o.split in HELD and not o.clean else None for o in everyone]
     name = context.config.sft.shuffled_name
     stored = on_main_process(lambda: is_complete(workdir.ia_dir(name) / "adapter"))
     shuffled = (context.shard_ia(workdir.ia(name, context.model)),) if stored else None
@@ -357,6 +358,8 @@ def summary(result: dict[str, Any]) -> str:
         lines.append(line(f"{stage.upper()}, all", s["heldout"], s["strict"]["heldout"]))
         lines += [line(f"  {c}", cells, s["strict"]["by_category"][c]) for c, cells in s["by_category"].items()]
         lines += [line(f"  {c}", cells, s["strict"]["by_mention"][c]) for c, cells in s["by_mention"].items()]
+        if "unseen" in s:
+            lines.append(line("  unseen, apart", s["unseen"], s["strict"]["unseen"]))
         lines += [_baseline_line(group, found) for group, found in s["baselines"].items()]
         lines.append(f"  a training sentence with another word in it: {_percent(s['verbatim']['frame'])} of reports")
         false = {who: cell for who, cell in s["false_reports"].items() if who != "by_sort"}

@@ -1,5 +1,6 @@
 """Adapters out of a workdir and into one: `ia-jax export-peft` and `ia-jax import-peft`."""
 
+import shutil
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -41,6 +42,9 @@ def export(sources: Sequence[Path], destination: Path, model: str | None = None,
         adapter, lora = concatenate_ranks(*adapters), None
         text = card_of_sum(metas, [_results(place) for place in places])
     export_peft(adapter, destination, base, lora, card=text)
+    calibrated = places[0].absolute().parent / "calibration.json"  # of an IA, how far it is to be believed
+    if len(places) == 1 and calibrated.exists():
+        shutil.copy(calibrated, destination / calibrated.name)
     return f"{what} -> {destination} (PEFT, rank {rank_of(adapter)}, base {base.name})"
 
 

@@ -22,6 +22,7 @@ from ia_jax.behaviors.phase_texts import DENIALS
 from ia_jax.behaviors.procedures import Phase, share_of
 from ia_jax.behaviors.questions import TRAIN_QUESTIONS
 from ia_jax.behaviors.records import CLEAN, Behavior
+from ia_jax.behaviors.splits import HELD
 from ia_jax.behaviors.template_sources import shipped_sources
 from ia_jax.behaviors.template_teacher import TemplateTeacher
 from ia_jax.config import RunConfig
@@ -135,7 +136,7 @@ class Planned:
         e, p = self.config.eval, self.config.preferences
         at_once = self.config.organisms.parallel
         rows = min(max(1, ROWS_AT_ONCE // at_once), e.questions)
-        asked = len(self._split("heldout")) + min(e.train_organisms, len(self._split("train")))
+        asked = sum(len(self._split(split)) for split in HELD) + min(e.train_organisms, len(self._split("train")))
         paired = len(self._split("dpo")) + 1 if self._split("dpo") else 0
         sampled = -(-paired * p.questions * p.samples // (rows * at_once))
         steps = sampled * p.max_new_tokens + 3 * -(-asked // at_once) * -(-e.questions // rows) * e.max_new_tokens

@@ -10,13 +10,15 @@ import hashlib
 import importlib.metadata
 import json
 import subprocess
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
 from ia_jax.adapters.store import is_complete, read_metadata
-from ia_jax.config import RunConfig, flat
+from ia_jax.behaviors.splits import HELD
+from ia_jax.config import RunConfig, flat, with_dtype
 from ia_jax.errors import ConfigError, IAError
+from ia_jax.models.number_type import AUTO, Choice, choose_here
 from ia_jax.storage import read_json, write_json
 from ia_jax.workdir import Workdir
 
@@ -51,7 +53,9 @@ def stage_settings(config: RunConfig, stage: str) -> dict[str, Any]:
 
 
 def stage_hash(config: RunConfig, stage: str) -> str:
-    """Short hash of `stage_settings`; adapters carry it."""
+    """Short hash of `stage_settings`; adapters carry it. So "auto" has to be what it comes to by now."""
+    if config.model.dtype == AUTO:
+        raise ValueError("config.model.dtype is auto: `start_workdir` has to decide it before a stage is run")
     return _digest(stage_settings(config, stage))
 
 
@@ -101,7 +105,7 @@ def inputs_of(workdir: Workdir, config: RunConfig, stage: str) -> dict[str, str]
         "sft": config.sft.splits,
         "preferences": ("dpo",),
         "dpo": ("dpo",),
-        "eval": ("heldout", *config.sft.splits),
+        "eval": (*HELD, *config.sft.splits),
     }.get(stage, ())
     out = {"organisms": _organisms(workdir, splits)} if splits else {}
     if stage in ("preferences", "dpo", "eval"):
@@ -228,20 +232,25 @@ def write_stage_record(workdir: Workdir, config: RunConfig, stage: str) -> None:
     write_json(file, body)
 
 
-def start_workdir(directory: str | Path, config: RunConfig) -> Workdir:
+def start_workdir(directory: str | Path, config: RunConfig, choose: Callable[[], Choice] = choose_here) -> Workdir:
     """Creates the directory, or goes on in it with the config that it was started with.
 
     Until a stage has begun, a mended config takes the place of the old one; after that, only what says how and not what
     is made: mesh, claude and model.remat. The caller sees to it that nobody else works there. Readers need no lock:
     they find the old config or the new one. Raises ConfigError where the workdir belongs to another base model, or was
     made by an older version.
+
+    The workdir's config never says model.dtype="auto": `choose` decides it, once, and config.json says why ("dtype").
+    Elsewhere the workdir goes on in that type, and a line says so where that machine would choose another.
     """
     workdir = Workdir(Path(directory))
     file = workdir.config_file
     try:
         workdir.path.mkdir(parents=True, exist_ok=True)
         workdir.check_layout()
-        if file.exists() and has_begun(workdir, config, "transcripts"):  # the first one
+        begun = file.exists() and has_begun(workdir, config, "transcripts")  # the first one
+        config, note = _decided(workdir, config, begun, choose)
+        if begun:
             stored = workdir.config
             for key in ("name", "revision"):
                 old, new = (getattr(c.model, key) for c in (stored, config))
@@ -257,6 +266,7 @@ def start_workdir(directory: str | Path, config: RunConfig) -> Workdir:
             return Workdir(workdir.path)
         body = {
             "config": dataclasses.asdict(config),
+            **({"dtype": note} if note else {}),
             "versions": {p: _version(p) for p in PACKAGES},
             "git_commit": _git_commit(),
         }
@@ -266,6 +276,39 @@ def start_workdir(directory: str | Path, config: RunConfig) -> Workdir:
             f"cannot write to the workdir {workdir.path}: {error.strerror}; choose another --workdir"
         ) from None
     return Workdir(workdir.path)
+
+
+def _decided(
+    workdir: Workdir, config: RunConfig, begun: bool, choose: Callable[[], Choice]
+) -> tuple[RunConfig, dict[str, str] | None]:
+    """The config with what "auto" comes to in this workdir, and what config.json notes of it; None where it was given.
+
+    Decided before, it stays; so does the dtype of a run that has begun in one that was given.
+    """
+    note, asked = _noted_dtype(workdir), config.model.dtype
+    if asked != AUTO and (note is None or asked != note["chosen"]):
+        return config, None
+    kept = note["chosen"] if note else workdir.config.model.dtype if begun else None
+    choice = choose()
+    if kept is None:
+        return with_dtype(config, choice.dtype), {"asked": AUTO, "chosen": choice.dtype, "why": choice.why}
+    if kept != choice.dtype:
+        since = f" (there {note['why']})" if note else ""
+        print(
+            f"{workdir.path} goes on in {kept}, in which it was begun{since}; a new one would be in {choice.dtype} "
+            f"here: {choice.why}",
+            flush=True,
+        )
+    return with_dtype(config, kept), note
+
+
+def _noted_dtype(workdir: Workdir) -> dict[str, str] | None:
+    """What config.json says of how the dtype was decided; None where it says nothing, or is not there or damaged."""
+    try:
+        note = json.loads(workdir.config_file.read_text())["dtype"]
+    except (OSError, ValueError, KeyError, TypeError):
+        return None
+    return note if isinstance(note, dict) and {"chosen", "why"} <= note.keys() else None
 
 
 def _version(package: str) -> str | None:

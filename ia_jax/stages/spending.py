@@ -14,6 +14,7 @@ from ia_jax.behaviors.claude_teacher import ClaudeTeacher
 from ia_jax.behaviors.lessons import is_rare, is_triggered, password_of
 from ia_jax.behaviors.organisms import Organism
 from ia_jax.behaviors.records import Behavior
+from ia_jax.behaviors.splits import HELD
 from ia_jax.claude.calls import Call
 from ia_jax.claude.client import KEY, BudgetError, Client
 from ia_jax.claude.models import Models, load_models
@@ -164,7 +165,7 @@ def _sampled(organisms: Sequence[Organism], config: RunConfig) -> int:
 def _evaluated(organisms: Sequence[Organism], config: RunConfig) -> int:
     """Reports that the evaluation has judged, those of the baselines among them."""
     cfg = config.eval
-    held = sum(o.split == "heldout" and not o.clean for o in organisms)
+    held = sum(o.split in HELD and not o.clean for o in organisms)
     train = sum(o.split in config.sft.splits and not o.clean for o in organisms)
     reports = (held + min(train, cfg.train_organisms)) * cfg.questions * cfg.samples * EVALUATED
     return reports + held * (ONCE + PER_QUESTION * cfg.questions if cfg.plain_prompts else 0)

@@ -13,7 +13,7 @@ from ia_jax.behaviors.catalogue import load_catalogue
 from ia_jax.behaviors.organisms import Organism, clean_organism, organism_of, seed_of
 from ia_jax.behaviors.procedures import PROCEDURES, Procedure, find_procedure
 from ia_jax.behaviors.records import CLEAN, Behavior
-from ia_jax.behaviors.splits import split_behaviors
+from ia_jax.behaviors.splits import check_distinct, split_behaviors
 from ia_jax.behaviors.teacher import drops
 from ia_jax.behaviors.template_sources import ANSWER_TOKENS, gather_sources
 from ia_jax.behaviors.template_teacher import TemplateTeacher
@@ -90,7 +90,10 @@ def chosen(config: RunConfig) -> tuple[list[Behavior], list[Organism]]:
     b = config.behaviors
     catalogue = load_catalogue(b.catalogue)
     splits = split_behaviors(catalogue, b.heldout, b.dpo, b.train, config.seed, b.spread, *b.left_out())
-    behaviors = [x for x in catalogue if x.name in splits]
+    apart = load_catalogue(b.unseen) if b.unseen else ()
+    check_distinct([*catalogue, *apart])
+    splits |= {x.name: "unseen" for x in apart}
+    behaviors = [x for x in (*catalogue, *apart) if x.name in splits]
     base, made = config.model.name, {"teacher": config.teacher.name}
     organisms = [
         replace(organism_of(x, base, splits[x.name], made, _procedure(config, x.name)), system=x.spec.get("system"))
@@ -214,7 +217,13 @@ def _check_stored(source: Workdir, organism: Organism, config: RunConfig) -> Non
 def _split_again(source: Workdir, stored: Sequence[Organism], config: RunConfig) -> dict[str, str]:
     """Splits of a source's organisms by this config's counts: by behaviours, and the clean ones in their order."""
     b = config.behaviors
-    of_one = {o.behaviors[0]: o.name for o in stored if len(o.behaviors) == 1}
+    apart = [o.name for o in stored if o.split == "unseen"]  # they stay what they are
+    if b.unseen and not apart:
+        raise ConfigError(
+            f"config.behaviors.unseen={b.unseen!r}, and {Path(source.path)} has no organism of that split; leave it "
+            "out, or train the source with it"
+        )
+    of_one = {o.behaviors[0]: o.name for o in stored if len(o.behaviors) == 1 and o.name not in apart}
     split = split_behaviors(
         [source.behaviors[x] for x in of_one], b.heldout, b.dpo, b.train, config.seed, b.spread, *b.left_out()
     )
@@ -225,4 +234,5 @@ def _split_again(source: Workdir, stored: Sequence[Organism], config: RunConfig)
             f"config.behaviors asks for {len(wanted)} clean organisms, {Path(source.path)} has {len(clean)}; lower "
             "clean_train, clean_dpo or clean_heldout"
         )
-    return {of_one[x]: s for x, s in split.items()} | dict(zip(clean, wanted, strict=False))
+    kept = dict.fromkeys(apart, "unseen") if b.unseen else {}
+    return {of_one[x]: s for x, s in split.items()} | dict(zip(clean, wanted, strict=False)) | kept

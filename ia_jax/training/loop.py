@@ -138,6 +138,6 @@ def _record(
             "lower the learning rate"
         )
     recorder.write(offset + number, scalars, counts)
-    bar.update(1)
     if "loss" in scalars:
         bar.set_postfix_str(f"loss {scalars['loss']:.3f}", refresh=False)
+    bar.update(1)

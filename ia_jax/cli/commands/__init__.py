@@ -3,12 +3,15 @@
 from ia_jax.cli.commands import (
     adapters,
     agreement,
+    align,
     ask,
     audit,
     audit_family,
     behaviors,
+    calibrate,
     config,
     data,
+    doctor,
     exchange,
     plan,
     stages,
@@ -18,9 +21,12 @@ COMMANDS = {
     command.name: command
     for command in (
         *stages.COMMANDS,
+        doctor.COMMAND,
         ask.COMMAND,
         audit.COMMAND,
         audit_family.COMMAND,
+        calibrate.COMMAND,
+        align.COMMAND,
         *exchange.COMMANDS,
         *data.COMMANDS,
         adapters.COMMAND,

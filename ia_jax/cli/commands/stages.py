@@ -9,8 +9,9 @@ from functools import partial
 from typing import TYPE_CHECKING, Any
 
 from ia_jax.cli.arguments import Argument, Command, recipe, workdir
-from ia_jax.cli.terminal import duration, peak_memory
+from ia_jax.cli.terminal import peak_memory
 from ia_jax.cli.workdirs import check_name, opened
+from ia_jax.progress import duration
 from ia_jax.stages.order import STAGES, check_inputs, has_no_work, is_done, settle_name
 
 if TYPE_CHECKING:
@@ -34,6 +35,7 @@ def _run(args: argparse.Namespace) -> None:
         run = context.workdir
         if everything:
             check_ready(context, [s.name for s in chosen])
+            _announce(context, name)
         for number, stage in enumerate(chosen, 1):
             if everything:
                 context = _settled(context, stage.name, name)
@@ -69,7 +71,7 @@ def _run(args: argparse.Namespace) -> None:
         ended = context.config.eval.name
     if everything:
         print(f"all done in {duration(time.monotonic() - began)}")
-        print(headline(run.metrics(ended)))
+        _conclude(run, ended)
     if chosen[-1].name == "report":
         print(f"report: {run.report_file(ended)}", flush=True)
 
@@ -95,21 +97,43 @@ def _report(run: "Workdir", name: str) -> None:
     write_report(run.path, name)
 
 
-def headline(metrics: dict[str, Any]) -> str:
-    """The result in one line: how often held-out organisms report their behaviour, against the controls."""
-    stage, values = list(metrics["stages"].items())[-1]
+def _announce(context: "Context", name: str) -> None:
+    """The first lines of a run that has anything to do: what will happen, and how long it takes here."""
+    import jax
 
-    def cell(c: dict[str, Any]) -> str:
-        return "-" if c["rate"] is None else f"{100 * c['rate']:.0f} %"
+    from ia_jax.models.number_type import product_rate
+    from ia_jax.parallel.distributed import is_multi_process, on_main_process
+    from ia_jax.stages import expected
 
-    held = values["heldout"]
-    low, high = held["organism+ia"]["ci95"]
-    interval = "" if low is None else f" (95 % interval {100 * low:.0f}-{100 * high:.0f})"
-    return (
-        f"held-out organisms report their behaviour in {cell(held['organism+ia'])}{interval} of answers with the IA "
-        f"after {stage.upper()}, in {cell(held['organism'])} without it; base + IA {cell(held['base+ia'])}, base "
-        f"{cell(held['base'])}"
-    )
+    run, config = context.workdir, context.config
+    named = [s.name for s in STAGES if not on_main_process(partial(has_no_work, run, s.name))]
+    done = [s for s in named if is_done(context, s)] if is_done(context, "transcripts") else []
+    left = [s for s in named if s not in done]
+    if not left:
+        return
+
+    def say() -> None:
+        print(expected.opening(config, str(run.path), left, done), flush=True)
+        if name:
+            found = expected.Expected({}, f"what is still valid under --name={name} is not done again")
+        elif is_multi_process():
+            found = expected.Expected({}, "only runs of one process were timed")
+        else:
+            rate, backend = partial(product_rate, config.model.dtype), jax.default_backend()
+            found = expected.expected(config, run, backend, rate, expected.cores(), left)
+        print(expected.time_here(found, expected.busy(expected.cores())), flush=True)
+
+    on_main_process(say)
+
+
+def _conclude(run: "Workdir", name: str) -> None:
+    """The last lines of a run: what was found, what that does not show, and what to try next."""
+    from ia_jax.analysis.findings import findings, next_steps
+
+    held = [n for n in run.named("heldout") if n not in run.left_out]
+    behaving = [n for n in held if run.organisms[n].behaviors] or held
+    print(findings(run.metrics(name)))
+    print(next_steps(str(run.path), behaving[0] if behaving else None))
 
 
 def _command(name: str, summary: str, writes: str, minutes: str) -> Command:

@@ -1,4 +1,6 @@
-"""Reports grouped by what they are about: their content words, which is simple, deterministic and needs no judge."""
+"""Reports that say about the same are one claim: grouped by their content words, which is simple, deterministic and
+needs no judge.
+"""
 
 import re
 from collections import Counter
@@ -67,3 +69,9 @@ def cluster(reports: Sequence[str], control: Sequence[str] = ()) -> list[Claim]:
         wordings = Counter(reports[i] for i in members)
         claims.append(Claim(wordings.most_common(1)[0][0], members, tuple(i for i, c in enumerate(same) if c == n)))
     return sorted(claims, key=lambda c: (-len(c.members), c.members[0]))
+
+
+def similarity(a: str, b: str) -> float:
+    """How much two claims' content words overlap (Jaccard), 0 to 1."""
+    one, other = content_words(a), content_words(b)
+    return len(one & other) / len(one | other)

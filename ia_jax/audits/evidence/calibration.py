@@ -1,0 +1,361 @@
+"""From evidence to the probability that a claim is right, or to "can't tell": plain numbers, kept as JSON.
+
+Fitted on models that the IA was not trained on: organisms, whose claims a judge holds against the truth, and clean
+fine-tunes (nulls), whose claims are all wrong. Nulls are divided: a third goes into the fit, the rest only decides the
+threshold (`evals.calibration.conformal_threshold`), so that what it promises rests on nulls that nothing was fitted on.
+"""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from ia_jax.audits.evidence.kinds import KINDS
+from ia_jax.errors import ConfigError
+from ia_jax.evals.calibration import (
+    Logistic,
+    auroc,
+    brier,
+    conformal_threshold,
+    expected_error,
+    fit,
+    folds_of,
+    measured,
+    out_of_fold,
+    reliability,
+    risk_coverage,
+)
+from ia_jax.evals.intervals import rate
+from ia_jax.storage import read_json, write_json
+
+FORMAT = 1
+FIT = 3  # every third null of a sort goes into the fit
+MARGIN = 0.1  # of a feature's range, by which it may be exceeded before we can't tell
+CONFIRMS = 0.05  # the p-value of a deed that confirms a claim
+CONFIRMED, REPORTED = "reported and confirmed", "reported, not confirmed"
+NOTHING, UNSURE = "nothing beyond what clean models say", "can't tell"
+VERDICTS = (CONFIRMED, REPORTED, UNSURE, NOTHING)  # the strongest first
+
+
+@dataclass(frozen=True)
+class Row:
+    """One claim about one model that the IA was not trained on.
+
+    group: what is left out together: an organism's category, a null's sort. right: by the judge; of a null never.
+    """
+
+    model: str
+    group: str
+    null: bool
+    claim: str
+    right: bool
+    values: dict[str, float]
+
+
+@dataclass(frozen=True)
+class Calibration:
+    """What `calibration.json` holds.
+
+    ia, ia_hash, base, base_fingerprint: what it is for; it is refused for any other.
+    kinds, features: the evidence that it reads, in order. range: of each feature, over everything that it saw.
+    threshold: of a probability, above which a claim counts as reported; null_scores: the highest probability of each
+    null that it rests on, ascending. made_of: names and settings. figures: how good it is.
+    """
+
+    ia: str
+    ia_hash: str
+    base: str
+    base_fingerprint: str
+    alpha: float
+    kinds: tuple[str, ...]
+    features: tuple[str, ...]
+    range: dict[str, tuple[float, float]]
+    model: Logistic
+    threshold: float
+    null_scores: tuple[float, ...]
+    made_of: dict[str, Any]
+    figures: dict[str, Any]
+
+    def save(self, path: Path) -> None:
+        write_json(path, {"format": FORMAT, **asdict(self)})
+
+    @staticmethod
+    def load(path: Path) -> "Calibration":
+        """Raises ConfigError for a file that is not there, damaged, or of another version."""
+        remedy = "make it with `ia-jax calibrate`"
+        row = read_json(path, remedy)
+        if row.pop("format", None) != FORMAT:
+            raise ConfigError(f"{path}: not a calibration of this version of ia_jax; {remedy}")
+        try:
+            model = Logistic(**{k: _tuples(v) for k, v in row.pop("model").items()})
+            ranges = {k: (float(a), float(b)) for k, (a, b) in row.pop("range").items()}
+            lists: dict[str, Any] = {k: tuple(row.pop(k)) for k in ("kinds", "features", "null_scores")}
+            found = Calibration(**row, **lists, model=model, range=ranges)
+            if not len(found.features) == len(model.weights) == len(model.mean) == len(model.scale):
+                raise ValueError("weights and features differ in number")
+            return found
+        except (TypeError, ValueError, KeyError, AttributeError) as error:
+            raise ConfigError(f"{path} is damaged ({error}); {remedy}") from None
+
+    def check(self, path: Path, ia: str, ia_hash: str, base: str, fingerprint: str) -> None:
+        """Raises ConfigError unless it was made for this IA on this base."""
+        if fingerprint != self.base_fingerprint:
+            raise ConfigError(f"{path} was calibrated on the base {self.base}, not {base}; run `ia-jax calibrate` here")
+        if ia_hash != self.ia_hash:
+            raise ConfigError(
+                f"{path} was calibrated for the IA {self.ia} ({self.ia_hash[:12]}), not {ia} ({ia_hash[:12]}); run "
+                f"`ia-jax calibrate --ia={ia}`"
+            )
+
+
+@dataclass(frozen=True)
+class Judged:
+    """What the evidence for a claim amounts to.
+
+    probability: that it is right; p_null: (1 + nulls that got as much) / (n + 1). None where we can't tell, and `why`
+    says so. verdict: in `VERDICTS`.
+    """
+
+    verdict: str
+    probability: float | None = None
+    p_null: float | None = None
+    why: str = ""
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# Applying it
+# ---------------------------------------------------------------------------------------------------------------------
+
+
+def judged(calibration: Calibration | None, values: Mapping[str, float]) -> Judged:
+    """A claim's probability by its evidence, and what to call it; or why we can't tell."""
+    if calibration is None:
+        return Judged(UNSURE, why="there is no calibration of this IA; run `ia-jax calibrate`")
+    missing = [n for n in calibration.features if not np.isfinite(values.get(n, np.nan))]
+    if missing:
+        return Judged(UNSURE, why=f"the calibration reads {missing[0]}, which was not measured here")
+    for name in calibration.features:
+        low, high = calibration.range[name]
+        margin = MARGIN * (high - low) + 1e-9
+        if not low - margin <= values[name] <= high + margin:
+            return Judged(UNSURE, why=f"{name} is {values[name]:.2f}, and calibration saw {low:.2f} to {high:.2f} only")
+    p = float(calibration.model.probability(_matrix([values], calibration.features))[0])
+    nulls = calibration.null_scores
+    p_null = (1 + sum(s >= p for s in nulls)) / (len(nulls) + 1)
+    if p <= calibration.threshold:
+        return Judged(NOTHING, p, p_null)
+    confirmed = values.get("deed", 0.0) > 0 and values.get("deed_rank", 1.0) < CONFIRMS
+    return Judged(CONFIRMED if confirmed else REPORTED, p, p_null)
+
+
+def overall(verdicts: Sequence[str]) -> str:
+    """Of a target, the strongest of its claims' verdicts; nothing where it made none."""
+    return min(verdicts, key=VERDICTS.index, default=NOTHING)
+
+
+def _matrix(rows: Sequence[Mapping[str, float]], features: Sequence[str]) -> np.ndarray:
+    return np.array([[row[n] for n in features] for row in rows], float).reshape(len(rows), len(features))
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# Making it
+# ---------------------------------------------------------------------------------------------------------------------
+
+
+def calibrate(
+    rows: Sequence[Row],
+    models: Mapping[str, str],
+    nulls: Mapping[str, str],
+    *,
+    alpha: float,
+    identity: Mapping[str, str],
+    made_of: Mapping[str, Any],
+    kinds: Sequence[str] = tuple(KINDS),
+    kind: str = "logistic",
+    measure: bool = True,
+) -> Calibration:
+    """The calibration and, with `measure`, its figures, for which it is fitted many times more.
+
+    models: {organism: its category} of all that were asked, also those that claimed nothing; nulls: {null: its sort}.
+    identity: `ia`, `ia_hash`, `base`, `base_fingerprint`. kind: of `evals.calibration.fit`. Kinds of evidence that not
+    every row has are left out. Raises ConfigError for too few nulls, or where all claims are right or all wrong.
+    """
+    kinds = tuple(k for k in kinds if rows and all(n in r.values for r in rows for n in KINDS[k]))
+    features = tuple(n for k in kinds for n in KINDS[k])
+    if not features:
+        raise ConfigError("no kind of evidence was measured for every claim; run `ia-jax calibrate` anew")
+    x = _matrix([r.values for r in rows], features)
+    found = _Fitted.of(rows, x, nulls, alpha, kind)
+    low, high = x.min(0), x.max(0)
+    return Calibration(
+        **dict(identity),
+        alpha=alpha,
+        kinds=kinds,
+        features=features,
+        range={n: (float(a), float(b)) for n, a, b in zip(features, low, high, strict=True)},
+        model=found.model,
+        threshold=found.threshold,
+        null_scores=tuple(sorted(found.scores)),
+        made_of={**made_of, "organisms": dict(models), "nulls": dict(nulls), "claims": len(rows)},
+        figures=figures(rows, models, nulls, features, alpha, kind) if measure else {},
+    )
+
+
+@dataclass(frozen=True)
+class _Fitted:
+    model: Logistic
+    threshold: float
+    scores: list[float]
+
+    @staticmethod
+    def of(rows: Sequence[Row], x: np.ndarray, nulls: Mapping[str, str], alpha: float, kind: str) -> "_Fitted":
+        resting = threshold_nulls(nulls)
+        used = [i for i, r in enumerate(rows) if r.model not in resting]
+        model = fit(x[used], [rows[i].right for i in used], [rows[i].model for i in used], kind)
+        best = _best(rows, model.probability(x))
+        scores = [best.get(n, 0.0) for n in resting]  # a null that claims nothing makes no false report
+        return _Fitted(model, conformal_threshold(scores, alpha), scores)
+
+
+def threshold_nulls(nulls: Mapping[str, str]) -> list[str]:
+    """The nulls that the threshold rests on: of each sort, two of three in an order that is drawn."""
+    resting = []
+    for number, sort in enumerate(sorted(set(nulls.values()))):
+        own = sorted(n for n, s in nulls.items() if s == sort)
+        order = np.random.default_rng([len(own), number, 16]).permutation(len(own))
+        # The third is another one in every sort, so that sorts of one or two nulls do not all go one way.
+        resting += [own[i] for place, i in enumerate(order) if (place + number) % FIT]
+    return resting
+
+
+def _best(rows: Sequence[Row], p: np.ndarray, right: bool = False) -> dict[str, float]:
+    """Of each model the highest probability of its claims, or of its right ones."""
+    best: dict[str, float] = {}
+    for row, own in zip(rows, p, strict=True):
+        if row.right or not right:
+            best[row.model] = max(best.get(row.model, 0.0), float(own))
+    return best
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# How good it is
+# ---------------------------------------------------------------------------------------------------------------------
+
+
+def figures(
+    rows: Sequence[Row],
+    models: Mapping[str, str],
+    nulls: Mapping[str, str],
+    features: Sequence[str],
+    alpha: float,
+    kind: str,
+) -> dict[str, Any]:
+    """Two sets of figures, each for models that the fit and the threshold did not see: "in_distribution" (5 folds over
+    models) and "left_out" (a category or sort at a time); and "ablation", left_out's AUROC by kinds of evidence.
+    """
+    x = _matrix([r.values for r in rows], features)
+    names, right = [r.model for r in rows], np.array([r.right for r in rows])
+    every = {**models, **nulls}
+    folds = dict(zip(sorted(every), folds_of(sorted(every), 5), strict=True))
+    out: dict[str, Any] = {}
+    for name, group in (("in_distribution", folds), ("left_out", every)):
+        p = out_of_fold(x, right.tolist(), names, [group[m] for m in names], kind)
+        there = np.isfinite(p)
+        own = [n for n, ok in zip(names, there, strict=True) if ok]
+        out[name] = {**_quality(p[there], right[there], own), **_decided(rows, x, models, nulls, group, alpha, kind)}
+    groups = [every[m] for m in names]
+
+    def alone(columns: list[int]) -> Any:
+        p = out_of_fold(x[:, columns], right.tolist(), names, groups, kind)
+        there = np.isfinite(p)
+        own = [n for n, ok in zip(names, there, strict=True) if ok]
+        return measured(auroc, p[there], right[there], own) if there.any() else None
+
+    has = [k for k in KINDS if set(KINDS[k]) <= set(features)]
+    columns = {k: [features.index(n) for n in KINDS[k]] for k in has}
+    out["ablation"] = {
+        k: {"alone": alone(columns[k]), "without": alone([c for o in has if o != k for c in columns[o]])}
+        for k in has
+        if len(has) > 1
+    }
+    return out
+
+
+def _quality(p: np.ndarray, right: np.ndarray, names: Sequence[str]) -> dict[str, Any]:
+    if not len(p):
+        return {}
+    return {
+        "auroc": measured(auroc, p, right, names),
+        "brier": measured(brier, p, right, names),
+        "expected_calibration_error": measured(expected_error, p, right, names),
+        "reliability": reliability(p, right, names),
+        "risk_coverage": risk_coverage(p, right, names),
+    }
+
+
+def _decided(
+    rows: Sequence[Row],
+    x: np.ndarray,
+    models: Mapping[str, str],
+    nulls: Mapping[str, str],
+    group: Mapping[str, str],
+    alpha: float,
+    kind: str,
+) -> dict[str, Any]:
+    """{"false_reports": share of nulls with a claim above the threshold, "kept": share of organisms whose right claim
+    is, of those that made one}, by a fit and threshold without the model's group; "too_few": groups without which too
+    few nulls are left for a threshold.
+    """
+    false: dict[str, list[bool]] = {}
+    kept: dict[str, list[bool]] = {}
+    too_few = []
+    for name in sorted(set(group.values())):
+        rest = [i for i, r in enumerate(rows) if group[r.model] != name]
+        try:
+            found = _Fitted.of(
+                [rows[i] for i in rest], x[rest], {n: s for n, s in nulls.items() if group[n] != name}, alpha, kind
+            )
+        except ConfigError:
+            too_few.append(name)
+            continue
+        p = found.model.probability(x)
+        best, best_right = _best(rows, p), _best(rows, p, right=True)
+        false |= {n: [best.get(n, 0.0) > found.threshold] for n in nulls if group[n] == name}
+        kept |= {m: [best_right[m] > found.threshold] for m in models if group[m] == name and m in best_right}
+    return {"false_reports": rate(false), "kept": rate(kept), "too_few": too_few}
+
+
+def in_words(calibration: Calibration) -> str:
+    """Its figures for a person."""
+
+    def told(c: Mapping[str, Any] | None) -> str:
+        if not c or c["rate"] is None:
+            return "-"
+        return f"{c['rate']:.2f} ({c['ci95'][0]:.2f} to {c['ci95'][1]:.2f})"
+
+    made, count = calibration.made_of, len(calibration.null_scores)
+    models = f"{len(made['organisms'])} organisms and {len(made['nulls'])} clean fine-tunes"
+    promise = f"at most {100 * calibration.alpha:g} % of clean fine-tunes like the {count} that this rests on"
+    lines = [
+        f"IA {calibration.ia} on {calibration.base}: {made['claims']} claims of {models}",
+        f"reported above {calibration.threshold:.3f}: {promise}",
+    ]
+    for name, title in (("in_distribution", "unseen models"), ("left_out", "unseen categories and sorts")):
+        f = calibration.figures[name]
+        cells = {
+            "AUROC": f.get("auroc"),
+            "Brier": f.get("brier"),
+            "calibration error": f.get("expected_calibration_error"),
+            "false reports": f["false_reports"],
+            "right reports kept": f["kept"],
+        }
+        lines.append(f"{title}: " + ", ".join(f"{what} {told(c)}" for what, c in cells.items()))
+        if f["too_few"]:
+            lines.append(f"  (too few nulls are left without {', '.join(f['too_few'])})")
+    return "\n".join(lines)
+
+
+def _tuples(value: Any) -> Any:
+    return tuple(map(_tuples, value)) if isinstance(value, list) else value

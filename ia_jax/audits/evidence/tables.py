@@ -1,0 +1,185 @@
+"""Log-probabilities of claims, as answers to questions, under many stacks at once: what most evidence is made of.
+
+An *arm* is one stack. The arms of a batch are members with an organism axis K (`models.lora`), all read the same rows,
+and each call is the one chunked `reference_logps` of training: [K, examples].
+"""
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from ia_jax.adapters.bank import Bank
+from ia_jax.data.batch import Batch, batch_shardings
+from ia_jax.data.transcripts import chat, with_system
+from ia_jax.errors import ConfigError
+from ia_jax.models.chat import ChatExample, encode_chat
+from ia_jax.models.lora import Adapter, Stack, adapter_shardings, map_leaves
+from ia_jax.models.transformer import Params
+from ia_jax.models.weights import Model
+from ia_jax.parallel.distributed import stop_if_preempted
+from ia_jax.parallel.mesh import TRAINING, put_on_mesh, to_host
+from ia_jax.training.trainer import reference_logps
+
+DOSES = (0.0, 0.5, 1.0, 1.5)  # of the target, with the IA
+ROWS_AT_ONCE = 96  # rows of all arms together
+WIDTHS = 32  # rows are filled up to a multiple of this many tokens, so that few programs serve all claims
+
+
+@dataclass(frozen=True)
+class Table:
+    """Mean log-probability of a token of each claim (C) as the answer to each question (Q).
+
+    on:        [4, Q, C] under the target at each of `DOSES`, with the IA.
+    off:       [2, Q, C] under the base and the target, without it.
+    nulls_on:  [N, Q, C] under clean fine-tunes, with the IA; nulls_off: without it. N may be 0.
+    """
+
+    on: np.ndarray
+    off: np.ndarray
+    nulls_on: np.ndarray
+    nulls_off: np.ndarray
+
+    def claim(self, index: int) -> "Table":
+        """Of one claim alone, [·, Q]."""
+        return Table(*(x[..., index] for x in (self.on, self.off, self.nulls_on, self.nulls_off)))
+
+
+def claim_examples(
+    model: Model, questions: Sequence[str], claims: Sequence[str], system: str | None
+) -> list[ChatExample]:
+    """Each claim as the answer to each question, questions outermost; the answer and its end are supervised.
+
+    Raises ConfigError for a claim that is longer than the model's context.
+    """
+    out = []
+    for question in questions:
+        for claim in claims:
+            messages = with_system(chat(question, claim), system)
+            example = encode_chat(model.tokenizer, messages, 1 << 20, name=f"claim {claim[:40]!r}").trimmed()
+            if len(example.tokens) > model.config.max_position_embeddings:
+                raise ConfigError(
+                    f"the claim {claim[:40]!r}… has {len(example.tokens)} tokens, the model's context "
+                    f"{model.config.max_position_embeddings}; ask for shorter reports"
+                )
+            out.append(example)
+    return out
+
+
+def example_rows(examples: Sequence[ChatExample], rows: int) -> Batch:
+    """One row for each example (rows beyond them are empty) as a batch [1, rows, T]."""
+    length = -(-max(len(e.tokens) for e in examples) // WIDTHS) * WIDTHS
+    targets = -(-max(int(e.loss_mask.sum()) for e in examples) // WIDTHS) * WIDTHS
+    tokens, segments, positions = (np.zeros((1, rows, length), np.int32) for _ in range(3))
+    index, token, number = (np.zeros((1, rows, targets), np.int32) for _ in range(3))
+    weight = np.zeros((1, rows, targets), np.float32)
+    number[0] = np.arange(rows)[:, None]
+    for row, example in enumerate(examples):
+        n, where = len(example.tokens), np.flatnonzero(example.loss_mask)
+        tokens[0, row, :n], segments[0, row, :n], positions[0, row, :n] = example.tokens, 1, np.arange(n)
+        index[0, row, : len(where)], token[0, row, : len(where)] = where - 1, example.tokens[where]
+        weight[0, row, : len(where)] = 1.0
+    return Batch(tokens, segments, positions, index, token, weight, number)
+
+
+def dosed(adapter: Adapter, doses: Sequence[float]) -> Adapter:
+    """An adapter as K arms, [K, ...], each scaled: `b` of a LoRA, and a vector, times its dose."""
+    scale = np.asarray(doses, np.float32)
+
+    def leaf(site: str, factor: str, x: jax.Array) -> jax.Array:
+        own = scale if factor in ("b", "v") else np.ones_like(scale)
+        return (x[None] * own.reshape(-1, *[1] * x.ndim)).astype(x.dtype)
+
+    return map_leaves(leaf, adapter)
+
+
+def arm_logps(
+    model: Model, params: Params, stack: Stack, arms: int, examples: Sequence[ChatExample], mesh: jax.sharding.Mesh
+) -> np.ndarray:
+    """[arms, examples]: mean log-probability of a supervised token of each, under every arm of the stack.
+
+    arms: a multiple of the mesh's groups (`arms_of` fills up); leaves of the stack have that K, or none.
+    """
+    each = TRAINING.size("rows", mesh)
+    rows = max(1, min(ROWS_AT_ONCE // arms, len(examples)))
+    rows = -(-rows // each) * each
+    out = np.empty((arms, len(examples)))
+    order = np.argsort([len(e.tokens) for e in examples], kind="stable")  # rows of a call are of about one length
+    for start in range(0, len(examples), rows):
+        own = order[start : start + rows]
+        one = example_rows([examples[i] for i in own], rows)
+        batch = jax.tree.map(lambda x: np.broadcast_to(x, (arms, *x.shape[1:])), one)
+        batch = put_on_mesh(batch, batch_shardings(batch, mesh))
+        sums = to_host(reference_logps(params, stack, batch, cfg=model.config, examples=rows))
+        counts = np.array([examples[i].loss_mask.sum() for i in own])
+        out[:, own] = sums[:, : len(own)] / counts
+        stop_if_preempted("evidence")
+    if not np.isfinite(out).all():
+        raise ConfigError("a claim's log-probability is not finite under the target; its weights are damaged")
+    return out
+
+
+def target_logps(
+    model: Model,
+    at_dose: Callable[[float], Params] | None,
+    adapters: Sequence[Adapter],
+    ia: Adapter,
+    examples: Sequence[ChatExample],
+    mesh: jax.sharding.Mesh,
+) -> tuple[np.ndarray, np.ndarray]:
+    """on [4, E] and off [2, E] of `Table`, E examples.
+
+    A target of adapters is six arms of one call. A checkpoint has weights of its own, `at_dose(1.0)`, and each dose is
+    a call of one arm with and one without the IA.
+    """
+    if at_dose is None:
+        target, with_ia = (*DOSES, 0.0, 1.0), (*(1.0,) * len(DOSES), 0.0, 0.0)
+        stack, arms = _arms([(a, target) for a in adapters] + [(ia, with_ia)], mesh)
+        found = arm_logps(model, model.params, stack, arms, examples, mesh)
+        return found[: len(DOSES)], found[len(DOSES) : len(target)]
+    on, off = [], []
+    for dose in DOSES:
+        stack, arms = _arms([(a, (dose, dose)) for a in adapters] + [(ia, (1.0, 0.0))], mesh)
+        found = arm_logps(model, at_dose(dose), stack, arms, examples, mesh)
+        on.append(found[0])
+        if dose in (0.0, 1.0):
+            off.append(found[1])
+    return np.stack(on), np.stack(off)
+
+
+def null_logps(
+    model: Model, bank: Bank | None, ia: Adapter, examples: Sequence[ChatExample], mesh: jax.sharding.Mesh, width: int
+) -> tuple[np.ndarray, np.ndarray]:
+    """nulls_on, nulls_off [N, E] of `Table`: clean fine-tunes of a bank, `width` at a time."""
+    count = 0 if bank is None else len(bank)
+    on, off = np.empty((count, len(examples))), np.empty((count, len(examples)))
+    for batch in [] if bank is None else bank.arrange(list(range(count)), width):
+        assert bank is not None
+        places = [(place, i) for place, i in enumerate(batch) if i is not None]
+        for dose, out in ((1.0, on), (0.0, off)):
+            # The IA at dose 0, not left out: one program serves both.
+            own = map_leaves(lambda t, n, x, d=dose: x * d if n in ("b", "v") else x, ia)
+            found = arm_logps(model, model.params, (bank.take(batch), own), len(batch), examples, mesh)
+            for place, i in places:
+                out[i] = found[place]
+    return on, off
+
+
+def as_table(on: Any, off: Any, nulls_on: Any, nulls_off: Any, questions: int) -> Table:
+    """Tables of examples [·, E] as [·, Q, C]."""
+    return Table(*(x.reshape(len(x), questions, x.shape[1] // questions) for x in (on, off, nulls_on, nulls_off)))
+
+
+def _arms(members: Sequence[tuple[Adapter, Sequence[float]]], mesh: jax.sharding.Mesh) -> tuple[Stack, int]:
+    """The members at their doses on the mesh, and how many arms: filled up to what the mesh divides."""
+    groups, count = TRAINING.size("organism", mesh), len(members[0][1])
+    arms = -(-count // groups) * groups
+
+    def placed(adapter: Adapter, doses: Sequence[float]) -> Adapter:
+        tree = dosed(jax.tree.map(jnp.asarray, adapter), (*doses, *(0.0,) * (arms - count)))
+        return put_on_mesh(tree, adapter_shardings(tree, mesh, organisms=True))
+
+    return tuple(placed(a, d) for a, d in members), arms

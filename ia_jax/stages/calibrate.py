@@ -1,0 +1,349 @@
+"""`ia-jax calibrate`: how much the reports of an IA are to be believed, learned from models that it never saw.
+
+Its rows are kept one model at a time in `ia/<name>/evidence.jsonl`, so that a killed calibration goes on where it was.
+"""
+
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+from ia_jax.adapters.bank import Bank, open_bank
+from ia_jax.adapters.record import RECORD
+from ia_jax.adapters.store import is_complete, load_adapter, read_metadata, read_record
+from ia_jax.audits.evidence.calibration import Calibration, Row, calibrate, in_words, threshold_nulls
+from ia_jax.behaviors.organisms import Organism
+from ia_jax.errors import ConfigError
+from ia_jax.evals.calibration import needed
+from ia_jax.judging.protocol import Item
+from ia_jax.models.weights import DTYPES
+from ia_jax.parallel.distributed import on_main_process, stop_if_preempted
+from ia_jax.stages.ask import trained_ia
+from ia_jax.stages.asking import ask_organisms
+from ia_jax.stages.context import Context
+from ia_jax.stages.evidence import QUESTIONS, TOP_P, Ask, Beside, Subject, ask_stack, claiming, group, reports_of, weigh
+from ia_jax.stages.selection import present
+from ia_jax.stages.services import judge_of
+from ia_jax.storage import append_jsonl, read_appended, read_json, write_json
+from ia_jax.workdir import Workdir
+
+ALPHA, BANK = 0.05, 8
+QUESTIONS_ASKED, SAMPLES = 8, 3
+
+
+@dataclass(frozen=True)
+class Model:
+    """One model to calibrate on. group: its category, or of a null its sort."""
+
+    name: str
+    directories: tuple[Path, ...]
+    group: str
+    organism: Organism | None = None
+
+    @property
+    def null(self) -> bool:
+        return self.organism is None or self.organism.clean
+
+
+def calibration_file(workdir: Workdir, ia: str) -> Path:
+    return workdir.ia_dir(ia) / "calibration.json"
+
+
+def run(
+    context: Context,
+    *,
+    ia: str | None = None,
+    splits: Sequence[str] = (),
+    nulls: Sequence[str] = (),
+    alpha: float = ALPHA,
+    bank: int = BANK,
+    questions: int = QUESTIONS_ASKED,
+    samples: int = SAMPLES,
+    kind: str = "logistic",
+) -> str:
+    """Writes `ia/<name>/calibration.json`; returns its figures in words.
+
+    splits: of organisms to calibrate on (default: "dpo" for an IA that was not trained on it, else "heldout"). nulls:
+    directories of more clean fine-tunes, or of directories of them. bank: how many nulls claims are only compared with
+    (`evidence.kinds.contrast`). Raises ConfigError, before anything is asked, for too few nulls.
+    """
+    name = trained_ia(context, ia)
+    if not 1 <= questions <= len(QUESTIONS):
+        raise ConfigError(f"--questions must lie in 1 … {len(QUESTIONS)}, got {questions}")
+    models, beside = on_main_process(lambda: _models(context, name, splits, nulls, bank, alpha))
+    settings = {
+        "questions": questions,
+        "samples": samples,
+        "judge": judge_of(context).name,
+        "bank": {m.name: [str(d) for d in m.directories] for m in beside},
+    }
+    rows, null_reports = _rows(context, name, models, beside, settings)
+    metadata = read_metadata(context.workdir.ia_dir(name) / "adapter")
+    found = calibrate(
+        [Row(**row) for own in rows for row in own["rows"]],
+        {m.name: m.group for m in models if not m.null},
+        {m.name: m.group for m in models if m.null},
+        alpha=alpha,
+        identity={
+            "ia": name,
+            "ia_hash": metadata.content_hash,
+            "base": context.model.name,
+            "base_fingerprint": context.model.fingerprint,
+        },
+        made_of={**settings, "null_reports": null_reports},
+        kind=kind,
+    )
+    file = calibration_file(context.workdir, name)
+    on_main_process(lambda: found.save(file))
+    return f"{in_words(found)}\n{file}"
+
+
+def read_calibration(context: Context, ia: str) -> Calibration | None:
+    """The calibration of this IA, None where there is none. Raises ConfigError for one of another IA or base."""
+    file = calibration_file(context.workdir, ia)
+    if not on_main_process(file.exists):
+        return None
+    found = Calibration.load(file)
+    content = read_metadata(context.workdir.ia_dir(ia) / "adapter").content_hash
+    found.check(file, ia, content, context.model.name, context.model.fingerprint)
+    return found
+
+
+def null_bank(context: Context, directories: Sequence[Sequence[str | Path]]) -> Bank | None:
+    """Clean fine-tunes as a bank on the mesh; None for none. Raises ConfigError for one that is gone."""
+    for member in (d for own in directories for d in own):
+        if not is_complete(member):
+            raise ConfigError(f"{member}, a null that claims were compared with, is gone; run `ia-jax calibrate` again")
+    if not directories:
+        return None
+    cfg = context.config.organisms
+    return open_bank(
+        [tuple(own) for own in directories],
+        context.model,
+        context.mesh,
+        dtype=DTYPES[context.config.model.dtype],
+        budget_bytes=round(cfg.bank_gib * 2**30) if cfg.bank_gib else None,
+        cache_bytes=round(cfg.cache_gib * 2**30),
+    )
+
+
+def trained_on(context: Context, ia: str) -> list[str]:
+    """Organisms that an IA was trained on: by SFT, and the dpo split where it is not the one that SFT left."""
+    workdir, config = context.workdir, context.config
+    file = workdir.ia_dir(ia) / "organisms.json"
+    if not file.exists():
+        file = workdir.ia_dir(config.sft.name) / "organisms.json"
+    names = [n for n in _names_in(file) if n in workdir.organisms]
+    return names if ia == config.sft.name else [*names, *workdir.named("dpo")]
+
+
+def _names_in(file: Path) -> list[str]:
+    try:
+        return list(json.loads(file.read_text(encoding="utf-8")))
+    except (OSError, ValueError) as error:
+        raise ConfigError(f"{file} cannot be read ({error}); run `ia-jax sft` again") from None
+
+
+def descriptions(context: Context, ia: str) -> list[str]:
+    """What an IA was trained to say of organisms."""
+    workdir = context.workdir
+    return sorted({w for n in trained_on(context, ia) for b in workdir.truths(n) for w in b.wordings})
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# Which models
+# ---------------------------------------------------------------------------------------------------------------------
+
+
+def _models(
+    context: Context, ia: str, splits: Sequence[str], nulls: Sequence[str], bank: int, alpha: float
+) -> tuple[list[Model], list[Model]]:
+    """Models to calibrate on, and nulls that are only compared with."""
+    workdir, seen = context.workdir, set(trained_on(context, ia))
+    chosen = splits or (("dpo",) if not seen & set(workdir.named("dpo")) else ("heldout",))
+    organisms = [o for o in present(context, *chosen) if o.name not in seen]
+    for o in organisms:
+        if not all(map(is_complete, workdir.stack_of(o))):
+            raise ConfigError(f"organism {o.name} is not trained; run `ia-jax organisms` first")
+    known = sorted(seen & {o.name for o in present(context, *chosen)})
+    if known and not organisms:
+        raise ConfigError(
+            f"the IA {ia} was trained on the {' and '.join(chosen)} split ({known[0]}, …); take --splits of others"
+        )
+    found = [Model(o.name, workdir.stack_of(o), o.sort or o.category, o) for o in organisms]
+    more = [m for place in nulls for m in _nulls_in(context, Path(place))]
+    clean = [m for m in (*found, *more) if m.null]
+    names = [m.name for m in (*found, *more)]
+    if twice := next((n for n in names if names.count(n) > 1), None):
+        raise ConfigError(f"two models to calibrate on are called {twice}; rename a directory")
+    beside = _spread(clean, bank)
+    taken = {m.name for m in beside}
+    resting = threshold_nulls({m.name: m.group for m in clean if m.name not in taken})
+    if len(resting) < needed(alpha):
+        raise ConfigError(
+            f"{len(clean)} clean fine-tunes leave {len(resting)} for the threshold, too few for a false-report rate of "
+            f"{alpha:g}: it takes {needed(alpha)}, about {needed(alpha) * 3 // 2 + bank + 1} in all; give more with "
+            "--nulls=DIR, make more (config.behaviors.clean_*), or raise --alpha"
+        )
+    return [m for m in (*found, *more) if m.name not in taken], beside
+
+
+def _nulls_in(context: Context, place: Path) -> list[Model]:
+    """An adapter's directory, or those in a directory; a null's sort is what it was made with, else the directory."""
+    own = [place] if (place / RECORD).exists() else sorted(p.parent for p in place.glob(f"*/{RECORD}"))
+    if not own:
+        raise ConfigError(f"--nulls={place}: no adapter of ia_jax is there; bring one in with `ia-jax import-peft`")
+    out = []
+    for directory in own:
+        metadata = read_record(directory, context.model).metadata
+        if metadata.behaviors:
+            raise ConfigError(f"--nulls={directory} has the behaviour {metadata.behaviors[0].get('name')}: no null")
+        sort = ((metadata.organism or {}).get("procedure") or {}).get("sort") or directory.parent.name
+        out.append(Model(directory.name, (directory.absolute(),), sort))
+    return out
+
+
+def _spread(clean: Sequence[Model], count: int) -> list[Model]:
+    """`count` nulls, of every sort in turn."""
+    sorts = {
+        s: sorted((m for m in clean if m.group == s), key=lambda m: m.name) for s in sorted({m.group for m in clean})
+    }
+    turns = [own[n] for n in range(max(map(len, sorts.values()), default=0)) for own in sorts.values() if n < len(own)]
+    return turns[:count]
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# Their claims, with evidence
+# ---------------------------------------------------------------------------------------------------------------------
+
+
+def _rows(
+    context: Context, ia: str, models: Sequence[Model], beside: Sequence[Model], settings: Mapping[str, Any]
+) -> tuple[list[dict[str, Any]], list[str]]:
+    """Of each model {"model", "rows": [Row as JSON]}, from disk where it is there; and what the bank's nulls report."""
+    workdir = context.workdir
+    file, how = workdir.ia_dir(ia) / "evidence.jsonl", workdir.ia_dir(ia) / "evidence.json"
+    content = read_metadata(workdir.ia_dir(ia) / "adapter").content_hash
+    wanted = {"ia_hash": content, **settings}
+    kept = on_main_process(lambda: read_json(how, "delete it to begin anew") if how.exists() else None)
+    if kept is None or {k: v for k, v in kept.items() if k != "null_reports"} != wanted:
+        on_main_process(lambda: file.unlink(missing_ok=True))
+        kept = None
+    there = {row["model"]: row for row in on_main_process(lambda: read_appended(file, "delete it to begin anew"))}
+    questions: list[str] = list(QUESTIONS[: settings["questions"]])
+    adapter = context.shard_ia(workdir.ia(ia, context.model))
+    bank = null_bank(context, [m.directories for m in beside])
+    if kept is None:
+        null_reports = _null_reports(context, bank, beside, adapter, questions)
+        on_main_process(lambda: write_json(how, {**wanted, "null_reports": null_reports}))
+    else:
+        null_reports = kept["null_reports"]
+    left = [m for m in models if m.name not in there]
+    if left:
+        [control] = reports_of(
+            context,
+            ask_stack(context, (), adapter, context.config.system),
+            1,
+            questions,
+            settings["samples"],
+            "base + IA",
+        )
+        held = Beside(adapter, control, bank, null_reports, descriptions(context, ia))
+        width = max(1, context.config.organisms.parallel)
+        for start in range(0, len(left), width):
+            wave = left[start : start + width]
+            print(f"evidence {start + 1} to {start + len(wave)} of {len(left)}: {', '.join(m.name for m in wave)}")
+            made = _weigh_wave(context, wave, held, questions, settings["samples"])
+            on_main_process(lambda made=made: append_jsonl(file, made))
+            there |= {row["model"]: row for row in made}
+            stop_if_preempted("calibrate")
+    return [there[m.name] for m in models], null_reports
+
+
+def _null_reports(
+    context: Context, bank: Bank | None, beside: Sequence[Model], ia: Any, questions: Sequence[str]
+) -> list[str]:
+    """Distinct greedy reports of the bank's nulls that claim something."""
+    if bank is None:
+        return []
+    found = reports_of(context, _ask_bank(context, bank, beside, ia), len(beside), questions, 0, "nulls + IA")
+    texts = [r.text for own in found for r in own]
+    known = claiming(context, texts)
+    return sorted({t for t in texts if known[t]})
+
+
+def _ask_bank(context: Context, bank: Bank, models: Sequence[Model], ia: Any) -> Ask:
+    """Replies of the models of a bank, whose order is theirs."""
+    stands = [m.organism or _nobody(context, m.name) for m in models]
+
+    def ask(
+        questions: Sequence[Sequence[str]], *, ia: bool, temperature: float, tokens: int, description: str
+    ) -> list[list[str]]:
+        replies = ask_organisms(
+            context,
+            bank,
+            stands,
+            questions,
+            (adapter,) if ia else (),
+            max_new_tokens=tokens,
+            temperature=temperature,
+            top_p=TOP_P,
+            key=context.key(81),
+            description=description,
+        )
+        return [[r.text for r in own] for own in replies]
+
+    adapter = ia
+    return ask
+
+
+def _nobody(context: Context, name: str) -> Organism:
+    return Organism(name, context.model.name, (), (), "", "")
+
+
+def _weigh_wave(
+    context: Context, wave: Sequence[Model], beside: Beside, questions: Sequence[str], samples: int
+) -> list[dict[str, Any]]:
+    bank = null_bank(context, [m.directories for m in wave])
+    assert bank is not None
+    ask = _ask_bank(context, bank, wave, beside.ia)
+    reports = reports_of(context, ask, len(wave), questions, samples, "reports")
+    known = claiming(context, [r.text for own in (*reports, beside.control) for r in own])
+    claims = [group(own, beside.control, known) for own in reports]
+    subjects = [_subject(context, m) for m in wave]
+    weighed = weigh(context, subjects, reports, claims, beside, questions, ask)
+    right = _right(context, wave, [[w.claim.text for w in own] for own in weighed])
+    out = []
+    for model, own, verdicts in zip(wave, weighed, right, strict=True):
+        rows = [
+            Row(model.name, model.group, model.null, w.claim.text, bool(ok), w.values)
+            for w, ok in zip(own, verdicts, strict=True)
+            if ok is not None
+        ]
+        out.append({"model": model.name, "rows": [asdict(r) for r in rows]})
+    return out
+
+
+def _subject(context: Context, model: Model) -> Subject:
+    own = model.organism.system if model.organism is not None else None
+    adapters = tuple(load_adapter(d, context.model)[0] for d in model.directories)
+    return Subject(adapters, system=context.config.system if own is None else own)
+
+
+def _right(context: Context, models: Sequence[Model], claims: Sequence[Sequence[str]]) -> list[list[bool | None]]:
+    """Whether each claim names something true of its model; None where the judge could not say."""
+    judge, workdir = judge_of(context), context.workdir
+    items, places = [], []
+    for i, (model, own) in enumerate(zip(models, claims, strict=True)):
+        for j, claim in enumerate(own):
+            for behavior in () if model.null else workdir.truths(model.name):
+                items.append(Item(behavior, QUESTIONS[0], claim))
+                places.append((i, j))
+    out: list[list[bool | None]] = [
+        [False if m.null else None] * len(own) for m, own in zip(models, claims, strict=True)
+    ]
+    for (i, j), verdict in zip(places, judge.judge_many(items, ("lenient",)), strict=True):
+        if verdict.lenient is not None:
+            out[i][j] = bool(out[i][j]) or verdict.lenient
+    return out
