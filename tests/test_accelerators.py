@@ -75,6 +75,8 @@ def train_ia(params, by_organism):
 @pytest.mark.parametrize("train", [train_organisms, train_ia])
 @pytest.mark.parametrize(("dtype", "tolerance"), [(jnp.float32, 1e-4), (jnp.bfloat16, 5e-2)], ids=["fp32", "bf16"])
 def test_a_step_is_the_cpus(device, train, dtype, tolerance):
+    if device.platform == "cpu" and dtype != jnp.float32:
+        pytest.skip("the CPU is held against itself in fp32 alone")
     got, wanted = (on(d, train, dtype) for d in (device, jax.devices("cpu")[0]))
     for name in wanted:
         assert tiny.worst(got[name], wanted[name]) < tolerance, name

@@ -19,6 +19,9 @@ from ia_jax.stages.planned import Planned, planned
 
 ROOT = Path(__file__).parent.parent
 RECIPES = sorted(p.stem for p in (ROOT / "configs").glob("*.py"))
+# The others have the data and the batches of one of these.
+QUICK = ("smollm2_demo", "smollm2_study", "paper", "qwen3_8b", "llama33_70b")
+ALL = [pytest.param(r, marks=[] if r in QUICK else [pytest.mark.slow]) for r in RECIPES]
 LEAST = 0.85  # SFT's were 0.076 (qwen3_8b) and 0.038 (llama33_70b) when every row was as long as it might be
 
 
@@ -30,7 +33,7 @@ def config_of(recipe):
 
 
 @pytest.mark.parametrize("stage", ["organisms", "sft", "dpo"])
-@pytest.mark.parametrize("recipe", RECIPES)
+@pytest.mark.parametrize("recipe", ALL)
 def test_batches_are_full(recipe, stage):
     batches = batches_of(config_of(recipe), stage)
     print(f"{recipe:14} {stage:10} {batches.organisms} x {batches.rows} x {batches.length}: {batches.fill:.1%}")  # -s
@@ -38,7 +41,7 @@ def test_batches_are_full(recipe, stage):
     assert batches.tokens == pytest.approx(batches.fill * batches.slots * batches.rows * batches.length)
 
 
-@pytest.mark.parametrize("recipe", [r for r in RECIPES if not r.startswith("smollm2")])
+@pytest.mark.parametrize("recipe", [r for r in ALL if not str(r.values[0]).startswith("smollm2")])
 def test_the_papers_batch(recipe):
     """2 organisms x 4 rows at 1e-4 and 1e-5: what the released configurations have (paper_facts 2.2)."""
     config = config_of(recipe)

@@ -175,7 +175,17 @@ SMALL = (
 )
 
 
-@pytest.mark.parametrize("name", [n for n in PROCEDURES if n not in ("chats", "chats_long")])
+LIKE_OTHERS = ("chats_generic", "chats_qv", "documents_kto", "two_phases")  # nothing in them is not in another too
+
+
+@pytest.mark.parametrize(
+    "name",
+    [
+        pytest.param(n, marks=[pytest.mark.slow] if n in LIKE_OTHERS else [])
+        for n in PROCEDURES
+        if n not in ("chats", "chats_long")
+    ],
+)
 def test_organisms_of_each_procedure(parrot_model, tmp_path, capsys, name):
     run = start(parrot_model, tmp_path, *SMALL, f'organisms.procedures=("{name}",)')
     capsys.readouterr()
