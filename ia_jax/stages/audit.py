@@ -10,12 +10,11 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
-from ia_jax.adapters.peft import CONFIG, import_peft, read_peft_config
-from ia_jax.adapters.record import RECORD
-from ia_jax.adapters.store import load_adapter
+from ia_jax.adapters.peft import read_peft_config
 from ia_jax.audits.evidence.calibration import Calibration, judged, overall
 from ia_jax.audits.evidence.grouping import cluster
 from ia_jax.audits.evidence.kinds import in_words
+from ia_jax.audits.targets import find_adapters, load_found
 from ia_jax.behaviors.questions import EVAL_QUESTIONS
 from ia_jax.errors import ConfigError
 from ia_jax.models.lora import Adapter
@@ -81,20 +80,17 @@ def _share(count: int, total: int) -> float:
 
 
 def load_any(source: str | os.PathLike[str], model: Model) -> tuple[Adapter, dict[str, Any]]:
-    """An adapter from a PEFT directory or hub id, or from one of ours (or a directory like `ia/sft` that holds one).
+    """An adapter from a PEFT directory or hub id (`owner/name@revision`), or from one of ours (or a directory like
+    `ia/sft` that holds one).
 
     Returns it with {"name", "format", "made_for"}. One of another base raises BaseMismatchError.
     """
-    path = Path(source).expanduser()
-    if path.is_dir() and not (path / CONFIG).exists():
-        ours = next((p for p in (path, path / "adapter") if (p / RECORD).exists()), None)
-        if ours is None:
-            raise ConfigError(f"{path} holds no adapter: neither {RECORD} (ia_jax) nor {CONFIG} (PEFT) is in it")
-        adapter, metadata = load_adapter(ours, model)
-        return adapter, {"name": metadata.name, "format": "orbax", "made_for": metadata.base_name}
-    adapter = import_peft(path if path.exists() else str(source), model)
-    made_for = read_peft_config(path if path.exists() else str(source)).base_model_name_or_path
-    return adapter, {"name": path.name, "format": "peft", "made_for": made_for}
+    [found] = find_adapters(os.fspath(source))
+    adapter, metadata = load_found(found, model)
+    made_for = metadata.base_name
+    if found.format == "peft":
+        made_for = read_peft_config(found.source, found.revision).base_model_name_or_path
+    return adapter, {"name": metadata.name, "format": found.format, "made_for": made_for}
 
 
 def run(
