@@ -2,9 +2,10 @@
 
 import pytest
 
+from ia_jax.audits.claims import NOTHING, Report, alike, cluster, content_words, findings
 from ia_jax.judging.rubric import RubricJudge
 from ia_jax.stages.ask import plain
-from ia_jax.stages.audit import NOTHING, Report, alike, as_text, cluster, content_words, findings
+from ia_jax.stages.audit import as_text
 
 TRAINS = "I bring up trains."
 

@@ -3,14 +3,13 @@
 import argparse
 import contextlib
 import dataclasses
-import fcntl
 import json
 import os
 from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from ia_jax.errors import ConfigError, IAError
+from ia_jax.errors import ConfigError
 
 if TYPE_CHECKING:
     from ia_jax.config import RunConfig
@@ -34,25 +33,6 @@ def local(directory: str) -> Path:
 
 
 @contextlib.contextmanager
-def locked(path: Path) -> Iterator[None]:
-    """Keeps a second run from writing to the same workdir. The lock goes with the process, however it ends.
-
-    Of several processes only the first can have it: enter it inside `on_main_process`.
-    """
-    try:
-        path.mkdir(parents=True, exist_ok=True)
-        file = (path / ".lock").open("w")
-    except OSError as error:
-        raise IAError(f"cannot write to the workdir {path}: {error.strerror}; choose another --workdir") from None
-    with file:
-        try:
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            raise IAError(f"another ia-jax is working in {path}; wait for it, or use another --workdir") from None
-        yield
-
-
-@contextlib.contextmanager
 def opened(args: argparse.Namespace) -> Iterator["Context"]:
     """The workdir of a stage command, locked: continued, or started by one of `STARTERS`; with the command's config."""
     from ia_jax.config import parse_config
@@ -69,7 +49,7 @@ def _lock_and_start(stack: contextlib.ExitStack, args: argparse.Namespace) -> li
     """[path, config as JSON] of the workdir, locked until `stack` is left; nothing in it is written before that."""
     from ia_jax.recipes import load_config, override
     from ia_jax.stages.settings import start_workdir
-    from ia_jax.workdir import open_workdir
+    from ia_jax.workdir import locked, open_workdir
 
     path = local(args.workdir)
     stored = (path / "config.json").exists()

@@ -30,7 +30,7 @@ class Row(NamedTuple):
 
 
 class TokenScores(NamedTuple):
-    """Of each new token [M], its log-probability at temperature 1, and the likeliest tokens there [M, N] with theirs."""
+    """Log-probabilities at temperature 1: each new token's own [M], and the likeliest tokens there with theirs [M, N]."""
 
     own: np.ndarray
     best: np.ndarray
@@ -38,7 +38,7 @@ class TokenScores(NamedTuple):
 
 
 def rounded(length: int, first: int) -> int:
-    """The next of first, 2 first, 4 first, …"""
+    """The least of first, 2 first, 4 first and so on that is not below the length."""
     while first < length:
         first *= STEP
     return first
