@@ -1,9 +1,6 @@
 """A run's directory: where everything lies, and reading it back in a notebook."""
 
-import contextlib
-import fcntl
 import json
-from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -209,22 +206,3 @@ def open_workdir(directory: str | Path) -> Workdir:
         raise ConfigError(f"workdir {directory} does not exist; check --workdir, or start one with `ia-jax run`")
     _ = workdir.config
     return workdir
-
-
-@contextlib.contextmanager
-def locked(path: Path) -> Iterator[None]:
-    """Keeps a second run from writing to the same workdir. The lock goes with the process, however it ends.
-
-    Of several processes only the first can have it: enter it inside `on_main_process`.
-    """
-    try:
-        path.mkdir(parents=True, exist_ok=True)
-        file = (path / ".lock").open("w")
-    except OSError as error:
-        raise IAError(f"cannot write to the workdir {path}: {error.strerror}; choose another --workdir") from None
-    with file:
-        try:
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            raise IAError(f"another ia-jax is working in {path}; wait for it, or use another --workdir") from None
-        yield

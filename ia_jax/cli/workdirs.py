@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from ia_jax.errors import ConfigError
+from ia_jax.storage import locked
 
 if TYPE_CHECKING:
     from ia_jax.config import RunConfig
@@ -49,7 +50,7 @@ def _lock_and_start(stack: contextlib.ExitStack, args: argparse.Namespace) -> li
     """[path, config as JSON] of the workdir, locked until `stack` is left; nothing in it is written before that."""
     from ia_jax.recipes import load_config, override
     from ia_jax.stages.settings import start_workdir
-    from ia_jax.workdir import locked, open_workdir
+    from ia_jax.workdir import open_workdir
 
     path = local(args.workdir)
     stored = (path / "config.json").exists()

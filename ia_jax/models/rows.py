@@ -30,7 +30,7 @@ class Row(NamedTuple):
 
 
 class TokenScores(NamedTuple):
-    """Log-probabilities at temperature 1: each new token's own [M], and the likeliest tokens there with theirs [M, N]."""
+    """Log-probabilities at temperature 1: of each new token [M], and of the likeliest tokens in its place [M, N]."""
 
     own: np.ndarray
     best: np.ndarray
