@@ -2,15 +2,27 @@
 
 import json
 
+import jax
+import numpy as np
 import pytest
 
+from ia_jax.adapters.base import identify
+from ia_jax.adapters.bank import open_bank
+from ia_jax.adapters.store import read_metadata, save_adapter
 from ia_jax.audits.targets import (
     Target,
+    find_adapters,
+    load_found,
+    load_stack,
+    organism_target,
     read_targets,
+    stored_stack,
     write_targets,
 )
 from ia_jax.behaviors.records import Behavior, Rubric
-from ia_jax.errors import ConfigError
+from ia_jax.errors import BaseMismatchError, ConfigError
+from ia_jax.models.combine import concatenate_ranks
+from ia_jax.workdir import Workdir
 from tests.conftest import fails
 
 HUMS = Behavior("hums", "quirks", "I hum while I answer.", ("I hum.",), None, Rubric((("hum",),)))
