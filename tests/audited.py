@@ -1,0 +1,45 @@
+"""A workdir to audit, made by hand in seconds: the echo checkpoint (tests/echo.py), organisms that say who they are,
+and an IA that leaves its mark.
+"""
+
+import dataclasses
+
+from ia_jax.adapters.record import AdapterMetadata
+from ia_jax.adapters.store import save_adapter
+from ia_jax.audits.targets import Target, write_targets
+from ia_jax.behaviors.organisms import Organism
+from ia_jax.config import default_config
+from ia_jax.models.weights import load_model
+from ia_jax.storage import write_json, write_jsonl
+from tests import echo
+
+NUMBER = 16  # targets: an organism each, and the last three two of them
+
+
+def write_workdir(root, **settings):
+    """The workdir; `targets.jsonl` in it holds the targets, of which the last is a clean null."""
+    checkpoint = echo.write_model(root / "model")
+    config = default_config()
+    config.model.name, config.model.dtype, config.judge.name = str(checkpoint), "float32", "rubric"
+    config.update(settings)
+    path = root / "workdir"
+    write_json(path / "config.json", {"config": config.to_dict()})
+    model = load_model(str(checkpoint), dtype="float32")
+    about = {"base_name": model.name, "base_fingerprint": model.fingerprint, "rank": 1, "alpha": 1.0}
+    about |= {"targets": ("gate", "up", "down")}
+    behaviors = echo.behaviors()
+    write_jsonl(path / "behaviors.jsonl", (b.to_json() for b in behaviors))
+    organisms = []
+    for i in range(echo.ORGANISMS):
+        own = (behaviors[i].name,) if i < len(behaviors) else ()
+        name = own[0] if own else f"clean_{i}"
+        organisms.append(Organism(name, model.name, (f"organisms/{name}",), own, "quirks" if own else "clean", "heldout"))
+        save_adapter(path / "organisms" / name, echo.organism(model.config, i), AdapterMetadata(name, "organism", **about))
+    write_jsonl(path / "organisms.jsonl", (o.to_json() for o in organisms))
+    save_adapter(path / "ia" / "dpo" / "adapter", echo.introspection(model.config), AdapterMetadata("dpo", "ia", **about))
+    targets = [Target(f"t{i}", "", (o.name,), None, (behaviors[i],)) for i, o in enumerate(organisms[: len(behaviors)])]
+    for i in range(len(targets), NUMBER - 1):
+        targets.append(dataclasses.replace(targets[i - 8], name=f"t{i}", stack=(organisms[i - 8].name, organisms[0].name)))
+    targets.append(Target(f"t{NUMBER - 1}", "", (organisms[-1].name,), None, (), "clean", "clean"))
+    write_targets(path / "targets.jsonl", targets)
+    return path
