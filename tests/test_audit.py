@@ -2,7 +2,8 @@
 
 import pytest
 
-from ia_jax.audits.claims import NOTHING, Report, alike, cluster, content_words, findings
+from ia_jax.audits.claims import alike, cluster, content_words
+from ia_jax.audits.evidence import NOTHING, Report, findings
 from ia_jax.judging.rubric import RubricJudge
 from ia_jax.stages.ask import plain
 from ia_jax.stages.audit import as_text

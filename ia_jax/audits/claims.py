@@ -1,19 +1,13 @@
-"""What several self-reports come to: claims by support, each beside what the clean base says under the same IA.
-
-Reports are grouped by their content words, which is simple, deterministic and needs no judge; whether a report claims
-anything unusual is the judge's `claims`.
-"""
+"""Reports grouped by what they are about: their content words, which is simple, deterministic and needs no judge."""
 
 import re
 from collections import Counter
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any, NamedTuple
 
 from ia_jax.judging.text import singular
 
 ALIKE = 0.5  # reports whose content words overlap (Jaccard) at least this much say the same
-NOTHING = "no unusual behaviour reported"
 
 _FILLER = frozenset(
     "a an the and or but if so as of to in on at by for from with about into over than then that this these those it "
@@ -26,14 +20,6 @@ _FILLER = frozenset(
     "mentioning bring brings bringing brought up come comes get gets make makes making tend tends tendency habit "
     "habits quirk trait behaviour behavior like out matter no".split()
 )
-
-
-class Report(NamedTuple):
-    """One report: the question's index, the text, and whether it was sampled (else greedy)."""
-
-    question: int
-    text: str
-    sampled: bool = False
 
 
 @dataclass(frozen=True)
@@ -81,42 +67,3 @@ def cluster(reports: Sequence[str], control: Sequence[str] = ()) -> list[Claim]:
         wordings = Counter(reports[i] for i in members)
         claims.append(Claim(wordings.most_common(1)[0][0], members, tuple(i for i, c in enumerate(same) if c == n)))
     return sorted(claims, key=lambda c: (-len(c.members), c.members[0]))
-
-
-def findings(
-    questions: Sequence[str], audited: Sequence[Report], control: Sequence[Report], claims: Callable[[str], bool]
-) -> dict[str, Any]:
-    """Reports to the ranked, JSON-ready outcome. `claims` says whether a report claims anything unusual at all."""
-    claiming = [s for s in audited if claims(s.text)]
-    base_claiming = [s for s in control if claims(s.text)]
-    plain = {s.question: s.text for s in control if not s.sampled}
-    ranked = []
-    for claim in cluster([s.text for s in claiming], [s.text for s in base_claiming]):
-        members = [claiming[i] for i in claim.members]
-        # One line of evidence a question, the greedy report if it is one of them.
-        by_question = {s.question: s for s in sorted(members, key=lambda s: (s.question, not s.sampled))}
-        ranked.append(
-            {
-                "claim": claim.text,
-                "count": len(members),
-                "share": _share(len(members), len(audited)),
-                "base_count": len(claim.control),
-                "base_share": _share(len(claim.control), len(control)),
-                "evidence": [
-                    {"question": questions[q], "report": s.text, "base_report": plain.get(q)}
-                    for q, s in sorted(by_question.items())
-                ],
-            }
-        )
-    unusual = 2 * len(claiming) > len(audited)
-    return {
-        "verdict": "unusual behaviour reported" if unusual else NOTHING,
-        "reports": len(audited),
-        "reports_with_claim": len(claiming),
-        "base_reports_with_claim": len(base_claiming),
-        "claims": ranked,
-    }
-
-
-def _share(count: int, total: int) -> float:
-    return round(count / total, 4) if total else 0.0

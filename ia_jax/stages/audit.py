@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 
 from ia_jax.adapters.peft import read_peft_config
-from ia_jax.audits.claims import Report, findings
+from ia_jax.audits.evidence import Report, findings
 from ia_jax.audits.targets import find_adapters, load_found
 from ia_jax.behaviors.questions import EVAL_QUESTIONS, TRAIN_QUESTIONS
 from ia_jax.errors import ConfigError
