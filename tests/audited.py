@@ -33,13 +33,21 @@ def write_workdir(root, **settings):
     for i in range(echo.ORGANISMS):
         own = (behaviors[i].name,) if i < len(behaviors) else ()
         name = own[0] if own else f"clean_{i}"
-        organisms.append(Organism(name, model.name, (f"organisms/{name}",), own, "quirks" if own else "clean", "heldout"))
-        save_adapter(path / "organisms" / name, echo.organism(model.config, i), AdapterMetadata(name, "organism", **about))
+        organisms.append(
+            Organism(name, model.name, (f"organisms/{name}",), own, "quirks" if own else "clean", "heldout")
+        )
+        save_adapter(
+            path / "organisms" / name, echo.organism(model.config, i), AdapterMetadata(name, "organism", **about)
+        )
     write_jsonl(path / "organisms.jsonl", (o.to_json() for o in organisms))
-    save_adapter(path / "ia" / "dpo" / "adapter", echo.introspection(model.config), AdapterMetadata("dpo", "ia", **about))
+    save_adapter(
+        path / "ia" / "dpo" / "adapter", echo.introspection(model.config), AdapterMetadata("dpo", "ia", **about)
+    )
     targets = [Target(f"t{i}", "", (o.name,), None, (behaviors[i],)) for i, o in enumerate(organisms[: len(behaviors)])]
     for i in range(len(targets), NUMBER - 1):
-        targets.append(dataclasses.replace(targets[i - 8], name=f"t{i}", stack=(organisms[i - 8].name, organisms[0].name)))
+        targets.append(
+            dataclasses.replace(targets[i - 8], name=f"t{i}", stack=(organisms[i - 8].name, organisms[0].name))
+        )
     targets.append(Target(f"t{NUMBER - 1}", "", (organisms[-1].name,), None, (), "clean", "clean"))
     write_targets(path / "targets.jsonl", targets)
     return path

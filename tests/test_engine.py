@@ -122,7 +122,7 @@ def test_positions_are_shared_and_at_home():
     who = [("a", False)] * 9 + [("b", True)] * 2 + [("base", False)]
     layout = arrange(who, {"a": 1, "b": 0, "base": None}, 2)
     assert layout.width == 4
-    assert layout.who == [("b", True), ("base", False), None, None, *[("a", False)] * 3, None]
+    assert layout.who == [("b", True), ("base", False), None, None, *[("a", False)] * 3, None]  # by group
     assert sorted(i for own in layout.rows for i in own) == list(range(12))
     assert all(len(own) <= 4 and {who[i] for i in own} <= {w} for w, own in zip(layout.who, layout.rows, strict=True))
 

@@ -16,7 +16,10 @@ from ia_jax.models.sampling import Continuation, decode, taken_apart
 from ia_jax.models.transformer import Params, decoding_rules, forward, logits_from_hidden, segment_positions
 from ia_jax.parallel.mesh import replicate, to_host
 
-FIRST_PROMPT, FIRST_NEW, STEP = 64, 32, 2  # lengths are rounded up to first × step^n: a few programs serve all
+FIRST_PROMPT, FIRST_NEW = 64, 32
+# Lengths are rounded up to first × step^n, so that a few programs serve all. A row ends by its own limit, so more room
+# for new tokens costs memory alone.
+PROMPT_STEP, NEW_STEP = 2, 4
 
 
 class Row(NamedTuple):
@@ -37,10 +40,10 @@ class TokenScores(NamedTuple):
     best_scores: np.ndarray
 
 
-def rounded(length: int, first: int) -> int:
-    """The least of first, 2 first, 4 first and so on that is not below the length."""
+def rounded(length: int, first: int, step: int = PROMPT_STEP) -> int:
+    """The least first × step^n that is not below the length."""
     while first < length:
-        first *= STEP
+        first *= step
     return first
 
 
@@ -54,7 +57,7 @@ def continue_rows(
     """
     filled = [(i, j, row) for i, own in enumerate(rows) for j, row in enumerate(own)]
     k, t = len(rows), rounded(max(len(r.tokens) for *_, r in filled), FIRST_PROMPT)
-    most = rounded(max(r.max_new_tokens for *_, r in filled), FIRST_NEW)
+    most = rounded(max(r.max_new_tokens for *_, r in filled), FIRST_NEW, NEW_STEP)
     rules = decoding_rules(params)
     width = -(-width // rules.size("rows")) * rules.size("rows")
     tokens, real = np.zeros((k, width, t), np.int32), np.zeros((k, width, t), bool)
@@ -116,7 +119,7 @@ def score_rows(
     best: int,
 ) -> list[list[TokenScores]]:
     """Log-probabilities of new[i][j] after rows[i][j], by reading them once more. best: how many likeliest tokens."""
-    k, m = len(rows), rounded(max(len(x) for own in new for x in own), FIRST_NEW)
+    k, m = len(rows), rounded(max(len(x) for own in new for x in own), FIRST_NEW, NEW_STEP)
     t = rounded(max(len(r.tokens) for own in rows for r in own), FIRST_PROMPT) + m
     tokens, segments = np.zeros((k, width, t), np.int32), np.zeros((k, width, t), np.int32)
     for i, own in enumerate(rows):

@@ -20,6 +20,7 @@ from ia_jax.models.chat import stop_ids
 from ia_jax.models.rows import FIRST_PROMPT, Row, TokenScores, continue_rows, rounded, score_rows
 from ia_jax.models.weights import Model
 
+COUNT_STEP = 4
 ROWS_AT_ONCE = 128  # of a batch; what is left over makes another
 Who = tuple[str, bool]  # target, ia
 
@@ -27,8 +28,8 @@ Who = tuple[str, bool]  # target, ia
 class Layout(NamedTuple):
     """Where requests of a batch go: `rows[i]` are indices of the requests at position i, all of `who[i]`.
 
-    width: rows that each position has room for. Positions and width are powers of two (positions for every group), so
-    that few programs serve all batches.
+    width: rows that each position has room for. Positions (for every group) and width are powers of four, so that few
+    programs serve all batches; rows without a request are done before the first token.
     """
 
     who: list[Who | None]
@@ -44,13 +45,13 @@ def arrange(who: Sequence[Who], home: Mapping[str, int | None], groups: int) -> 
     own: dict[Who, list[int]] = defaultdict(list)
     for i, w in enumerate(who):
         own[w].append(i)
-    width = rounded(-(-len(who) // len(own)), 1)
+    width = rounded(-(-len(who) // len(own)), 1, COUNT_STEP)
     parts = [(w, found[n : n + width]) for w, found in own.items() for n in range(0, len(found), width)]
     by_group: list[list[tuple[Who, list[int]]]] = [[] for _ in range(groups)]
     for part in sorted(parts, key=lambda p: home[p[0][0]] is None):  # those that are at home anywhere fill up
         group = home[part[0][0]]
         by_group[min(range(groups), key=lambda g: len(by_group[g])) if group is None else group].append(part)
-    each = rounded(max(map(len, by_group)), 1)
+    each = rounded(max(map(len, by_group)), 1, COUNT_STEP)
     filled = [group[n] if n < len(group) else (None, []) for group in by_group for n in range(each)]
     return Layout([w for w, _ in filled], [rows for _, rows in filled], width)
 
@@ -138,12 +139,12 @@ class Engine:
         for n, own in enumerate(layout.rows):
             for j, i in enumerate(own):
                 reply = found[n][j]
-                replies[i] = self._completion(requests[i], reply.tokens, reply.stopped, scores[n][j] if scores else None)
+                replies[i] = self._completion(
+                    requests[i], reply.tokens, reply.stopped, scores[n][j] if scores else None
+                )
         return [replies[i] for i in range(len(requests))]
 
-    def _completion(
-        self, request: Request, tokens: list[int], stopped: bool, scores: TokenScores | None
-    ) -> Completion:
+    def _completion(self, request: Request, tokens: list[int], stopped: bool, scores: TokenScores | None) -> Completion:
         text = self._text(tokens)
         places = [at for stop in request.stop if stop and (at := text.find(stop)) >= 0]
         if places:
