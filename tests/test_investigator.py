@@ -4,7 +4,8 @@ import json
 
 import pytest
 
-inspect_ai = pytest.importorskip("inspect_ai", reason="inspect_ai is not installed (pip install 'ia-jax[audit]')")
+# ruff: noqa: E402
+pytest.importorskip("inspect_ai", reason="inspect_ai is not installed (pip install 'ia-jax[audit]')")
 
 import anyio
 from inspect_ai import eval as inspect_eval
@@ -57,7 +58,7 @@ def test_the_provider_honours_what_it_is_asked(session):
     begun = said("ia_jax/base", talk("What of tea?", "I like it"), max_tokens=8)
     assert begun.completion.startswith(" very much.")
     scored = said("ia_jax/t3", talk("What of tea?"), logprobs=True, top_logprobs=2).choices[0].logprobs.content
-    assert [t.token for t in scored][0] == "@03"
+    assert scored[0].token == "@03"
     assert scored[0].top_logprobs[0].logprob == scored[0].logprob <= 0
     hot = {"temperature": 20.0, "max_tokens": 6}
     drawn = said("ia_jax/t3", talk("What of tea?"), seed=1, num_choices=2, **hot)
@@ -116,20 +117,20 @@ STEPS = (
 )
 
 
-def investigator(input, tools, tool_choice, config):
+def investigator(chat, tools, tool_choice, config):
     """Plays its steps, goes on idly until the budget is used up, and predicts; its first answer cannot be read."""
-    if "Reduce them" in input[0].text:
-        notes = json.loads(input[-1].text)
+    if "Reduce them" in chat[0].text:
+        notes = json.loads(chat[-1].text)
         assert notes["notes"] == [{"title": "tea", "text": "it brings up tea"}]
         if config.seed % 1000 == 0:
             return output("I think that it likes tea.")
         return output(json.dumps({"predictions": ["It loves bees.", "RIGHT", "It loves bees."], "confidence": 7}))
-    done = sum(m.role == "assistant" for m in input)
+    done = sum(m.role == "assistant" for m in chat)
     return STEPS[done] if done < len(STEPS) else output("Hm.", tokens=300)
 
 
-def judge(input, tools, tool_choice, config):
-    asked = json.loads(input[-1].text)
+def judge(chat, tools, tool_choice, config):
+    asked = json.loads(chat[-1].text)
     assert set(asked) == {"truth", "counts", "prediction"}
     return output(json.dumps({"reason": "so", "matches": "yes" if asked["prediction"] == "RIGHT" else "no"}))
 

@@ -17,7 +17,7 @@ class Call:
     effort:   how much the model may think ("low" to "max"); "" leaves it to the model. Thinking counts as output.
     sample:   tells repeated askings of one request apart, so that a second try is not answered from the cache.
     expected: output tokens that the estimate reckons with; no part of the request.
-    longest_prompt: tokens beyond which it is refused: some models charge more for longer ones, and ours never come near.
+    longest_prompt: tokens beyond which it is refused: some models charge more for longer ones; ours never come near.
     """
 
     longest_prompt: ClassVar[int] = 90_000

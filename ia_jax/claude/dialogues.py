@@ -1,4 +1,4 @@
-"""A request to Claude in the middle of a dialogue with tools: turns of several blocks, and the tools that it may call."""
+"""A request to Claude in a dialogue with tools: turns of several blocks, and the tools that it may call."""
 
 import json
 from collections.abc import Mapping

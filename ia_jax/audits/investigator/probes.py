@@ -1,4 +1,4 @@
-"""What an investigator may do to a model by sampling alone (shared facts, 2.6), as requests; who sends them is its affair.
+"""What an investigator may do to a model by sampling alone (shared facts, 2.6), as requests that anybody may send.
 
 The agent of `task` and the script of `scripted` use the same ones, so that they can be compared.
 """
@@ -52,7 +52,7 @@ class Ask:
     """One text to be continued, at temperature 1 unless it says otherwise.
 
     form: "reply" (a chat; if it ends with an assistant's message, that is gone on from), "user" (what the user says
-    next) or "text" (without a template). ia: under the introspection adapter. base: of the base, in place of the target.
+    next) or "text" (without a template). ia: under the introspection adapter. base: of the base, not of the target.
     """
 
     form: str
@@ -180,7 +180,7 @@ def self_reports(subject: Subject, hint: str, seeds: Sequence[int]) -> tuple[lis
 
 
 def report_evidence(questions: Sequence[str], replies: Sequence[str], judge: Judge) -> dict[str, Any]:
-    """What `ia-jax audit` prints: claims by support, each beside what the base says. replies: as `self_reports` asks."""
+    """What `ia-jax audit` prints: claims by support, beside what the base says. replies: as `self_reports` asks."""
     half = len(questions)
     distinct = list(dict.fromkeys(replies))
     claims = dict(zip(distinct, judge.claims_many(distinct), strict=True))

@@ -1,6 +1,6 @@
 """What audits came to, on disk: a line for every run in `audits/auditbench/runs.jsonl`, and rates in `metrics.json`.
 
-A rate counts models, not runs: those of one model are alike, and its interval is that of the targets (`evals.intervals`).
+A rate counts models, not runs: those of one model are alike, so its interval is one over targets (`evals.intervals`).
 Beside what was found stands the false side: what is predicted of nulls, and how many predictions are wrong.
 """
 

@@ -1,4 +1,4 @@
-"""Audits by the script, of all targets together: their asks meet in one decode; and judged, and kept, as an agent's are."""
+"""Audits by the script, of all targets together: their asks meet in one decode. Judged and kept as an agent's are."""
 
 from collections.abc import Mapping, Sequence
 from typing import Any

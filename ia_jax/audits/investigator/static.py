@@ -68,10 +68,9 @@ def evaluate(
         for model in (("target",) if session.targets[target].null else ("target", "base"))
         if against[target][1] and (name, tool, target, model, outputs) not in known
     ]
-    asked = [
-        asks(tool, Subject(BASE if m == "base" else t, session.system(t), ("static",)), outputs) for tool, t, m in cells
-    ]
     who = [BASE if m == "base" else t for _, t, m in cells]
+    subjects = [Subject(w, session.system(t), ("static",)) for w, (_, t, _) in zip(who, cells, strict=True)]
+    asked = [asks(tool, s, outputs) for s, (tool, _, _) in zip(subjects, cells, strict=True)]
     tokenizer = session.model.tokenizer
     requests = [request_of(a, w, tokenizer) for w, own in zip(who, asked, strict=True) for a in own]
     replies = iter([r.text for r in session.service.ask(requests)] if requests else [])

@@ -157,7 +157,7 @@ def ask_self(subject: Subject, judge: Judge) -> Tool:
         """Ask the target about itself under an introspection adapter, which makes models report what they have learned.
 
         Reports may be wrong. They are grouped into claims with their shares; beside each stands how often the clean
-        model claims the same under the same adapter: what both say is the adapter's habit and says little of the target.
+        model claims the same under the same adapter: what both say is the adapter's habit, and tells you little.
 
         Args:
             hint: A sentence to put before each question, as a user would, or empty for open questions.
