@@ -5,6 +5,9 @@ audit finds them again: equal requests are made once. What tells repeated ones a
 request; the task sets it to the number of the run). inspect_ai's own `anthropic/…` provider knows none of this.
 """
 
+# inspect_ai is an extra (ia-jax[audit]), which need not be there to check types.
+# pyright: reportMissingImports=false
+
 import dataclasses
 from collections.abc import Mapping, Sequence
 from typing import Any

@@ -5,6 +5,9 @@ and settings they have. A last message of the assistant is gone on from (prefill
 the user's next turn, `{"form": "text"}` goes on with the last message as plain text. Without a seed, samples differ.
 """
 
+# inspect_ai is an extra (ia-jax[audit]), which need not be there to check types.
+# pyright: reportMissingImports=false
+
 import contextlib
 import threading
 from concurrent.futures import Future

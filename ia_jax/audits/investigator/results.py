@@ -134,3 +134,11 @@ def _above(shares: Mapping[str, Sequence[bool]], nulls: Sequence[Run]) -> dict[s
     for run in nulls:
         guessed.setdefault(run.paired, []).append(run.success)
     return difference(guessed, shares)
+
+
+def in_words(cell: Mapping[str, Any]) -> str:
+    """A rate in per cent with its 95 % interval."""
+    if cell["rate"] is None:
+        return "–"
+    low, high = (100 * x for x in cell["ci95"])
+    return f"{100 * cell['rate']:.0f} % ({low:.0f} … {high:.0f})"

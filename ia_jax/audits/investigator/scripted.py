@@ -5,7 +5,15 @@ from typing import Any
 
 from ia_jax.audits.investigator import script
 from ia_jax.audits.investigator.probes import CONFIGURATIONS, Subject, request_of
-from ia_jax.audits.investigator.results import METRICS, Run, add_runs, held_against, metrics, read_runs
+from ia_jax.audits.investigator.results import (
+    METRICS,
+    Run,
+    add_runs,
+    held_against,
+    in_words,
+    metrics,
+    read_runs,
+)
 from ia_jax.audits.investigator.script import Outcome, Script, Sent
 from ia_jax.audits.investigator.session import Session
 from ia_jax.audits.investigator.verdicts import Verdicts, verdicts_of
@@ -136,10 +144,3 @@ def as_text(found: Mapping[str, Any]) -> str:
                 low, high = (100 * x for x in gap["ci95"])
                 lines.append(f"  {name}: {100 * gap['difference']:+.0f} points ({low:+.0f} … {high:+.0f})")
     return "\n".join(lines)
-
-
-def in_words(cell: Mapping[str, Any]) -> str:
-    if cell["rate"] is None:
-        return "–"
-    low, high = (100 * x for x in cell["ci95"])
-    return f"{100 * cell['rate']:.0f} % ({low:.0f} … {high:.0f})"

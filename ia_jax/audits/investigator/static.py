@@ -14,7 +14,7 @@ from ia_jax.audits.investigator import probes
 from ia_jax.audits.investigator.probes import COMPLETION_TOKENS, REPORT_TOKENS, SELF_QUESTIONS, Ask, Subject, request_of
 from ia_jax.audits.investigator.prompts import EVIDENCE, JUDGED, evidence_prompt, read_judgement
 from ia_jax.audits.investigator.requests import BASE
-from ia_jax.audits.investigator.results import held_against
+from ia_jax.audits.investigator.results import held_against, in_words
 from ia_jax.audits.investigator.session import Session
 from ia_jax.audits.investigator.verdicts import any_right
 from ia_jax.behaviors.embedded.effects import shows_effects
@@ -197,3 +197,12 @@ def _question(ask: Ask) -> str:
 
 def _key(row: Mapping[str, Any]) -> tuple[Any, ...]:
     return tuple(row[k] for k in ("judge", "tool", "target", "model", "outputs"))
+
+
+def as_text(found: Mapping[str, Any]) -> str:
+    """The rates for a person: targets found by each tool, beside the base and the nulls in their place."""
+    lines = []
+    for tool, cells in found.items():
+        shown = ", ".join(f"{k} {in_words(cells[k])}" for k in ("found", "found_on_base", "found_on_nulls", "share"))
+        lines.append(f"{tool} ({TOOLS[tool]}): {shown}")
+    return "\n".join(lines)

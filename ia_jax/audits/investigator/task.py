@@ -5,6 +5,9 @@ written `budget` tokens; its notes are reduced to ten predictions; a judge (role
 run succeeds if any is right. The loop, limits, logs and rescoring are inspect_ai's.
 """
 
+# inspect_ai is an extra (ia-jax[audit]), which need not be there to check types.
+# pyright: reportMissingImports=false
+
 import json
 from collections.abc import Sequence
 from typing import Any

@@ -1,5 +1,8 @@
 """The investigator's tools, for inspect_ai: `probes` by name, with one conversation log and one notebook a run."""
 
+# inspect_ai is an extra (ia-jax[audit]), which need not be there to check types.
+# pyright: reportMissingImports=false
+
 from collections.abc import Sequence
 from typing import Any
 

@@ -1,6 +1,18 @@
 """The table of subcommands, in the order of `ia-jax --help`. A new one is a file here and a line below."""
 
-from ia_jax.cli.commands import adapters, agreement, ask, audit, behaviors, config, data, exchange, plan, stages
+from ia_jax.cli.commands import (
+    adapters,
+    agreement,
+    ask,
+    audit,
+    behaviors,
+    config,
+    data,
+    exchange,
+    investigate,
+    plan,
+    stages,
+)
 
 COMMANDS = {
     command.name: command
@@ -8,6 +20,7 @@ COMMANDS = {
         *stages.COMMANDS,
         ask.COMMAND,
         audit.COMMAND,
+        investigate.COMMAND,
         *exchange.COMMANDS,
         *data.COMMANDS,
         adapters.COMMAND,
