@@ -33,9 +33,9 @@ COMMAND = Command(
     name="investigate",
     run=_investigate,
     summary="audit targets by a scripted investigator, or count what each tool gives away (AuditBench's protocols)",
-    text="Ask every target with each set of tools, submit ten predictions a run, and judge them by the workdir's judge;\n"
-    "beside it, what is predicted of nulls. With --static, no investigator: the share of each tool's outputs that give\n"
-    "the behaviour away. `inspect eval ia_jax/auditbench` has the protocol with an agent (docs/investigator.md).",
+    text="Ask every target with each set of tools, submit ten predictions a run, and have the workdir's judge read\n"
+    "them; beside it, what is predicted of nulls. With --static, no investigator: how many of each tool's outputs give the\n"
+    "behaviour away. `inspect eval ia_jax/auditbench` has the protocol with an agent (docs/investigator.md).",
     writes="audits/auditbench/",
     time="minutes for the demo on two cores",
     examples=(
