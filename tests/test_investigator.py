@@ -179,12 +179,13 @@ def test_claude_investigates_under_the_cap_and_is_paid_once(tokenizer, tmp_path,
     workdir, task = tmp_path / "workdir", {"tools": "all", "budget": 400, "runs": 1}
     with serving(server) as url:
         monkeypatch.setenv("ANTHROPIC_BASE_URL", url)
-        cap = {"claude.cap_dollars": 0.13, "judge.effort": "low"}
+        cap = {"claude.cap_dollars": 0.05}
         with audited.pretending(workdir, TARGETS[:1], reply, tokenizer, **cap) as session:
+            session.claude.afford = lambda dollars: None  # the estimate alone would not let it begin
             log = play(session, tmp_path, **task)
             assert log.status == "error"
             assert "cap" in log.error.message
-            assert 0 < float(server.bill) <= 0.13
+            assert 0 < float(server.bill) <= 0.05
             assert session.claude.connection.budget.spent == server.bill
         before = server.paid.copy()
         assert before

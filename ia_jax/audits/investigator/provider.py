@@ -91,7 +91,7 @@ class IaJax(ModelAPI):
         try:
             waiting = [service.submit(r) for r in requests]
         except TooLong as error:
-            return ModelOutput.from_content(str(self), "", stop_reason="model_length", error=str(error))
+            return ModelOutput.from_content(self.model_name, "", stop_reason="model_length", error=str(error))
         replies = [await _result(future) for future in waiting]
         new = sum(r.count for r in replies)
         usage = ModelUsage(input_tokens=len(first.tokens), output_tokens=new, total_tokens=len(first.tokens) + new)

@@ -9,6 +9,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
+from typing import Any
 
 import jax
 
@@ -74,7 +75,8 @@ class Session:
         return self.config.system if own is None else own
 
     def close(self) -> None:
-        self.service.close()
+        if self.service is not None:
+            self.service.close()
         self.lock.close()
         if _open and _open[-1] is self:
             _open.clear()
@@ -126,6 +128,17 @@ def open_session(
         session = _loaded(workdir, {t.name: t for t in chosen(workdir, targets)}, ia, stack.pop_all())
     _open.append(session)
     return session
+
+
+def open_for_judging(directory: str | Path) -> Session:
+    """The open session; without one, a workdir without its models, which is enough for judges."""
+    if not _open:
+        workdir = open_workdir(directory)
+        with contextlib.ExitStack() as stack:
+            stack.enter_context(locked(workdir.path))
+            nobody: Any = None
+            _open.append(Session(workdir, workdir.config, nobody, {}, "", nobody, stack.pop_all()))
+    return current()
 
 
 def chosen(workdir: Workdir, targets: str | Sequence[Target]) -> list[Target]:

@@ -35,7 +35,7 @@ from ia_jax.audits.investigator.estimates import Plan, dollars, in_words
 from ia_jax.audits.investigator.probes import CONFIGURATIONS, SMALL, Subject
 from ia_jax.audits.investigator.provider import IA
 from ia_jax.audits.investigator.results import Run, add_runs, held_against
-from ia_jax.audits.investigator.session import Session, current, open_session
+from ia_jax.audits.investigator.session import Session, current, open_for_judging, open_session
 from ia_jax.audits.investigator.tools import ATTEMPTS, Log, response_schema, tools_of
 from ia_jax.audits.investigator.verdicts import any_right, verdicts_of
 from ia_jax.behaviors.records import Behavior
@@ -107,7 +107,7 @@ def auditbench(
     return Task(
         dataset=samples,
         solver=investigate(tools, budget, prompts, helper, judge, vars(plan)),
-        scorer=right_prediction(tools, judge),
+        scorer=right_prediction(tools, judge, str(session.workdir.path)),
         epochs=Epochs(runs, "mean"),
         metadata={"prompts_version": wordings.VERSION, "ia": session.ia},
     )
@@ -145,11 +145,14 @@ def investigate(tools: str, budget: int, prompts: int, helper: str, judge: str, 
 
 
 @scorer(metrics=[grouped(accuracy(), "kind", all=False), grouped(stderr(cluster="model"), "kind", all=False)])
-def right_prediction(tools: str, judge: str) -> Scorer:
-    """1 if any prediction is right, by a verdict on each alone; of a null, held against another target's truth."""
+def right_prediction(tools: str, judge: str, workdir: str) -> Scorer:
+    """1 if any prediction is right, by a verdict on each alone; of a null, held against another target's truth.
+
+    It needs no model but the judge, so that `inspect score` scores a log anew without one.
+    """
 
     async def score(state: TaskState, target: Target) -> Score:
-        session, about = current(), state.metadata
+        session, about = open_for_judging(workdir), state.metadata
         said = json.loads(state.output.completion)
         truths = [Behavior.from_json(row) for row in about["truths"]]
         given = tuple(said["predictions"])

@@ -34,7 +34,7 @@ COMMAND = Command(
     run=_investigate,
     summary="audit targets by a scripted investigator, or count what each tool gives away (AuditBench's protocols)",
     text="Ask every target with each set of tools, submit ten predictions a run, and have the workdir's judge read\n"
-    "them; beside it, what is predicted of nulls. With --static, no investigator: how many of each tool's outputs give the\n"
+    "them. Beside it, what is predicted of nulls. With --static, no investigator: how many outputs of a tool give the\n"
     "behaviour away. `inspect eval ia_jax/auditbench` has the protocol with an agent (docs/investigator.md).",
     writes="audits/auditbench/",
     time="minutes for the demo on two cores",
