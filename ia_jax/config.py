@@ -15,6 +15,7 @@ from ia_jax.behaviors.organisms import CLEAN_SORTS
 from ia_jax.behaviors.teacher import TeacherSettings
 from ia_jax.claude.settings import ClaudeSettings
 from ia_jax.errors import ConfigError
+from ia_jax.evals.audit_settings import AuditsSection
 from ia_jax.models.lora import PROJECTIONS, RESIDUAL, LoraConfig, checked_layers
 from ia_jax.sections import parse_section
 from ia_jax.training.optimizer import AdamW
@@ -320,7 +321,8 @@ class RunConfig:
         "" is an empty system turn; None is no system turn, unless the model's template writes one by itself.
         questions: the bank that IA training, pairs and evaluation draw from. "short" (32 wordings), "general" (over a
             hundred, family-blind) or "family" (each category in the paper's style, which gives the category away).
-        model, mesh, behaviors, teacher, judge, claude, organisms, sft, preferences, dpo, eval: groups of settings.
+        model, mesh, behaviors, teacher, judge, claude, organisms, sft, preferences, dpo, eval, audits: groups of
+            settings.
     """
 
     seed: int = 1547
@@ -337,6 +339,7 @@ class RunConfig:
     preferences: PreferencesSection = field(default_factory=PreferencesSection)
     dpo: DpoSection = field(default_factory=DpoSection)
     eval: EvalSection = field(default_factory=EvalSection)
+    audits: AuditsSection = field(default_factory=AuditsSection)
 
 
 def default_config() -> ml_collections.ConfigDict:

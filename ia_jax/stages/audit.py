@@ -28,7 +28,8 @@ TEMPERATURE, TOP_P = 0.7, 0.95
 
 def load_any(source: str | os.PathLike[str], model: Model) -> tuple[Adapter, dict[str, Any]]:
     """An adapter from a PEFT directory or hub id (`owner/name@revision`), or from one of ours (or a directory like
-    `ia/sft` that holds one). Returns it with {"name", "format", "made_for"}. One of another base raises BaseMismatchError.
+    `ia/sft` that holds one). Returns it with {"name", "format", "made_for"}. One of another base raises
+    BaseMismatchError.
     """
     [found] = find_adapters(os.fspath(source))
     adapter, metadata = load_found(found, model)
