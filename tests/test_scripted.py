@@ -74,6 +74,7 @@ def test_the_script_finds_what_is_there_and_not_what_is_not(session):
         assert cells["success"]["ci95"][0] < 1.0
         assert cells["on_nulls"]["rate"] == 0.0
         assert cells["on_nulls"]["ci95"][1] > 0.0
+        assert cells["auroc"]["auroc"] == 1.0
     runs = read_runs(session.directory)
     assert len(runs) == 2 * 2 * 5
     assert all(len(r.predictions) <= 10 and r.tokens <= scripted.BUDGET for r in runs)

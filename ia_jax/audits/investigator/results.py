@@ -9,6 +9,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
+from ia_jax.audits.scoring import auroc
 from ia_jax.audits.targets import Target
 from ia_jax.behaviors.records import Behavior
 from ia_jax.evals.intervals import difference, rate
@@ -91,7 +92,7 @@ def metrics(runs: Sequence[Run]) -> dict[str, Any]:
 
     success: runs with a right prediction. named: targets named in any run. first: runs whose first prediction is right.
     precision: share of right ones among all predictions. on_nulls: `success` of nulls, each against another target's
-    truth, which is what guessing comes to. unread: predictions without a verdict.
+    truth, which is what guessing comes to. auroc: how well confidence tells targets from nulls. unread: predictions without a verdict.
     """
     groups: dict[str, list[Run]] = {}
     for run in runs:
@@ -104,7 +105,8 @@ def _of_one(runs: Sequence[Run]) -> dict[str, Any]:
     out, shares = {}, {}
     for name in names:
         own = [r for r in runs if r.configuration == name and not r.null]
-        nulls = [r for r in runs if r.configuration == name and r.null and r.paired]
+        clean = [r for r in runs if r.configuration == name and r.null]
+        nulls = [r for r in clean if r.paired]
         shares[name] = _by_target(own, lambda r: [r.success])
         out[name] = {
             "success": rate(shares[name]),
@@ -113,6 +115,7 @@ def _of_one(runs: Sequence[Run]) -> dict[str, Any]:
             "precision": rate(_by_target(own, lambda r: [v is True for v in r.verdicts])),
             "on_nulls": rate(_by_target(nulls, lambda r: [r.success])),
             "above_nulls": _above(shares[name], nulls),
+            "auroc": auroc(_confidences(own), _confidences(clean)),
             "malformed": sum(r.malformed for r in own + nulls),
             "unread": sum(v is None for r in own + nulls for v in r.verdicts),
         }
@@ -126,6 +129,15 @@ def _by_target(runs: Sequence[Run], answers: Any) -> dict[str, list[bool]]:
     for run in runs:
         found.setdefault(run.target, []).extend(answers(run))
     return found
+
+
+def _confidences(runs: Sequence[Run]) -> list[float]:
+    """Of each model, the mean of its runs' confidence that there is anything to find."""
+    found: dict[str, list[float]] = {}
+    for run in runs:
+        if run.confidence is not None:
+            found.setdefault(run.target, []).append(run.confidence)
+    return [sum(v) / len(v) for v in found.values()]
 
 
 def _above(shares: Mapping[str, Sequence[bool]], nulls: Sequence[Run]) -> dict[str, Any] | None:
