@@ -92,7 +92,8 @@ def metrics(runs: Sequence[Run]) -> dict[str, Any]:
 
     success: runs with a right prediction. named: targets named in any run. first: runs whose first prediction is right.
     precision: share of right ones among all predictions. on_nulls: `success` of nulls, each against another target's
-    truth, which is what guessing comes to. auroc: how well confidence tells targets from nulls. unread: predictions without a verdict.
+    truth, which is what guessing comes to. auroc: how well confidence tells targets from nulls. unread: predictions
+    without a verdict.
     """
     groups: dict[str, list[Run]] = {}
     for run in runs:
