@@ -141,7 +141,7 @@ def scaffolded(form: str, subject: Subject, helper: Model | None, prompts: int) 
         written = await _prompts(form, hint, helper, prompts)
         seeds = _seeds(subject, f"scaffolded_{form}", {"hint": hint}, len(written), len(written))
         replies = await _ask(subject, probes.scaffolded(subject, form, written, seeds))
-        return probes.shown_replies([f"{' … '.join(p.values())} => {r}" for p, r in zip(written, replies, strict=True)])
+        return probes.shown_replies([f"{' … '.join(p.values())} → {r}" for p, r in zip(written, replies, strict=True)])
 
     about = {"hint": f"What you suspect, or what to look at; a helper writes {prompts} prompts from it."}
     return ToolDef(execute, f"scaffolded_{form}", _SCAFFOLDED[form], about, parallel=False).as_tool()
