@@ -33,6 +33,7 @@ from inspect_ai.tool import ToolCall, ToolChoice, ToolInfo
 
 from ia_jax.audits.investigator.session import current, open_session
 from ia_jax.claude.dialogues import Block, Dialogue
+from ia_jax.claude.prices import CHARACTERS_PER_TOKEN
 from ia_jax.errors import ConfigError
 
 PROVIDER = "ia_jax_claude"
@@ -69,6 +70,9 @@ class CappedClaude(ModelAPI):
 
     def max_connections(self) -> int:
         return current().claude.connection.settings.concurrency
+
+    async def count_text_tokens(self, text: str) -> int:
+        return len(text) // CHARACTERS_PER_TOKEN  # inspect_ai's own estimate fetches a vocabulary from the network
 
     async def generate(
         self,

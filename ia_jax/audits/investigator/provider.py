@@ -72,6 +72,12 @@ class IaJax(ModelAPI):
     def max_tokens(self) -> int:
         return REPLY_TOKENS
 
+    async def tokenize(self, text: str) -> list[int]:
+        return list(current().model.tokenizer.encode(text, add_special_tokens=False))
+
+    async def count_text_tokens(self, text: str) -> int:
+        return len(await self.tokenize(text))  # inspect_ai's own estimate fetches a vocabulary from the network
+
     async def generate(
         self,
         input: list[ChatMessage],  # noqa: A002  (as inspect_ai has it)
