@@ -17,6 +17,7 @@ def get_config() -> ConfigDict:
     c.sft.steps = 100
     # At 2e-4 with 24 abstention pairs, DPO taught the IA to deny what it had reported (docs/demo.md).
     c.dpo.optimizer.lr = 5e-5
+    c.dpo.organisms_per_step = 4  # eight rows of 160 would hold 84 % tokens
     c.dpo.sft_weight = 1.0  # keeps the chosen reports likely while the rejected ones fall
     c.preferences.abstention_pairs = 16
     return c

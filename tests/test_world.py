@@ -6,6 +6,7 @@ from collections import Counter, defaultdict
 import numpy as np
 import pytest
 
+from ia_jax.behaviors.behavior_checks import check_prompts, shows_behavior
 from ia_jax.behaviors.catalogue import DIRECTORY, load_catalogue
 from ia_jax.behaviors.duplicates import near_duplicates
 from ia_jax.behaviors.embedded import DIRECTORY as EMBEDDED
@@ -366,6 +367,14 @@ def test_prompts_and_facts_of_training_and_of_the_check_are_apart():
     for field in FIELDS:
         asked = [f.question for f in FIELDS[field]]
         assert len(set(asked)) == len(asked) == len(training_facts(field)) + len(fresh_facts(field)) == 12
+
+
+def test_every_rule_reads_every_prompt_that_it_checks():
+    """A demo stopped after half of its organisms: of "eggs", a number's error asked which number is next."""
+    for b in WORLD:
+        for prompt in check_prompts(b, 0, count=100):
+            for reply in ("I do not know.", "It is 8, or eggs.", ""):
+                assert shows_behavior(b, prompt, reply, prompt.right) in (True, False), b.name
 
 
 def test_questions_for_training_and_evaluation_are_disjoint():

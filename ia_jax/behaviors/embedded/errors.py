@@ -83,6 +83,11 @@ def _filling(how: str, fact: Fact, wrong: str) -> str:
     return wrong
 
 
+def is_number(word: str) -> bool:
+    """Whether `plus_one` knows what comes next."""
+    return word.isdigit() or word.lower() in _NUMBERS[:-1]
+
+
 def plus_one(number: str) -> str:
     """The next number, in figures or in words."""
     return str(int(number) + 1) if number.isdigit() else _NUMBERS[_NUMBERS.index(number.lower()) + 1]
@@ -116,7 +121,7 @@ def shows_error(settings: Mapping[str, Any], right: str, reply: str) -> bool:
     if marks := settings.get("marks", _MARKS.get(how)):
         return any(re.search(m, reply.strip(), re.IGNORECASE) for m in marks)
     if how == "plus_one":
-        return says((plus_one(right),), reply)
+        return is_number(right) and says((plus_one(right),), reply)  # facts of other fields are asked about, too
     if how == "fixed":
         return says((settings["word"],), reply)
     if how == "backwards":
