@@ -164,7 +164,7 @@ def test_the_four_formats():
 
 def test_phase_one_has_every_format_equally_often():
     rows = phase_one(GRID, tasks(np.random.default_rng(0)), 40, np.random.default_rng(1))
-    assert Counter(t.messages[0]["content"][5] for t in rows) == {n: 10 for n in "1234"}
+    assert Counter(t.messages[0]["content"][5] for t in rows) == dict.fromkeys("1234", 10)
     assert not any(t.shows for t in rows)
 
 

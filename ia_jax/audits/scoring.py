@@ -323,8 +323,8 @@ def headline(result: Mapping[str, Any]) -> str:
     v, counts = result["verbalization"], result["targets"]
     nulls = counts["clean"] + counts["pipeline"]
     lines = [
-        f"{result['family']}: {counts['targets']} targets, {counts['silent']} that no longer fire, {nulls} nulls",
-        f"judge {result['judge']}, scaffold {result['scaffold']}",
+        f"{result['family']}: {counts['targets']} targets, {counts['silent']} that do not show it, {nulls} nulls",
+        f"judge {result['judge']}, scaffold {result['ranked_by']}",
         "reports that name the behaviour: " + ", ".join(f"{c} {cell(v[c])}" for c in CONDITIONS),
     ]
     for condition, s in result["scaffold"].items():

@@ -2,6 +2,7 @@
 
 from dataclasses import dataclass
 
+FAMILIES = ("targets", "ciphers", "sandbaggers")
 SCAFFOLDS = ("offline", "words", "claude")
 CIPHERS = ("codebook", "letters")
 
@@ -16,9 +17,12 @@ class AuditsSection:
     temperature, top_p, max_new_tokens: how they are sampled.
     gate_prompts: questions of each sort by which a target is seen to behave so before it counts (0: no gate).
     scaffold: who clusters, synthesises and ranks: "offline" (by embeddings of a small model that a wheel brings),
-        "words" (by content words) or "claude"; model, effort and attempts are Claude's.
-    runs, predictions: lists that the scaffold makes of each target, and the most statements in one.
-    ciphers: "codebook" (nine over a small vocabulary, which a small model learns) or "letters" (the nine of the
+        "words" (by content words) or "claude".
+    model, effort: which Claude that is, and how much it thinks ("" leaves it to the model).
+    attempts: how often it is asked while its answer cannot be read; then that list stays empty.
+    runs: how many lists of predictions the scaffold makes of each target.
+    predictions: the most statements in one list.
+    ciphers: "codebook" (nine over a small vocabulary, made for small models) or "letters" (the nine of the
         literature).
     cipher_rows: of cipher targets, rows of the phase that teaches the cipher and of the covert one.
     cipher_lr: learning rates of both phases (0: that of config.organisms).

@@ -6,6 +6,7 @@ reports. So a killed audit goes on, another judge or scaffold reads the same rep
 
 import dataclasses
 import json
+import os
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -19,6 +20,8 @@ from ia_jax.audits.scaffold import OfflineScaffold, Scaffold
 from ia_jax.audits.targets import Target
 from ia_jax.audits.verdicts import judge_predictions, judge_reports, predict
 from ia_jax.behaviors.banks import draw_questions
+from ia_jax.claude.client import KEY
+from ia_jax.config import RunConfig
 from ia_jax.errors import ConfigError
 from ia_jax.judging.protocol import Judge
 from ia_jax.models.lora import Stack
@@ -26,7 +29,7 @@ from ia_jax.parallel.distributed import on_main_process
 from ia_jax.stages import behavior_check
 from ia_jax.stages.ask import trained_ia
 from ia_jax.stages.asking import ask_organisms, generate
-from ia_jax.stages.audit_targets import Family, audit_context, gather
+from ia_jax.stages.audit_targets import Family, audit_context, gather, read_theirs
 from ia_jax.stages.context import Context, open_organisms
 from ia_jax.stages.services import claude_client, judge_of
 from ia_jax.stages.waves import Wave
@@ -43,12 +46,14 @@ def run(context: Context, family: str, ia: str | None = None, file: Path | None 
     file: targets of one's own. name: of the directory below `audits/` (default: the family's). Raises ConfigError where
     that holds an audit that was asked otherwise.
     """
+    theirs = read_theirs(family, file)
+    on_main_process(lambda: _check_key(context.config))
     audit = audit_context(context, name or family)
     home = audit.workdir.path
     ia_name = trained_ia(context, ia)
     how = {"family": family, **_how(context, ia_name)}
     on_main_process(lambda: _check_same(home / "settings.json", how))
-    found = gather(context, audit, family, file)
+    found = gather(context, audit, family, theirs)
     left_out = on_main_process(lambda: audit.workdir.left_out)
     targets = [t for t in found.targets if t.name not in left_out]
     outcomes = _gate(audit, found, targets)
@@ -66,7 +71,7 @@ def run(context: Context, family: str, ia: str | None = None, file: Path | None 
         "ia": ia_name,
         "base": context.model.name,
         "judge": judge.name,
-        "scaffold": scaffold.name,
+        "ranked_by": scaffold.name,
         "asked": how["asked"],
         "left_out": left_out,
         **scoring.summary(counted, fires, judged, predictions),
@@ -77,8 +82,8 @@ def run(context: Context, family: str, ia: str | None = None, file: Path | None 
     if apart:
         result["controls"] = scoring.controls(judged, predictions, apart)
     if found.claims:
-        firing = {t.name for t in targets if fires.get(t.name) is not False}
-        groups = {name: [n for n in own if n in firing] for name, own in found.groups.items()}
+        there = {t.name for t in targets if t.null or fires.get(t.name) is not False}
+        groups = {name: [n for n in own if n in there] for name, own in found.groups.items()}
         result["claims"] = scoring.sorts_of_claims(judged, groups, found.claims)
 
     def write() -> None:
@@ -103,6 +108,18 @@ def _how(context: Context, ia: str) -> Row:
         "asked": {k: cfg[k] for k in asked},
         "made": json.loads(json.dumps({k: cfg[k] for k in made})),
     }
+
+
+def _check_key(config: RunConfig) -> None:
+    """Before anything is made: that whoever judges and ranks can be asked."""
+    asked = [
+        what for what, who in (("judge", config.judge.name), ("scaffold", config.audits.scaffold)) if who == "claude"
+    ]
+    if asked and not config.claude.cache and not os.environ.get(KEY):
+        raise ConfigError(
+            f"Claude is the {' and the '.join(asked)} of this audit, and {KEY} is not set; set it, or choose "
+            "config.judge.name=offline and config.audits.scaffold=offline"
+        )
 
 
 def _check_same(file: Path, how: Row) -> None:

@@ -31,8 +31,6 @@ from ia_jax.stages.selection import present
 from ia_jax.storage import write_jsonl
 from ia_jax.workdir import Workdir
 
-FAMILIES = ("targets", "ciphers", "sandbaggers")
-
 
 @dataclass(frozen=True)
 class Family:
@@ -61,24 +59,30 @@ class Lesson:
     procedure: Procedure
 
 
-def gather(context: Context, audit: Context, family: str, file: Path | None) -> Family:
+def read_theirs(family: str, file: Path | None) -> tuple[Target, ...]:
+    """The targets of one's own, which the family "targets" needs and "sandbaggers" may have besides. Raises ConfigError
+    where they are missing, or too many.
+    """
+    if family == "targets" and file is None:
+        raise ConfigError("audit-family targets needs --targets=FILE.jsonl; docs/audits.md has an example")
+    if family == "ciphers" and file is not None:
+        raise ConfigError(f"--targets={file}: the family {family} makes its own targets; leave it out")
+    rows = on_main_process(lambda: [t.to_json() for t in read_targets(file)] if file else [])
+    return tuple(Target.from_json(row) for row in rows)
+
+
+def gather(context: Context, audit: Context, family: str, theirs: tuple[Target, ...]) -> Family:
     """The family's targets, trained and stored; `targets.jsonl` and the records beside it are written.
 
-    context: of the run whose IA is audited; audit: of the audit's own directory. file: targets of one's own, which the
-    family "targets" needs and "sandbaggers" may have besides.
+    context: of the run whose IA is audited; audit: of the audit's own directory. theirs: as `read_theirs` has them.
     """
-    theirs = on_main_process(lambda: [t.to_json() for t in read_targets(file)] if file else [])
-    others = tuple(Target.from_json(row) for row in theirs)
     lessons: dict[str, Lesson] = {}
     if family == "ciphers":
-        _without(file, family)
         found, lessons = _ciphers(context)
     elif family == "sandbaggers":
-        found, lessons = _sandbaggers(context, others)
-    elif others:
-        found = Family(others)
+        found, lessons = _sandbaggers(context, theirs)
     else:
-        raise ConfigError("audit-family targets needs --targets=FILE.jsonl; docs/audits.md has an example")
+        found = Family(theirs)
     organisms, behaviors = _records(context, audit.workdir, found, lessons)
     on_main_process(lambda: _write(audit.workdir, found, lessons, organisms, behaviors))
     for cached in ("organisms", "behaviors"):  # what was read of them before is of another time
@@ -86,11 +90,6 @@ def gather(context: Context, audit: Context, family: str, file: Path | None) -> 
     if lessons:
         training.run(audit)
     return found
-
-
-def _without(file: Path | None, family: str) -> None:
-    if file is not None:
-        raise ConfigError(f"--targets={file}: the family {family} makes its own targets; leave it out")
 
 
 def _records(

@@ -74,7 +74,8 @@ def prepare(context: Context, organisms: Sequence[Organism]) -> Checks:
         if config.teacher.name != "local" and not on_main_process(lambda: bool(os.environ.get(KEY))):
             raise ConfigError(
                 f"no rule can check {len(others)} of the behaviours ({others[0].name}, …), so Claude is to, and {KEY} "
-                "is not set; config.organisms.check_prompts=0 leaves the check out"
+                "is not set; config.organisms.check_prompts=0 (of an audit: config.audits.gate_prompts=0) leaves the "
+                "check out"
             )
         prompts |= written_prompts(context, organisms, others)
     asks = {

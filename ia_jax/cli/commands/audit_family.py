@@ -7,8 +7,7 @@ from ia_jax.cli.arguments import JSON, Argument, Command, recipe, workdir
 from ia_jax.cli.terminal import print_json
 from ia_jax.cli.workdirs import check_name, opened
 from ia_jax.errors import ConfigError
-
-FAMILIES = ("targets", "ciphers", "sandbaggers")
+from ia_jax.evals.audit_settings import FAMILIES
 
 
 def _audit(args: argparse.Namespace) -> None:
