@@ -13,6 +13,7 @@ from ia_jax.cli.commands import (
     data,
     doctor,
     exchange,
+    investigate,
     plan,
     stages,
 )
@@ -27,6 +28,7 @@ COMMANDS = {
         audit_family.COMMAND,
         calibrate.COMMAND,
         align.COMMAND,
+        investigate.COMMAND,
         *exchange.COMMANDS,
         *data.COMMANDS,
         adapters.COMMAND,
