@@ -210,6 +210,8 @@ class SftSection:
     steps: how many (0: one epoch).
     questions_per_organism: different questions that an organism is trained to answer.
     clean_slot: whether every step holds the clean base too, which reports nothing unusual.
+    contrast, contrast_beta: what DPO of a description against another's counts beside its own loss (0: none), and its
+        beta; measured from the organism without the IA. `per_slot` is then of pairs.
     shuffled_null: whether another IA is trained likewise, but on other organisms' descriptions (`ia/<name>_shuffled`):
         a baseline that costs as much again.
     checkpoint_every: steps between two copies of the training state (0: none, a killed stage begins again).
@@ -229,6 +231,8 @@ class SftSection:
     length: int = 128
     questions_per_organism: int = 24
     clean_slot: bool = True
+    contrast: float = 0.0
+    contrast_beta: float = 0.1
     shuffled_null: bool = False
     checkpoint_every: int = 20
 

@@ -149,7 +149,17 @@ _MAY_BE_ZERO = {
     *("seed", "warmup_fraction", "final_lr_fraction", "weight_decay", "sft_weight", "temperature", "lr", "steps"),
     *("checkpoint_every", "abstention_pairs", "sampled_per_organism", "truth_per_organism", "gap", "train_organisms"),
     *("b1", "b2", "plain_share", "poll_seconds", "clean_train", "clean_dpo", "clean_heldout", "clean_pairs"),
-    *("generic_share", "check_prompts", "dpo", "bank_gib", "per_slot", "dropout", "plain_prompts", "gate_prompts"),
+    *(
+        "generic_share",
+        "check_prompts",
+        "dpo",
+        "bank_gib",
+        "per_slot",
+        "dropout",
+        "plain_prompts",
+        "gate_prompts",
+        "contrast",
+    ),
 }
 
 
