@@ -19,7 +19,7 @@ from ia_jax.config import RunConfig
 from ia_jax.data.batch import Batch, build_batch
 from ia_jax.data.plans import Plan, Slot, Unit, identity_of, plan_joint
 from ia_jax.errors import ConfigError
-from ia_jax.models.lora import Adapter, Picked, Stack, layers_on
+from ia_jax.models.lora import Adapter, Picked, layers_on
 from ia_jax.parallel.distributed import on_main_process
 from ia_jax.stages.context import Context
 from ia_jax.stages.settings import stage_hash
@@ -140,7 +140,7 @@ def logps_without(
     plan: Plan,
     units: Sequence[Sequence[Unit]],
     organisms: Bank,
-    above: Stack = (),
+    above: tuple[Adapter, ...] = (),
 ) -> np.ndarray:
     """Summed logps [steps, K, examples] of every example under its organism and what lies above it, without the IA that
     is trained: computed once, and kept in `directory`.
