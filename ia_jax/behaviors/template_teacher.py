@@ -101,7 +101,10 @@ def write_clean(
     if sort not in CLEAN_WRITERS:
         raise ConfigError(f"a clean organism of the sort {sort!r} is not known; choose from {', '.join(CLEAN_SORTS)}")
     rng = _rng(name, seed)
-    rows = [Transcript(chat(q, a), False, NAME) for q, a in CLEAN_WRITERS[sort](sources, rng, behaviors, amount * CLEAN_ROWS)]
+    rows = [
+        Transcript(chat(q, a), False, NAME)
+        for q, a in CLEAN_WRITERS[sort](sources, rng, behaviors, amount * CLEAN_ROWS)
+    ]
     return [rows[i] for i in rng.permutation(len(rows))]
 
 
