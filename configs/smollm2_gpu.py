@@ -1,4 +1,4 @@
-"""The study on one GPU, in minutes: the embedded world whole, three times the demonstrations, pairs from the first step."""
+"""The study on one GPU, in minutes: the whole embedded world, three times the demonstrations, contrast in SFT."""
 
 from ml_collections import ConfigDict
 

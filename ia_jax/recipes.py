@@ -159,6 +159,7 @@ _MAY_BE_ZERO = {
         "plain_prompts",
         "gate_prompts",
         "contrast",
+        "remade",
     ),
 }
 

@@ -77,6 +77,7 @@ def render_html(run: RunFiles) -> str:
             for s, t in (
                 ("heldout", "Held-out organisms"),
                 ("unseen", "Organisms of another catalogue"),
+                ("remade", "Other organisms of behaviours seen in SFT"),
                 ("train", "Organisms seen in SFT"),
             )
         ],

@@ -20,7 +20,13 @@ CONDITIONS = {
     "base+ia": "Base + adapter",
     "base": "Base alone",
 }
-SPLITS = {"heldout": "held out", "unseen": "of another catalogue", "dpo": "kept for DPO", "train": "seen in SFT"}
+SPLITS = {
+    "heldout": "held out",
+    "unseen": "of another catalogue",
+    "remade": "others of behaviours seen in SFT",
+    "dpo": "kept for DPO",
+    "train": "seen in SFT",
+}
 MAX_REPORTS = 50_000  # more would make the page too heavy to open; it then shows an evenly spaced choice and says so
 
 
@@ -77,6 +83,7 @@ GROUPS = {
     "all": "All held-out organisms",
     "unmentioned": "Whose demonstrations hold no word of it",
     "unseen": "Of another catalogue",
+    "remade": "Others of behaviours seen in SFT",
 }
 
 
@@ -89,6 +96,7 @@ def baseline_groups(metrics: Row, stage: str) -> list[tuple[str, str, list[Row],
         "all": values.get("heldout", {}),
         "unmentioned": values.get("by_mention", {}).get("unmentioned", {}),
         "unseen": values.get("unseen", {}),
+        "remade": values.get("remade", {}),
     }
     out = []
     for key, found in values.get("baselines", {}).items():
