@@ -14,12 +14,14 @@ from ia_jax.cli.commands import (
     exchange,
     plan,
     stages,
+    study,
 )
 
 COMMANDS = {
     command.name: command
     for command in (
         *stages.COMMANDS,
+        study.COMMAND,
         doctor.COMMAND,
         ask.COMMAND,
         audit.COMMAND,
