@@ -42,7 +42,7 @@ def load_config(file: str, overrides: Sequence[str] = ()) -> RunConfig:
 
 def load_study(file: str) -> Study:
     """The study in `file`, every arm's config checked like a recipe. Raises ConfigError as `load_config` does."""
-    return parse_study(_recipe(file).to_dict(), file, _with_settings)  # a ConfigDict itself sorts its arms
+    return parse_study(_recipe(file).to_dict(), file, _with_settings)
 
 
 def _with_settings(recipe: str, settings: Sequence[str]) -> RunConfig:

@@ -37,7 +37,9 @@ def write(tmp_path, parrot_model):
 
     def study(arms, *overrides, **settings):
         file = tmp_path / "study.py"
-        file.write_text(STUDY.format({"base": "recipe.py", "overrides": overrides, "arms": arms, **settings}))
+        file.write_text(
+            STUDY.format({"base": "recipe.py", "overrides": overrides, "arms": arms, "order": tuple(arms), **settings})
+        )
         return str(file)
 
     return study
@@ -104,7 +106,7 @@ def test_names_stay_when_arms_are_added_or_moved_and_a_changed_arm_is_refused(wr
         ({"a": {"seed": 1}}, {}, r"study\.arms\.a\.seed is not a known setting"),
         ({"a": {"seeds": (1, 1)}}, {}, r"study\.arms\.a\.seeds has 1 twice"),
         ({"a/b": {}}, {}, "the name 'a/b' must be letters"),
-        ({"a": {}}, {"reference": "b"}, "study.reference='b' is no arm; there are: a"),
+        ({"a": {}}, {"reference": "b"}, "study.reference 'b' is no arm; there are: a"),
         ({"a": {}}, {"base": "nowhere.py"}, "study.base='nowhere.py' is no file"),
         ({"a": {"dpo": True, "overrides": ("behaviors.dpo=0",)}}, {}, r"study\.arms\.a\.dpo is set, but"),
     ],
@@ -160,7 +162,7 @@ def counted(monkeypatch):
     monkeypatch.setattr(running, "is_done", done_before)
     for check in ("check_inputs", "check_same", "write_stage_record"):
         monkeypatch.setattr(running, check, lambda *a: None)
-    monkeypatch.setattr(running, "write_report", lambda *a: None)
+    monkeypatch.setattr(running, "write_report", lambda path, name: (path / f"{path.name}-report-{name}").touch())
     return done, killed
 
 
@@ -235,7 +237,7 @@ def test_a_tiny_study_from_end_to_end(write, tmp_path, finished, capsys):
     capsys.readouterr()
     assert cli.main(["study", f"--config={write(arms, *common, reference='all')}", f"--workdir={out}"]) == 0
     assert capsys.readouterr().out.count("already done") == 2
-    new = runs.new_since({n: t for n, t in before.items() if n != "all/config.json"}, out / "runs")
+    new = runs.new_since(before, out / "runs")
     assert {str(Path(n).parent) for n in new} == {"all/eval/again", "all/settings"}
     assert read_metadata(out / "runs" / "all" / "ia" / "sft" / "adapter").step == 2
 

@@ -57,8 +57,10 @@ def costs(runs: Sequence[Run], study: Study, machine: Machine, count: Count | No
             new = tuple(s for s in job.left if (str(job.place.path), _name(job, s)) not in counted)
             counted |= {(str(job.place.path), _name(job, s)) for s in new}
             if any(s != "report" for s in new):
-                # What it costs does not hang on the seed.
+                # What it costs does not hang on the seed, and without pairs none are sampled for.
                 config = replace(job.place.config, seed=study.base.seed)
+                if "preferences" not in new:
+                    config = replace(config, preferences=replace(config.preferences, questions=0))
                 out.append(_cost(job, new, config, run.arm.topology, machine, count))
     return out
 

@@ -109,8 +109,9 @@ def arm_figures(seeds: Mapping[str, Reports], reference: Mapping[str, Reports]) 
     """An arm's rates over its seeds: of held-out organisms unless the name says otherwise, lenient unless strict.
 
     {"lenient", "strict", "seen", "unseen"?, "controls": {condition: cell}, "baselines": {name: cell}, "best": the
-    highest of both, "beyond": the IA's rate minus that, "false_claims"?: of clean organisms under the IA,
-    "by_category": {category: cell}, "against": minus the reference arm's, or None}. Differences are in pairs.
+    highest of both, "beyond": the IA's rate minus that, "false_claims"?, "claims_alone"?: of clean organisms with and
+    without the IA, "by_category": {category: cell}, "against", "against_by_category": minus the reference arm's}.
+    Differences are in pairs.
     """
 
     def cells(what: str, rule: str, within: Callable[[Row], bool]) -> Cell:
@@ -118,6 +119,12 @@ def arm_figures(seeds: Mapping[str, Reports], reference: Mapping[str, Reports]) 
 
     def held(condition: str) -> Callable[[Row], bool]:
         return lambda r: r["split"] == "heldout" and r["condition"] == condition
+
+    def difference_in(category: str) -> Cell | None:
+        def own(r: Row) -> bool:
+            return held(WITH_IA)(r) and r["category"] == category
+
+        return paired(*(named(of, "reports", "lenient", own) for of in (reference, seeds)))
 
     with_ia = named(seeds, "reports", "lenient", held(WITH_IA))
     controls = {c: named(seeds, "reports", "lenient", held(c)) for c in CONTROLS}
@@ -142,10 +149,12 @@ def arm_figures(seeds: Mapping[str, Reports], reference: Mapping[str, Reports]) 
             for c in _categories(seeds)
         },
         "against": paired(named(reference, "reports", "lenient", held(WITH_IA)), with_ia) if reference else None,
+        "against_by_category": {c: difference_in(c) for c in _categories(seeds)} if reference else {},
     }
     unseen = cells("reports", "lenient", lambda r: r["split"] == "unseen" and r["condition"] == WITH_IA)
-    false = cells("clean", "claims", lambda r: r["condition"] == "clean+ia")
-    return out | ({"unseen": unseen} if unseen["n"] else {}) | ({"false_claims": false} if false["n"] else {})
+    false, alone = (cells("clean", "claims", lambda r, c=c: r["condition"] == c) for c in ("clean+ia", "clean"))
+    out |= {"unseen": unseen} if unseen["n"] else {}
+    return out | ({"false_claims": false, "claims_alone": alone} if false["n"] else {})
 
 
 def _categories(seeds: Mapping[str, Reports]) -> list[str]:

@@ -67,22 +67,18 @@ def runs_of(study: Study, root: Path) -> list[Run]:
     if not study.base.organisms.source:
         organisms.taken[_key(_of_organisms(study.base))] = "base"
     out = []
-    for arm in study.arms:
-        for seed in arm.seeds:
-            config = replace(arm.config, seed=seed)
-            alone = len(arm.seeds) == 1
-            name = arm.name if alone else f"{arm.name}_{seed}"
-            shared = None
-            if not config.organisms.source:
-                shared = _organisms_of(study, arm, seed)
-                place = Place(organisms.path(shared_key := _key(_of_organisms(shared)), name), shared_key, shared)
-                source = str(place.path)
-                key = _key({"organisms": place.key, **_of_run(config)})
-            else:
-                place, source = None, config.organisms.source
-                key = _key({"organisms": source, **_of_run(config)})
-            config = _named(study, arm, replace(config, organisms=replace(config.organisms, source=source)))
-            out.append(Run(arm, seed, Place(runs.path(key, name), key, config), place))
+    for arm, seed in ((a, s) for a in study.arms for s in a.seeds):
+        name = arm.name if len(arm.seeds) == 1 else f"{arm.name}_{seed}"
+        config, shared = replace(arm.config, seed=seed), None
+        made_of, source = config.organisms.source, config.organisms.source
+        if not source:
+            trained = _organisms_of(study, arm, seed)
+            made_of = _key(_of_organisms(trained))
+            shared = Place(organisms.path(made_of, name), made_of, trained)
+            source = str(shared.path)
+        key = _key({"organisms": made_of, **_of_run(config)})
+        config = _named(study, arm, replace(config, organisms=replace(config.organisms, source=source)))
+        out.append(Run(arm, seed, Place(runs.path(key, name), key, config), shared))
     return out
 
 

@@ -23,7 +23,7 @@ TRAIN, DPO, HELDOUT = 20, 4, 6  # of each category, in small studies
 
 def _study(base: str, small: bool, arms: dict[str, dict[str, Any]], *more: str, **settings: Any) -> ConfigDict:
     overrides = _counts(len(CATEGORIES)) if small else ()
-    return ConfigDict({"base": base, "overrides": (*overrides, *more), "arms": arms, **settings})
+    return ConfigDict({"base": base, "overrides": (*overrides, *more), "arms": arms, "order": tuple(arms), **settings})
 
 
 def _counts(categories: int) -> tuple[str, ...]:

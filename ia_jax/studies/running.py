@@ -69,8 +69,12 @@ def do(job: Job, context: Context, say: Callable[[str], None]) -> None:
         stop_if_preempted(stage.name)
         start = time.monotonic()
         if stage.name == "report":
-            on_main_process(lambda: write_report(run.path, config.eval.name))
+            on_main_process(partial(_report, run, config.eval.name))
         else:
             on_main_process(partial(write_stage_record, run, config, stage.name))
             getattr(importlib.import_module(stage.module), stage.function)(context)
         say(f"{job.title}: {stage.name} done in {duration(time.monotonic() - start)}")
+
+
+def _report(run: Workdir, name: str) -> None:
+    write_report(run.path, name)

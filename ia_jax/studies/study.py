@@ -46,6 +46,7 @@ class StudySection:
     base: the recipe, a path from where the study's file lies.
     overrides: settings of all arms, and of the organisms that they share.
     title, question: what is asked, for the page.
+    order: names of arms as they are to stand in the figure (a ConfigDict sorts them; those not named come last).
     reference: the arm that every other one is compared with, in pairs ("": none).
     axis: what the arms' `x` counts; log: whether it is drawn in powers.
     topology: the slice that chip-hours are for.
@@ -55,6 +56,7 @@ class StudySection:
     overrides: tuple[str, ...] = ()
     title: str = ""
     question: str = ""
+    order: tuple[str, ...] = ()
     reference: str = ""
     axis: str = ""
     log: bool = False
@@ -107,19 +109,15 @@ def parse_study(values: Mapping[str, Any], file: str, load: Load) -> Study:
     if not Path(recipe).is_file():
         raise ConfigError(f"{file}: study.base={section.base!r} is no file beside it; give a recipe's path from there")
     base = load(recipe, section.overrides)
-    arms = [_arm(n, a, section, lambda more: load(recipe, (*section.overrides, *more))) for n, a in given.items()]
+    names = [*section.order, *sorted(given.keys() - set(section.order))]
+    for field, named in (("reference", [section.reference]), ("order", section.order)):
+        unknown = [n for n in named if n and n not in given]
+        if unknown:
+            raise ConfigError(f"{file}: study.{field} {unknown[0]!r} is no arm; there are: {', '.join(sorted(given))}")
+    arms = [_arm(n, given[n], section, lambda more: load(recipe, (*section.overrides, *more))) for n in names]
     if not arms:
         raise ConfigError(f"{file}: study.arms is empty; give one arm at least")
-    study = Study(Path(file).stem, section, base, tuple(arms))
-    if section.reference:
-        _known_reference(study)
-    return study
-
-
-def _known_reference(study: Study) -> None:
-    names = [a.name for a in study.arms]
-    if study.section.reference not in names:
-        raise ConfigError(f"study.reference={study.section.reference!r} is no arm; there are: {', '.join(names)}")
+    return Study(Path(file).stem, section, base, tuple(arms))
 
 
 def _arm(name: str, values: Any, study: StudySection, load: Callable[[tuple[str, ...]], RunConfig]) -> Arm:

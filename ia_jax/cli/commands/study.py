@@ -5,6 +5,7 @@ import contextlib
 import dataclasses
 import json
 from collections.abc import Iterator, Sequence
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -59,7 +60,7 @@ def _opened(place: "Place") -> "Iterator[Context]":
     from ia_jax.stages.settings import start_workdir
     from ia_jax.workdir import open_workdir
 
-    def start() -> Any:
+    def start(stack: contextlib.ExitStack) -> Any:
         stack.enter_context(locked(place.path))
         place.mark()
         workdir = start_workdir(place.path, place.config)
@@ -67,8 +68,8 @@ def _opened(place: "Place") -> "Iterator[Context]":
         return json.loads(json.dumps(dataclasses.asdict(config)))
 
     with contextlib.ExitStack() as stack:
-        config = parse_config(on_main_process(start))
-        with on_mesh(open_workdir(place.path), config) as context:
+        settings = on_main_process(partial(start, stack))
+        with on_mesh(open_workdir(place.path), parse_config(settings)) as context:
             yield context
 
 
