@@ -21,7 +21,7 @@ def get_config() -> ConfigDict:
         {
             "base": "../smollm2_study.py",
             "title": "What is shown without a behaviour",
-            "question": "Which models without a behaviour does an adapter have to see, so that it accuses no clean one?",
+            "question": "Which models without a behaviour does an adapter have to see to accuse no clean one?",
             "arms": arms,
             "order": tuple(arms),
             "reference": "none",
