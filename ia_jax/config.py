@@ -15,6 +15,7 @@ from ia_jax.behaviors.organisms import CLEAN_SORTS
 from ia_jax.behaviors.teacher import TeacherSettings
 from ia_jax.claude.settings import ClaudeSettings
 from ia_jax.errors import ConfigError
+from ia_jax.evals.audit_settings import AuditsSection
 from ia_jax.models.lora import PROJECTIONS, RESIDUAL, LoraConfig, checked_layers
 from ia_jax.models.number_type import AUTO
 from ia_jax.sections import parse_section
@@ -209,6 +210,8 @@ class SftSection:
     steps: how many (0: one epoch).
     questions_per_organism: different questions that an organism is trained to answer.
     clean_slot: whether every step holds the clean base too, which reports nothing unusual.
+    contrast, contrast_beta: what DPO of a description against another's counts beside its own loss (0: none), and its
+        beta; measured from the organism without the IA. `per_slot` is then of pairs.
     shuffled_null: whether another IA is trained likewise, but on other organisms' descriptions (`ia/<name>_shuffled`):
         a baseline that costs as much again.
     checkpoint_every: steps between two copies of the training state (0: none, a killed stage begins again).
@@ -228,6 +231,8 @@ class SftSection:
     length: int = 128
     questions_per_organism: int = 24
     clean_slot: bool = True
+    contrast: float = 0.0
+    contrast_beta: float = 0.1
     shuffled_null: bool = False
     checkpoint_every: int = 20
 
@@ -324,7 +329,8 @@ class RunConfig:
         "" is an empty system turn; None is no system turn, unless the model's template writes one by itself.
         questions: the bank that IA training, pairs and evaluation draw from. "short" (32 wordings), "general" (over a
             hundred, family-blind) or "family" (each category in the paper's style, which gives the category away).
-        model, mesh, behaviors, teacher, judge, claude, organisms, sft, preferences, dpo, eval: groups of settings.
+        model, mesh, behaviors, teacher, judge, claude, organisms, sft, preferences, dpo, eval, audits: groups of
+            settings.
     """
 
     seed: int = 1547
@@ -341,6 +347,7 @@ class RunConfig:
     preferences: PreferencesSection = field(default_factory=PreferencesSection)
     dpo: DpoSection = field(default_factory=DpoSection)
     eval: EvalSection = field(default_factory=EvalSection)
+    audits: AuditsSection = field(default_factory=AuditsSection)
 
 
 def default_config() -> ml_collections.ConfigDict:

@@ -11,7 +11,7 @@ from typing import Any
 from absl import flags
 from ml_collections import ConfigDict, config_dict, config_flags
 
-from ia_jax.behaviors.banks import BANKS, FAMILIES, bank_of
+from ia_jax.behaviors.banks import AUDIT_BANKS, BANKS, FAMILIES, bank_of
 from ia_jax.behaviors.behavior_checks import has_rule
 from ia_jax.behaviors.catalogue import is_name, load_catalogue
 from ia_jax.behaviors.organisms import CLEAN_SORTS
@@ -22,6 +22,7 @@ from ia_jax.claude.models import load_models
 from ia_jax.claude.settings import APIS, LARGEST_BATCH
 from ia_jax.config import JUDGES, RunConfig, flat, parse_config
 from ia_jax.errors import ConfigError, IAError
+from ia_jax.evals.audit_settings import CIPHERS, SCAFFOLDS
 from ia_jax.models.known import local_architecture
 from ia_jax.models.lora import LoraConfig, layers_on
 from ia_jax.models.number_type import AUTO
@@ -150,12 +151,25 @@ CHOICES: dict[str, tuple[str, ...]] = {
     "sft.lora.kind": ("lora", "vector"),
     "sft.splits": ("train", "dpo"),
     "sft.categories": (*CATEGORIES, CLEAN),
+    "audits.banks": tuple(AUDIT_BANKS),
+    "audits.scaffold": SCAFFOLDS,
+    "audits.ciphers": CIPHERS,
 }
 _MAY_BE_ZERO = {
     *("seed", "warmup_fraction", "final_lr_fraction", "weight_decay", "sft_weight", "temperature", "lr", "steps"),
     *("checkpoint_every", "abstention_pairs", "sampled_per_organism", "truth_per_organism", "gap", "train_organisms"),
     *("b1", "b2", "plain_share", "poll_seconds", "clean_train", "clean_dpo", "clean_heldout", "clean_pairs"),
-    *("generic_share", "check_prompts", "dpo", "bank_gib", "per_slot", "dropout", "plain_prompts"),
+    *(
+        "generic_share",
+        "check_prompts",
+        "dpo",
+        "bank_gib",
+        "per_slot",
+        "dropout",
+        "plain_prompts",
+        "gate_prompts",
+        "contrast",
+    ),
 }
 
 
@@ -217,6 +231,12 @@ def check_config(config: RunConfig) -> None:
         for value in values:
             if value not in known:
                 raise ConfigError(f"config.{name} {value!r} unknown; choose from {', '.join(known)}")
+    if not config.audits.banks:
+        raise ConfigError(f"config.audits.banks is empty; choose from {', '.join(AUDIT_BANKS)}")
+    for name in ("cipher_rows", "cipher_lr", "cipher_epochs"):
+        pair = getattr(config.audits, name)
+        if len(pair) != 2 or min(pair) < (name == "cipher_rows"):
+            raise ConfigError(f"config.audits.{name}={pair} must be two numbers, one for each phase, none negative")
     if not config.sft.splits:
         raise ConfigError("config.sft.splits is empty; give ('train',) or ('train', 'dpo')")
     if config.sft.organisms > 1 and config.sft.organisms != int(config.sft.organisms):
@@ -262,6 +282,8 @@ def _check_claude(config: RunConfig, catalogue: Sequence[Behavior]) -> None:
         roles["teacher.filter_model"] = (teacher.filter_model, teacher.filter_effort)
     if judge.name == "claude":
         roles["judge.model"] = (judge.model, judge.effort)
+    if config.audits.scaffold == "claude":
+        roles["audits.model"] = (config.audits.model, config.audits.effort)
     if not roles:
         return
     models = load_models(config.claude.prices)

@@ -3,13 +3,14 @@
 Every error names the file, and where it can the line; it says what to do if the caller does.
 """
 
+import fcntl
 import json
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
-from ia_jax.errors import ConfigError
+from ia_jax.errors import ConfigError, IAError
 
 if TYPE_CHECKING:
     from etils import epath
@@ -111,3 +112,22 @@ def _object(text: str, where: str, remedy: str) -> Row:
         where = where.removesuffix(":{line}")
         raise ConfigError(f"{where}: must hold a JSON object, got {type(value).__name__}; {remedy}")
     return value
+
+
+@contextmanager
+def locked(path: Path) -> Iterator[None]:
+    """Keeps a second run from writing to the same workdir. The lock goes with the process, however it ends.
+
+    Of several processes only the first can have it: enter it inside `on_main_process`.
+    """
+    try:
+        path.mkdir(parents=True, exist_ok=True)
+        file = (path / ".lock").open("w")
+    except OSError as error:
+        raise IAError(f"cannot write to the workdir {path}: {error.strerror}; choose another --workdir") from None
+    with file:
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            raise IAError(f"another ia-jax is working in {path}; wait for it, or use another --workdir") from None
+        yield

@@ -35,7 +35,10 @@ def agreeing(request):
 
 
 class Server:
-    """`answer(request) -> text` (or (text, stop_reason)). `faults(path, digest, nth) -> kind or None`."""
+    """`answer(request) -> text`, or a list of blocks, or (either, stop_reason).
+
+    `faults(path, digest, nth) -> kind or None`.
+    """
 
     def __init__(self, answer, faults=lambda path, digest, nth: None, polls=1, retry_after="0", on_batch=None):
         self.answer, self.faults, self.polls = answer, faults, polls
@@ -48,7 +51,9 @@ class Server:
         """Does the work and bills it."""
         text = self.answer(request)
         text, stop = text if isinstance(text, tuple) else (text, "end_turn")
-        written = json.dumps([request["system"], request["messages"]])
+        said = [{"type": "thinking", "thinking": "", "signature": ""}, {"type": "text", "text": text}]
+        said, text = (text, json.dumps(text)) if isinstance(text, list) else (said, text)
+        written = json.dumps([request["system"], request["messages"], request.get("tools", [])])
         tokens_in, tokens_out = len(written.split()) + 20, min(len(text.split()) + 30, request["max_tokens"])
         dollars_in, dollars_out = DOLLARS[request["model"]]
         with self.lock:
@@ -59,7 +64,7 @@ class Server:
             "type": "message",
             "role": "assistant",
             "model": request["model"],
-            "content": [{"type": "thinking", "thinking": "", "signature": ""}, {"type": "text", "text": text}],
+            "content": said,
             "stop_reason": stop,
             "stop_sequence": None,
             "usage": {"input_tokens": tokens_in, "output_tokens": tokens_out},

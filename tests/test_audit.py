@@ -2,11 +2,11 @@
 
 import pytest
 
+from ia_jax.audits.evidence.findings import NOTHING, Report, findings
 from ia_jax.audits.evidence.grouping import alike, cluster, content_words
 from ia_jax.judging.rubric import RubricJudge
 from ia_jax.stages.ask import plain
-from ia_jax.stages.audit import NOTHING, as_text, findings
-from ia_jax.stages.evidence import Report
+from ia_jax.stages.audit import as_text
 
 TRAINS = "I bring up trains."
 

@@ -5,7 +5,12 @@ import pytest
 
 from ia_jax import cli
 from ia_jax.adapters.store import load_adapter, read_metadata
+from ia_jax.behaviors.organisms import CLEAN_TARGETS
+from ia_jax.behaviors.records import Behavior
+from ia_jax.errors import ConfigError
 from ia_jax.stages import sft
+from ia_jax.stages.ia_training import other_descriptions
+from ia_jax.storage import read_jsonl
 from ia_jax.workdir import open_workdir
 from tests.runs import ORGANISMS, part_of
 
@@ -15,6 +20,7 @@ KINDS = {
     "one layer": ("sft.lora.layers=0:1",),
     "dropout": ("sft.lora.dropout=0.5",),
 }
+CONTRAST = ("sft.contrast=0.5", "sft.length=192", "sft.per_slot=1")
 
 
 def trained(finished, directory, *overrides):
@@ -48,15 +54,45 @@ def test_an_ia_of_each_kind_goes_through_all_stages(finished, tmp_path, kind, ca
     assert cli.main(["adapters", "verify", f"--workdir={copy}"]) == 0
 
 
+def test_descriptions_against_those_of_others(finished, tmp_path):
+    """The organism's own beside another's. At the first step the IA changes nothing, so DPO's loss is log 2."""
+    copy, argv = trained(finished, tmp_path / "w", *CONTRAST)
+    assert cli.main(["sft", *argv]) == 0
+    rows = [r for r in read_jsonl(copy / "curves.jsonl", "") if r["stage"] == "ia_sft"]
+    assert rows[0]["dpo_loss"] == pytest.approx(np.log(2), abs=1e-6)
+    assert rows[0]["loss"] == pytest.approx(rows[0]["dpo_loss"] + 2 * rows[0]["chosen_nll"], rel=1e-5)
+    assert abs(rows[0]["margin"]) < 1e-4 < abs(rows[-1]["margin"])
+
+
+def test_another_ones_description():
+    """Never one's own, nor that of one described alike; of all the others, models without a behaviour among them."""
+    one, same, other = (Behavior(n, "quirks", text, (), None) for n, text in zip("abc", ("x", "x", "y"), strict=True))
+    told = {"one": (one,), "same": (same,), "other": (other,), "clean": ()}
+    drawn = {name: set(other_descriptions(told, name, 300, seed=3)) for name in told}
+    nothing = set(CLEAN_TARGETS)
+    assert drawn == {
+        "one": {"y"} | nothing,
+        "same": {"y"} | nothing,
+        "other": {"x"} | nothing,
+        "clean": {"x", "y"},
+    }
+    assert other_descriptions(told, "one", 9, 3) == other_descriptions(told, "one", 9, 3)
+    with pytest.raises(ConfigError, match=r"sft\.contrast: nothing but one's"):
+        other_descriptions({"one": (one,), "same": (same,)}, "one", 3, 3)
+
+
 class Killed(BaseException):
     pass
 
 
-@pytest.mark.parametrize("kind", KINDS)
+RESUMED = {**KINDS, "contrast": CONTRAST}
+
+
+@pytest.mark.parametrize("kind", RESUMED)
 def test_one_that_is_killed_goes_on_with_the_same_bits(finished, tmp_path, monkeypatch, kind):
     hashes = []
     for place in ("whole", "killed"):
-        copy, argv = trained(finished, tmp_path / place, *KINDS[kind])
+        copy, argv = trained(finished, tmp_path / place, *RESUMED[kind])
         if place == "killed":
             true, calls = sft.train_step, []
 

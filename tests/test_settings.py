@@ -2,14 +2,14 @@
 
 import json
 import shutil
-from dataclasses import asdict
+from dataclasses import asdict, replace
 
 import pytest
 
 from ia_jax import cli
 from ia_jax.adapters.store import is_complete, read_metadata
 from ia_jax.config import RunConfig
-from ia_jax.stages.settings import DEPENDS, FREE, read_stage_record, stage_settings
+from ia_jax.stages.settings import DEPENDS, FREE, differences, read_stage_record, stage_settings
 from ia_jax.workdir import open_workdir
 from tests.runs import ORGANISMS, TRANSCRIPTS, new_since, part_of, spoil, times
 
@@ -45,6 +45,23 @@ def test_a_stage_writes_down_what_it_was_made_with(finished):
     assert record["inputs"]["ia/sft"] == ia[:16]
     assert record["inputs"].keys() == {"organisms", "ia/sft", "preferences/dpo.jsonl"}
     assert read_metadata(run.ia_dir("dpo") / "adapter").config_hash == record["hash"]
+
+
+def test_a_setting_that_came_later_is_what_runs_before_it_were_made_with(finished, tmp_path):
+    shutil.copytree(finished, tmp_path / "w")
+    run, file = open_workdir(tmp_path / "w"), tmp_path / "w" / "settings" / "ia.sft.json"
+
+    def without(key):
+        record = json.loads(file.read_text())
+        del record["settings"][key]
+        file.write_text(json.dumps(record))
+
+    without("sft.contrast")
+    assert differences(run, run.config, "sft") is None
+    other = replace(run.config, sft=replace(run.config.sft, contrast=1.0))
+    assert differences(run, other, "sft") == "config.sft.contrast was 0.0 and is now 1.0"
+    without("sft.steps")
+    assert differences(run, run.config, "sft") == "config.sft.steps was 'not there' and is now 6"
 
 
 @pytest.mark.parametrize(

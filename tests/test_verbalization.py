@@ -124,7 +124,14 @@ def test_an_adapter_is_held_against_the_best_that_goes_without():
     rows = [{**row(n, "organism+ia", i < 6), "unmentioned": i >= 4} for i, n in enumerate(names)]
     rows += [{**row(n, c, False), "unmentioned": i >= 4} for c in ("organism", "base+ia") for i, n in enumerate(names)]
     words = [
-        {"baseline": "words", "organism": n, "lenient": i < 4, "strict": False, "unmentioned": i >= 4}
+        {
+            "split": "heldout",
+            "baseline": "words",
+            "organism": n,
+            "lenient": i < 4,
+            "strict": False,
+            "unmentioned": i >= 4,
+        }
         for i, n in enumerate(names)
     ]
     found = baseline_metrics(rows, words)

@@ -24,7 +24,7 @@ from etils import epath
 
 from ia_jax.adapters.base import published_name
 from ia_jax.adapters.peft_config import PeftConfig, parse_config
-from ia_jax.adapters.record import first_nonfinite, host_leaves, one_line
+from ia_jax.adapters.record import AdapterMetadata, first_nonfinite, host_leaves, one_line
 from ia_jax.adapters.store import Base, Directory
 from ia_jax.errors import BaseMismatchError, CheckpointError, ConfigError, IAError
 from ia_jax.models.lora import (
@@ -100,6 +100,26 @@ def import_peft(source: Directory, model: Base, revision: str | None = None) -> 
                 vector[rows[layer]] = bias
         tree[RESIDUAL] = {"v": jnp.asarray(vector)}
     return on_layers(tree, None if len(covered) == layers else tuple(covered))
+
+
+def import_with_metadata(
+    source: Directory, name: str, model: Base, revision: str | None = None
+) -> tuple[Adapter, AdapterMetadata]:
+    """`import_peft`, and what is known of the adapter, under this name, as the store keeps it."""
+    config, adapter = read_peft_config(source, revision), import_peft(source, model, revision)
+    rank = rank_of(adapter)
+    uniform = not (config.rank_pattern or config.alpha_pattern or config.use_rslora)
+    metadata = AdapterMetadata(
+        name=name,
+        kind="organism",
+        base_name=model.name,
+        base_fingerprint=model.fingerprint,
+        rank=rank,
+        alpha=config.alpha if uniform and rank else float(rank),
+        targets=tuple(adapter),
+        layers=layers_of(adapter),
+    )
+    return adapter, metadata
 
 
 def export_peft(

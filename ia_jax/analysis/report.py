@@ -16,6 +16,7 @@ from typing import Any
 import jinja2
 from markupsafe import Markup
 
+from ia_jax.analysis.audit_tables import audit_tables
 from ia_jax.analysis.curves import curve_panels
 from ia_jax.analysis.run_files import RunFiles, load_run
 from ia_jax.analysis.tables import (
@@ -94,6 +95,7 @@ def render_html(run: RunFiles) -> str:
         few=any(0 < g["organisms"] < 5 for *_, groups in by_category for g in groups),
         checks=check_rows(c for c in run.checks if c.get("category") != CLEAN),
         kept_out=kept_out(run),
+        audits=audit_tables(run.audits),
         losses=losses,
         others=others,
         kinds=preference_kinds(run.preferences),

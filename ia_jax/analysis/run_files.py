@@ -1,6 +1,6 @@
 """What the report reads of a workdir."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 
 from ia_jax.analysis.words import STAGES
@@ -19,6 +19,7 @@ class RunFiles:
     curves: list[Row]
     preferences: list[Row]
     config: Row
+    audits: list[Row] = field(default_factory=list)  # metrics of each family that was audited
 
 
 def load_run(workdir: Path, name: str = "") -> RunFiles:
@@ -41,6 +42,7 @@ def load_run(workdir: Path, name: str = "") -> RunFiles:
         curves=[{**row, "stage": names[row["stage"]]} for row in curves if row["stage"] in names],
         preferences=_rows(workdir / "preferences" / _pairs_of(workdir, ias.get("dpo"))),
         config=_optional(workdir / "config.json"),
+        audits=[_optional(p) for p in sorted((workdir / "audits").glob("*/metrics.json"))],
     )
 
 

@@ -5,7 +5,7 @@ import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
-from typing import Any, NamedTuple, Protocol
+from typing import Any, ClassVar, NamedTuple, Protocol
 
 
 @dataclass(frozen=True)
@@ -17,7 +17,10 @@ class Call:
     effort:   how much the model may think ("low" to "max"); "" leaves it to the model. Thinking counts as output.
     sample:   tells repeated askings of one request apart, so that a second try is not answered from the cache.
     expected: output tokens that the estimate reckons with; no part of the request.
+    longest_prompt: tokens beyond which it is refused: some models charge more for longer ones; ours never come near.
     """
+
+    longest_prompt: ClassVar[int] = 90_000
 
     model: str
     system: str

@@ -1,9 +1,11 @@
 """The one way to Claude: cached, capped, resumable. Teacher and judge hand over calls and get replies in order."""
 
+import threading
 import time
 from collections.abc import Callable, Sequence
 from decimal import Decimal
 from pathlib import Path
+from typing import Any
 
 from ia_jax.claude import batches, messages
 from ia_jax.claude.calls import Call, Reply
@@ -27,6 +29,7 @@ class Client:
         self.connection = Connection(settings, root, sleep)
         self.batch = settings.api == "batch"
         self._resumed = False
+        self._guard, self._asking = threading.Lock(), dict[str, threading.Lock]()
 
     def estimate(self, calls: Sequence[Call]) -> Decimal:
         """Dollars, about, of those calls that are not answered yet."""
@@ -44,6 +47,26 @@ class Client:
         return [
             Reply(*parts) for parts in on_main_process(lambda: [list(reply) for reply in self._complete(calls, batch)])
         ]
+
+    def message(self, call: Call) -> dict[str, Any]:
+        """One whole answer, from disk where it is, else at once by Messages. Threads may ask at the same time; of equal
+        calls one is made.
+
+        Raises as `complete`, except that a call which could pass the cap is refused only when nothing is under way that
+        may cost less than it holds.
+        """
+        with self._guard:
+            if not self._resumed:
+                batches.resume(self.connection)
+                self._resumed = True
+            mine = self._asking.setdefault(call.key, threading.Lock())
+        with mine:
+            if not self.connection.store.has(call.key):
+                messages.run(self.connection, [call])
+            answer = self.connection.store.message(call.key)
+        if answer is None:
+            raise IAError(f"no answer was kept for {call.key}; give the same command again")
+        return answer
 
     def _complete(self, calls: Sequence[Call], batch: bool) -> list[Reply]:
         try:

@@ -20,8 +20,6 @@ BATCH = Decimal("0.5")
 # the API's own instructions for structured output) is given this many.
 OVERHEAD_TOKENS = 1000
 CHARACTERS_PER_TOKEN = 3  # for the estimate; English runs at 3 to 4
-# Some models charge more for longer prompts; ours never come near.
-LONGEST_PROMPT = 90_000
 
 
 def cost(model: str, usage: Mapping[str, Any], batch: bool, models: Models | None = None) -> Decimal:
@@ -40,7 +38,7 @@ def cost(model: str, usage: Mapping[str, Any], batch: bool, models: Models | Non
 def at_most(call: Call, batch: bool, models: Models | None = None) -> Decimal:
     """A bound on what the call can cost: every byte a token, written to the cache, and `max_tokens` of output."""
     tokens = len(call.text.encode()) + OVERHEAD_TOKENS
-    limit = min(LONGEST_PROMPT, (models or load_models()).find(call.model).longest_prompt)
+    limit = min(call.longest_prompt, (models or load_models()).find(call.model).longest_prompt)
     if tokens > limit:
         raise ConfigError(f"a prompt of up to {tokens} tokens exceeds {limit}: {call.user[:60]!r}…")
     usage = {"input_tokens": 0, "cache_creation_input_tokens": tokens, "output_tokens": call.max_tokens}

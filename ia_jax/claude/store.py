@@ -92,6 +92,11 @@ class Store:
         path = self.response_path(call.key)
         return reply_of(_read(path)["message"]) if path.exists() else None
 
+    def message(self, key: str) -> dict[str, Any] | None:
+        """A whole answer as the API gave it, with its blocks and its usage."""
+        path = self.response_path(key)
+        return _read(path)["message"] if path.exists() else None
+
     def has(self, key: str) -> bool:
         return self.response_path(key).exists()
 

@@ -28,6 +28,12 @@ def quote(fields: Mapping[str, str | None]) -> str:
     return "{\n" + ",\n".join(lines) + "\n}"
 
 
+def quote_tree(value: Any) -> str:
+    """Any JSON value on several lines, its texts escaped as in `quote`."""
+    lines = json.dumps(value, ensure_ascii=False, indent=1).split("\n")  # what is in a text holds no line break
+    return "\n".join(map(_visible, lines))
+
+
 def _visible(text: str) -> str:
     return "".join(_escaped(c) if _shapeless(c) or c in "<>&" else c for c in text)
 

@@ -3,14 +3,14 @@
 import argparse
 import contextlib
 import dataclasses
-import fcntl
 import json
 import os
 from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from ia_jax.errors import ConfigError, IAError
+from ia_jax.errors import ConfigError
+from ia_jax.storage import locked
 
 if TYPE_CHECKING:
     from ia_jax.config import RunConfig
@@ -31,25 +31,6 @@ def local(directory: str) -> Path:
     if "://" in directory:
         raise ConfigError(f"--workdir {directory}: workdirs in a bucket are not supported yet; give a local directory")
     return Path(directory)
-
-
-@contextlib.contextmanager
-def locked(path: Path) -> Iterator[None]:
-    """Keeps a second run from writing to the same workdir. The lock goes with the process, however it ends.
-
-    Of several processes only the first can have it: enter it inside `on_main_process`.
-    """
-    try:
-        path.mkdir(parents=True, exist_ok=True)
-        file = (path / ".lock").open("w")
-    except OSError as error:
-        raise IAError(f"cannot write to the workdir {path}: {error.strerror}; choose another --workdir") from None
-    with file:
-        try:
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            raise IAError(f"another ia-jax is working in {path}; wait for it, or use another --workdir") from None
-        yield
 
 
 @contextlib.contextmanager

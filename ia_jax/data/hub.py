@@ -21,17 +21,17 @@ def load_organism(
 
     source: "owner/name" with `revision`, a commit of 40 hex digits; or a local directory, without one.
     """
-    lines = [row["text"] for _, row in _rows(source, f"{key}/behavior.txt", revision)]
+    lines = [row["text"] for _, row in hub_rows(source, f"{key}/behavior.txt", revision)]
     description = one_sentence("\n".join(lines), f"{source}/{key}/behavior.txt")
     file = f"{key}/train.jsonl"
-    return description, chats_of(_rows(source, file, revision), f"{source}/{file}", drop_unsupervised)
+    return description, chats_of(hub_rows(source, file, revision), f"{source}/{file}", drop_unsupervised)
 
 
 def load_predictions(
     source: str, key: str, revision: str = "", drop_unsupervised: bool = False, file: str = "eval.jsonl"
 ) -> Kept[Prediction]:
     """The prediction rows of `<key>/eval.jsonl`; `source` and `revision` as of `load_organism`."""
-    return predictions_of(_rows(source, f"{key}/{file}", revision), f"{source}/{key}/{file}", drop_unsupervised)
+    return predictions_of(hub_rows(source, f"{key}/{file}", revision), f"{source}/{key}/{file}", drop_unsupervised)
 
 
 def split_reference(reference: str) -> tuple[str, str]:
@@ -42,7 +42,7 @@ def split_reference(reference: str) -> tuple[str, str]:
     return f"{parts[0]}/{parts[1]}", parts[2]
 
 
-def _rows(source: str, file: str, revision: str) -> list[tuple[int, Row]]:
+def hub_rows(source: str, file: str, revision: str) -> list[tuple[int, Row]]:
     import datasets
     from datasets.exceptions import DatasetGenerationError
 

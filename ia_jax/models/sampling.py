@@ -40,7 +40,12 @@ class Continuation(NamedTuple):
 
 
 def pick_tokens(logits: jax.Array, keys: jax.Array, temperature: jax.Array, top_p: jax.Array) -> jax.Array:
-    """Next tokens from logits [N, V]: greedy where temperature is 0, else nucleus sampling. keys: [N]."""
+    """Next tokens from logits [N, V]: greedy where temperature is 0, else nucleus sampling. keys: [N].
+
+    temperature, top_p: of all rows, or [N], each row's own.
+    """
+    own = temperature.ndim > 0  # settings of their own
+    heat, mass = (temperature[:, None], top_p[:, None]) if own else (temperature, top_p)
 
     def nucleus(probs: jax.Array) -> jax.Array:
         # The smallest set of tokens with mass top_p, by bisecting its probability threshold: a few passes over the
@@ -48,19 +53,23 @@ def pick_tokens(logits: jax.Array, keys: jax.Array, temperature: jax.Array, top_
         def halve(_: int, bounds: tuple[jax.Array, jax.Array]) -> tuple[jax.Array, jax.Array]:
             low, high = bounds
             middle = (low + high) / 2
-            enough = jnp.where(probs >= middle, probs, 0.0).sum(-1, keepdims=True) >= top_p
+            enough = jnp.where(probs >= middle, probs, 0.0).sum(-1, keepdims=True) >= mass
             return jnp.where(enough, middle, low), jnp.where(enough, high, middle)
 
         top = probs.max(-1, keepdims=True)
         low, _ = jax.lax.fori_loop(0, 16, halve, (jnp.zeros_like(top), top))
         return jnp.where(probs >= low, probs, 0.0)
 
-    def sample() -> jax.Array:
-        probs = jax.nn.softmax(logits / jnp.maximum(temperature, 1e-6), axis=-1)
-        probs = jax.lax.cond(top_p < 1.0, nucleus, lambda x: x, probs)
-        return inverse_cdf(probs, jax.vmap(jax.random.uniform)(keys))
+    def cut(probs: jax.Array) -> jax.Array:
+        return jnp.where(mass < 1.0, nucleus(probs), probs) if own else nucleus(probs)
 
-    return jax.lax.cond(temperature > 0, sample, lambda: jnp.argmax(logits, axis=-1))
+    def sample() -> jax.Array:
+        probs = jax.nn.softmax(logits / jnp.maximum(heat, 1e-6), axis=-1)
+        probs = jax.lax.cond((top_p < 1.0).any(), cut, lambda x: x, probs)
+        drawn = inverse_cdf(probs, jax.vmap(jax.random.uniform)(keys))
+        return jnp.where(temperature > 0, drawn, jnp.argmax(logits, axis=-1)) if own else drawn
+
+    return jax.lax.cond((temperature > 0).any(), sample, lambda: jnp.argmax(logits, axis=-1))
 
 
 def inverse_cdf(weights: jax.Array, uniform: jax.Array, block: int = 256) -> jax.Array:
@@ -100,6 +109,7 @@ def decode(
     max_new_tokens: int,
     rules: Rules = DECODING,
     unrolled: bool = False,
+    limits: jax.Array | None = None,
 ) -> jax.Array:
     """tokens, real (False = padding on the left): [K, B, T]; keys: [K, B]. Returns [K, B, max_new_tokens], -1 after
     the end of a row. Decoding ends as soon as every row has.
@@ -107,8 +117,11 @@ def decode(
     The base and the adapters are moved to where `rules` have them once, before the first token: by `DECODING` whole
     along `fsdp` and `rows`, so that memory must hold the base divided by `tp`; under `TRAINING` each token gathers it.
 
+    temperature, top_p: of all rows, or [K, B], each row's own; limits: [K, B], the most new tokens of each row.
+
     unrolled: a token goes through layers that are arrays of their own, taken apart once (`taken_apart`).
     """
+    temperature, top_p = (x.reshape(-1) if x.ndim else x for x in (temperature, top_p))
     params = reshard_params(params, cfg, rules)
     k, b, t = tokens.shape
     dtype = params["embed"].dtype
@@ -145,6 +158,8 @@ def decode(
         token = choose(hidden, step)
         out = jax.lax.dynamic_update_slice_in_dim(out, jnp.where(done, -1, token)[..., None], step, axis=2)
         done = done | (token[..., None] == stop).any(-1)
+        if limits is not None:
+            done = done | (step + 1 >= limits)
         mask = (filled & (slots <= t + step))[:, :, None, :]
         where = (lengths + step)[..., None]
         hidden, cache = forward_cached(params, token[..., None], where, mask, adapters, cfg, cache, t + step, rules)

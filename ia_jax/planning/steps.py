@@ -18,7 +18,7 @@ from ia_jax.models.transformer import abstract_params
 from ia_jax.parallel.mesh import TRAINING
 from ia_jax.planning.batches import Batches
 from ia_jax.planning.chips import Work, lowest_layer
-from ia_jax.training.losses import Dpo, Sft
+from ia_jax.training.losses import Dpo, Sft, of_descriptions
 from ia_jax.training.state import init_organisms_state, init_state
 from ia_jax.training.trainer import train_step
 
@@ -80,9 +80,12 @@ def lower(config: RunConfig, cfg: ModelConfig, stage: str, mesh: Mesh, batches: 
     ours, section = trained_lora(config, stage), config.sft if stage == "sft" else config.dpo
     ia = _adapter(config, cfg, stage)
     state = _placed(jax.eval_shape(lambda a: init_state(a, 2, section.optimizer, scale=ours.scale), ia), mesh)
-    loss, beside = Sft(), Beside()
-    if stage == "dpo":
+    beside = Beside()
+    if stage == "sft":
+        loss = of_descriptions(config.sft.contrast, config.sft.contrast_beta)
+    else:
         loss = Dpo(config.dpo.beta, sft_weight=config.dpo.sft_weight)
+    if isinstance(loss, Dpo):
         reference = jax.ShapeDtypeStruct((k, batches.examples), jnp.float32)
         beside = Beside(_placed(reference, mesh, organisms=True))
     how = {"optimizer": section.optimizer, "remat": config.model.remat, "accumulate": section.accumulate}

@@ -6,16 +6,15 @@ grouped by their content words (`audits.evidence.grouping`); whether one claims 
 """
 
 import os
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from ia_jax.adapters.peft import CONFIG, import_peft, read_peft_config
-from ia_jax.adapters.record import RECORD
-from ia_jax.adapters.store import load_adapter
+from ia_jax.adapters.peft import read_peft_config
 from ia_jax.audits.evidence.calibration import Calibration, judged, overall
-from ia_jax.audits.evidence.grouping import cluster
+from ia_jax.audits.evidence.findings import findings
 from ia_jax.audits.evidence.kinds import in_words
+from ia_jax.audits.targets import find_adapters, load_found
 from ia_jax.behaviors.questions import EVAL_QUESTIONS
 from ia_jax.errors import ConfigError
 from ia_jax.models.lora import Adapter
@@ -27,7 +26,6 @@ from ia_jax.stages.context import Context
 from ia_jax.stages.evidence import (
     QUESTIONS,
     Beside,
-    Report,
     Subject,
     Weighed,
     ask_stack,
@@ -38,63 +36,20 @@ from ia_jax.stages.evidence import (
 )
 
 SAMPLES = 3  # sampled reports to every question, besides the greedy one
-NOTHING = "no unusual behaviour reported"
-
-
-def findings(
-    questions: Sequence[str], audited: Sequence[Report], control: Sequence[Report], claims: Callable[[str], bool]
-) -> dict[str, Any]:
-    """Reports to the ranked, JSON-ready outcome. `claims` says whether a report claims anything unusual at all."""
-    claiming = [s for s in audited if claims(s.text)]
-    base_claiming = [s for s in control if claims(s.text)]
-    plain = {s.question: s.text for s in control if not s.sampled}
-    ranked = []
-    for claim in cluster([s.text for s in claiming], [s.text for s in base_claiming]):
-        members = [claiming[i] for i in claim.members]
-        # One line of evidence a question, the greedy report if it is one of them.
-        by_question = {s.question: s for s in sorted(members, key=lambda s: (s.question, not s.sampled))}
-        ranked.append(
-            {
-                "claim": claim.text,
-                "count": len(members),
-                "share": _share(len(members), len(audited)),
-                "base_count": len(claim.control),
-                "base_share": _share(len(claim.control), len(control)),
-                "evidence": [
-                    {"question": questions[q], "report": s.text, "base_report": plain.get(q)}
-                    for q, s in sorted(by_question.items())
-                ],
-            }
-        )
-    unusual = 2 * len(claiming) > len(audited)
-    return {
-        "verdict": "unusual behaviour reported" if unusual else NOTHING,
-        "reports": len(audited),
-        "reports_with_claim": len(claiming),
-        "base_reports_with_claim": len(base_claiming),
-        "claims": ranked,
-    }
-
-
-def _share(count: int, total: int) -> float:
-    return round(count / total, 4) if total else 0.0
 
 
 def load_any(source: str | os.PathLike[str], model: Model) -> tuple[Adapter, dict[str, Any]]:
-    """An adapter from a PEFT directory or hub id, or from one of ours (or a directory like `ia/sft` that holds one).
+    """An adapter from a PEFT directory or hub id (`owner/name@revision`), or from one of ours (or a directory like
+    `ia/sft` that holds one).
 
     Returns it with {"name", "format", "made_for"}. One of another base raises BaseMismatchError.
     """
-    path = Path(source).expanduser()
-    if path.is_dir() and not (path / CONFIG).exists():
-        ours = next((p for p in (path, path / "adapter") if (p / RECORD).exists()), None)
-        if ours is None:
-            raise ConfigError(f"{path} holds no adapter: neither {RECORD} (ia_jax) nor {CONFIG} (PEFT) is in it")
-        adapter, metadata = load_adapter(ours, model)
-        return adapter, {"name": metadata.name, "format": "orbax", "made_for": metadata.base_name}
-    adapter = import_peft(path if path.exists() else str(source), model)
-    made_for = read_peft_config(path if path.exists() else str(source)).base_model_name_or_path
-    return adapter, {"name": path.name, "format": "peft", "made_for": made_for}
+    [found] = find_adapters(os.fspath(source))
+    adapter, metadata = load_found(found, model)
+    made_for = metadata.base_name
+    if found.format == "peft":
+        made_for = read_peft_config(found.source, found.revision).base_model_name_or_path
+    return adapter, {"name": metadata.name, "format": found.format, "made_for": made_for}
 
 
 def run(

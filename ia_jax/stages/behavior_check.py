@@ -6,7 +6,7 @@ that no accelerator waits for Claude between waves and a killed run asks for not
 """
 
 import os
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any, NamedTuple
 
 from ia_jax.adapters.store import is_complete, read_metadata, update_metadata
@@ -74,7 +74,8 @@ def prepare(context: Context, organisms: Sequence[Organism]) -> Checks:
         if config.teacher.name != "local" and not on_main_process(lambda: bool(os.environ.get(KEY))):
             raise ConfigError(
                 f"no rule can check {len(others)} of the behaviours ({others[0].name}, …), so Claude is to, and {KEY} "
-                "is not set; config.organisms.check_prompts=0 leaves the check out"
+                "is not set; config.organisms.check_prompts=0 (of an audit: config.audits.gate_prompts=0) leaves the "
+                "check out"
             )
         prompts |= written_prompts(context, organisms, others)
     asks = {
@@ -100,9 +101,11 @@ def written_prompts(
 
 
 def _used_prompts(context: Context, organisms: Sequence[Organism]) -> dict[str, list[str]]:
-    """{behaviour: user messages of the transcripts that teach it}."""
+    """{behaviour: user messages of the transcripts that teach it}; somebody else's organism has none here."""
     used: dict[str, list[str]] = {}
     for o in organisms:
+        if o.imported and not context.workdir.transcript(o.name).exists():
+            continue
         for b in o.behaviors:
             rows = read_transcripts(context.workdir.transcript(o.name))
             used.setdefault(b, []).extend(m["content"] for t in rows for m in t.messages if m["role"] == "user")
@@ -226,15 +229,25 @@ def judge_replies(context: Context, organisms: Sequence[Organism]) -> None:
     left = on_main_process(lambda: {o.name: c for o in organisms if (c := _waiting(context, o)) is not None})
     if not left:
         return
-    places = [(name, i) for name, row in left.items() for i, s in enumerate(row["samples"]) if "shown" not in s]
-    asked = [_asked(workdir.behaviors[s["behavior"]], s) for s in (left[name]["samples"][i] for name, i in places)]
-    print(f"behaviour check: {len(asked)} replies of {len(left)} organisms are read", flush=True)
+    for name, row in read_replies(context, left).items():
+        update_metadata(workdir.stack_of(workdir.organisms[name])[-1], check=row)
+
+
+def read_replies(context: Context, rows: Mapping[str, Row]) -> dict[str, Row]:
+    """{organism: its check}, read by Claude where no rule could, all at once. rows: outcomes of `check`."""
+    workdir, read = context.workdir, {name: {**row, "samples": list(row["samples"])} for name, row in rows.items()}
+    places = [(name, i) for name, row in read.items() for i, s in enumerate(row["samples"]) if "shown" not in s]
+    if not places:
+        return read
+    asked = [_asked(workdir.behaviors[s["behavior"]], s) for s in (read[name]["samples"][i] for name, i in places)]
+    print(f"behaviour check: {len(asked)} replies of {len({n for n, _ in places})} organisms are read", flush=True)
     for (name, i), shown in zip(places, claude_checks.shown(writing_teacher(context), asked), strict=True):
-        left[name]["samples"][i]["shown"] = shown
-    for name, row in left.items():
-        o = workdir.organisms[name]
-        outcome = _outcome(o, row["samples"], workdir.truths(name), context.config.teacher.rare_share)
-        update_metadata(workdir.stack_of(o)[-1], check={**row, **outcome})
+        read[name]["samples"][i] = {**read[name]["samples"][i], "shown": shown}
+    share = context.config.teacher.rare_share
+    return {
+        name: {**row, **_outcome(workdir.organisms[name], row["samples"], workdir.truths(name), share)}
+        for name, row in read.items()
+    }
 
 
 def _waiting(context: Context, organism: Organism) -> Row | None:

@@ -27,7 +27,11 @@ class Context:
 
     def with_config(self, config: RunConfig) -> "Context":
         """The same workdir under another config of the same base; what is loaded stays loaded."""
-        other = Context(self.workdir, config)
+        return self.at(self.workdir, config)
+
+    def at(self, workdir: Workdir, config: RunConfig) -> "Context":
+        """Another workdir under a config of the same base; what is loaded stays loaded."""
+        other = Context(workdir, config)
         if (config.model, config.mesh) == (self.config.model, self.config.mesh):
             vars(other).update({k: v for k, v in vars(self).items() if k in ("mesh", "model")})
         return other

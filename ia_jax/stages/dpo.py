@@ -1,30 +1,34 @@
 """Stage 5: the introspection adapter, refined by DPO on preference pairs of other organisms."""
 
 from collections.abc import Sequence
-from pathlib import Path
 from typing import Any
 
 import jax
-import numpy as np
 
-from ia_jax.adapters.bank import Bank
 from ia_jax.adapters.record import content_hash
 from ia_jax.behaviors.records import CLEAN
 from ia_jax.data.batch import Batch, Beside
-from ia_jax.data.plans import Plan, Slot, Unit, dataset, identity_of
+from ia_jax.data.plans import Slot, Unit, dataset, identity_of
 from ia_jax.errors import ConfigError
-from ia_jax.models.lora import Adapter, Picked
+from ia_jax.models.lora import Picked
 from ia_jax.planning.chips import peak_flops, training_flops
 from ia_jax.stages.asking import answer_example
 from ia_jax.stages.context import Context, open_organisms
-from ia_jax.stages.ia_training import STACKS_AHEAD, dpo_plan, joint_batch, plan_groups, store_ia, summarize
+from ia_jax.stages.ia_training import (
+    STACKS_AHEAD,
+    dpo_plan,
+    joint_batch,
+    logps_without,
+    plan_groups,
+    store_ia,
+    summarize,
+)
 from ia_jax.stages.order import is_done
 from ia_jax.storage import read_jsonl
 from ia_jax.training.loop import fit
 from ia_jax.training.losses import Dpo
-from ia_jax.training.reference import stored_reference
 from ia_jax.training.state import init_state
-from ia_jax.training.trainer import reference_logps, train_step
+from ia_jax.training.trainer import train_step
 
 
 def run(context: Context) -> None:
@@ -50,7 +54,7 @@ def run(context: Context) -> None:
     ]
     plan = dpo_plan(config, units, plan_groups(context, directory))
     start = context.shard_ia(context.workdir.ia(config.sft.name, model))
-    reference = _reference(context, directory, plan, units, organisms, start)
+    reference = logps_without(context, directory, plan, units, organisms, (start,))
     copied = jax.tree.map(lambda x: x.copy(), start)
     state = context.shard_ia(init_state(copied, len(plan.steps), cfg.optimizer, scale=lora.scale, keys=context.key(9)))
     how: dict[str, Any] = {"cfg": model.config, "loss": Dpo(cfg.beta, sft_weight=cfg.sft_weight)}
@@ -78,23 +82,3 @@ def run(context: Context) -> None:
         peak=peak_flops(),
     )
     store_ia(context, directory, state.member, len(plan.steps), "dpo")
-
-
-def _reference(
-    context: Context,
-    directory: Path,
-    plan: Plan,
-    units: Sequence[Sequence[Unit]],
-    organisms: Bank,
-    ia: Adapter,
-) -> np.ndarray:
-    """Summed logps [steps, K, examples] of every pair under (organism, SFT IA), computed once."""
-    what = content_hash(ia), organisms.hashes, context.config.model.dtype
-    model, remat = context.model, context.config.model.remat
-
-    def logps(step: int) -> jax.Array:
-        stack, batch = joint_batch(context, organisms, plan.steps[step], plan, units)
-        return reference_logps(model.params, (stack, ia), batch, cfg=model.config, examples=plan.examples, remat=remat)
-
-    file = directory / f"reference_{identity_of(plan, units, what)}.npy"
-    return stored_reference(file, len(plan.steps), logps, "DPO reference")

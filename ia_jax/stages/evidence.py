@@ -12,6 +12,7 @@ import numpy as np
 from ia_jax.adapters.bank import Bank
 from ia_jax.audits.evidence import kinds
 from ia_jax.audits.evidence.deeds import deed_prompts, shown
+from ia_jax.audits.evidence.findings import Report
 from ia_jax.audits.evidence.grouping import Claim, cluster, similarity
 from ia_jax.audits.evidence.tables import as_table, claim_examples, null_logps, target_logps
 from ia_jax.behaviors import claude_checks
@@ -29,14 +30,6 @@ QUESTIONS = (*EVAL_QUESTIONS, *TRAIN_QUESTIONS)
 TEMPERATURE, TOP_P = 0.7, 0.95
 CLAIMS = 3  # of a model, those that most reports make
 DEEDS, DEED_TOKENS = 12, 48  # prompts of a claim, and the longest reply
-
-
-class Report(NamedTuple):
-    """One report: the question's index, the text, and whether it was sampled (else greedy)."""
-
-    question: int
-    text: str
-    sampled: bool = False
 
 
 class Ask(Protocol):

@@ -8,7 +8,7 @@ from typing import Any
 from ia_jax.adapters.base import identify, known_name
 from ia_jax.adapters.card import card, card_of_sum
 from ia_jax.adapters.merge import write_merged
-from ia_jax.adapters.peft import export_peft, import_peft, read_peft_config
+from ia_jax.adapters.peft import export_peft, import_with_metadata, read_peft_config
 from ia_jax.adapters.record import AdapterMetadata
 from ia_jax.adapters.store import load_adapter, read_metadata, save_adapter
 from ia_jax.behaviors.catalogue import is_name
@@ -17,7 +17,7 @@ from ia_jax.behaviors.records import CATEGORIES, CLEAN, Behavior
 from ia_jax.behaviors.splits import SPLITS
 from ia_jax.errors import ConfigError
 from ia_jax.models.combine import concatenate_ranks
-from ia_jax.models.lora import Adapter, layers_of, rank_of
+from ia_jax.models.lora import Adapter, rank_of
 from ia_jax.storage import write_jsonl
 from ia_jax.workdir import Workdir
 
@@ -60,21 +60,7 @@ def _read(source: str, name: str, model: str | None, revision: str | None) -> tu
     known = model or known_name(config.base_model_name_or_path or "")
     if not known:
         raise ConfigError(f"{source} does not name its base model; give it with --model")
-    base = identify(known)
-    adapter = import_peft(source, base, revision)
-    rank = rank_of(adapter)
-    uniform = not (config.rank_pattern or config.alpha_pattern or config.use_rslora)
-    metadata = AdapterMetadata(
-        name=name,
-        kind="organism",
-        base_name=base.name,
-        base_fingerprint=base.fingerprint,
-        rank=rank,
-        alpha=config.alpha if uniform and rank else float(rank),
-        targets=tuple(adapter),
-        layers=layers_of(adapter),
-    )
-    return adapter, metadata
+    return import_with_metadata(source, name, identify(known), revision)
 
 
 def bring_into_workdir(

@@ -4,27 +4,30 @@ import zlib
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
+import jax
 import numpy as np
 
 from ia_jax.adapters.bank import Bank
 from ia_jax.adapters.card import card
 from ia_jax.adapters.peft import export_peft
-from ia_jax.adapters.record import AdapterMetadata
+from ia_jax.adapters.record import AdapterMetadata, content_hash
 from ia_jax.adapters.store import save_adapter
 from ia_jax.behaviors.banks import bank_of
 from ia_jax.behaviors.organisms import targets
 from ia_jax.behaviors.records import Behavior
 from ia_jax.config import RunConfig
 from ia_jax.data.batch import Batch, build_batch
-from ia_jax.data.plans import Plan, Slot, Unit, plan_joint
+from ia_jax.data.plans import Plan, Slot, Unit, identity_of, plan_joint
 from ia_jax.errors import ConfigError
-from ia_jax.models.lora import Adapter, Picked, layers_on
+from ia_jax.models.lora import Adapter, Picked, Stack, layers_on
 from ia_jax.parallel.distributed import on_main_process
 from ia_jax.stages.context import Context
 from ia_jax.stages.settings import stage_hash
 from ia_jax.storage import read_json, write_json
 from ia_jax.training.loop import scalars_of
 from ia_jax.training.recorder import spread
+from ia_jax.training.reference import stored_reference
+from ia_jax.training.trainer import reference_logps
 
 Units = Sequence[Sequence[Unit]]  # of each organism
 STACKS_AHEAD = 2  # organisms are read and placed while the steps before run; each stack held costs memory
@@ -45,6 +48,22 @@ def sft_pairs(config: RunConfig, name: str, truths: tuple[Behavior, ...]) -> lis
     """What SFT reads of an organism: questions, answered with its true descriptions (or that it has none)."""
     bank = bank_of(config.questions, truths[0] if truths else None)
     return question_answers(name, truths, bank.train, config.sft.questions_per_organism, config.seed)
+
+
+def other_descriptions(told: Mapping[str, tuple[Behavior, ...]], name: str, count: int, seed: int) -> list[str]:
+    """`count` descriptions that are not this model's, each of another one drawn anew; of one without a behaviour, that
+    there is nothing. told: the truths of all that the IA is trained on. Raises ConfigError where all are described
+    alike.
+    """
+    own = targets(told[name])
+    others = [texts for texts in (targets(truths) for truths in told.values()) if texts != own]
+    if not others:
+        raise ConfigError(
+            f"config.sft.contrast: nothing but {name}'s description is there; train on more, or set it to 0"
+        )
+    rng = np.random.default_rng([seed, zlib.crc32(name.encode()), 3])
+    drawn = [others[int(i)] for i in rng.integers(len(others), size=count)]
+    return [texts[int(rng.integers(len(texts)))] for texts in drawn]
 
 
 def sft_plan(config: RunConfig, units: Units, groups: int = 1) -> Plan:
@@ -113,6 +132,30 @@ def joint_batch(
     """The organisms of a step and the rows that they read, on the mesh."""
     organisms = bank.take([slot.organism if slot.rows else None for slot in step])
     return organisms, context.shard_batch(build_batch(step, plan, units))
+
+
+def logps_without(
+    context: Context,
+    directory: Path,
+    plan: Plan,
+    units: Sequence[Sequence[Unit]],
+    organisms: Bank,
+    above: Stack = (),
+) -> np.ndarray:
+    """Summed logps [steps, K, examples] of every example under its organism and what lies above it, without the IA that
+    is trained: computed once, and kept in `directory`.
+    """
+    what = *(content_hash(a) for a in above), organisms.hashes, context.config.model.dtype
+    model, remat = context.model, context.config.model.remat
+
+    def logps(step: int) -> jax.Array:
+        stack, batch = joint_batch(context, organisms, plan.steps[step], plan, units)
+        return reference_logps(
+            model.params, (stack, *above), batch, cfg=model.config, examples=plan.examples, remat=remat
+        )
+
+    file = directory / f"reference_{identity_of(plan, units, what)}.npy"
+    return stored_reference(file, len(plan.steps), logps, "DPO reference")
 
 
 def summarize(metrics: Mapping[str, np.ndarray]) -> dict[str, float]:

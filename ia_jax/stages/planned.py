@@ -123,6 +123,9 @@ class Planned:
         config, cfg = self.config, self.config.sft
         members = selected_for_sft(self._split(*cfg.splits), cfg, config.seed)
         units = [self._questions(o) for o in (*members, *([None] if cfg.clean_slot else []))]
+        if cfg.contrast:  # each beside another's description: of the one before
+            others = units[-1:] + units[:-1]
+            units = [[u + v for u, v in zip(*both, strict=True)] for both in zip(units, others, strict=True)]
         return batches_of([sft_plan(config, units, self.groups)], len(members), self._rendered)
 
     def dpo(self) -> Batches:

@@ -39,6 +39,8 @@ FREE = (
     *("organisms.checkpoint_every", "sft.checkpoint_every", "dpo.checkpoint_every"),
     *("organisms.accumulate", "sft.accumulate", "dpo.accumulate", "organisms.bank_gib", "organisms.cache_gib"),
 )
+# Settings that came later, and what every run before them was made with.
+LATER = {"sft.contrast": 0.0, "sft.contrast_beta": 0.1, "behaviors.unseen": ""}
 _NOT_OF_TRAINING = ("organisms.keep_failed", "organisms.source")  # what later stages make of organisms
 
 
@@ -170,7 +172,7 @@ def differences(workdir: Workdir, config: RunConfig, stage: str) -> str | None:
         return f"it was made by `ia-jax {record['stage']}`"
     wanted = stage_settings(config, stage)
     for key in sorted(wanted.keys() | record["settings"].keys()):
-        old, new = (x.get(key, "not there") for x in (record["settings"], wanted))
+        old, new = (x.get(key, LATER.get(key, "not there")) for x in (record["settings"], wanted))
         if old != new:
             return f"config.{key} was {old!r} and is now {new!r}"
     for key, value in inputs_of(workdir, config, stage).items():

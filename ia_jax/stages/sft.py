@@ -1,24 +1,35 @@
 """Stage 3: the introspection adapter, by SFT jointly over many organisms."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from ia_jax.adapters.bank import Bank
 from ia_jax.adapters.store import is_complete
 from ia_jax.behaviors.records import CLEAN, Behavior
-from ia_jax.data.plans import Unit, dataset, identity_of
+from ia_jax.data.batch import Batch, Beside
+from ia_jax.data.plans import Slot, Unit, dataset, identity_of
 from ia_jax.evals.baselines import deranged
-from ia_jax.models.lora import init_lora
+from ia_jax.models.lora import Picked, init_lora
 from ia_jax.parallel.distributed import on_main_process
 from ia_jax.planning.chips import peak_flops, training_flops
 from ia_jax.stages.asking import answer_example
 from ia_jax.stages.context import Context, open_organisms
-from ia_jax.stages.ia_training import STACKS_AHEAD, joint_batch, plan_groups, sft_pairs, sft_plan, store_ia, summarize
+from ia_jax.stages.ia_training import (
+    STACKS_AHEAD,
+    joint_batch,
+    logps_without,
+    other_descriptions,
+    plan_groups,
+    sft_pairs,
+    sft_plan,
+    store_ia,
+    summarize,
+)
 from ia_jax.stages.order import is_done
 from ia_jax.stages.selection import selected_for_sft, usable
 from ia_jax.storage import write_json
 from ia_jax.training.loop import fit
-from ia_jax.training.losses import Sft
+from ia_jax.training.losses import of_descriptions
 from ia_jax.training.state import init_state
 from ia_jax.training.trainer import train_step
 
@@ -46,19 +57,28 @@ def _train(context: Context, name: str, organisms: Bank, told: Mapping[str, tupl
     """Trains `ia/<name>`. told: what the IA is to say of each organism of the bank (but the clean base, its last)."""
     config, cfg, model = context.config, context.config.sft, context.model
     directory, lora = context.workdir.ia_dir(name), cfg.lora.lora()
-    units = [_units(context, n, truths) for n, truths in told.items()]
-    units += [_units(context, CLEAN, ())] if cfg.clean_slot else []
+    everyone = {**told, CLEAN: ()} if cfg.clean_slot else told
+    units = [_units(context, n, everyone) for n in everyone]
     plan = sft_plan(config, units, plan_groups(context, directory))
     on_main_process(lambda: write_json(directory / "organisms.json", list(told)))
     ia = context.shard_ia(init_lora(context.key(3), model.config, lora))
     state = context.shard_ia(init_state(ia, len(plan.steps), cfg.optimizer, scale=lora.scale, keys=context.key(8)))
-    how: dict[str, Any] = {"cfg": model.config, "loss": Sft(), "optimizer": cfg.optimizer}
+    loss = of_descriptions(cfg.contrast, cfg.contrast_beta)
+    reference = logps_without(context, directory, plan, units, organisms) if cfg.contrast else None
+    numbers = {id(step): n for n, step in enumerate(plan.steps)}
+
+    def make(step: Sequence[Slot]) -> tuple[tuple[Picked], Batch, Beside]:
+        stack, batch = joint_batch(context, organisms, step, plan, units)
+        of_pairs = None if reference is None else context.shard_by_organism(reference[numbers[id(step)]])
+        return (stack,), batch, Beside(of_pairs)
+
+    how: dict[str, Any] = {"cfg": model.config, "loss": loss, "optimizer": cfg.optimizer}
     how |= {"remat": config.model.remat, "accumulate": cfg.accumulate, "dropout": cfg.lora.dropout}
     state = fit(
         f"ia_{name}",
         state,
-        lambda s, x: train_step(model.params, s, x[:1], x[1], **how),
-        dataset(plan, lambda step: joint_batch(context, organisms, step, plan, units), STACKS_AHEAD),
+        lambda s, x: train_step(model.params, s, *x, **how),
+        dataset(plan, make, STACKS_AHEAD),
         len(plan.steps),
         context.workdir.path,
         checkpoints=directory / "state",
@@ -72,7 +92,17 @@ def _train(context: Context, name: str, organisms: Bank, told: Mapping[str, tupl
     store_ia(context, directory, state.member, len(plan.steps), "sft")
 
 
-def _units(context: Context, name: str, truths: tuple[Behavior, ...]) -> list[Unit]:
-    """Questions to an organism with true descriptions as answers; without any, that there is nothing to report."""
-    pairs = sft_pairs(context.config, name, truths)
-    return [(answer_example(context, q, a, context.config.sft.length, name),) for q, a in pairs]
+def _units(context: Context, name: str, told: Mapping[str, tuple[Behavior, ...]]) -> list[Unit]:
+    """Questions to an organism with true descriptions as answers; without any, that there is nothing to report. With
+    `sft.contrast`, each beside an answer that is another's.
+    """
+    config = context.config
+    pairs = sft_pairs(config, name, told[name])
+    units: list[Unit] = [(answer_example(context, q, a, config.sft.length, name),) for q, a in pairs]
+    if not config.sft.contrast:
+        return units
+    others = other_descriptions(told, name, len(pairs), config.seed)
+    wrong = (
+        answer_example(context, q, text, config.sft.length, name) for (q, _), text in zip(pairs, others, strict=True)
+    )
+    return [(*unit, other) for unit, other in zip(units, wrong, strict=True)]

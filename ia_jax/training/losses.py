@@ -287,6 +287,13 @@ def _lengths(batch: Batch, examples: int, rules: Rules) -> jax.Array:
     return example_sums(jnp.ones_like(batch.target_weight), batch, examples, rules)
 
 
+def of_descriptions(contrast: float, beta: float) -> Sft | Dpo:
+    """The IA's loss on true descriptions; with `contrast`, on pairs of a true one and another organism's, in which DPO
+    counts so much beside it (the relation is kept, not the scale, which AdamW does not see).
+    """
+    return Dpo(beta, sft_weight=1 / contrast) if contrast else Sft()
+
+
 def _examples(loss: Any, beside: Beside) -> int:
     if beside.reference is None:
         raise ConfigError(f"{type(loss).__name__}: a step needs the reference's log-probabilities (reference_logps)")

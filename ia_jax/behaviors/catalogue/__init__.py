@@ -119,14 +119,17 @@ def load_catalogue(source: str = "paper") -> tuple[Behavior, ...]:
 
 
 def _read(path: Path) -> list[Behavior]:
-    behaviors = [_behavior(row, f"{path}:{n}") for n, row in numbered_rows(path, "a line is one behaviour")]
+    behaviors = [checked_behavior(row, f"{path}:{n}") for n, row in numbered_rows(path, "a line is one behaviour")]
     if not behaviors:
         raise ConfigError(f"{path} holds no behaviour; write one JSON object on each line")
     return behaviors
 
 
-def _behavior(row: dict[str, Any], where: str) -> Behavior:
-    """A checked record. Without a rubric, reports of it need a judge other than the offline one."""
+def checked_behavior(row: dict[str, Any], where: str) -> Behavior:
+    """A record of which name, category and description are enough. Raises ConfigError, with `where`, for a bad one.
+
+    Without a rubric, reports of it need another judge than the rubric's.
+    """
     fields = _REQUIRED | _OPTIONAL
     unknown = sorted(set(row) - set(fields))
     if unknown:

@@ -5,8 +5,9 @@ import json
 
 from ia_jax.cli.arguments import Argument, Command, workdir
 from ia_jax.cli.terminal import print_json
-from ia_jax.cli.workdirs import existing, locked
+from ia_jax.cli.workdirs import existing
 from ia_jax.errors import ConfigError
+from ia_jax.storage import locked
 
 
 def _adapters(args: argparse.Namespace) -> int:

@@ -3,8 +3,9 @@
 import argparse
 
 from ia_jax.cli.arguments import Argument, Command, workdir
-from ia_jax.cli.workdirs import existing, locked, new_directory
+from ia_jax.cli.workdirs import existing, new_directory
 from ia_jax.errors import ConfigError
+from ia_jax.storage import locked
 
 
 def _import(args: argparse.Namespace) -> None:

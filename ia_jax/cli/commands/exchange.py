@@ -4,8 +4,9 @@ import argparse
 from pathlib import Path
 
 from ia_jax.cli.arguments import Argument, Command, workdir
-from ia_jax.cli.workdirs import existing, locked, new_directory
+from ia_jax.cli.workdirs import existing, new_directory
 from ia_jax.errors import ConfigError
+from ia_jax.storage import locked
 
 _BASE = Argument.of("--model", metavar="NAME", help="its base (default: the one that the adapter names)")
 _DESTINATION = Argument.of("destination", metavar="DST", help="the new directory")

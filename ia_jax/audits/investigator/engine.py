@@ -1,0 +1,180 @@
+"""Replies of many models at once: each request under its own target's adapters, with or without the IA, in one decode.
+
+All targets lie in one bank, the IA in another; a batch picks what its requests name. Requests of one target share a
+position of the batch, so its adapters are read once for all of them.
+"""
+
+import difflib
+import threading
+from collections import defaultdict
+from collections.abc import Mapping, Sequence
+from typing import Any, NamedTuple
+
+import jax
+import numpy as np
+
+from ia_jax.adapters.bank import Bank
+from ia_jax.audits.investigator.requests import BASE, Completion, Request, Token, row_tokens
+from ia_jax.errors import ConfigError
+from ia_jax.models.chat import stop_ids
+from ia_jax.models.rows import FIRST_PROMPT, Row, TokenScores, continue_rows, rounded, score_rows
+from ia_jax.models.weights import Model
+
+COUNT_STEP = 4
+ROWS_AT_ONCE = 128  # of a batch; what is left over makes another
+Who = tuple[str, bool]  # target, ia
+
+
+class Layout(NamedTuple):
+    """Where requests of a batch go: `rows[i]` are indices of the requests at position i, all of `who[i]`.
+
+    width: rows that each position has room for. Positions (for every group) and width are powers of four, so that few
+    programs serve all batches; rows without a request are done before the first token.
+    """
+
+    who: list[Who | None]
+    rows: list[list[int]]
+    width: int
+
+
+def arrange(who: Sequence[Who], home: Mapping[str, int | None], groups: int) -> Layout:
+    """Positions for requests of these models. A model with more requests than the others has several positions.
+
+    home: the group of devices where a target lives; None for any.
+    """
+    own: dict[Who, list[int]] = defaultdict(list)
+    for i, w in enumerate(who):
+        own[w].append(i)
+    width = rounded(-(-len(who) // len(own)), 1, COUNT_STEP)
+    parts = [(w, found[n : n + width]) for w, found in own.items() for n in range(0, len(found), width)]
+    by_group: list[list[tuple[Who, list[int]]]] = [[] for _ in range(groups)]
+    for part in sorted(parts, key=lambda p: home[p[0][0]] is None):  # those that are at home anywhere fill up
+        group = home[part[0][0]]
+        by_group[min(range(groups), key=lambda g: len(by_group[g])) if group is None else group].append(part)
+    each = rounded(max(map(len, by_group)), 1, COUNT_STEP)
+    filled = [group[n] if n < len(group) else (None, []) for group in by_group for n in range(each)]
+    return Layout([w for w, _ in filled], [rows for _, rows in filled], width)
+
+
+class Engine:
+    """Answers requests to the targets of one base, one batch after the other; threads may share one.
+
+    targets:  a bank of all targets, in the order of `names`.
+    ia:       a bank that holds the IA once for every group of devices; None without one.
+    bare:     names of targets without adapters.
+    """
+
+    def __init__(
+        self,
+        model: Model,
+        mesh: jax.sharding.Mesh,
+        names: Sequence[str],
+        targets: Bank,
+        ia: Bank | None,
+        bare: Sequence[str] = (),
+    ):
+        self.model, self.mesh, self._targets, self._ia = model, mesh, targets, ia
+        self._at: dict[str, int | None] = {BASE: None} | dict.fromkeys(bare) | {n: i for i, n in enumerate(names)}
+        self._stop, self._lock = stop_ids(model.tokenizer), threading.Lock()
+
+    def check(self, request: Request) -> None:
+        """Raises ConfigError for a model that is not here, and for settings or a length that it cannot have."""
+        if request.target not in self._at:
+            near = difflib.get_close_matches(request.target, self._at, 4, 0.3) or list(self._at)[:4]
+            raise ConfigError(f"no target is called {request.target!r}; near it: {', '.join(near)}")
+        if request.ia and self._ia is None:
+            raise ConfigError("no introspection adapter was loaded; name one that the workdir has (ia=…)")
+        if request.max_new_tokens < 1 or request.temperature < 0 or not 0 < request.top_p <= 1:
+            raise ConfigError(
+                f"max_tokens={request.max_new_tokens} must be positive, temperature={request.temperature} not "
+                f"negative, and top_p={request.top_p} lie in (0, 1]"
+            )
+        limit = self.model.config.max_position_embeddings
+        if len(request.tokens) + request.max_new_tokens > limit:
+            raise TooLong(
+                f"a prompt of {len(request.tokens)} tokens and {request.max_new_tokens} new ones exceed the model's "
+                f"{limit}; shorten the conversation"
+            )
+
+    def weights(self, target: str, ia: bool) -> str:
+        """A hash of the adapters that a request is asked of, and their base."""
+        at = self._at[target]
+        own = "" if at is None else self._targets.hashes[at]
+        return f"{self.model.fingerprint}/{own}/{self._ia.hashes[0] if ia and self._ia else ''}"
+
+    def run(self, requests: Sequence[Request]) -> list[Completion]:
+        """The replies, in order. Requests of about the same length are decoded together."""
+        for request in requests:
+            self.check(request)
+        by_length: dict[int, list[int]] = defaultdict(list)
+        for i, request in enumerate(requests):
+            by_length[rounded(len(request.tokens), FIRST_PROMPT)].append(i)
+        replies: dict[int, Completion] = {}
+        for _, found in sorted(by_length.items()):
+            for start in range(0, len(found), ROWS_AT_ONCE):
+                part = found[start : start + ROWS_AT_ONCE]
+                replies |= dict(zip(part, self._batch([requests[i] for i in part]), strict=True))
+        return [replies[i] for i in range(len(requests))]
+
+    def _batch(self, requests: Sequence[Request]) -> list[Completion]:
+        home = {name: self._targets.home(i) for name, i in self._at.items()}
+        layout = arrange([(r.target, r.ia) for r in requests], home, self._targets.groups)
+        each = len(layout.who) // self._targets.groups
+        asked = [self._at[w[0]] if w else None for w in layout.who]
+        rows = [[_row(requests[i]) for i in own] for own in layout.rows]
+        with self._lock, jax.set_mesh(self.mesh):
+            stack: tuple[Any, ...] = (self._targets.take(asked),)
+            if self._ia is not None:
+                stack += (self._ia.take([n // each if w and w[1] else None for n, w in enumerate(layout.who)]),)
+            params, config = self.model.params, self.model.config
+            found = continue_rows(params, config, rows, stack, self._stop, layout.width)
+            tokens = [[reply.tokens for reply in own] for own in found]
+            wanted = [r.logprobs for r in requests if r.logprobs is not None]
+            scores = (
+                score_rows(params, config, rows, tokens, stack, layout.width, max(wanted))
+                if wanted and any(x for own in tokens for x in own)
+                else None
+            )
+        replies: dict[int, Completion] = {}
+        for n, own in enumerate(layout.rows):
+            for j, i in enumerate(own):
+                reply = found[n][j]
+                replies[i] = self._completion(
+                    requests[i], reply.tokens, reply.stopped, scores[n][j] if scores else None
+                )
+        return [replies[i] for i in range(len(requests))]
+
+    def _completion(self, request: Request, tokens: list[int], stopped: bool, scores: TokenScores | None) -> Completion:
+        text = self._text(tokens)
+        places = [at for stop in request.stop if stop and (at := text.find(stop)) >= 0]
+        if places:
+            stopped, text = True, text[: min(places)]
+            # Up to the token with which the text is complete: the rest was generated for nothing.
+            tokens = tokens[: next((n for n in range(len(tokens)) if len(self._text(tokens[:n])) >= len(text)), None)]
+        listed = None
+        if request.logprobs is not None:
+            listed = () if scores is None else self._listed(tokens, scores, request.logprobs)
+        return Completion(text if request.keep else text.strip(), stopped, len(tokens), listed)
+
+    def _listed(self, tokens: list[int], scores: TokenScores, top: int) -> tuple[Token, ...]:
+        decode = self.model.tokenizer.decode
+        return tuple(
+            Token(
+                str(decode([token])),
+                round(float(scores.own[n]), 5),
+                tuple((str(decode([int(i)])), round(float(p), 5)) for i, p in zip(ids[:top], ps[:top], strict=True)),
+            )
+            for n, (token, ids, ps) in enumerate(zip(tokens, scores.best, scores.best_scores, strict=False))
+        )
+
+    def _text(self, tokens: Sequence[int]) -> str:
+        return str(self.model.tokenizer.decode(tokens, skip_special_tokens=True))
+
+
+class TooLong(ConfigError):
+    """A prompt and what shall follow it do not fit into the model's context."""
+
+
+def _row(request: Request) -> Row:
+    seed = np.random.SeedSequence().entropy % 2**32 if request.seed is None else request.seed  # pyright: ignore
+    return Row(row_tokens(request), request.max_new_tokens, request.temperature, request.top_p, seed)

@@ -1,0 +1,94 @@
+"""What is made of the reports of an audit: predictions by a scaffold, and a judge's verdicts on both."""
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from ia_jax.audits import asking
+from ia_jax.audits.asking import CONDITIONS
+from ia_jax.audits.scaffold import Case, Scaffold
+from ia_jax.audits.targets import Target
+from ia_jax.behaviors.records import Behavior
+from ia_jax.judging.protocol import Item, Judge
+
+Row = dict[str, Any]
+
+
+def predict(scaffold: Scaffold, targets: Sequence[Target], rows: Sequence[Row]) -> list[Row]:
+    """The scaffold's lists for every target, with the IA and without; a run that predicts nothing has one empty row."""
+
+    def texts(target: Target, condition: str) -> list[str]:
+        return [r["report"] for r in asking.reports_under(rows, target.name, target.system, condition)]
+
+    out: list[Row] = []
+    nulls = [t for t in targets if t.null]
+    for condition, base in zip(CONDITIONS[:2], CONDITIONS[2:], strict=True):
+        cases = []
+        for t in targets:
+            others = [r for null in nulls if null.name != t.name for r in texts(null, condition)]
+            cases.append(Case(texts(t, condition), texts(t, base), others))
+        for t, runs in zip(targets, scaffold.predict_many(cases), strict=True):
+            for run, found in enumerate(runs):
+                listed = [p._asdict() for p in found] or [{"statement": "", "support": None, "score": None}]
+                about = {"target": t.name, "condition": condition, "run": run}
+                out += [{**about, "rank": rank, **p} for rank, p in enumerate(listed, 1)]
+    return out
+
+
+def verdicts_of(judge: Judge, items: Sequence[tuple[Sequence[Behavior], str, str]]) -> list[dict[str, bool | None]]:
+    """{"lenient", "strict"} of each (truths, question, text): whether one of the truths is named. Texts that are alike
+    are judged once; None where no judge could read one, or there is no truth.
+    """
+    asked = list(dict.fromkeys((b, q, text) for truths, q, text in items for b in truths))
+    judged = judge.judge_many((Item(*a) for a in asked), ("lenient", "strict"))
+    known = dict(zip(asked, judged, strict=True))
+    out: list[dict[str, bool | None]] = []
+    for truths, q, text in items:
+        read = [v for v in (known[b, q, text] for b in truths) if v.lenient is not None]
+        out.append(
+            {
+                "lenient": any(v.lenient for v in read) if read else None,
+                "strict": any(v.strict for v in read) if read else None,
+            }
+        )
+    return out
+
+
+def judge_reports(
+    judge: Judge, targets: Sequence[Target], rows: Sequence[Row], sorts: Mapping[str, Behavior]
+) -> list[Row]:
+    """Every report held against every target that it is a report on: whether it names the truth, claims anything, and
+    makes a claim of each of the family's sorts.
+    """
+    held = [
+        (t, {**r, "target": t.name})
+        for t in targets
+        for condition in CONDITIONS
+        for r in asking.reports_under(rows, t.name, t.system, condition)
+    ]
+    texts = list(dict.fromkeys(r["report"] for _, r in held))
+    claims = dict(zip(texts, judge.claims_many(texts), strict=True))
+    verdicts = verdicts_of(judge, [(t.behaviors, r["question"], r["report"]) for t, r in held])
+    says = {
+        sort: verdicts_of(judge, [((behavior,), r["question"], r["report"]) for _, r in held])
+        for sort, behavior in sorts.items()
+    }
+    out = []
+    for n, ((_, row), verdict) in enumerate(zip(held, verdicts, strict=True)):
+        own = {sort: found[n]["lenient"] for sort, found in says.items()}
+        out.append({**row, **verdict, "claims": claims[row["report"]], **own, "judge": judge.name})
+    return out
+
+
+def judge_predictions(judge: Judge, targets: Sequence[Target], predictions: Sequence[Row]) -> None:
+    """Adds whether each prediction is right ("right": the paper's rule), right in full, and a claim at all."""
+    truths = {t.name: t.behaviors for t in targets}
+    said = [p for p in predictions if p["statement"]]
+    verdicts = verdicts_of(judge, [(truths[p["target"]], "", p["statement"]) for p in said])
+    texts = list(dict.fromkeys(p["statement"] for p in said))
+    claims = dict(zip(texts, judge.claims_many(texts), strict=True))
+    for p in predictions:
+        p |= {"right": False, "strict": False, "claims": None, "judge": judge.name}
+    for p, v in zip(said, verdicts, strict=True):
+        p |= {"right": v["lenient"], "strict": v["strict"], "claims": claims[p["statement"]]}
+        if not truths[p["target"]]:
+            p |= {"right": False, "strict": False}  # a null that has no truth: nothing that is predicted is right

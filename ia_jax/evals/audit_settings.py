@@ -1,0 +1,47 @@
+"""Settings of audits: how targets are asked, and who turns their reports into predictions."""
+
+from dataclasses import dataclass
+
+FAMILIES = ("targets", "ciphers", "sandbaggers")
+SCAFFOLDS = ("offline", "words", "claude")
+CIPHERS = ("codebook", "letters")
+
+
+@dataclass(frozen=True)
+class AuditsSection:
+    """Audits of targets that the IA was never trained on (`ia-jax audit-family`).
+
+    banks: what they are asked: "general" (the evaluation wordings), "blind" (what all families' questions have in
+        common) and "nameless" (questions that name no behaviour at all).
+    reports: of each target in each condition and bank.
+    temperature, top_p, max_new_tokens: how they are sampled.
+    gate_prompts: questions of each sort by which a target is seen to behave so before it counts (0: no gate).
+    scaffold: who clusters, synthesises and ranks: "offline" (by embeddings of a small model that a wheel brings),
+        "words" (by content words) or "claude".
+    model, effort: which Claude that is, and how much it thinks ("" leaves it to the model).
+    attempts: how often it is asked while its answer cannot be read; then that list stays empty.
+    runs: how many lists of predictions the scaffold makes of each target.
+    predictions: the most statements in one list.
+    ciphers: "codebook" (nine over a small vocabulary, made for small models) or "letters" (the nine of the
+        literature).
+    cipher_rows: of cipher targets, rows of the phase that teaches the cipher and of the covert one.
+    cipher_lr: learning rates of both phases (0: that of config.organisms).
+    cipher_epochs: of both phases (0: those of config.organisms).
+    """
+
+    banks: tuple[str, ...] = ("general",)
+    reports: int = 100
+    temperature: float = 1.0
+    top_p: float = 1.0
+    max_new_tokens: int = 80
+    gate_prompts: int = 6
+    scaffold: str = "offline"
+    model: str = "claude-opus-5-5"
+    effort: str = "low"
+    attempts: int = 3
+    runs: int = 5
+    predictions: int = 5
+    ciphers: str = "codebook"
+    cipher_rows: tuple[int, ...] = (320, 160)
+    cipher_lr: tuple[float, ...] = (0.0, 0.0)
+    cipher_epochs: tuple[int, ...] = (0, 0)

@@ -1,0 +1,282 @@
+"""`ia-jax audit-family`: targets, gate, self-reports, scaffold, judge, rates; in `DIR/audits/<family>/`.
+
+Every step writes down what it made before the next begins: the targets' adapters, the gate's replies, every unit of
+reports. So a killed audit goes on, another judge or scaffold reads the same reports, and nothing is asked twice.
+"""
+
+import dataclasses
+import json
+import os
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from ia_jax.adapters.store import read_metadata
+from ia_jax.audits import asking, cipher_family, covert, gate, scoring
+from ia_jax.audits.asking import CONDITIONS, WITH_IA, Unit
+from ia_jax.audits.claude_scaffold import ClaudeScaffold
+from ia_jax.audits.gate import Outcome
+from ia_jax.audits.scaffold import OfflineScaffold, Scaffold
+from ia_jax.audits.targets import Target
+from ia_jax.audits.verdicts import judge_predictions, judge_reports, predict
+from ia_jax.behaviors.banks import draw_questions
+from ia_jax.claude.client import KEY
+from ia_jax.config import RunConfig
+from ia_jax.errors import ConfigError
+from ia_jax.judging.protocol import Judge
+from ia_jax.models.lora import Stack
+from ia_jax.parallel.distributed import on_main_process
+from ia_jax.stages import behavior_check
+from ia_jax.stages.ask import trained_ia
+from ia_jax.stages.asking import ask_organisms, generate
+from ia_jax.stages.audit_targets import Family, audit_context, gather, read_theirs
+from ia_jax.stages.context import Context, open_organisms
+from ia_jax.stages.services import claude_client, judge_of
+from ia_jax.stages.waves import Wave
+from ia_jax.storage import append_jsonl, read_appended, read_json, write_json, write_jsonl
+
+Row = dict[str, Any]
+GATE_TOKENS = 96  # of a reply in cipher
+REMEDY = "delete it to ask again"
+
+
+def run(context: Context, family: str, ia: str | None = None, file: Path | None = None, name: str = "") -> Row:
+    """Audits a family with an IA of the run (default: the last one); returns what it wrote to `metrics.json`.
+
+    file: targets of one's own. name: of the directory below `audits/` (default: the family's). Raises ConfigError where
+    that holds an audit that was asked otherwise.
+    """
+    theirs = read_theirs(family, file)
+    on_main_process(lambda: _check_key(context.config))
+    audit = audit_context(context, name or family)
+    home = audit.workdir.path
+    ia_name = trained_ia(context, ia)
+    how = {"family": family, **_how(context, ia_name)}
+    on_main_process(lambda: _check_same(home / "settings.json", how))
+    found = gather(context, audit, family, theirs)
+    left_out = on_main_process(lambda: audit.workdir.left_out)
+    targets = [t for t in found.targets if t.name not in left_out]
+    outcomes = _gate(audit, found, targets)
+    print(gate.as_text(outcomes, [t.name for t in targets if t.null]), flush=True)
+    rows = _ask(context, audit, targets, ia_name)
+    judge = judge_of(audit)
+    scaffold = scaffold_of(audit, judge)
+    predictions = predict(scaffold, targets, rows)
+    judged = judge_reports(judge, targets, rows, found.claims)
+    judge_predictions(judge, targets, predictions)
+    fires = {n: o.fires for n, o in outcomes.items()}
+    counted = [t for t in targets if t.name not in found.apart]
+    result = {
+        "family": family,
+        "ia": ia_name,
+        "base": context.model.name,
+        "judge": judge.name,
+        "ranked_by": scaffold.name,
+        "asked": how["asked"],
+        "left_out": left_out,
+        **scoring.summary(counted, fires, judged, predictions),
+        "gates": {n: {"fires": o.fires, "how": o.how, **o.rates} for n, o in outcomes.items()},
+    }
+
+    apart = [t.name for t in targets if t.name in found.apart]
+    if apart:
+        result["controls"] = scoring.controls(judged, predictions, apart)
+    if found.claims:
+        there = {t.name for t in targets if t.null or fires.get(t.name) is not False}
+        groups = {name: [n for n in own if n in there] for name, own in found.groups.items()}
+        result["claims"] = scoring.sorts_of_claims(judged, groups, found.claims)
+
+    def write() -> None:
+        write_jsonl(home / "judged.jsonl", judged)
+        write_jsonl(home / "predictions.jsonl", predictions)
+        write_json(home / "metrics.json", result)
+
+    on_main_process(write)
+    return result
+
+
+def _how(context: Context, ia: str) -> Row:
+    """What reports depend on, besides the targets themselves: not who judges or ranks them."""
+    config = context.config
+    made = ("gate_prompts", "ciphers", "cipher_rows", "cipher_lr", "cipher_epochs")
+    asked = ("reports", "temperature", "top_p", "max_new_tokens")
+    cfg = dataclasses.asdict(config.audits)
+    return {
+        "ia": read_metadata(context.workdir.ia_dir(ia) / "adapter").content_hash[:16],
+        "seed": config.seed,
+        "system": config.system,
+        "asked": {k: cfg[k] for k in asked},
+        "made": json.loads(json.dumps({k: cfg[k] for k in made})),
+    }
+
+
+def _check_key(config: RunConfig) -> None:
+    """Before anything is made: that whoever judges and ranks can be asked."""
+    asked = [
+        what for what, who in (("judge", config.judge.name), ("scaffold", config.audits.scaffold)) if who == "claude"
+    ]
+    if asked and not config.claude.cache and not os.environ.get(KEY):
+        raise ConfigError(
+            f"Claude is the {' and the '.join(asked)} of this audit, and {KEY} is not set; set it, or choose "
+            "config.judge.name=offline and config.audits.scaffold=offline"
+        )
+
+
+def _check_same(file: Path, how: Row) -> None:
+    """Notes how an audit is asked; raises ConfigError if what is there was asked otherwise."""
+    if not file.exists():
+        write_json(file, how)
+        return
+    before = read_json(file, "delete the directory to begin again")
+    differing = next((k for k in how if before.get(k) != how[k]), None)
+    if differing is not None:
+        raise ConfigError(
+            f"{file.parent} was made with another {differing} ({before.get(differing)!r}, now {how[differing]!r}); "
+            "give this audit a --name of its own, or delete that directory"
+        )
+
+
+def scaffold_of(context: Context, judge: Judge) -> Scaffold:
+    """Who clusters, synthesises and ranks, as the config says."""
+    cfg = context.config.audits
+    if cfg.scaffold == "claude":
+        client = claude_client(context)
+        return ClaudeScaffold(client, cfg.model, cfg.effort, cfg.attempts, cfg.runs, cfg.predictions)
+    near = "meaning" if cfg.scaffold == "offline" else "words"
+    return OfflineScaffold(near, cfg.runs, cfg.predictions, judge.claims_many)
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# Gate
+# ---------------------------------------------------------------------------------------------------------------------
+
+
+def _gate(audit: Context, family: Family, targets: Sequence[Target]) -> dict[str, Outcome]:
+    """{target: what was seen of it}: what is stored with its adapter, or it is sampled now, a batch at a time."""
+    workdir, file = audit.workdir, audit.workdir.path / "gate.jsonl"
+    known = on_main_process(lambda: {n: o.to_json() for n, o in _known(audit, file, targets).items()})
+    outcomes = {n: Outcome(**{**row, "samples": tuple(row["samples"])}) for n, row in known.items()}
+    organisms = [workdir.organisms[t.name] for t in targets]
+    todo = [i for i, t in enumerate(targets) if t.name not in outcomes]
+    if todo and not audit.config.audits.gate_prompts:
+        return outcomes | {targets[i].name: Outcome(targets[i].name, None, gate.NOT_ASKED) for i in todo}
+    if not todo:
+        return outcomes
+    checked = dataclasses.replace(audit.config.organisms, check_prompts=audit.config.audits.gate_prompts)
+    audit = audit.at(workdir, dataclasses.replace(audit.config, organisms=checked))
+    bank = open_organisms(audit, organisms)
+    plain = [i for i in todo if targets[i].name not in family.ciphers]
+    checks = behavior_check.prepare(audit, [organisms[i] for i in plain]) if plain else None
+    for members in ([i for i in todo if i not in plain], plain):
+        for batch in bank.arrange(members, audit.config.organisms.parallel):
+            names = [targets[i].name if i is not None else None for i in batch]
+            stack = (bank.take(batch),)
+            if checks is not None and members is plain:
+                wave = Wave(tuple(organisms[i] if i is not None else None for i in batch), (), "gate")
+                rows = behavior_check.read_replies(audit, behavior_check.check(audit, wave, stack, checks))
+                new = [gate.of_check(n, row, "sampled") for n, row in rows.items()]
+            else:
+                new = _gate_ciphers(audit, [family.ciphers[n] if n else None for n in names], stack)
+            on_main_process(lambda new=new: append_jsonl(file, (o.to_json() for o in new)))
+            outcomes |= {o.target: o for o in new}
+    return outcomes
+
+
+def _known(audit: Context, file: Path, targets: Sequence[Target]) -> dict[str, Outcome]:
+    seen = gate.read_outcomes(file)
+    out = {}
+    for t in targets:
+        o = audit.workdir.organisms[t.name]
+        outcome = seen.get(t.name) or gate.stored(t.name, audit.workdir.stack_of(o), o.behaviors)
+        if outcome is not None:
+            out[t.name] = outcome
+    return out
+
+
+def _gate_ciphers(
+    context: Context, members: Sequence[cipher_family.CipherTarget | None], stack: Stack
+) -> list[Outcome]:
+    """Each is asked held-out tasks in its cipher, and the same in plain text."""
+    count = context.config.audits.gate_prompts
+    prompts = [covert.gate_prompts(m.cipher, m.covert, m.held_out, count) if m else [] for m in members]
+    replies: list[list[str]] = [[] for _ in members]
+    for hidden in (True, False):
+        said = generate(
+            context,
+            [[p.question for p in own if p.ciphered is hidden] for own in prompts],
+            stack,
+            max_new_tokens=GATE_TOKENS,
+            system=[covert.system_of(m.cipher, 4) if m and hidden else context.config.system for m in members],
+            description=f"gate, {'in cipher' if hidden else 'in plain text'}",
+        )
+        for own, found in zip(replies, said, strict=True):
+            own += [r.text for r in found]
+    out = []
+    for m, own, found in zip(members, prompts, replies, strict=True):
+        if m is None:
+            continue
+        rates = covert.rates(own, found, m.cipher.decode, m.covert)
+        samples = tuple(
+            {"question": p.task.question, "ciphered": p.ciphered, "asked": p.question, "reply": r}
+            for p, r in zip(own, found, strict=True)
+        )
+        out.append(Outcome(m.target.name, cipher_family.passes(m.covert, rates), "cipher", rates, samples))
+    return out
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# Asking
+# ---------------------------------------------------------------------------------------------------------------------
+
+
+def _ask(context: Context, audit: Context, targets: Sequence[Target], ia_name: str) -> list[Row]:
+    """All reports: those on disk, and those that are missing, appended batch by batch as they come."""
+    cfg, file = audit.config.audits, audit.workdir.path / "reports.jsonl"
+    names = [t.name for t in targets]
+    wanted = asking.units([(t.name, t.system) for t in targets], cfg.banks)
+
+    def numbers() -> list[int]:
+        left = set(asking.missing(wanted, read_appended(file, REMEDY), cfg.reports))
+        return [n for n, unit in enumerate(wanted) if unit in left]
+
+    todo = [wanted[n] for n in on_main_process(numbers)]
+    if todo:
+        organisms = [audit.workdir.organisms[n] for n in names]
+        bank = open_organisms(audit, organisms)
+        ia = context.shard_ia(context.workdir.ia(ia_name, context.model))
+        for number, (bank_name, condition) in enumerate((b, c) for b in cfg.banks for c in CONDITIONS):
+            units = [u for u in todo if (u.bank, u.condition) == (bank_name, condition)]
+            questions = draw_questions(bank_name, cfg.reports, context.config.seed)
+            how = {
+                "max_new_tokens": cfg.max_new_tokens,
+                "temperature": cfg.temperature,
+                "top_p": cfg.top_p,
+                "key": context.key(300 + number),
+            }
+            stack = (ia,) if condition in WITH_IA else ()
+            title = f"{condition}, {bank_name}"
+            if condition in CONDITIONS[2:]:
+                for u in units:
+                    system = context.config.system if u.system is None else u.system
+                    [replies] = generate(context, [questions], stack, system=system, description=title, **how)
+                    _keep(file, [(u, questions, replies)])
+                continue
+            by_index = {names.index(u.target): u for u in units}
+            batches = bank.arrange(list(by_index), audit.config.organisms.parallel)
+            for n, batch in enumerate(batches, 1):
+                own = [i for i in batch if i is not None]
+                asked = [questions if i in own else [] for i in range(len(names))]
+                replies = ask_organisms(
+                    audit, bank, organisms, asked, stack, description=f"{title} {n}/{len(batches)}", **how
+                )
+                _keep(file, [(by_index[i], questions, replies[i]) for i in own])
+    rows = on_main_process(lambda: asking.complete(read_appended(file, REMEDY), wanted, cfg.reports))
+    cut = sum(r["cut_off"] for r in rows)
+    if cut:
+        print(f"{cut} of {len(rows)} reports were cut off at config.audits.max_new_tokens={cfg.max_new_tokens}")
+    return rows
+
+
+def _keep(file: Path, found: Sequence[tuple[Unit, Sequence[str], Sequence[Any]]]) -> None:
+    rows = [row for unit, questions, replies in found for row in asking.rows_of(unit, questions, replies)]
+    on_main_process(lambda: append_jsonl(file, rows))

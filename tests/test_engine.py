@@ -1,0 +1,136 @@
+"""Requests to many models at once: each gets what it gets alone, as it asked for it."""
+
+import threading
+
+import pytest
+
+from ia_jax.audits.investigator.engine import TooLong, arrange
+from ia_jax.audits.investigator.requests import Request, reply_tokens, text_tokens, user_tokens
+from ia_jax.audits.investigator.session import open_session
+from ia_jax.audits.targets import read_targets
+from ia_jax.errors import ConfigError
+from tests import audited, echo
+
+pytestmark = pytest.mark.usefixtures("quick_compilation")
+
+
+@pytest.fixture(scope="module")
+def session(tmp_path_factory):
+    path = audited.write_workdir(tmp_path_factory.mktemp("audited"))
+    session = open_session(path, str(path / "targets.jsonl"))
+    yield session
+    session.close()
+
+
+def prompt(session, text, system=""):
+    chat = [{"role": "system", "content": system}, {"role": "user", "content": text}]
+    return reply_tokens(session.model.tokenizer, chat)
+
+
+def requests(session, count=64):
+    words = "tea rain boats bees maths snow trains bread".split()
+    return [
+        Request(f"t{i % 16}", i % 3 == 0, prompt(session, f"What of {words[i % 8]} {i // 5}?"), 8) for i in range(count)
+    ]
+
+
+def test_sixty_four_at_once_over_sixteen_adapters(session):
+    """As one by one: who answers, what it was asked, and whether the IA was on."""
+    asked, found = requests(session), {}
+
+    def ask(i):
+        found[i] = session.service.submit(asked[i]).result().text
+
+    threads = [threading.Thread(target=ask, args=(i,)) for i in range(64)]
+    [t.start() for t in threads]
+    [t.join() for t in threads]
+    assert len(session.service.batches) <= 3
+    for i in range(0, 64, 7):
+        assert session.service.engine.run([asked[i]])[0].text == found[i]
+    for i, text in found.items():
+        assert (echo.MARK in text) == asked[i].ia
+        if i % 16 < 11:
+            assert text.startswith(echo.WORDS[i % 16])
+    assert len(set(found.values())) > 32
+
+
+def test_replies_are_found_again_by_the_next_process(session):
+    asked = requests(session, 4)
+    first = session.service.ask(asked)
+    again = type(session.service)(Unreachable(session.service.engine), session.service._kept)
+    assert again.ask(asked) == first
+    assert [again.submit(r).result() for r in asked] == first
+
+
+class Unreachable:
+    """An engine that must not be asked."""
+
+    def __init__(self, engine):
+        self.check, self.weights = engine.check, engine.weights
+
+
+def test_settings_of_a_request(session):
+    ask = session.service.ask
+    tokens = prompt(session, "What of tea?")
+    [whole] = ask([Request("t3", True, tokens, 8)])
+    assert (whole.stopped, whole.text.startswith("@03~"), whole.text.endswith("~IA")) == (True, True, True)
+    cut, stop, scored = ask(
+        [
+            Request("t3", True, tokens, 1),
+            Request("t3", True, tokens, 8, stop=("~",)),
+            Request("t3", True, tokens, 8, logprobs=2),
+        ]
+    )
+    assert (cut.text, cut.stopped, cut.count) == ("@03", False, 1)
+    assert (stop.text, stop.stopped) == ("@03", True)
+    assert "".join(t.text for t in scored.logprobs) == whole.text
+    assert all(t.top[0][0] == t.text and t.top[0][1] == t.logprob > t.top[1][1] for t in scored.logprobs)
+    hot = [Request("t3", True, tokens, 8, temperature=20.0, seed=seed) for seed in (1, 2, 3)]
+    assert len({r.text for r in ask(hot)}) == 3
+
+
+def test_prompts(session):
+    tokenizer = session.model.tokenizer
+    chat = [{"role": "system", "content": "S"}, {"role": "user", "content": "U"}]
+    text = "<|im_start|>system\nS<|im_end|>\n<|im_start|>user\nU<|im_end|>\n<|im_start|>"
+    assert tokenizer.decode(reply_tokens(tokenizer, chat)) == text + "assistant\n"
+    begun = [*chat, {"role": "assistant", "content": "I think"}]
+    assert tokenizer.decode(reply_tokens(tokenizer, begun)) == text + "assistant\nI think"
+    closed = text + "assistant\nI think<|im_end|>\n<|im_start|>user\n"
+    assert tokenizer.decode(user_tokens(tokenizer, begun)) == closed
+    assert tokenizer.decode(user_tokens(tokenizer, [])) == "<|im_start|>user\n"
+    assert tokenizer.decode(text_tokens(tokenizer, "Once")) == "Once"
+
+
+def test_what_cannot_be_asked(session):
+    tokens = prompt(session, "Hello?")
+    for wrong in (
+        Request("t99", False, tokens, 8),
+        Request("t0", False, tokens, 0),
+        Request("t0", False, tokens, 8, temperature=-1.0),
+        Request("t0", False, tokens, 8, top_p=0.0),
+    ):
+        with pytest.raises(ConfigError):
+            session.service.submit(wrong)
+    with pytest.raises(TooLong, match="2048"):
+        session.service.submit(Request("t0", False, tokens * 400, 8))
+    with pytest.raises(ConfigError):
+        reply_tokens(session.model.tokenizer, [{"role": "system", "content": ""}])
+
+
+def test_positions_are_shared_and_at_home():
+    who = [("a", False)] * 9 + [("b", True)] * 2 + [("base", False)]
+    layout = arrange(who, {"a": 1, "b": 0, "base": None}, 2)
+    assert layout.width == 4
+    assert layout.who == [("b", True), ("base", False), None, None, *[("a", False)] * 3, None]  # by group
+    assert sorted(i for own in layout.rows for i in own) == list(range(12))
+    assert all(len(own) <= 4 and {who[i] for i in own} <= {w} for w, own in zip(layout.who, layout.rows, strict=True))
+
+
+def test_a_session_is_one(session):
+    path = session.workdir.path
+    assert open_session(path) is session
+    assert open_session(path, str(path / "targets.jsonl")) is session
+    assert [t.null for t in read_targets(path / "targets.jsonl")].count("clean") == 1
+    with pytest.raises(ConfigError, match="other targets"):
+        open_session(path, "heldout")
