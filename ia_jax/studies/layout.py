@@ -19,7 +19,7 @@ from typing import Any
 
 from ia_jax.config import RunConfig
 from ia_jax.errors import ConfigError
-from ia_jax.stages.settings import stage_settings
+from ia_jax.stages.settings import LATER, stage_settings
 from ia_jax.storage import read_json, write_json
 from ia_jax.studies.study import Arm, Study
 
@@ -132,13 +132,19 @@ def _organisms_of(study: Study, arm: Arm, seed: int) -> RunConfig:
 
 
 def _of_organisms(config: RunConfig) -> dict[str, Any]:
-    return stage_settings(config, "transcripts") | stage_settings(config, "organisms")
+    return _settings(config, "transcripts", "organisms")
 
 
 def _of_run(config: RunConfig) -> dict[str, Any]:
     """What decides how a run's organisms are split, and its SFT."""
-    settings = stage_settings(config, "transcripts") | stage_settings(config, "sft")
+    settings = _settings(config, "transcripts", "sft")
     return {k: v for k, v in settings.items() if not k.startswith(("organisms.source", "organisms.procedures"))}
+
+
+def _settings(config: RunConfig, *stages: str) -> dict[str, Any]:
+    """What stages depend on, without settings that came later and are as they were before: keys stay what they are."""
+    found = {k: v for stage in stages for k, v in stage_settings(config, stage).items()}
+    return {k: v for k, v in found.items() if k not in LATER or v != LATER[k]}
 
 
 def _key(settings: Any) -> str:

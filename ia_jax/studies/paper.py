@@ -38,11 +38,13 @@ def _arm(*overrides: str, **settings: Any) -> dict[str, Any]:
 def dpo(base: str, small: bool, rate: float = 1e-5, topology: str = "") -> ConfigDict:
     """SFT against SFT and DPO on the same organisms, and what DPO hangs on. rate: of the recipe's DPO."""
     both = "sft.splits=('train', 'dpo')"
+    contrast = (both, "sft.contrast=1.0", *(("sft.length=192",) if small else ()))  # rows hold pairs then
     many = ("preferences.samples=12", "preferences.sampled_per_organism=24")
     arms = {
         "sft": _arm(both, label="SFT on all organisms"),
         "sft_fewer": _arm(label="SFT without DPO's"),
         "dpo": _arm(dpo=True, label="SFT, DPO (the recipe)"),
+        "contrast": _arm(*contrast, label="SFT against other descriptions"),
         "rate_low": _arm(f"dpo.optimizer.lr={rate / 5:g}", dpo=True, label="DPO, rate / 5"),
         "rate_high": _arm(f"dpo.optimizer.lr={rate * 5:g}", dpo=True, label="DPO, rate × 5"),
         "beta_low": _arm("dpo.beta=0.02", dpo=True, label="DPO, β 0.02"),

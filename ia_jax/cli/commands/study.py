@@ -10,7 +10,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from ia_jax.cli.arguments import Argument, Command
-from ia_jax.cli.workdirs import local, locked, on_mesh
+from ia_jax.cli.workdirs import local, on_mesh
+from ia_jax.storage import locked
 
 if TYPE_CHECKING:
     from ia_jax.stages.context import Context
