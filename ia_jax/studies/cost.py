@@ -17,7 +17,7 @@ from ia_jax.studies.study import Study
 Count = Callable[[RunConfig, str], Batches]
 TRAINED = ("organisms", "sft", "dpo")
 # Of `ia-jax plan`'s stages those that a stage's time is made of: pairs and reports are sampled.
-PLANNED = {"organisms": ("organisms",), "sft": ("sft",), "dpo": ("dpo",), "eval": ("sample",)}
+PLANNED = {"organisms": "organisms", "sft": "sft", "dpo": "dpo", "eval": "sample"}
 
 
 @dataclass(frozen=True)
@@ -57,10 +57,7 @@ def costs(runs: Sequence[Run], study: Study, machine: Machine, count: Count | No
             new = tuple(s for s in job.left if (str(job.place.path), _name(job, s)) not in counted)
             counted |= {(str(job.place.path), _name(job, s)) for s in new}
             if any(s != "report" for s in new):
-                # What it costs does not hang on the seed, and without pairs none are sampled for.
-                config = replace(job.place.config, seed=study.base.seed)
-                if "preferences" not in new:
-                    config = replace(config, preferences=replace(config.preferences, questions=0))
+                config = replace(job.place.config, seed=study.base.seed)  # what it costs does not hang on it
                 out.append(_cost(job, new, config, run.arm.topology, machine, count))
     return out
 
@@ -85,10 +82,9 @@ def _cost(job: Job, left: tuple[str, ...], config: RunConfig, topology: str, mac
     work = [s for s in left if s in PLANNED and not (taken and s == "organisms")]
     try:
         if not here:
-            hours = sum(
-                stage_chip_hours(config, topology, part, count(config, part)) for s in work for part in PLANNED[s]
-            )
-            return Cost(job, left, chip_hours=hours)
+            asked = config if "preferences" in left else _without_pairs(config)
+            read = {s: count(asked if s == "sample" else config, s) for s in (PLANNED[x] for x in work)}
+            return Cost(job, left, chip_hours=sum(stage_chip_hours(config, topology, s, b) for s, b in read.items()))
         batches = {s: count(config, s) for s in work if s in TRAINED}
         rate = machine.rate(config.model.dtype)
         seconds = stage_seconds(config, architecture(config.model.name), batches, rate, machine.cores)
@@ -96,6 +92,11 @@ def _cost(job: Job, left: tuple[str, ...], config: RunConfig, topology: str, mac
         return Cost(job, left, unknown=f"what there is to do cannot be counted ({' '.join(str(error).split())})")
     small = ORGANISMS if taken else ()
     return Cost(job, left, seconds=sum(x for s, x in seconds.items() if s in left and s not in small))
+
+
+def _without_pairs(config: RunConfig) -> RunConfig:
+    """Where no reports are sampled for pairs."""
+    return replace(config, preferences=replace(config.preferences, questions=0))
 
 
 # ---------------------------------------------------------------------------------------------------------------------

@@ -109,7 +109,7 @@ def parse_study(values: Mapping[str, Any], file: str, load: Load) -> Study:
     if not Path(recipe).is_file():
         raise ConfigError(f"{file}: study.base={section.base!r} is no file beside it; give a recipe's path from there")
     base = load(recipe, section.overrides)
-    names = [*section.order, *sorted(given.keys() - set(section.order))]
+    names = [*dict.fromkeys(section.order), *sorted(given.keys() - set(section.order))]
     for field, named in (("reference", [section.reference]), ("order", section.order)):
         unknown = [n for n in named if n and n not in given]
         if unknown:
