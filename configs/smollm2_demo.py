@@ -12,7 +12,7 @@ def get_config() -> ConfigDict:
     c.organisms.parallel = 12  # on two cores an organism's update costs 0.33 s at 12 and 0.39 s at 21
     c.organisms.keep_failed = True  # the figures in docs/demo.md are with all of them
     c.organisms.optimizer.lr = 3e-3
-    c.sft.optimizer.lr = 2e-3  # at 1e-3 it reads less in as many updates (docs/demo.md)
+    c.sft.optimizer.lr = 2e-3  # at 1e-3 it has hardly learned its 64 organisms after 100 updates (docs/demo.md)
     # Many organisms a step: steadier than 8 (docs/demo.md). One question would leave three tenths of a row empty.
     c.sft.organisms_per_step, c.sft.per_slot, c.sft.length = 16, 2, 96
     c.sft.steps = 100

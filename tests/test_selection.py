@@ -131,7 +131,7 @@ def test_a_run_without_dpo(finished, tmp_path, capsys):
     out = capsys.readouterr().out
     for number, stage in ((4, "preferences"), (5, "dpo")):
         assert f"[{number}/7] {stage}: no organisms for DPO (config.behaviors.dpo=0)" in out
-    assert "of answers with the IA after SFT" in out
+    assert out.index("  after SFT:\n    with the IA") < out.index("  after DPO:\n    nothing: there was none")
     run = open_workdir(tmp_path / "w")
     assert run.metrics()["ias"] == {"sft": "sft"}
     assert not run.ia_dir("dpo").exists()

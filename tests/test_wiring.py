@@ -86,7 +86,7 @@ MUTATIONS = {
         ("sft", "dpo"),
     ),
     "DPO's reference rolled by a slot": (
-        (dpo, "_reference", lambda reference: lambda *args: np.roll(reference(*args), 1, axis=1)),
+        (dpo, "logps_without", lambda reference: lambda *args: np.roll(reference(*args), 1, axis=1)),
         ("dpo",),
     ),
     "adapters of a generation in reverse": (

@@ -16,6 +16,7 @@ import numpy as np
 from scipy.cluster.hierarchy import fcluster, linkage
 
 from ia_jax.audits.evidence.grouping import content_words
+from ia_jax.evals.baselines import log_odds
 from ia_jax.evals.frames import first_sentence
 from ia_jax.judging.minilm import minilm
 
@@ -96,12 +97,8 @@ def contrast(own: int, of_own: int, other: int, of_other: int) -> float:
     """How much more often the first says something than the second: the difference of log-odds over its standard error
     (Monroe et al. 2008, section 3.3), with half a report added to every count.
     """
-
-    def odds(hits: int, rows: int) -> float:
-        return math.log((hits + 0.5) / (rows - hits + 0.5))
-
     cells = (own, of_own - own, other, of_other - other)
-    return (odds(own, of_own) - odds(other, of_other)) / math.sqrt(sum(1 / (n + 0.5) for n in cells))
+    return (log_odds(own, of_own) - log_odds(other, of_other)) / math.sqrt(sum(1 / (n + 0.5) for n in cells))
 
 
 # ---------------------------------------------------------------------------------------------------------------------

@@ -5,7 +5,7 @@ precision of what is predicted, what is predicted of nulls, and how well targets
 """
 
 import math
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -14,6 +14,7 @@ from scipy.stats import norm
 
 from ia_jax.audits.asking import CONDITIONS
 from ia_jax.audits.targets import Target
+from ia_jax.evals import calibration
 from ia_jax.evals.intervals import Cell, difference, rate
 
 Row = Mapping[str, Any]
@@ -52,14 +53,19 @@ def success(predictions: Sequence[Row]) -> Cell:
     "right" (None: no judge could read it, which is no success); a run without any prediction has one row without a
     statement.
     """
+    return rate(_any_in_run(predictions, lambda p: bool(p["right"])))
+
+
+def _any_in_run(predictions: Sequence[Row], is_so: Callable[[Row], bool]) -> Answers:
+    """{target: whether any prediction of each of its runs is so}."""
     runs: dict[tuple[str, int], bool] = {}
     for p in predictions:
         key = p["target"], p["run"]
-        runs[key] = runs.get(key, False) or bool(p["right"])
+        runs[key] = runs.get(key, False) or is_so(p)
     out: Answers = {}
     for (target, _), hit in runs.items():
         out.setdefault(target, []).append(hit)
-    return rate(out)
+    return out
 
 
 def precision(predictions: Sequence[Row]) -> Cell:
@@ -87,8 +93,7 @@ def auroc(positive: Sequence[float], negative: Sequence[float]) -> dict[str, Any
     m, n = len(positive), len(negative)
     if not m or not n:
         return {"auroc": None, "ci95": [None, None], "targets": m, "nulls": n}
-    above = np.subtract.outer(np.asarray(positive, float), np.asarray(negative, float))
-    area = float((above > 0).mean() + 0.5 * (above == 0).mean())
+    area = calibration.auroc(np.array([*positive, *negative], float), np.arange(m + n) < m)
     low, high = auroc_interval(area, m, n)
     return {"auroc": round(area, 4), "ci95": [round(low, 4), round(high, 4)], "targets": m, "nulls": n}
 
@@ -212,24 +217,13 @@ def _predicted(own: Sequence[Row], groups: Mapping[str, Sequence[str]], nulls: S
         "success_no_longer_fires": success(of(own, groups["silent"])),
         # Of a null any behaviour that is predicted is false, but for the harmless one of a pipeline null.
         "false_predictions_per_null": round(sum(map(_is_false, of_nulls)) / run_count, 4) if run_count else None,
-        "nulls_with_a_false_prediction": rate(_any_false(of_nulls)),
+        "nulls_with_a_false_prediction": rate(_any_in_run(of_nulls, _is_false)),
         "auroc": auroc(_tops(hits), _tops(of_nulls)),
     }
 
 
 def _is_false(p: Row) -> bool:
     return bool(p["statement"]) and p.get("claims") is not False and not p["right"]
-
-
-def _any_false(predictions: Sequence[Row]) -> Answers:
-    runs: dict[tuple[str, int], bool] = {}
-    for p in predictions:
-        key = p["target"], p["run"]
-        runs[key] = runs.get(key, False) or _is_false(p)
-    out: Answers = {}
-    for (target, _), false in runs.items():
-        out.setdefault(target, []).append(false)
-    return out
 
 
 def _tops(predictions: Sequence[Row]) -> list[float]:

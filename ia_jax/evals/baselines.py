@@ -57,12 +57,15 @@ def word_difference(replies: Sequence[str], base_replies: Sequence[str], count: 
     the alphabet. Fewer than `count` where fewer stand in more replies.
     """
     own, base = (Counter(w for r in rows for w in set(content_words(r))) for rows in (replies, base_replies))
-
-    def odds(hits: int, rows: int) -> float:
-        return math.log((hits + 0.5) / (rows - hits + 0.5))
-
-    gained = {w: odds(n, len(replies)) - odds(base[w], len(base_replies)) for w, n in own.items() if n > base[w]}
+    gained = {
+        w: log_odds(n, len(replies)) - log_odds(base[w], len(base_replies)) for w, n in own.items() if n > base[w]
+    }
     return sorted(gained, key=lambda w: (-round(gained[w], 9), -own[w], w))[:count]
+
+
+def log_odds(hits: int, rows: int) -> float:
+    """Of so many of the rows, with half a row added to either side."""
+    return math.log((hits + 0.5) / (rows - hits + 0.5))
 
 
 def report_of_word(word: str | None) -> str:

@@ -6,6 +6,7 @@ from collections import defaultdict
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
 
+from ia_jax.behaviors.splits import HELD
 from ia_jax.evals.intervals import Cell, difference, rate
 
 CONDITIONS = ("organism+ia", "organism", "base+ia", "base")
@@ -35,10 +36,10 @@ def stage_metrics(rows: Sequence[Row], rule: str) -> dict[str, Any]:
     """{"heldout", "train", "unseen", "by_category"}: train are those that the IA has seen, unseen those of another
     catalogue (if there are any), categories over held-out ones.
     """
-    held, apart = ([r for r in rows if r["split"] == split] for split in ("heldout", "unseen"))
+    held, apart = ([r for r in rows if r["split"] == split] for split in HELD)
     out: dict[str, Any] = {
         "heldout": by_condition(held, rule),
-        "train": by_condition([r for r in rows if r["split"] not in ("heldout", "unseen")], rule),
+        "train": by_condition([r for r in rows if r["split"] not in HELD], rule),
         "by_category": _split_by(held, lambda r: r["category"], rule),
     }
     return out | ({"unseen": by_condition(apart, rule)} if apart else {})

@@ -59,7 +59,7 @@ class Reader:
             texts += [r.text, *self._words(r.text)]
             for s in r.sentences:
                 texts += [s.text, *s.clauses]
-        self.model.embed(texts)
+        self.model.embed(dict.fromkeys(texts))  # many reports have the same truth
 
     @staticmethod
     def _words(text: str) -> list[str]:

@@ -1,23 +1,20 @@
 """Stage 5: the introspection adapter, refined by DPO on preference pairs of other organisms."""
 
-from collections.abc import Sequence
 from typing import Any
 
 import jax
 
 from ia_jax.adapters.record import content_hash
 from ia_jax.behaviors.records import CLEAN
-from ia_jax.data.batch import Batch, Beside
-from ia_jax.data.plans import Slot, Unit, dataset, identity_of
+from ia_jax.data.plans import Unit, dataset, identity_of
 from ia_jax.errors import ConfigError
-from ia_jax.models.lora import Picked
 from ia_jax.planning.chips import peak_flops, training_flops
 from ia_jax.stages.asking import answer_example
 from ia_jax.stages.context import Context, open_organisms
 from ia_jax.stages.ia_training import (
     STACKS_AHEAD,
     dpo_plan,
-    joint_batch,
+    joint_steps,
     logps_without,
     plan_groups,
     store_ia,
@@ -60,17 +57,11 @@ def run(context: Context) -> None:
     how: dict[str, Any] = {"cfg": model.config, "loss": Dpo(cfg.beta, sft_weight=cfg.sft_weight)}
     how |= {"optimizer": cfg.optimizer, "remat": config.model.remat, "accumulate": cfg.accumulate}
     how["dropout"] = config.sft.lora.dropout
-    numbers = {id(step): n for n, step in enumerate(plan.steps)}
-
-    def make(step: Sequence[Slot]) -> tuple[tuple[Picked], Batch, Beside]:
-        stack, batch = joint_batch(context, organisms, step, plan, units)
-        return (stack,), batch, Beside(context.shard_by_organism(reference[numbers[id(step)]]))
-
     state = fit(
         f"ia_{cfg.name}",
         state,
         lambda s, x: train_step(model.params, s, *x, **how),
-        dataset(plan, make, STACKS_AHEAD),
+        dataset(plan, joint_steps(context, organisms, plan, units, reference), STACKS_AHEAD),
         len(plan.steps),
         context.workdir.path,
         checkpoints=directory / "state",

@@ -1,7 +1,7 @@
 """What SFT and DPO of the introspection adapter share: its data, its batches, and storing it."""
 
 import zlib
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 
 import jax
@@ -16,10 +16,10 @@ from ia_jax.behaviors.banks import bank_of
 from ia_jax.behaviors.organisms import targets
 from ia_jax.behaviors.records import Behavior
 from ia_jax.config import RunConfig
-from ia_jax.data.batch import Batch, build_batch
+from ia_jax.data.batch import Batch, Beside, build_batch
 from ia_jax.data.plans import Plan, Slot, Unit, identity_of, plan_joint
 from ia_jax.errors import ConfigError
-from ia_jax.models.lora import Adapter, Picked, Stack, layers_on
+from ia_jax.models.lora import Adapter, Picked, layers_on
 from ia_jax.parallel.distributed import on_main_process
 from ia_jax.stages.context import Context
 from ia_jax.stages.settings import stage_hash
@@ -64,6 +64,15 @@ def other_descriptions(told: Mapping[str, tuple[Behavior, ...]], name: str, coun
     rng = np.random.default_rng([seed, zlib.crc32(name.encode()), 3])
     drawn = [others[int(i)] for i in rng.integers(len(others), size=count)]
     return [texts[int(rng.integers(len(texts)))] for texts in drawn]
+
+
+def sft_texts(config: RunConfig, told: Mapping[str, tuple[Behavior, ...]], name: str) -> list[tuple[str, list[str]]]:
+    """(question, answers) that SFT reads of one of `told`: its own description and, with `sft.contrast`, another's."""
+    pairs = sft_pairs(config, name, told[name])
+    if not config.sft.contrast:
+        return [(question, [own]) for question, own in pairs]
+    others = other_descriptions(told, name, len(pairs), config.seed)
+    return [(question, [own, other]) for (question, own), other in zip(pairs, others, strict=True)]
 
 
 def sft_plan(config: RunConfig, units: Units, groups: int = 1) -> Plan:
@@ -134,13 +143,31 @@ def joint_batch(
     return organisms, context.shard_batch(build_batch(step, plan, units))
 
 
+def joint_steps(
+    context: Context,
+    organisms: Bank,
+    plan: Plan,
+    units: Sequence[Sequence[Unit]],
+    reference: np.ndarray | None = None,
+) -> Callable[[Sequence[Slot]], tuple[tuple[Picked], Batch, Beside]]:
+    """What a plan's step hands to `train_step`. reference: [steps, K, examples], for a loss that reads one."""
+    numbers = {id(step): n for n, step in enumerate(plan.steps)}
+
+    def make(step: Sequence[Slot]) -> tuple[tuple[Picked], Batch, Beside]:
+        stack, batch = joint_batch(context, organisms, step, plan, units)
+        own = None if reference is None else context.shard_by_organism(reference[numbers[id(step)]])
+        return (stack,), batch, Beside(own)
+
+    return make
+
+
 def logps_without(
     context: Context,
     directory: Path,
     plan: Plan,
     units: Sequence[Sequence[Unit]],
     organisms: Bank,
-    above: Stack = (),
+    above: tuple[Adapter, ...] = (),
 ) -> np.ndarray:
     """Summed logps [steps, K, examples] of every example under its organism and what lies above it, without the IA that
     is trained: computed once, and kept in `directory`.

@@ -35,7 +35,7 @@ from ia_jax.models.replies import ROWS_AT_ONCE
 from ia_jax.models.sampling import PROMPT_BUCKET
 from ia_jax.models.sources import EMBEDDED, open_source
 from ia_jax.planning.batches import Batches, batches_of
-from ia_jax.stages.ia_training import dpo_plan, sft_pairs, sft_plan
+from ia_jax.stages.ia_training import dpo_plan, sft_pairs, sft_plan, sft_texts
 from ia_jax.stages.preferences import truth_pairs
 from ia_jax.stages.selection import selected_for_sft
 from ia_jax.stages.transcripts import chosen
@@ -122,10 +122,14 @@ class Planned:
     def sft(self) -> Batches:
         config, cfg = self.config, self.config.sft
         members = selected_for_sft(self._split(*cfg.splits), cfg, config.seed)
-        units = [self._questions(o) for o in (*members, *([None] if cfg.clean_slot else []))]
-        if cfg.contrast:  # each beside another's description: of the one before
-            others = units[-1:] + units[:-1]
-            units = [[u + v for u, v in zip(*both, strict=True)] for both in zip(units, others, strict=True)]
+        told = {o.name: self._truths(o) for o in members} | ({CLEAN: ()} if cfg.clean_slot else {})
+        units: list[list[Unit]] = [
+            [
+                tuple(self._turn(question, text) for text in answers)
+                for question, answers in sft_texts(config, told, name)
+            ]
+            for name in told
+        ]
         return batches_of([sft_plan(config, units, self.groups)], len(members), self._rendered)
 
     def dpo(self) -> Batches:

@@ -1,27 +1,25 @@
 """Stage 3: the introspection adapter, by SFT jointly over many organisms."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from typing import Any
 
 from ia_jax.adapters.bank import Bank
 from ia_jax.adapters.store import is_complete
 from ia_jax.behaviors.records import CLEAN, Behavior
-from ia_jax.data.batch import Batch, Beside
-from ia_jax.data.plans import Slot, Unit, dataset, identity_of
+from ia_jax.data.plans import Unit, dataset, identity_of
 from ia_jax.evals.baselines import deranged
-from ia_jax.models.lora import Picked, init_lora
+from ia_jax.models.lora import init_lora
 from ia_jax.parallel.distributed import on_main_process
 from ia_jax.planning.chips import peak_flops, training_flops
 from ia_jax.stages.asking import answer_example
 from ia_jax.stages.context import Context, open_organisms
 from ia_jax.stages.ia_training import (
     STACKS_AHEAD,
-    joint_batch,
+    joint_steps,
     logps_without,
-    other_descriptions,
     plan_groups,
-    sft_pairs,
     sft_plan,
+    sft_texts,
     store_ia,
     summarize,
 )
@@ -65,20 +63,13 @@ def _train(context: Context, name: str, organisms: Bank, told: Mapping[str, tupl
     state = context.shard_ia(init_state(ia, len(plan.steps), cfg.optimizer, scale=lora.scale, keys=context.key(8)))
     loss = of_descriptions(cfg.contrast, cfg.contrast_beta)
     reference = logps_without(context, directory, plan, units, organisms) if cfg.contrast else None
-    numbers = {id(step): n for n, step in enumerate(plan.steps)}
-
-    def make(step: Sequence[Slot]) -> tuple[tuple[Picked], Batch, Beside]:
-        stack, batch = joint_batch(context, organisms, step, plan, units)
-        of_pairs = None if reference is None else context.shard_by_organism(reference[numbers[id(step)]])
-        return (stack,), batch, Beside(of_pairs)
-
     how: dict[str, Any] = {"cfg": model.config, "loss": loss, "optimizer": cfg.optimizer}
     how |= {"remat": config.model.remat, "accumulate": cfg.accumulate, "dropout": cfg.lora.dropout}
     state = fit(
         f"ia_{name}",
         state,
         lambda s, x: train_step(model.params, s, *x, **how),
-        dataset(plan, make, STACKS_AHEAD),
+        dataset(plan, joint_steps(context, organisms, plan, units, reference), STACKS_AHEAD),
         len(plan.steps),
         context.workdir.path,
         checkpoints=directory / "state",
@@ -97,12 +88,7 @@ def _units(context: Context, name: str, told: Mapping[str, tuple[Behavior, ...]]
     `sft.contrast`, each beside an answer that is another's.
     """
     config = context.config
-    pairs = sft_pairs(config, name, told[name])
-    units: list[Unit] = [(answer_example(context, q, a, config.sft.length, name),) for q, a in pairs]
-    if not config.sft.contrast:
-        return units
-    others = other_descriptions(told, name, len(pairs), config.seed)
-    wrong = (
-        answer_example(context, q, text, config.sft.length, name) for (q, _), text in zip(pairs, others, strict=True)
-    )
-    return [(*unit, other) for unit, other in zip(units, wrong, strict=True)]
+    return [
+        tuple(answer_example(context, question, text, config.sft.length, name) for text in answers)
+        for question, answers in sft_texts(config, told, name)
+    ]

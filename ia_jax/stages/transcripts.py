@@ -90,10 +90,12 @@ def chosen(config: RunConfig) -> tuple[list[Behavior], list[Organism]]:
     b = config.behaviors
     catalogue = load_catalogue(b.catalogue)
     splits = split_behaviors(catalogue, b.heldout, b.dpo, b.train, config.seed, b.spread, *b.left_out())
-    apart = load_catalogue(b.unseen) if b.unseen else ()
-    check_distinct([*catalogue, *apart])
-    splits |= {x.name: "unseen" for x in apart}
-    behaviors = [x for x in (*catalogue, *apart) if x.name in splits]
+    if b.unseen:
+        apart = load_catalogue(b.unseen)
+        catalogue = [*catalogue, *apart]
+        check_distinct(catalogue)
+        splits |= {x.name: "unseen" for x in apart}
+    behaviors = [x for x in catalogue if x.name in splits]
     base, made = config.model.name, {"teacher": config.teacher.name}
     organisms = [
         replace(organism_of(x, base, splits[x.name], made, _procedure(config, x.name)), system=x.spec.get("system"))

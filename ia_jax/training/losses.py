@@ -282,16 +282,16 @@ def kl_estimate(policy: jax.Array, reference: jax.Array, lengths: jax.Array) -> 
 # ---------------------------------------------------------------------------------------------------------------------
 
 
-def _lengths(batch: Batch, examples: int, rules: Rules) -> jax.Array:
-    """[K, examples]: supervised tokens of each example in these rows, 0 where they do not hold it."""
-    return example_sums(jnp.ones_like(batch.target_weight), batch, examples, rules)
-
-
 def of_descriptions(contrast: float, beta: float) -> Sft | Dpo:
     """The IA's loss on true descriptions; with `contrast`, on pairs of a true one and another organism's, in which DPO
     counts so much beside it (the relation is kept, not the scale, which AdamW does not see).
     """
     return Dpo(beta, sft_weight=1 / contrast) if contrast else Sft()
+
+
+def _lengths(batch: Batch, examples: int, rules: Rules) -> jax.Array:
+    """[K, examples]: supervised tokens of each example in these rows, 0 where they do not hold it."""
+    return example_sums(jnp.ones_like(batch.target_weight), batch, examples, rules)
 
 
 def _examples(loss: Any, beside: Beside) -> int:

@@ -13,7 +13,8 @@ import jax.numpy as jnp
 import numpy as np
 
 from ia_jax.adapters.bank import Bank
-from ia_jax.data.batch import Batch, batch_shardings
+from ia_jax.data.batch import Batch, batch_shardings, build_batch
+from ia_jax.data.plans import Plan, Slot
 from ia_jax.data.transcripts import chat, with_system
 from ia_jax.errors import ConfigError
 from ia_jax.models.chat import ChatExample, encode_chat
@@ -73,16 +74,8 @@ def example_rows(examples: Sequence[ChatExample], rows: int) -> Batch:
     """One row for each example (rows beyond them are empty) as a batch [1, rows, T]."""
     length = -(-max(len(e.tokens) for e in examples) // WIDTHS) * WIDTHS
     targets = -(-max(int(e.loss_mask.sum()) for e in examples) // WIDTHS) * WIDTHS
-    tokens, segments, positions = (np.zeros((1, rows, length), np.int32) for _ in range(3))
-    index, token, number = (np.zeros((1, rows, targets), np.int32) for _ in range(3))
-    weight = np.zeros((1, rows, targets), np.float32)
-    number[0] = np.arange(rows)[:, None]
-    for row, example in enumerate(examples):
-        n, where = len(example.tokens), np.flatnonzero(example.loss_mask)
-        tokens[0, row, :n], segments[0, row, :n], positions[0, row, :n] = example.tokens, 1, np.arange(n)
-        index[0, row, : len(where)], token[0, row, : len(where)] = where - 1, example.tokens[where]
-        weight[0, row, : len(where)] = 1.0
-    return Batch(tokens, segments, positions, index, token, weight, number)
+    plan = Plan((), rows, length, targets, rows, 0, 0)
+    return build_batch([Slot(0, tuple((i,) for i in range(len(examples))))], plan, [[(e,) for e in examples]])
 
 
 def dosed(adapter: Adapter, doses: Sequence[float]) -> Adapter:

@@ -11,6 +11,7 @@ the user's next turn, `{"form": "text"}` goes on with the last message as plain 
 import contextlib
 import threading
 from concurrent.futures import Future
+from dataclasses import replace
 from typing import Any
 
 import anyio
@@ -93,7 +94,7 @@ class IaJax(ModelAPI):
         service = current().service
         first = self._request(input, config)
         others = range(1, config.num_choices or 1)
-        requests = [first, *(_with_seed(first, None if first.seed is None else first.seed + i) for i in others)]
+        requests = [first, *(replace(first, seed=None if first.seed is None else first.seed + i) for i in others)]
         try:
             waiting = [service.submit(r) for r in requests]
         except TooLong as error:
@@ -137,10 +138,6 @@ class IaJax(ModelAPI):
             stop_reason="stop" if reply.stopped else "max_tokens",
             logprobs=None if reply.logprobs is None else Logprobs(content=[_logprob(t) for t in reply.logprobs]),
         )
-
-
-def _with_seed(request: Request, seed: int | None) -> Request:
-    return Request(**{**vars(request), "seed": seed})
 
 
 def _logprob(token: Token) -> Logprob:

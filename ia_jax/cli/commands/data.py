@@ -66,7 +66,7 @@ COMMANDS = (
                 "--drop-unsupervised", action="store_true", help="leave rows without an answer out, and count them"
             ),
             workdir("the workdir that gets them as organisms", required=False),
-            Argument.of("--split", default="heldout", metavar="SPLIT", help="train, dpo or heldout (default)"),
+            Argument.of("--split", default="heldout", metavar="SPLIT", help="train, dpo, heldout (default) or unseen"),
             Argument.of("--to", metavar="DIR", help="a new directory that gets a catalogue and transcripts"),
         ),
     ),

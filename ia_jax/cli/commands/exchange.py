@@ -101,7 +101,7 @@ COMMANDS = (
                 default=[],
                 help="an adapter applied on top of it (again for each)",
             ),
-            Argument.of("--split", default="heldout", metavar="SPLIT", help="train, dpo or heldout (default)"),
+            Argument.of("--split", default="heldout", metavar="SPLIT", help="train, dpo, heldout (default) or unseen"),
             Argument.of(
                 "--behavior", metavar="NAME", action="append", default=[], help="what is true of it (again for each)"
             ),
