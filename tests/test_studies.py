@@ -7,16 +7,18 @@ from pathlib import Path
 import pytest
 
 from ia_jax import cli
-from ia_jax.adapters.store import read_metadata
+from ia_jax.adapters.store import list_adapters, read_metadata
+from ia_jax.analysis import report
 from ia_jax.errors import ConfigError
 from ia_jax.planning.batches import Batches
 from ia_jax.planning.hours import stage_chip_hours
 from ia_jax.recipes import load_config, load_study
+from ia_jax.stages import perform, phases, sft
 from ia_jax.stages.order import STAGES
 from ia_jax.studies import figures, running
 from ia_jax.studies.cost import Machine, as_text, costs
 from ia_jax.studies.layout import runs_of
-from ia_jax.studies.page import render, share, write_study
+from ia_jax.studies.page import points, render, share, write_study
 from ia_jax.studies.plots import Curve, Mark, curves, dots
 from tests import parrot, runs
 
@@ -116,14 +118,22 @@ def test_a_mistake_in_a_study_is_one_line(write, arms, settings, message):
         load_study(write(arms, **settings))
 
 
-@pytest.mark.parametrize("name", ["dpo", "scale"])
-def test_the_studies_of_the_repository_are_valid(name, tmp_path):
-    study = load_study(str(ROOT / "configs" / "studies" / f"{name}.py"))
-    found = runs_of(study, tmp_path)
-    if name == "dpo":  # sixteen arms, of which all variants of DPO go on from one SFT
-        assert len({r.place.path for r in found}) == 4
-    else:
-        assert len({r.config.model.name for r in found}) == 5
+def test_the_studies_of_the_repository_are_valid(tmp_path):
+    """Every arm's config is checked; how many directories they need: runs, and organisms that they share."""
+    folder = ROOT / "configs" / "studies"
+    places = {}
+    for file in sorted(folder.rglob("*.py")):
+        found = runs_of(load_study(str(file)), tmp_path)
+        count = (len(found), len({r.place.path for r in found}), len({r.organisms.path for r in found}))
+        places[file.relative_to(folder).with_suffix("").as_posix()] = count
+    assert len(places) == 23
+    # Sixteen arms, of which all variants of DPO go on from one of four SFTs.
+    assert places["dpo"] == places["qwen3_8b/dpo"] == places["llama33_70b/dpo"] == (16, 4, 1)
+    assert places["seeds"] == (10, 5, 1)
+    assert places["abstention"] == (4, 2, 1)
+    assert (places["diversity"], places["qwen3_8b/diversity"]) == ((10, 9, 1), (10, 10, 1))
+    assert places["scale"] == (5, 5, 5)
+    assert places["organisms"] == (9, 9, 9)
 
 
 # ---------------------------------------------------------------------------------------------------------------------
@@ -155,14 +165,18 @@ def counted(monkeypatch):
 
         return run
 
+    def is_done(context, stage):
+        return (context.workdir.path / "-".join(key(context, stage))).exists()
+
     for stage in STAGES:
         if stage.module:
             monkeypatch.setattr(f"{stage.module}.{stage.function}", fake(stage.name))
-    done_before = lambda context, stage: (context.workdir.path / "-".join(key(context, stage))).exists()  # noqa: E731
-    monkeypatch.setattr(running, "is_done", done_before)
+    for module in (running, perform):
+        monkeypatch.setattr(module, "is_done", is_done)
     for check in ("check_inputs", "check_same", "write_stage_record"):
-        monkeypatch.setattr(running, check, lambda *a: None)
-    monkeypatch.setattr(running, "write_report", lambda path, name: (path / f"{path.name}-report-{name}").touch())
+        monkeypatch.setattr(perform, check, lambda *a: None)
+    monkeypatch.setattr(running, "has_begun", lambda *a: False)
+    monkeypatch.setattr(report, "write_report", lambda path, name: (path / f"{path.name}-report-{name}").touch())
     return done, killed
 
 
@@ -211,7 +225,7 @@ def test_an_arm_that_is_added_runs_alone_and_reuses_the_organisms(write, tmp_pat
     assert cli.main(["study", f"--config={file}", workdir, "--arm=none"]) == 2
 
 
-def test_a_tiny_study_from_end_to_end(write, tmp_path, finished, capsys):
+def test_a_tiny_study_from_end_to_end(write, tmp_path, finished, capsys, refused):
     """Two SFTs on organisms that another run has trained, and later an arm that only asks otherwise."""
     common = (f"organisms.source={finished}", "sft.steps=2", "eval.questions=1", "eval.plain_prompts=0")
     arms = {"all": {"label": "<all>"}, "half": {"overrides": ("sft.organisms=2",), "x": 2.0}}
@@ -239,7 +253,62 @@ def test_a_tiny_study_from_end_to_end(write, tmp_path, finished, capsys):
     assert capsys.readouterr().out.count("already done") == 2
     new = runs.new_since(before, out / "runs")
     assert {str(Path(n).parent) for n in new} == {"all/eval/again", "all/settings"}
+    before, arms["again"] = runs.times(out / "runs"), {"overrides": ("eval.max_new_tokens=5",)}
+    refused([*argv[:1], f"--config={write(arms, *common)}", argv[2]], 2, "arm again, seed 1547", "max_new_tokens was 4")
+    assert cli.main(["study", f"--config={write(arms, *common)}", f"--workdir={out}", "--arm=half"]) == 0
+    assert [a["finished"] for a in json.loads((out / "study.json").read_text())["arms"]] == [[1547], [1547], []]
+    assert not runs.new_since(before, out / "runs")  # what was made in another way is neither shown nor lost
     assert read_metadata(out / "runs" / "all" / "ia" / "sft" / "adapter").step == 2
+
+
+@pytest.mark.slow
+def test_a_study_that_trains_its_organisms_is_killed_at_steps_and_trains_nothing_twice(write, tmp_path, monkeypatch):
+    """Killed in the second wave of organisms, and in the second arm's SFT. Then an arm is added."""
+    steps, killed = [], {"at": None}
+
+    def watched(module):
+        step = module.train_step
+
+        def run(*args, **kwargs):
+            steps.append(module.__name__.rpartition(".")[2])
+            if steps.count(killed["at"]) == killed["after"]:
+                killed["at"] = None
+                raise KeyboardInterrupt
+            return step(*args, **kwargs)
+
+        monkeypatch.setattr(module, "train_step", run)
+
+    for module in (phases, sft):
+        watched(module)
+    common = ("sft.steps=4", "sft.checkpoint_every=2", "eval.questions=1", "eval.plain_prompts=0")
+    arms, out = {"all": {}, "half": {"overrides": ("sft.organisms=2",)}}, tmp_path / "out"
+    organisms, ias = out / "organisms" / "base" / "organisms", out / "runs"
+
+    def study():
+        steps.clear()
+        return cli.main(["study", f"--config={write(arms, *common)}", f"--workdir={out}"])
+
+    def stored(directory):
+        return {n: m.created for n, m in list_adapters(directory).items()} if directory.exists() else {}
+
+    wave = load_study(write(arms, *common)).base.organisms.parallel
+    killed |= {"at": "phases", "after": 10}
+    assert study() == 130
+    first = stored(organisms)
+    assert len(first) == wave
+    killed |= {"at": "sft", "after": 4 + 3}
+    assert study() == 130
+    trained, of_all = stored(organisms), runs.times(ias / "all" / "ia")
+    assert (len(trained), trained.items() >= first.items()) == (12, True)
+    assert study() == 0
+    assert steps == ["sft"] * 2  # the second arm's last two, from its checkpoint on
+    assert (stored(organisms), runs.times(ias / "all" / "ia")) == (trained, of_all)
+    arms["lower"] = {"overrides": ("sft.optimizer.lr=0.0001",)}
+    assert study() == 0
+    assert steps == ["sft"] * 4
+    assert stored(organisms) == trained
+    assert study() == 0
+    assert steps == []
 
 
 # ---------------------------------------------------------------------------------------------------------------------
@@ -320,14 +389,21 @@ def test_an_arms_figures_by_hand():
 
 
 def test_differences_are_in_pairs_under_the_same_seed():
-    """Seed 1 of the reference has o0 to o3, the arm o0 to o1; seed 2 is the arm's alone."""
+    """Seed 1 of the reference has o0 to o3, the arm o0 to o1; seed 2 is the arm's alone. So is the only seed that
+    another arm has, which is not compared then.
+    """
 
-    def named(*seeds):
-        reports = {str(i): _reports(own) for i, own in enumerate(seeds, 1)}
-        return figures.named(reports, "reports", "lenient", lambda r: r["split"] == "heldout")
+    def seeds(*own):
+        return {str(i): _reports(x) for i, x in enumerate(own, 1)}
 
-    found = figures.paired(named([False, True, True, True]), named([True, True], [False] * 6))
-    assert (found["difference"], found["organisms"]) == (0.5, 2)
+    def named(*own):
+        return figures.named(seeds(*own), "reports", "lenient", lambda r: r["split"] == "heldout")
+
+    reference = seeds([False, True, True, True])
+    found = figures.arm_figures(seeds([True, True], [False] * 6), reference)
+    for cell in (found["against"], found["against_by_category"]["quirks"]):
+        assert (cell["difference"], cell["organisms"]) == (0.5, 2)
+    assert figures.arm_figures({"2": reference["1"]}, reference)["against"] is None
     both = figures.over_seeds(named([True] * 3, [True] * 3))
     assert (both["rate"], both["n"], both["organisms"]) == (1.0, 6, 3)  # the three that both seeds hold out
     assert both["ci95"][0] == pytest.approx(0.025 ** (1 / 3), abs=1e-4)  # six answers do not make six organisms
@@ -397,4 +473,5 @@ def test_the_page_escapes_and_says_what_is_missing(tmp_path):
     assert "Not finished: &lt;/title&gt;&lt;script&gt;x&lt;/script&gt;, later" in page
     assert [p.name for p in (tmp_path / "plots").iterdir()] == ["arms.svg"]
     assert "No arm is finished yet" in render({**about, "base": "", "overrides": [], "arms": [arms[1]]}, {})
-    assert share({"rate": 0.5, "ci95": [0.2, 0.8], "n": 4}) == "50% (20–80)"
+    assert share({"rate": 0.5, "ci95": [0.2, 0.8], "n": 4}) == "50% (20–80%)"
+    assert points({"difference": 0.052, "ci95": [-0.03, 0.13]}) == "+5 (−3 to +13)"

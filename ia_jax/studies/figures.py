@@ -1,12 +1,12 @@
 """The figures of a study: every arm's rates over its seeds, beside its own baselines, and against the reference arm."""
 
-from collections import defaultdict
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 from ia_jax.behaviors.records import CATEGORIES
-from ia_jax.evals.intervals import Cell, difference, rate, rate_over_seeds
+from ia_jax.evals.intervals import Cell, difference_over_seeds, rate, rate_over_seeds
 from ia_jax.evals.verbalization import WITH_IA, by_organism
+from ia_jax.stages.settings import differences
 from ia_jax.storage import Row, read_jsonl
 from ia_jax.studies.layout import Run
 from ia_jax.studies.study import Arm, Study
@@ -24,16 +24,14 @@ def figures(study: Study, runs: Sequence[Run]) -> dict[str, Any]:
     {"study", "title", "question", "reference", "axis", "log", "judge", "arms": [one of `arm_figures`, with what it was
     run with]}.
     """
-    read: dict[str, dict[str, Reports]] = {}
-    for arm in study.arms:
-        own = [r for r in runs if r.arm.name == arm.name and is_finished(r)]
-        read[arm.name] = {str(r.seed): read_reports(r) for r in own}
+    finished = [r for r in runs if is_finished(r)]
+    done = {arm.name: [r for r in finished if r.arm.name == arm.name] for arm in study.arms}
+    read = {name: {str(r.seed): read_reports(r) for r in own} for name, own in done.items()}
     reference = study.section.reference
     arms = []
     for arm in study.arms:
-        against = read.get(reference, {}) if reference and arm.name != reference else {}
-        own = [r for r in runs if r.arm.name == arm.name]
-        arms.append(about(arm, own) | arm_figures(read[arm.name], against))
+        against = read[reference] if reference not in ("", arm.name) else {}
+        arms.append(about(arm, done[arm.name]) | arm_figures(read[arm.name], against))
     judges = {row["judge"] for seeds in read.values() for found in seeds.values() for row in found["reports"]}
     section = study.section
     return {
@@ -51,9 +49,12 @@ def figures(study: Study, runs: Sequence[Run]) -> dict[str, Any]:
 
 
 def is_finished(run: Run) -> bool:
-    """Whether an arm was evaluated, with the IA that its figure is of."""
-    workdir, name = Workdir(run.place.path), run.config.eval.name
-    return workdir.metrics_file(name).exists() and last_stage(run) in workdir.metrics(name).get("ias", {})
+    """Whether an arm was evaluated as its settings say, with the IA that its figure is of."""
+    workdir, config = Workdir(run.place.path), run.place.begun
+    if config is None or not workdir.metrics_file(config.eval.name).exists():
+        return False
+    asked = workdir.metrics(config.eval.name).get("ias", {})
+    return last_stage(run) in asked and differences(workdir, config, "eval") is None
 
 
 def last_stage(run: Run) -> str:
@@ -75,9 +76,8 @@ def read_reports(run: Run) -> Reports:
     return {what: [r for r in own if r["stage"] in ("", stage)] for what, own in rows.items()}
 
 
-def about(arm: Arm, runs: Sequence[Run]) -> dict[str, Any]:
-    """What an arm is, and where its runs lie: paths from the study's directory."""
-    done = [r for r in runs if is_finished(r)]
+def about(arm: Arm, done: Sequence[Run]) -> dict[str, Any]:
+    """What an arm is, and where the runs of it lie that are finished: paths from the study's directory."""
 
     def relative(run: Run, page: bool) -> str:
         root = run.place.path.parent.parent
@@ -109,9 +109,9 @@ def arm_figures(seeds: Mapping[str, Reports], reference: Mapping[str, Reports]) 
     """An arm's rates over its seeds: of held-out organisms unless the name says otherwise, lenient unless strict.
 
     {"lenient", "strict", "seen", "unseen"?, "controls": {condition: cell}, "baselines": {name: cell}, "best": the
-    highest of both, "beyond": the IA's rate minus that, "false_claims"?, "claims_alone"?: of clean organisms with and
-    without the IA, "by_category": {category: cell}, "against", "against_by_category": minus the reference arm's}.
-    Differences are in pairs.
+    highest of both, "beyond": the IA's rate minus that one's, "false_claims"?, "claims_alone"?: of clean organisms with
+    and without the IA, "by_category": {category: cell}, "against", "against_by_category": minus the reference arm's}.
+    Differences are in pairs, under the same seed (None where there are no two pairs).
     """
 
     def cells(what: str, rule: str, within: Callable[[Row], bool]) -> Cell:
@@ -124,7 +124,7 @@ def arm_figures(seeds: Mapping[str, Reports], reference: Mapping[str, Reports]) 
         def own(r: Row) -> bool:
             return held(WITH_IA)(r) and r["category"] == category
 
-        return paired(*(named(of, "reports", "lenient", own) for of in (reference, seeds)))
+        return difference_over_seeds(*(named(of, "reports", "lenient", own) for of in (reference, seeds)))
 
     with_ia = named(seeds, "reports", "lenient", held(WITH_IA))
     controls = {c: named(seeds, "reports", "lenient", held(c)) for c in CONTROLS}
@@ -143,12 +143,14 @@ def arm_figures(seeds: Mapping[str, Reports], reference: Mapping[str, Reports]) 
         "controls": {c: over_seeds(v) for c, v in controls.items()},
         "baselines": {n: over_seeds(v) for n, v in baselines.items()},
         "best": best,
-        "beyond": paired(others[best], with_ia) if best else None,
+        "beyond": difference_over_seeds(others[best], with_ia) if best else None,
         "by_category": {
             c: cells("reports", "lenient", lambda r, c=c: held(WITH_IA)(r) and r["category"] == c)
             for c in _categories(seeds)
         },
-        "against": paired(named(reference, "reports", "lenient", held(WITH_IA)), with_ia) if reference else None,
+        "against": difference_over_seeds(named(reference, "reports", "lenient", held(WITH_IA)), with_ia)
+        if reference
+        else None,
         "against_by_category": {c: difference_in(c) for c in _categories(seeds)} if reference else {},
     }
     unseen = cells("reports", "lenient", lambda r: r["split"] == "unseen" and r["condition"] == WITH_IA)
@@ -171,25 +173,3 @@ def over_seeds(answers: BySeed) -> Cell:
     """The rate of one seed, or over several."""
     known = {seed: own for seed, own in answers.items() if own}
     return rate_over_seeds(known) if len(known) > 1 else rate(next(iter(known.values()), {}))
-
-
-def paired(first: BySeed, second: BySeed) -> Cell | None:
-    """second − first, over the organisms that both have under the same seed (where they share no seed, under any).
-
-    An organism counts once, with all its answers, however many seeds hold it out: so the interval is that of other
-    organisms, and what the seeds add to it is not in there.
-    """
-    common = first.keys() & second.keys()
-    if not common:
-        return difference(_pooled(first.values()), _pooled(second.values()))
-    both = {s: first[s].keys() & second[s].keys() for s in common}
-    kept = [[{n: side[s][n] for n in both[s]} for s in sorted(common)] for side in (first, second)]
-    return difference(_pooled(kept[0]), _pooled(kept[1]))
-
-
-def _pooled(seeds: Iterable[Answers]) -> Answers:
-    out: Answers = defaultdict(list)
-    for own in seeds:
-        for name, answers in own.items():
-            out[name] += answers
-    return dict(out)

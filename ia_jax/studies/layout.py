@@ -17,11 +17,12 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from ia_jax.config import RunConfig
+from ia_jax.config import RunConfig, with_dtype
 from ia_jax.errors import ConfigError
 from ia_jax.stages.settings import LATER, stage_settings
 from ia_jax.storage import read_json, write_json
 from ia_jax.studies.study import Arm, Study
+from ia_jax.workdir import Workdir
 
 MARK = "study_part.json"
 NO_DPO = "no_dpo"  # the name of an IA that is never trained: an evaluation of SFT alone asks for it in vain
@@ -34,6 +35,16 @@ class Place:
     path: Path
     key: str
     config: RunConfig
+
+    @property
+    def begun(self) -> RunConfig | None:
+        """The config in the number type that the workdir was begun in (a recipe may leave that to the machine); None
+        where there is no workdir yet.
+        """
+        workdir = Workdir(self.path)
+        if not workdir.config_file.exists():
+            return None
+        return with_dtype(self.config, workdir.config.model.dtype)
 
     def mark(self) -> None:
         """Notes what it is for, before anything is in it."""

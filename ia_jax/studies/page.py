@@ -10,7 +10,7 @@ from markupsafe import Markup
 
 from ia_jax.analysis.report import page_style
 from ia_jax.analysis.tables import BASELINES
-from ia_jax.analysis.words import percent, titled
+from ia_jax.analysis.words import cell_view, signed_points, titled
 from ia_jax.storage import write_json, write_text
 from ia_jax.studies.plots import CURVES, Curve, Mark, curves, dots
 
@@ -100,20 +100,14 @@ def render(figures: Row, drawn: dict[str, str]) -> str:
 
 
 def share(cell: Row | None) -> str:
-    """A rate with its interval: "57% (32–82)"."""
-    if not cell or cell["rate"] is None:
-        return "–"
-    low, high = cell["ci95"]
-    return f"{percent(cell['rate'])} ({percent(low)[:-1]}–{percent(high)[:-1]})"
+    """A rate with its interval: "57% (32–82%)"."""
+    view = cell_view(cell)
+    return f"{view['text']} ({view['interval']})" if view["interval"] else view["text"]
 
 
 def points(cell: Row | None) -> str:
     """A difference of rates in points, with its interval: "+5 (−3 to +13)"."""
     if not cell:
         return "–"
-    value, (low, high) = cell["difference"], cell["ci95"]
-    return f"{_signed(value)} ({_signed(low)} to {_signed(high)})"
-
-
-def _signed(value: float) -> str:
-    return f"{round(100 * value):+d}".replace("-", "−")
+    value, low, high = map(signed_points, (cell["difference"], *cell["ci95"]))
+    return f"{value} ({low} to {high})"

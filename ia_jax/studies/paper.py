@@ -2,7 +2,8 @@
 
 Each function makes a study's settings. base: a recipe, as a path from the study's file; small: whether that is a small
 model's, with 20 organisms of each category for SFT, 4 for DPO and 6 held out; else the paper's 682. "Guess" marks what
-is not known of the paper.
+is not known of the paper. The small recipe has a number of SFT steps, which all its arms share: with less data each row
+comes more often. The paper's has one epoch, so there less data is less training too.
 """
 
 from collections import Counter
@@ -95,7 +96,7 @@ def diversity(base: str, small: bool, topology: str = "") -> ConfigDict:
         categories = f"sft.categories={ORDER[:count]!r}"
         few = (categories, f"sft.organisms={equal}")
         arms[f"equal_{count}"] = _arm(*few, x=count, series="equal numbers", label=f"{count}, {equal} organisms")
-        grown = few if count == 1 else (categories,)
+        grown = few if small and count == 1 else (categories,)  # there it is the same, and one directory
         arms[f"growing_{count}"] = _arm(*grown, x=count, series="growing numbers", label=f"{count}, all of theirs")
     return _study(
         base,
@@ -130,6 +131,7 @@ def leave_one_out(base: str, small: bool, topology: str = "") -> ConfigDict:
         title="One category left out",
         question="Does the adapter report kinds of behaviour that it never saw? In the table by category, an arm's own "
         "category is the one that it was trained without.",
+        reference="all",
         topology=topology,
     )
 
