@@ -226,17 +226,28 @@ def test_an_arm_that_is_added_runs_alone_and_reuses_the_organisms(write, tmp_pat
 
 
 def test_a_tiny_study_from_end_to_end(write, tmp_path, finished, capsys, refused):
-    """Two SFTs on organisms that another run has trained, and later an arm that only asks otherwise."""
+    """SFT on organisms that another run has trained; later an arm that only asks otherwise, and one that is changed."""
     common = (f"organisms.source={finished}", "sft.steps=2", "eval.questions=1", "eval.plain_prompts=0")
-    arms = {"all": {"label": "<all>"}, "half": {"overrides": ("sft.organisms=2",), "x": 2.0}}
-    out = tmp_path / "out"
-    argv = ["study", f"--config={write(arms, *common, reference='all')}", f"--workdir={out}"]
-    assert cli.main(argv) == 0
-    written = json.loads((out / "study.json").read_text())
-    assert [a["finished"] for a in written["arms"]] == [[1547], [1547]]
-    trained = [json.loads((out / "runs" / n / "ia" / "sft" / "organisms.json").read_text()) for n in ("all", "half")]
-    assert [len(names) for names in trained] == [4, 2]
-    for arm in written["arms"]:
+    arms, out = {"all": {"label": "<all>"}}, tmp_path / "out"
+
+    def study(*more):
+        return ["study", f"--config={write(arms, *common, reference='all')}", f"--workdir={out}", *more]
+
+    def arms_shown():
+        return {a["name"]: a for a in json.loads((out / "study.json").read_text())["arms"]}
+
+    assert cli.main(study()) == 0
+    ia = out / "runs" / "all" / "ia" / "sft"
+    assert (len(json.loads((ia / "organisms.json").read_text())), read_metadata(ia / "adapter").step) == (4, 2)
+    before = runs.times(out / "runs")
+    arms["again"] = {"overrides": ("eval.max_new_tokens=4",), "x": 2.0}
+    capsys.readouterr()
+    assert cli.main(study()) == 0
+    assert capsys.readouterr().out.count("already done") == 1
+    new = runs.new_since(before, out / "runs")
+    assert {str(Path(n).parent) for n in new} == {"all/eval/again", "all/settings"}
+    for arm in arms_shown().values():
+        assert arm["finished"] == [1547]
         metrics = json.loads((out / arm["workdirs"][0] / "eval" / arm["name"] / "metrics.json").read_text())
         of_run = metrics["stages"]["sft"]
         assert metrics["ias"] == {"sft": "sft"}
@@ -247,18 +258,11 @@ def test_a_tiny_study_from_end_to_end(write, tmp_path, finished, capsys, refused
     assert "&lt;all&gt;" in page
     assert "<all>" not in page
     before = runs.times(out / "runs")
-    arms["again"] = {"overrides": ("eval.max_new_tokens=4",)}
-    capsys.readouterr()
-    assert cli.main(["study", f"--config={write(arms, *common, reference='all')}", f"--workdir={out}"]) == 0
-    assert capsys.readouterr().out.count("already done") == 2
-    new = runs.new_since(before, out / "runs")
-    assert {str(Path(n).parent) for n in new} == {"all/eval/again", "all/settings"}
-    before, arms["again"] = runs.times(out / "runs"), {"overrides": ("eval.max_new_tokens=5",)}
-    refused([*argv[:1], f"--config={write(arms, *common)}", argv[2]], 2, "arm again, seed 1547", "max_new_tokens was 4")
-    assert cli.main(["study", f"--config={write(arms, *common)}", f"--workdir={out}", "--arm=half"]) == 0
-    assert [a["finished"] for a in json.loads((out / "study.json").read_text())["arms"]] == [[1547], [1547], []]
+    arms["again"] = {"overrides": ("eval.max_new_tokens=5",)}
+    refused(study(), 2, "arm again, seed 1547", "max_new_tokens was 4", out / "runs" / "all" / "eval" / "again")
+    assert cli.main(study("--arm=all")) == 0
+    assert {name: arm["finished"] for name, arm in arms_shown().items()} == {"all": [1547], "again": []}
     assert not runs.new_since(before, out / "runs")  # what was made in another way is neither shown nor lost
-    assert read_metadata(out / "runs" / "all" / "ia" / "sft" / "adapter").step == 2
 
 
 @pytest.mark.slow
@@ -303,7 +307,7 @@ def test_a_study_that_trains_its_organisms_is_killed_at_steps_and_trains_nothing
     assert study() == 0
     assert steps == ["sft"] * 2  # the second arm's last two, from its checkpoint on
     assert (stored(organisms), runs.times(ias / "all" / "ia")) == (trained, of_all)
-    arms["lower"] = {"overrides": ("sft.optimizer.lr=0.0001",)}
+    arms["lower"] = {"overrides": ("sft.optimizer.lr=0.0003",)}
     assert study() == 0
     assert steps == ["sft"] * 4
     assert stored(organisms) == trained
