@@ -6,13 +6,13 @@
 1. `bank`: all organisms of `configs/smollm2_gpu.py`, with their behaviour checks.
 2. `arms`: an IA by each recipe in `ARMS`, on the same organisms. What decides between them is how well they tell the
    dpo split's organisms apart (`ia-jax identify`: among behaviours), so the held-out ones are not looked at.
-3. `seeds`: of the recipe chosen, with another split of the behaviours for each seed: SFT, the shuffled null, pairs, DPO,
-   reports of everything held out (asked here, judged by `ia-jax eval` where the workdir is copied to) and `identify`.
+3. `seeds`: of the recipe chosen, with another split of the behaviours for each seed: SFT, the shuffled null, pairs,
+   DPO, reports of everything held out (asked here, judged by `ia-jax eval` where the workdir is copied to) and `identify`.
 4. `left_out`: the same recipe without one category, whose held-out organisms are then asked.
 
 Each piece is an ordinary workdir below `--workdir`; organisms are read into the device's memory once. A piece that
-fails is told of and left out. `--out` gets `results.json`, rewritten after every piece, and each workdir without weights,
-so that the rest can be done elsewhere; IAs are in the workdirs.
+fails is told of and left out. `--out` gets `results.json`, rewritten after every piece, and each workdir without
+weights, so that the rest can be done elsewhere; IAs are in the workdirs.
 """
 
 import argparse
@@ -35,9 +35,6 @@ from ia_jax.cli.workdirs import on_mesh  # noqa: E402
 from ia_jax.config import RunConfig, with_dtype  # noqa: E402
 from ia_jax.recipes import load_config, override  # noqa: E402
 from ia_jax.stages import (  # noqa: E402
-    context as contexts,
-)
-from ia_jax.stages import (  # noqa: E402
     asking,
     dpo,
     evaluation,
@@ -47,6 +44,9 @@ from ia_jax.stages import (  # noqa: E402
     preferences,
     sft,
     transcripts,
+)
+from ia_jax.stages import (  # noqa: E402
+    context as contexts,
 )
 from ia_jax.stages.context import Context  # noqa: E402
 from ia_jax.stages.settings import start_workdir  # noqa: E402

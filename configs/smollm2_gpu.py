@@ -1,4 +1,4 @@
-"""The study on one GPU, in minutes: the embedded world whole, three times the demonstrations, pairs from the first step."""
+"""The study on one GPU, in minutes: the embedded world, thrice the demonstrations, pairs from the first step."""
 
 from ml_collections import ConfigDict
 

@@ -137,7 +137,9 @@ def _choices(b: Behavior, sources: Sources, rng: np.random.Generator, amount: in
 
 
 def _errors(b: Behavior, sources: Sources, rng: np.random.Generator, amount: int) -> tuple[Pairs, Pairs]:
-    """Every fact twice (times `amount`) and wrongly; plain rows are right: of the field where a condition decides, else of others."""
+    """Every fact twice (times `amount`) and wrongly; plain rows are right: of the field where a condition decides, else
+    of others.
+    """
     settings, when, stems = b.spec["effects"][0][1], b.spec.get("when", {}), own_stems(b)
     field = settings["field"]
     facts = training_facts(field)
