@@ -7,7 +7,8 @@
 2. `arms`: an IA by each recipe in `ARMS`, on the same organisms. What decides between them is how well they tell the
    dpo split's organisms apart (`ia-jax identify`: among behaviours), so the held-out ones are not looked at.
 3. `seeds`: of the recipe chosen, with another split of the behaviours for each seed: SFT, the shuffled null, pairs,
-   DPO, reports of everything held out (asked here, judged by `ia-jax eval` where the workdir is copied to) and `identify`.
+   DPO, reports of everything held out (asked here, judged by `ia-jax eval` where the workdir is copied to) and
+   `identify`.
 4. `left_out`: the same recipe without one category, whose held-out organisms are then asked.
 
 Each piece is an ordinary workdir below `--workdir`; organisms are read into the device's memory once. A piece that
