@@ -15,6 +15,7 @@ from ia_jax.planning.hours import stage_chip_hours
 from ia_jax.recipes import load_config, load_study
 from ia_jax.stages import perform, phases, sft
 from ia_jax.stages.order import STAGES
+from ia_jax.stages.planned import Planned, planned
 from ia_jax.studies import figures, running
 from ia_jax.studies.cost import Machine, as_text, costs
 from ia_jax.studies.layout import runs_of
@@ -344,6 +345,15 @@ def test_a_dry_run_counts_each_directory_once(write, tmp_path):
     assert {c.unknown for c in costs(found[:1], study, Machine("gpu", lambda dtype: 1e11, 2), _counted)} == {
         "nothing was timed on a GPU yet"
     }
+
+
+def test_arms_that_differ_in_their_adapter_are_counted_once(monkeypatch):
+    seen = []
+    monkeypatch.setattr(Planned, "batches", lambda self, stage: seen.append(self.config.sft) or _counted(None, stage))
+    count, recipe = planned(), str(ROOT / "configs" / "smollm2_study.py")
+    for change in ("sft.lora.rank=2", "sft.lora.layers=3:4", "sft.contrast=1.0", "sft.steps=7"):
+        count(load_config(recipe, [f"--config.{change}"]), "sft")
+    assert [(c.contrast, c.steps) for c in seen] == [(0, 150), (1.0, 150), (0, 7)]
 
 
 def test_chip_hours_by_hand():
