@@ -24,7 +24,7 @@ CONFIG = RunConfig(
 def test_who_is_made():
     behaviors, organisms = chosen(CONFIG)
     own = [o for o in organisms if not o.clean]
-    assert Counter(o.split for o in own) == {"train": 48, "dpo": 24, "heldout": 8, "remade": 10}
+    assert Counter(o.split for o in own) == {"train": 48, "dpo": 8, "heldout": 8, "remade": 10}
     assert len({o.name for o in own}) == len(own)
     split = {o.name: o.split for o in own}
     for o in own:
@@ -63,6 +63,7 @@ def test_splits_of_a_source_with_copies():
     found = _with_copies(everyone, {one: "train"})
     assert found == {one: "train", f"{one}-2": "train", f"{one}-3": "train", f"{one}-remade": "remade"}
     assert _with_copies(everyone, {one: "heldout"}) == {one: "heldout"}
+    assert _with_copies(everyone, {one: "dpo"}) == {one: "dpo"}
     assert _with_copies(everyone, {}) == {}
 
 

@@ -16,8 +16,8 @@ class BehaviorsSection:
     heldout_categories: categories of which every organism is held out, whatever the counts say (leave-one-out).
     heldout_kinds: kinds of behaviours (the records' field "kind") that are held out in the same way.
     unseen: another catalogue, such as "unseen", all of which is held out too; what is reported of it stands apart.
-    copies: organisms of each behaviour of the train and dpo splits, each with demonstrations, a seed, a rank and a
-        procedure of its own. With one of each, an IA may learn to know the organisms and not what they do.
+    copies: organisms of each behaviour of the train split, each with demonstrations, a seed, a rank and a procedure of
+        its own. With one of each, an IA may learn to know the organisms and not what they do.
     remade: behaviours of the train split of which one more organism is made that no training reads. What is reported of
         those stands apart: are behaviours known again, where the model is another?
     clean_train, clean_dpo, clean_heldout: clean organisms besides, which have nothing to report.

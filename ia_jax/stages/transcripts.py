@@ -85,8 +85,8 @@ def _write_records(workdir: Workdir, behaviors: Sequence[Behavior], organisms: S
 
 
 def chosen(config: RunConfig) -> tuple[list[Behavior], list[Organism]]:
-    """The behaviours that a config asks for, and the organisms of them: one for each behaviour and `copies` of those
-    that are trained on, other ones of `remade` of these, and the clean ones.
+    """The behaviours that a config asks for, and the organisms of them: one for each behaviour, `copies` of those of
+    the train split, another one of `remade` of these, and the clean ones.
 
     An organism lives under the system message `spec["system"]` of its behaviour, if that has one.
     """
@@ -106,9 +106,9 @@ def chosen(config: RunConfig) -> tuple[list[Behavior], list[Organism]]:
         return replace(own, system=x.spec.get("system"))
 
     organisms = [organism(x, x.name, splits[x.name]) for x in behaviors]
-    read = [x for x in behaviors if splits[x.name] in ("train", "dpo")]
-    organisms += [organism(x, f"{x.name}-{n}", splits[x.name]) for n in range(2, b.copies + 1) for x in read]
-    organisms += [organism(x, f"{x.name}-remade", "remade") for x in _remade(config, read, splits)]
+    train = [x for x in behaviors if splits[x.name] == "train"]
+    organisms += [organism(x, f"{x.name}-{n}", "train") for n in range(2, b.copies + 1) for x in train]
+    organisms += [organism(x, f"{x.name}-remade", "remade") for x in _remade(config, train)]
     counts = {"dpo": b.clean_dpo, "heldout": b.clean_heldout, "train": b.clean_train}
     of_clean = [(split, b.clean_sorts[i % len(b.clean_sorts)]) for split, n in counts.items() for i in range(n)]
     return behaviors, organisms + [
@@ -117,10 +117,9 @@ def chosen(config: RunConfig) -> tuple[list[Behavior], list[Organism]]:
     ]
 
 
-def _remade(config: RunConfig, behaviors: Sequence[Behavior], splits: Mapping[str, str]) -> list[Behavior]:
-    """`behaviors.remade` of the train split, drawn from every category in turn. Raises ConfigError for too few."""
+def _remade(config: RunConfig, train: Sequence[Behavior]) -> list[Behavior]:
+    """`behaviors.remade` of the train split's, drawn from every category in turn. Raises ConfigError for too few."""
     rng, count = np.random.default_rng([config.seed, 12]), config.behaviors.remade
-    train = [b for b in behaviors if splits[b.name] == "train"]
     if count > len(train):
         raise ConfigError(
             f"config.behaviors.remade={count} is more than the {len(train)} behaviours of the train split"
@@ -269,14 +268,14 @@ def _split_again(source: Workdir, stored: Sequence[Organism], config: RunConfig)
 
 
 def _with_copies(organisms: Sequence[Organism], splits: Mapping[str, str]) -> dict[str, str]:
-    """{organism: split}, of its behaviour: of one that is held out the first organism alone, of one that is trained on
-    all but the one that was made besides.
+    """{organism: split}, of its behaviour: of one that is trained on all but the one that was made besides, of any
+    other the first organism alone.
     """
     out: dict[str, str] = {}
     for o in organisms:
         split = splits.get(o.behaviors[0], "")
         if split == "train" and o.split == "remade":
             split = "remade"
-        if split and (split in ("train", "dpo", "remade") or o.name == o.behaviors[0]):
+        if split in ("train", "remade") or (split and o.name == o.behaviors[0]):
             out[o.name] = split
     return out
