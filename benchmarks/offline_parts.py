@@ -5,7 +5,7 @@
 
 Such a machine has jax, flax, optax, transformers and the like (docs/accelerators.md); what `ia-jax` needs besides are a
 few small wheels, SmolLM2's weights (98 MB) and, to judge pairs, MiniLM's (carried as fp16, 45 MB; similarities move by
-less than 1e-3). `PYTHONPATH=site` then finds all of it. Wheels go by `--python`; their versions are those installed here.
+less than 1e-3). `PYTHONPATH=site` then finds all of it. Versions are those installed here.
 """
 
 import argparse
