@@ -7,7 +7,18 @@ import numpy as np
 import pytest
 
 from ia_jax.data.batch import build_batch, token_counts
-from ia_jax.data.plans import Slot, dataset, even_rows, pack, plan_joint, plan_organisms, rounded_length, unit_length
+from ia_jax.data.plans import (
+    Slot,
+    dataset,
+    even_rows,
+    pack,
+    plan_joint,
+    plan_organisms,
+    read_once,
+    rounded_length,
+    spread_over,
+    unit_length,
+)
 from ia_jax.errors import ConfigError
 from ia_jax.models.chat import ChatExample
 from tests import tiny
@@ -251,6 +262,36 @@ def test_always_takes_a_slot_of_every_step(units):
             assert busy.count(1) == 1
             assert len(busy) == 2
     assert len(plan.steps) == 9
+
+
+@pytest.mark.parametrize("groups", [1, 2])
+def test_what_is_computed_of_every_unit_once_stands_where_it_is_read(units, groups):
+    """Values that say which example they are of, computed in one arrangement and looked up in another."""
+    pairs = [[(*u, *own[n - 1]) for n, u in enumerate(own)] for own in [*units, units[0]]]
+    plan = plan_joint(pairs, organisms_per_step=2, per_slot=2, seed=0, length=60, steps=25, always=1, groups=groups)
+    once = read_once(plan, pairs, groups)
+    assert len(once.steps) < len(plan.steps)
+    read_by = {name: Counter(_units_of(p)) for name, p in (("plan", plan), ("once", once))}
+    assert set(read_by["once"]) == set(read_by["plan"])
+    assert set(read_by["once"].values()) == {1}
+    for step in once.steps:
+        assert len(step) == 2
+        assert all(slot.organism % groups == k * groups // 2 for k, slot in enumerate(step))
+
+    def values(p):
+        """What a model would say of every example: here its first token and its own number."""
+        out = np.zeros((len(p.steps), 2, p.examples))
+        for s, step in enumerate(p.steps):
+            for k, slot in enumerate(step):
+                own = [e for row in slot.rows for u in row for e in pairs[slot.organism][u]]
+                out[s, k, : len(own)] = [e.tokens[0] + 0.1 * slot.organism for e in own]
+        return out
+
+    np.testing.assert_array_equal(spread_over(values(once), once, plan, pairs), values(plan))
+
+
+def _units_of(plan):
+    return [(s.organism, u) for step in plan.steps for s in step for row in s.rows for u in row]
 
 
 def as_drawn_before(units, k, seed, steps, always=None):
