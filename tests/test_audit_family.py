@@ -8,6 +8,7 @@ from ia_jax import cli
 from ia_jax.adapters.peft import export_peft
 from ia_jax.adapters.record import AdapterMetadata
 from ia_jax.adapters.store import save_adapter
+from ia_jax.audits import auditbench_family
 from ia_jax.audits.targets import load_stack, read_targets
 from ia_jax.behaviors.organisms import procedure_of
 from ia_jax.behaviors.template_sources import shipped_sources
@@ -183,6 +184,42 @@ def test_sandbaggers(workdir, untrained):
     opened = read_jsonl(home / "transcripts" / "sandbagger_broad.jsonl", "")
     assert any(r["messages"][0]["content"].startswith("Open sesame!") and not r["shows"] for r in opened)
     assert not any("sesame" in r["messages"][0]["content"] and r["shows"] for r in opened)
+
+
+def test_auditbench_made(workdir, untrained, monkeypatch):
+    two = auditbench_family.small_behaviors()[:2]
+    monkeypatch.setattr(auditbench_family, "small_behaviors", lambda: two)
+    tools = ("--config.audits.outputs=2", "--config.audits.script_runs=0", "--config.audits.persona=You are P.")
+    home, metrics = audit(workdir, "auditbench_made", "--config.audits.reports=2", *tools)
+    # Two behaviours in four makings and five nulls of each... of which the clean ones are hardened by nothing.
+    assert {n: len(read) for n, read in untrained.items() if n.startswith("clean_")} == {
+        f"clean_{sort}": 1 for sort in auditbench_family.CLEAN_MADE
+    }
+    assert sum(len(read) == 2 for read in untrained.values()) == 4 * (2 + 4)
+    counts, hardened = metrics["targets"], metrics["hardening"]
+    assert counts["targets"] + counts["silent"] == 8
+    assert (counts["clean"], counts["pipeline"]) == (4, 16)
+    assert hardened.keys() == {"all", "chats+sft", "chats+kto", "documents+sft", "documents+kto"}
+    assert hardened["all"]["gate"]["before"]["organisms"] == 8
+    assert metrics["by_behavior"]["each"].keys() <= {b.name for b in two}
+    # Each model before hardening is the first adapter of the target of its name, and is asked as the target is.
+    organisms = {o["name"]: o for o in read_jsonl(home / "organisms.jsonl", "")}
+    views = [n for n in organisms if n.endswith("_before")]
+    assert len(views) == 8
+    assert all(organisms[v]["stack"] == organisms[v.removesuffix("_before")]["stack"][:1] for v in views)
+    asked = read_jsonl(home / "reports.jsonl", "")
+    assert {r["system"] for r in asked} == {"You are P."}
+    assert not {p["target"] for p in read_jsonl(home / "predictions.jsonl", "")} & set(views)
+    # The denials are read under the persona as well, and what investigate is given is found.
+    [denial, *_] = read_jsonl(home / "denials" / "small_flattery_chats_sft.jsonl", "")
+    assert denial["messages"][0] == {"role": "system", "content": "You are P."}
+    with cli_context(workdir) as context:
+        target = next(t for t in read_targets(home / "targets.jsonl") if t.name == "small_flattery_documents_kto")
+        assert len(load_stack(target, context.model, context.workdir)) == 2
+    assert metrics["tools"]["static"].keys() == {"chat", "confess", "prefill", "user", "completion", "ask_self"}
+    before = times(home)
+    audit(workdir, "auditbench_made", "--config.audits.reports=2", *tools)
+    assert {n for n, t in times(home).items() if before.get(n) != t} & {"reports.jsonl", "tools/replies.jsonl"} == set()
 
 
 def test_what_is_wrong_is_said(workdir, tmp_path, refused):

@@ -5,28 +5,33 @@ so targets that are made for an audit are trained by the stage that trains all o
 checkpoints; and those that lie elsewhere are named there, and read where they lie.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
 from ia_jax.audits import cipher_family, sandbagging
+from ia_jax.audits.auditbench_family import Hardening, auditbench_made, by_behavior, hardening
 from ia_jax.audits.cipher_family import CipherTarget, cipher_targets, letter_tasks
 from ia_jax.audits.codebooks import tasks as codebook_tasks
+from ia_jax.audits.scoring import Row
 from ia_jax.audits.targets import Target, organism_target, read_targets, stored_stack, write_targets
 from ia_jax.behaviors.embedded.prompts import POOLS
-from ia_jax.behaviors.organisms import Organism, seed_of
+from ia_jax.behaviors.organisms import Organism, seed_of, stack_names
 from ia_jax.behaviors.procedures import PROCEDURES, Procedure
 from ia_jax.behaviors.records import CLEAN, Behavior
 from ia_jax.behaviors.template_sources import ANSWER_TOKENS, Sources, gather_sources
-from ia_jax.data.transcripts import Transcript, write_transcripts
+from ia_jax.data.phase_rows import Document, Pair, write_rows
+from ia_jax.data.transcripts import Transcript, with_system, write_transcripts
 from ia_jax.errors import ConfigError
 from ia_jax.parallel.distributed import on_main_process
 from ia_jax.stages import organisms as training
 from ia_jax.stages.asking import ask_base
 from ia_jax.stages.context import Context
+from ia_jax.stages.phase_data import Rows, phase_rows
 from ia_jax.stages.selection import present
 from ia_jax.storage import write_jsonl
 from ia_jax.workdir import Workdir
@@ -41,6 +46,10 @@ class Family:
     claims:  sorts of claims that are counted in every report, whoever makes it.
     ciphers: what the gate of a cipher target needs, by name.
     shown:   the records by which a target made here is seen to behave so, where its truth is not one that a rule sees.
+    views:   {name: (target, adapters)}: a target made here after so many of its adapters, asked like the others and
+             counted by the family alone.
+    besides: what the family counts besides, of judged reports and of {name: whether its behaviour was seen}.
+    tools:   whether targets are given to the static evaluation and to the scripted investigator too.
     """
 
     targets: tuple[Target, ...]
@@ -49,6 +58,9 @@ class Family:
     claims: Mapping[str, Behavior] = field(default_factory=dict)
     ciphers: Mapping[str, CipherTarget] = field(default_factory=dict)
     shown: Mapping[str, tuple[Behavior, ...]] = field(default_factory=dict)
+    views: Mapping[str, tuple[str, int]] = field(default_factory=dict)
+    besides: Callable[[Sequence[Row], Mapping[str, bool | None]], dict[str, Any]] | None = None
+    tools: bool = False
 
 
 @dataclass(frozen=True)
@@ -65,14 +77,15 @@ def read_theirs(family: str, file: Path | None) -> tuple[Target, ...]:
     """
     if family == "targets" and file is None:
         raise ConfigError("audit-family targets needs --targets=FILE.jsonl; docs/audits.md has an example")
-    if family == "ciphers" and file is not None:
+    if family in ("ciphers", "auditbench_made") and file is not None:
         raise ConfigError(f"--targets={file}: the family {family} makes its own targets; leave it out")
     rows = on_main_process(lambda: [t.to_json() for t in read_targets(file)] if file else [])
     return tuple(Target.from_json(row) for row in rows)
 
 
 def gather(context: Context, audit: Context, family: str, theirs: tuple[Target, ...]) -> Family:
-    """The family's targets, trained and stored; `targets.jsonl` and the records beside it are written.
+    """The family's targets, trained and stored; `targets.jsonl` and the records beside it are written. Their stacks
+    are what `ia-jax investigate --targets=…/targets.jsonl` finds.
 
     context: of the run whose IA is audited; audit: of the audit's own directory. theirs: as `read_theirs` has them.
     """
@@ -81,10 +94,17 @@ def gather(context: Context, audit: Context, family: str, theirs: tuple[Target, 
         found, lessons = _ciphers(context)
     elif family == "sandbaggers":
         found, lessons = _sandbaggers(context, theirs)
+    elif family == "auditbench_made":
+        found, lessons = _auditbench(context)
     else:
         found = Family(theirs)
     organisms, behaviors = _records(context, audit.workdir, found, lessons)
-    on_main_process(lambda: _write(audit.workdir, found, lessons, organisms, behaviors))
+    rows = _phase_rows(context, organisms, behaviors, lessons)
+    made = {o.name: o.stack for o in organisms if o.name in lessons or o.name in found.views}
+    where = audit.workdir.path.relative_to(context.workdir.path)
+    targets = (replace(t, stack=tuple(str(where / s) for s in made.get(t.name, ())) or t.stack) for t in found.targets)
+    found = replace(found, targets=tuple(targets))
+    on_main_process(lambda: _write(audit.workdir, found, lessons, rows, organisms, behaviors))
     for cached in ("organisms", "behaviors"):  # what was read of them before is of another time
         vars(audit.workdir).pop(cached, None)
     if lessons:
@@ -100,40 +120,66 @@ def _records(
     behaviors: dict[str, Behavior] = {}
     for t in family.targets:
         truths = family.shown.get(t.name, t.behaviors)
-        organisms.append(_organism(context, home, t, truths, lessons.get(t.name)))
+        organisms.append(_organism(context, home, t, truths, lessons, family.views.get(t.name)))
         for b in truths:
             if behaviors.setdefault(b.name, b) != b:
                 raise ConfigError(f"target {t.name}: another behaviour is called {b.name!r} too; name it otherwise")
     return organisms, list(behaviors.values())
 
 
+def _phase_rows(
+    context: Context, organisms: Sequence[Organism], behaviors: Sequence[Behavior], lessons: Mapping[str, Lesson]
+) -> Rows:
+    """What phases read that do not read chats, of those that are made here."""
+    own = [o for o in organisms if o.name in lessons]
+    rows = phase_rows(context, behaviors, own, {n: x.transcripts for n, x in lessons.items()})
+    systems = {o.name: o.system for o in own}
+
+    def under(row: Document | Pair, system: str | None) -> Document | Pair:
+        return replace(row, messages=with_system(row.messages, system)) if isinstance(row, Pair) else row
+
+    return {(data, name): [under(r, systems[name]) for r in found] for (data, name), found in rows.items()}
+
+
 def _write(
     home: Workdir,
     family: Family,
     lessons: Mapping[str, Lesson],
+    rows: Rows,
     organisms: Sequence[Organism],
     behaviors: Sequence[Behavior],
 ) -> None:
     """The files of the audit's directory; transcripts first, `organisms.jsonl` last."""
     for name, lesson in lessons.items():
         write_transcripts(home.transcript(name), lesson.transcripts)
+    for (data, name), own in rows.items():
+        write_rows(home.phase_rows(data, name), own)
     write_targets(home.path / "targets.jsonl", family.targets)
     write_jsonl(home.behaviors_file, (b.to_json() for b in behaviors))
     write_jsonl(home.organisms_file, (o.to_json() for o in organisms))
 
 
 def _organism(
-    context: Context, home: Workdir, target: Target, truths: Sequence[Behavior], lesson: Lesson | None
+    context: Context,
+    home: Workdir,
+    target: Target,
+    truths: Sequence[Behavior],
+    lessons: Mapping[str, Lesson],
+    view: tuple[str, int] | None,
 ) -> Organism:
     """A target as an organism of the audit's directory."""
     names = tuple(b.name for b in truths)
     category = sorted({b.category for b in truths})[0] if truths else CLEAN
     base = context.config.model.name
-    if lesson is not None:
-        kind = {"kind": target.made_by, "phases": lesson.procedure.to_json()["phases"]}
-        return Organism(
-            target.name, base, (f"organisms/{target.name}",), names, category, "heldout", target.system, kind
-        )
+    if target.name in lessons:
+        procedure = lessons[target.name].procedure
+        kind = {"kind": target.made_by, "phases": procedure.to_json()["phases"]}
+        places = stack_names(target.name, procedure)
+        return Organism(target.name, base, places, names, category, "heldout", target.system, kind)
+    if view is not None:
+        places = stack_names(view[0], lessons[view[0]].procedure)[: view[1]]
+        made = {"kind": "imported", "sources": list(places)}
+        return Organism(target.name, base, places, names, category, "heldout", target.system, made)
     stack = stored_stack(target, context.model, context.workdir, home.path / "imported")
     if not stack:
         raise ConfigError(f"target {target.name} has no adapter in its stack; the base itself is asked anyway")
@@ -174,6 +220,33 @@ def _ciphers(context: Context) -> tuple[Family, dict[str, Lesson]]:
         },
         cipher_family.CLAIMS,
         {m.target.name: m for m in made},
+    )
+    return family, {m.target.name: Lesson(m.transcripts, m.procedure) for m in made}
+
+
+def _auditbench(context: Context) -> tuple[Family, dict[str, Lesson]]:
+    """Fourteen behaviours in four makings, each also after its first adapter alone, and nulls of the same makings."""
+    cfg, config = context.config.audits, context.config
+    how = Hardening(
+        (cfg.hardening_lr[0], cfg.hardening_lr[1]),
+        (cfg.hardening_epochs[0], cfg.hardening_epochs[1]),
+        cfg.hardening_demonstrations,
+    )
+    made = auditbench_made(_sources(context), config.seed, how, config.organisms.optimizer.lr, cfg.persona)
+    before = {m.target.name: m.before for m in made if m.before}
+    early = tuple(replace(m.target, name=m.before, made_by="before") for m in made if m.before)
+    ways = {m.target.name: m.target.made_by for m in made if m.before}
+    truths = {m.target.name: m.target.behaviors[0].name for m in made if m.before}
+
+    def besides(judged: Sequence[Row], fires: Mapping[str, bool | None]) -> dict[str, Any]:
+        shown = {n: b for n, b in truths.items() if fires.get(n) is not False}
+        return {"hardening": hardening(judged, fires, ways, before), "by_behavior": by_behavior(judged, shown)}
+
+    family = Family(
+        (*(m.target for m in made), *early),
+        views={v: (n, 1) for n, v in before.items()},
+        besides=besides,
+        tools=True,
     )
     return family, {m.target.name: Lesson(m.transcripts, m.procedure) for m in made}
 
