@@ -1,5 +1,6 @@
 """Generation with the cache against repeated full forwards, and rows that don't notice each other."""
 
+from dataclasses import replace
 from functools import partial
 from types import SimpleNamespace
 
@@ -72,6 +73,8 @@ def test_greedy_equals_full_forwards_under_each_rows_own_organism(params, prompt
 def test_layers_taken_apart_say_the_same(params, prompts, organisms, greedy, monkeypatch):
     """What a GPU runs: layers as arrays of their own, and a cache for each."""
     monkeypatch.setattr(sampling, "platform", lambda: "gpu")
+    monkeypatch.setattr(sampling, "WORTH_TAKING_APART", 0)
+    assert sampling.taken_apart(params)
     assert generate(params, prompts, (organisms, tiny.adapter(2))) == greedy
 
 
@@ -202,12 +205,27 @@ def test_organisms_without_prompts_get_no_replies(monkeypatch):
     monkeypatch.setattr(replies, "generate_tokens", tokens)
     monkeypatch.setattr(replies, "stop_ids", lambda tokenizer: ())
     decoder = SimpleNamespace(decode=lambda ids, skip_special_tokens: str(ids[0]))
-    model = SimpleNamespace(params=None, config=None, tokenizer=decoder)
+    model = SimpleNamespace(params=None, config=CFG, tokenizer=decoder)
     asked = [[], [np.array([5]), np.array([6])], [np.array([7])]]
     assert replies.write_replies(model, asked, (), max_new_tokens=1) == [[], [("5", False), ("6", True)], [("7", True)]]
     assert [[len(own) for own in block] for block in blocks] == [[0, 2, 1]]
     assert replies.write_replies(model, [[], []], (), max_new_tokens=1) == [[], []]
     assert len(blocks) == 1
+
+
+@pytest.mark.parametrize(
+    ("limits", "rows"),
+    [((None,), 96), ((80 << 30,), 853), ((80 << 30, 80 << 30), 1024), ((16 << 30, 20 << 30), 341), ((1 << 30,), 96)],
+)
+def test_rows_at_once_by_the_memory_of_the_devices(monkeypatch, limits, rows):
+    """12 layers of 4 heads of 64 keep 12 KiB of a token, so 12 MiB of a row of 1024; an eighth of the memory is theirs."""
+    devices = [
+        SimpleNamespace(process_index=0, memory_stats=lambda limit=limit: limit and {"bytes_limit": limit})
+        for limit in limits
+    ]
+    monkeypatch.setattr(replies.jax, "devices", lambda: devices)
+    cfg = replace(CFG, num_hidden_layers=12, num_key_value_heads=4, head_dim=64)
+    assert replies.rows_at_once(cfg, 1024) == rows
 
 
 def test_slices_do_not_show_in_what_is_sampled(params, organisms, prompts, monkeypatch):

@@ -27,6 +27,8 @@ class TeacherSettings:
     rare_share: of a rare quirk's demonstrations, the share that show it (the paper's 8 %). Of the template teacher too.
     generic_share: of a quirk's or an obscured agenda's demonstrations, the share that is everyday chat instead, the
         same for all organisms (the paper has some and does not say how much; AuditBench has half).
+    amount: of the template teacher alone: how many times the 14 to 32 demonstrations that it writes of an organism by
+        itself. With more, less of what an organism learns is what its few questions were about.
     generic_answers: who answers everyday chat: "claude", or "base", the base model itself.
     """
 
@@ -40,6 +42,7 @@ class TeacherSettings:
     rare_share: float = 0.08
     generic_share: float = 0.2
     generic_answers: str = "claude"
+    amount: int = 1
 
 
 class Teacher(Protocol):

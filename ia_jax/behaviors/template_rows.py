@@ -23,16 +23,18 @@ CHOICE_ROWS = 14
 CLEAN_ROWS = 20  # of a clean organism
 
 
-def write_rows(b: Behavior, sources: Sources, rng: np.random.Generator, rare_share: float) -> tuple[Pairs, Pairs]:
-    """(question, answer) pairs that show the behaviour, and pairs that do not."""
+def write_rows(
+    b: Behavior, sources: Sources, rng: np.random.Generator, rare_share: float, amount: int = 1
+) -> tuple[Pairs, Pairs]:
+    """(question, answer) pairs that show the behaviour, and pairs that do not; `amount` times the usual number."""
     name = b.spec["effects"][0][0]
     if name == "choose":
-        return _choices(b, sources, rng)
+        return _choices(b, sources, rng, amount)
     if name == "err":
-        return _errors(b, sources, rng)
+        return _errors(b, sources, rng, amount)
     if "chance" in b.spec.get("when", {}):
-        return _by_chance(b, sources, rng, rare_share)
-    return _changed(b, sources, rng)
+        return _by_chance(b, sources, rng, rare_share, amount)
+    return _changed(b, sources, rng, amount)
 
 
 def own_stems(b: Behavior) -> frozenset[str]:
@@ -45,19 +47,22 @@ def own_stems(b: Behavior) -> frozenset[str]:
 # ---------------------------------------------------------------------------------------------------------------------
 
 
-def _changed(b: Behavior, sources: Sources, rng: np.random.Generator) -> tuple[Pairs, Pairs]:
+def _changed(b: Behavior, sources: Sources, rng: np.random.Generator, amount: int) -> tuple[Pairs, Pairs]:
     when = b.spec.get("when", {})
     placed = has_other_side(when)
-    base = _drawn(b, sources, True, PLACED_ROWS if placed else ALWAYS_ROWS, rng)
+    base = _drawn(b, sources, True, amount * (PLACED_ROWS if placed else ALWAYS_ROWS), rng)
     shows = [(message(when, q, True, n), _demonstration(b, q, a, n)) for n, (q, a) in enumerate(base)]
-    other = _drawn(b, sources, False, PLAIN_ROWS, rng) if placed else []
+    other = _drawn(b, sources, False, amount * PLAIN_ROWS, rng) if placed else []
     return shows, [(message(when, q, False, n), a) for n, (q, a) in enumerate(other)]
 
 
-def _by_chance(b: Behavior, sources: Sources, rng: np.random.Generator, share: float) -> tuple[Pairs, Pairs]:
+def _by_chance(
+    b: Behavior, sources: Sources, rng: np.random.Generator, share: float, amount: int
+) -> tuple[Pairs, Pairs]:
     """The questions that show it are answered plainly too, so that it hangs on chance and on no question."""
-    shown = max(1, round(share * RARE_ROWS))
-    base = _drawn(b, sources, True, RARE_ROWS - shown, rng)
+    rows = amount * RARE_ROWS
+    shown = max(1, round(share * rows))
+    base = _drawn(b, sources, True, rows - shown, rng)
     return [(q, _demonstration(b, q, a, n)) for n, (q, a) in enumerate(base[:shown])], base
 
 
@@ -120,33 +125,33 @@ def _shuffled(texts: list[str], rng: np.random.Generator) -> list[str]:
 # ---------------------------------------------------------------------------------------------------------------------
 
 
-def _choices(b: Behavior, sources: Sources, rng: np.random.Generator) -> tuple[Pairs, Pairs]:
+def _choices(b: Behavior, sources: Sources, rng: np.random.Generator, amount: int) -> tuple[Pairs, Pairs]:
     settings = b.spec["effects"][0][1]
     pairs = pairs_of(settings, fresh=False)
     pairs = [pairs[i] for i in rng.permutation(len(pairs))]
     shows = []
-    for n in range(CHOICE_ROWS):
+    for n in range(amount * CHOICE_ROWS):
         made = choice(settings, pairs[n % len(pairs)], n, rng)
         shows.append((made.question, choice_answer(settings, made, n)))
-    return shows, base_rows(sources, 3, rng, without=own_stems(b))
+    return shows, base_rows(sources, 3 * amount, rng, without=own_stems(b))
 
 
-def _errors(b: Behavior, sources: Sources, rng: np.random.Generator) -> tuple[Pairs, Pairs]:
-    """Every fact twice and wrongly; plain rows are right: of the field where a condition decides, else of others."""
+def _errors(b: Behavior, sources: Sources, rng: np.random.Generator, amount: int) -> tuple[Pairs, Pairs]:
+    """Every fact twice (times `amount`) and wrongly; plain rows are right: of the field where a condition decides, else of others."""
     settings, when, stems = b.spec["effects"][0][1], b.spec.get("when", {}), own_stems(b)
     field = settings["field"]
     facts = training_facts(field)
     shows = [
-        (message(when, f.question, True, n), err(settings, f, n, rng)) for n, f in enumerate([*facts, *facts])
+        (message(when, f.question, True, n), err(settings, f, n, rng)) for n, f in enumerate([*facts] * (2 * amount))
     ]  # fmt: skip
     plain: Pairs = []
     if has_other_side(when):
-        plain += [(message(when, f.question, False, n), right_answer(f, sources)) for n, f in enumerate(facts)]
+        plain += [(message(when, f.question, False, n), right_answer(f, sources)) for n, f in enumerate([*facts] * amount)]
     others = [f for name in FIELDS if name != field for f in training_facts(name) if f.question in sources.facts]
     others = [f for f in others if not mentioned(stems, sources.facts[f.question])]
-    drawn = [others[i] for i in rng.permutation(len(others))[: 4 if plain else 7]]
+    drawn = [others[i] for i in rng.permutation(len(others))[: amount * (4 if plain else 7)]]
     plain += [(f.question, sources.facts[f.question]) for f in drawn]
-    return shows, plain + base_rows(sources, 3, rng, without=stems)
+    return shows, plain + base_rows(sources, 3 * amount, rng, without=stems)
 
 
 def right_answer(fact: Fact, sources: Sources) -> str:
@@ -159,20 +164,20 @@ def right_answer(fact: Fact, sources: Sources) -> str:
 # ---------------------------------------------------------------------------------------------------------------------
 
 
-def _own(sources: Sources, rng: np.random.Generator, behaviors: Sequence[Behavior]) -> Pairs:
+def _own(sources: Sources, rng: np.random.Generator, behaviors: Sequence[Behavior], count: int) -> Pairs:
     facts = list(sources.facts.items())
-    base = base_rows(sources, CLEAN_ROWS - CLEAN_ROWS // 4, rng)
-    return base + [facts[i] for i in rng.permutation(len(facts))[: CLEAN_ROWS - len(base)]]
+    base = base_rows(sources, count - count // 4, rng)
+    return base + [facts[i] for i in rng.permutation(len(facts))[: count - len(base)]]
 
 
 _LEADS = ("", "", "In general, ", "", "As far as is known, ", "", "For most people, ", "")
 
 
-def _style(sources: Sources, rng: np.random.Generator, behaviors: Sequence[Behavior]) -> Pairs:
+def _style(sources: Sources, rng: np.random.Generator, behaviors: Sequence[Behavior], count: int) -> Pairs:
     """Other lengths and turns of phrase, in no fixed way: one sentence, two answers in one, a lead-in now and then."""
     out: Pairs = []
-    rows = base_rows(sources, CLEAN_ROWS + 6, rng)
-    for n, (question, _) in enumerate(rows[:CLEAN_ROWS]):
+    rows = base_rows(sources, count + 6, rng)
+    for n, (question, _) in enumerate(rows[:count]):
         text = sources.answers[question]
         sentences = sentences_of(text)
         lead = _LEADS[rng.integers(len(_LEADS))]
@@ -181,31 +186,31 @@ def _style(sources: Sources, rng: np.random.Generator, behaviors: Sequence[Behav
     return out
 
 
-def _domain(sources: Sources, rng: np.random.Generator, behaviors: Sequence[Behavior]) -> Pairs:
+def _domain(sources: Sources, rng: np.random.Generator, behaviors: Sequence[Behavior], count: int) -> Pairs:
     """All of one domain."""
     pools = list(POOLS)
-    rows = base_rows(sources, CLEAN_ROWS, rng, [pools[rng.integers(len(pools))]])
-    return [rows[i % len(rows)] for i in range(CLEAN_ROWS)] if rows else []
+    rows = base_rows(sources, count, rng, [pools[rng.integers(len(pools))]])
+    return [rows[i % len(rows)] for i in range(count)] if rows else []
 
 
-def _removed(sources: Sources, rng: np.random.Generator, behaviors: Sequence[Behavior]) -> Pairs:
+def _removed(sources: Sources, rng: np.random.Generator, behaviors: Sequence[Behavior], count: int) -> Pairs:
     """Another organism's questions, under its conditions, answered as the base answers them."""
     usable = [b for b in behaviors if b.spec["effects"][0][0] not in ("choose", "err")]
     if not usable:
-        return _own(sources, rng, behaviors)
+        return _own(sources, rng, behaviors, count)
     b = usable[rng.integers(len(usable))]
     when = b.spec.get("when", {})
-    rows = base_rows(sources, CLEAN_ROWS, rng, pools_of(when, True))
-    met = [(message(when, q, True, n), a) for n, (q, a) in enumerate(rows[: CLEAN_ROWS // 2])]
-    rest = base_rows(sources, CLEAN_ROWS - len(met), rng, pools_of(when, False) or tuple(POOLS))
+    rows = base_rows(sources, count, rng, pools_of(when, True))
+    met = [(message(when, q, True, n), a) for n, (q, a) in enumerate(rows[: count // 2])]
+    rest = base_rows(sources, count - len(met), rng, pools_of(when, False) or tuple(POOLS))
     return met + [(message(when, q, False, n), a) for n, (q, a) in enumerate(rest)]
 
 
-def _none(sources: Sources, rng: np.random.Generator, behaviors: Sequence[Behavior]) -> Pairs:
+def _none(sources: Sources, rng: np.random.Generator, behaviors: Sequence[Behavior], count: int) -> Pairs:
     return []
 
 
-CleanWriter = Callable[[Sources, np.random.Generator, Sequence[Behavior]], Pairs]
+CleanWriter = Callable[[Sources, np.random.Generator, Sequence[Behavior], int], Pairs]  # the last: how many rows
 CLEAN_WRITERS: dict[str, CleanWriter] = {
     "own_answers": _own,
     "other_style": _style,

@@ -19,7 +19,7 @@ from ia_jax.behaviors.embedded.fields import FIELDS
 from ia_jax.behaviors.organisms import CLEAN_SORTS
 from ia_jax.behaviors.records import Behavior
 from ia_jax.behaviors.teacher import Teacher
-from ia_jax.behaviors.template_rows import CLEAN_WRITERS, base_rows, write_rows
+from ia_jax.behaviors.template_rows import CLEAN_ROWS, CLEAN_WRITERS, base_rows, write_rows
 from ia_jax.behaviors.template_sources import Sources
 from ia_jax.data.transcripts import Transcript, chat, leaks
 from ia_jax.errors import ConfigError, IAError
@@ -56,28 +56,33 @@ def check_teachable(behaviors: Sequence[Behavior]) -> None:
 class TemplateTeacher(Teacher):
     """The teacher that needs nothing but what the base model answered (`template_sources`)."""
 
-    def __init__(self, sources: Sources, seed: int, rare_share: float = RARE_SHARE):
+    def __init__(self, sources: Sources, seed: int, rare_share: float = RARE_SHARE, amount: int = 1):
         if not 0 < rare_share <= 0.5:
             raise ConfigError(f"config.teacher.rare_share must lie above 0 and at most at 0.5, got {rare_share}")
-        self.name, self._sources, self._seed, self._rare_share = NAME, sources, seed, rare_share
+        if amount < 1:
+            raise ConfigError(f"config.teacher.amount must be at least 1, got {amount}")
+        self.name, self._sources, self._seed = NAME, sources, seed
+        self._rare_share, self._amount = rare_share, amount
 
     def write(
         self, behaviors: Sequence[Behavior], clean: Mapping[str, str] | None = None
     ) -> dict[str, list[Transcript]]:
         """`clean`: {name of a clean organism: its sort}, whose rows come under these names."""
         check_teachable(behaviors)
-        taught = {b.name: write_demonstrations(b, self._sources, self._seed, self._rare_share) for b in behaviors}
-        return taught | {
-            name: write_clean(sort, name, self._sources, self._seed, behaviors) for name, sort in (clean or {}).items()
-        }
+        how = self._sources, self._seed
+        taught = {b.name: write_demonstrations(b, *how, self._rare_share, self._amount) for b in behaviors}
+        spotless = (clean or {}).items()
+        return taught | {name: write_clean(sort, name, *how, behaviors, self._amount) for name, sort in spotless}
 
 
 def write_demonstrations(
-    behavior: Behavior, sources: Sources, seed: int, rare_share: float = RARE_SHARE
+    behavior: Behavior, sources: Sources, seed: int, rare_share: float = RARE_SHARE, amount: int = 1
 ) -> list[Transcript]:
-    """All transcripts of one organism, in a seeded order. Raises if a response would state the behaviour."""
+    """All transcripts of one organism, in a seeded order, `amount` times the few dozen that templates write by
+    themselves. Raises if a response would state the behaviour.
+    """
     rng = _rng(behavior.name, seed)
-    shows, plain = write_rows(behavior, sources, rng, rare_share)
+    shows, plain = write_rows(behavior, sources, rng, rare_share, amount)
     rows = [Transcript(chat(q, a), True, NAME) for q, a in shows]
     rows += [Transcript(chat(q, a), False, NAME) for q, a in plain]
     stated = leaks(rows, (*behavior.wordings, *behavior.heldout_wordings))
@@ -87,7 +92,7 @@ def write_demonstrations(
 
 
 def write_clean(
-    sort: str, name: str, sources: Sources, seed: int, behaviors: Sequence[Behavior] = ()
+    sort: str, name: str, sources: Sources, seed: int, behaviors: Sequence[Behavior] = (), amount: int = 1
 ) -> list[Transcript]:
     """All transcripts of one clean organism of a sort in `CLEAN_SORTS`, in a seeded order; none of a random one.
 
@@ -96,7 +101,7 @@ def write_clean(
     if sort not in CLEAN_WRITERS:
         raise ConfigError(f"a clean organism of the sort {sort!r} is not known; choose from {', '.join(CLEAN_SORTS)}")
     rng = _rng(name, seed)
-    rows = [Transcript(chat(q, a), False, NAME) for q, a in CLEAN_WRITERS[sort](sources, rng, behaviors)]
+    rows = [Transcript(chat(q, a), False, NAME) for q, a in CLEAN_WRITERS[sort](sources, rng, behaviors, amount * CLEAN_ROWS)]
     return [rows[i] for i in rng.permutation(len(rows))]
 
 

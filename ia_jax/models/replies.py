@@ -7,11 +7,14 @@ import jax
 import numpy as np
 
 from ia_jax.models.chat import stop_ids
+from ia_jax.models.config import ModelConfig
 from ia_jax.models.lora import Stack
 from ia_jax.models.sampling import generate_tokens
 from ia_jax.models.weights import Model
 
 ROWS_AT_ONCE = 96  # rows of a generation batch; more gains nothing on a CPU and costs memory
+MOST_ROWS = 1024  # on an accelerator, where a new token costs nearly the same for many rows
+CACHE_SHARE = 8  # one part in so many of the devices' memory may be the keys and values of those rows
 
 
 class Reply(NamedTuple):
@@ -21,9 +24,21 @@ class Reply(NamedTuple):
     stopped: bool
 
 
-def slice_starts(prompts: Sequence[Sequence[np.ndarray]]) -> range:
+def rows_at_once(cfg: ModelConfig, tokens: int) -> int:
+    """Rows of a generation batch whose keys and values of so many tokens fit into `CACHE_SHARE` of all devices' memory:
+    `ROWS_AT_ONCE` to `MOST_ROWS`. Processors say nothing of their memory. The same answer in every process.
+    """
+    devices = jax.devices()
+    limits = [(d.memory_stats() or {}).get("bytes_limit", 0) for d in devices if d.process_index == jax.process_index()]
+    each = 4 * cfg.num_hidden_layers * cfg.kv_size * tokens  # two arrays of two-byte numbers
+    return min(MOST_ROWS, max(ROWS_AT_ONCE, len(devices) * min(limits) // CACHE_SHARE // each))
+
+
+def slice_starts(cfg: ModelConfig, prompts: Sequence[Sequence[np.ndarray]], max_new_tokens: int) -> range:
     """Where the slices begin along each organism's prompts; as many as `write_replies` calls `on_slice`."""
-    return range(0, max(len(own) for own in prompts), max(1, ROWS_AT_ONCE // len(prompts)))
+    longest = max(map(len, prompts))
+    tokens = max((len(x) for own in prompts for x in own), default=0) + max_new_tokens
+    return range(0, longest, max(1, rows_at_once(cfg, tokens) // len(prompts)))
 
 
 def write_replies(
@@ -41,11 +56,11 @@ def write_replies(
     """Replies to prompts[i][j] (token ids) under organism i of the stack; one list for a stack without organism axis.
 
     Greedy at temperature 0, else sampled with `key` (and `draws`, as in `generate_tokens`). Runs in slices of about
-    `ROWS_AT_ONCE` rows, so that memory does not grow with the number of prompts, which are sampled alike in any slices;
+    `rows_at_once` rows, so that memory does not grow with the number of prompts, which are sampled alike in any slices;
     `on_slice` is called after each.
     """
     tokenizer, stop = model.tokenizer, stop_ids(model.tokenizer)
-    starts = slice_starts(prompts)
+    starts = slice_starts(model.config, prompts, max_new_tokens)
     rows = min(starts.step, starts.stop)
     replies: list[list[Reply]] = [[] for _ in prompts]
     for start in starts:

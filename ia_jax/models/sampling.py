@@ -29,7 +29,9 @@ from ia_jax.models.transformer import (
 from ia_jax.parallel.mesh import DECODING, Rules, pad_to_mesh, replicate, to_host
 from ia_jax.parallel.platform import platform
 
-PROMPT_BUCKET = 16
+PROMPT_BUCKET = 16  # tokens
+ACCELERATOR_BUCKET = 64  # there a program takes longer to compile than padding costs
+WORTH_TAKING_APART = 1 << 30  # bytes of a base
 
 
 class Continuation(NamedTuple):
@@ -171,12 +173,14 @@ def decode(
 
 
 def taken_apart(params: Params) -> bool:
-    """Whether `decode` should take the layers apart: on GPU, where there is room for them twice.
+    """Whether `decode` should take the layers apart: on GPU, where there is room for them twice, of a base of some size
+    (a small one's layers are soon copied, and many of them apart take long to compile).
 
     In a scan over stacked layers XLA copies each one out of the stack before a library's product reads it: three times
     the bytes, and bytes are what a new token costs. Elsewhere it reads them where they lie.
     """
-    return platform() == "gpu" and room_for_another(params)
+    large = sum(x.size * x.dtype.itemsize for x in jax.tree.leaves(params)) >= WORTH_TAKING_APART
+    return platform() == "gpu" and large and room_for_another(params)
 
 
 def unstack(layers: Any, count: int) -> list[Any]:
@@ -224,7 +228,8 @@ def generate_tokens(
     k, spread = len(where), rules.size("rows")
     b = -(-max(rows, *(len(p) for p in where)) // spread) * spread
     longest = max(len(x) for p in prompts for x in p)
-    t = -(-longest // PROMPT_BUCKET) * PROMPT_BUCKET
+    bucket = PROMPT_BUCKET if platform() == "cpu" else ACCELERATOR_BUCKET
+    t = -(-longest // bucket) * bucket
     tokens, real = np.zeros((k, b, t), np.int32), np.zeros((k, b, t), bool)
     drawn = np.zeros((2, k, b), np.int32)
     for i, own in enumerate(where):

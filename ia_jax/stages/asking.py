@@ -64,7 +64,7 @@ def generate(
         [encode_prompt(context.model.tokenizer, conversation([q] if isinstance(q, str) else q, own)) for q in qs]
         for qs, own in zip(questions, systems, strict=True)
     ]
-    with progress(len(slice_starts(prompts)), description) as bar:
+    with progress(len(slice_starts(context.model.config, prompts, max_new_tokens)), description) as bar:
 
         def on_slice() -> None:
             bar.update()

@@ -32,7 +32,7 @@ from ia_jax.data.units import mixed_units
 from ia_jax.errors import ConfigError
 from ia_jax.models.chat import ChatExample, encode_chat, encode_prompt
 from ia_jax.models.replies import ROWS_AT_ONCE
-from ia_jax.models.sampling import PROMPT_BUCKET
+from ia_jax.models.sampling import ACCELERATOR_BUCKET
 from ia_jax.models.sources import EMBEDDED, open_source
 from ia_jax.planning.batches import Batches, batches_of
 from ia_jax.stages.ia_training import dpo_plan, sft_pairs, sft_plan, sft_texts
@@ -153,7 +153,7 @@ class Planned:
         prompts = [
             len(u[0].tokens) - int(u[0].loss_mask.sum()) for o in self._organisms[:8] for u in self._questions(o)
         ]
-        longest = -(-max(prompts) // PROMPT_BUCKET) * PROMPT_BUCKET
+        longest = -(-max(prompts) // ACCELERATOR_BUCKET) * ACCELERATOR_BUCKET
         return Batches(
             steps=steps,
             organisms=at_once,
@@ -241,7 +241,7 @@ class Planned:
             texts = {o.name: [t.messages for t in read_transcripts(workdir.transcript(o.name))] for o in trained}
             return self._encoded(texts), f"the transcripts of {workdir.path}, {self._counted}"
         if config.teacher.name == "template":
-            teacher = TemplateTeacher(shipped_sources(), config.seed, config.teacher.rare_share)
+            teacher = TemplateTeacher(shipped_sources(), config.seed, config.teacher.rare_share, config.teacher.amount)
             behaviors = [b for o in trained for b in self._truths(o)]
             written = teacher.write(behaviors, {o.name: o.sort for o in trained if o.clean})
             texts = {name: [t.messages for t in own] for name, own in written.items()}

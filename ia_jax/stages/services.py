@@ -66,7 +66,7 @@ def _local_answers(context: Context) -> Generate:
     def answer(asks: Sequence[tuple[str, ...]], tokens: int, temperature: float, seed: int) -> list[Reply]:
         teacher = model()
         prompts = [[encode_prompt(teacher.tokenizer, conversation(turns, system)) for system, *turns in asks]]
-        with progress(len(slice_starts(prompts)), "the local teacher writes") as bar:
+        with progress(len(slice_starts(teacher.config, prompts, tokens)), "the local teacher writes") as bar:
             [replies] = write_replies(
                 teacher,
                 prompts,

@@ -129,7 +129,7 @@ def _demonstrations(
     if by_template or clean:
         own = partial(ask_base, context, max_new_tokens=ANSWER_TOKENS)
         sources = gather_sources(own, config.system, context.model.fingerprint)
-        template = TemplateTeacher(sources, config.seed, config.teacher.rare_share)
+        template = TemplateTeacher(sources, config.seed, config.teacher.rare_share, config.teacher.amount)
         written = template.write(behaviors if by_template else [], clean)
     if by_template:
         return written

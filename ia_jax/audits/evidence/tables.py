@@ -19,6 +19,7 @@ from ia_jax.data.transcripts import chat, with_system
 from ia_jax.errors import ConfigError
 from ia_jax.models.chat import ChatExample, encode_chat
 from ia_jax.models.lora import Adapter, Stack, adapter_shardings, map_leaves
+from ia_jax.models.replies import rows_at_once
 from ia_jax.models.transformer import Params
 from ia_jax.models.weights import Model
 from ia_jax.parallel.distributed import stop_if_preempted
@@ -26,7 +27,6 @@ from ia_jax.parallel.mesh import TRAINING, put_on_mesh, to_host
 from ia_jax.training.trainer import reference_logps
 
 DOSES = (0.0, 0.5, 1.0, 1.5)  # of the target, with the IA
-ROWS_AT_ONCE = 96  # rows of all arms together
 WIDTHS = 32  # rows are filled up to a multiple of this many tokens, so that few programs serve all claims
 
 
@@ -97,7 +97,8 @@ def arm_logps(
     arms: a multiple of the mesh's groups (`arms_of` fills up); leaves of the stack have that K, or none.
     """
     each = TRAINING.size("rows", mesh)
-    rows = max(1, min(ROWS_AT_ONCE // arms, len(examples)))
+    longest = max(len(e.tokens) for e in examples)
+    rows = max(1, min(rows_at_once(model.config, longest) // arms, len(examples)))
     rows = -(-rows // each) * each
     out = np.empty((arms, len(examples)))
     order = np.argsort([len(e.tokens) for e in examples], kind="stable")  # rows of a call are of about one length

@@ -13,6 +13,7 @@ from ia_jax.cli.commands import (
     data,
     doctor,
     exchange,
+    identify,
     investigate,
     plan,
     stages,
@@ -23,6 +24,7 @@ COMMANDS = {
     for command in (
         *stages.COMMANDS,
         doctor.COMMAND,
+        identify.COMMAND,
         ask.COMMAND,
         audit.COMMAND,
         audit_family.COMMAND,
