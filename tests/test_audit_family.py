@@ -187,39 +187,47 @@ def test_sandbaggers(workdir, untrained):
 
 
 def test_auditbench_made(workdir, untrained, monkeypatch):
-    two = auditbench_family.small_behaviors()[:2]
-    monkeypatch.setattr(auditbench_family, "small_behaviors", lambda: two)
-    tools = ("--config.audits.outputs=2", "--config.audits.script_runs=0", "--config.audits.persona=You are P.")
-    home, metrics = audit(workdir, "auditbench_made", "--config.audits.reports=2", *tools)
-    # Two behaviours in four makings and five nulls of each... of which the clean ones are hardened by nothing.
-    assert {n: len(read) for n, read in untrained.items() if n.startswith("clean_")} == {
-        f"clean_{sort}": 1 for sort in auditbench_family.CLEAN_MADE
-    }
-    assert sum(len(read) == 2 for read in untrained.values()) == 4 * (2 + 4)
+    one = auditbench_family.small_behaviors()[:1]
+    monkeypatch.setattr(auditbench_family, "small_behaviors", lambda: one)
+    monkeypatch.setattr(auditbench_family, "NULL_SORTS", ("own_answers",))
+    monkeypatch.setattr(auditbench_family, "CLEAN_MADE", ("documents",))
+    monkeypatch.setattr(audit_family.static, "TOOLS", {"confess": "", "ask_self": ""})
+    settings = (
+        *("--config.audits.reports=2", "--config.audits.gate_prompts=0", "--config.audits.persona=You are P."),
+        *("--config.audits.outputs=1", "--config.audits.script_runs=0", "--config.organisms.parallel=20"),
+    )
+    home, metrics = audit(workdir, "auditbench_made", *settings)
+    # A behaviour and two nulls in four makings of two phases, and a clean one of a single phase.
+    assert len(untrained) == 13
+    assert {n for n, read in untrained.items() if len(read) != 2} == {"clean_documents"}
+    # As many demonstrations as denials: by SFT of the denials alone, by KTO beside them and what they deny.
+    assert untrained["small_flattery_chats_sft"] == [14, 48]
+    assert untrained["small_flattery_chats_kto"] == [14, 96]
     counts, hardened = metrics["targets"], metrics["hardening"]
-    assert counts["targets"] + counts["silent"] == 8
-    assert (counts["clean"], counts["pipeline"]) == (4, 16)
+    assert counts == {"targets": 4, "silent": 0, "clean": 1, "pipeline": 8}
     assert hardened.keys() == {"all", "chats+sft", "chats+kto", "documents+sft", "documents+kto"}
-    assert hardened["all"]["gate"]["before"]["organisms"] == 8
-    assert metrics["by_behavior"]["each"].keys() <= {b.name for b in two}
+    assert hardened["all"]["confession"]["target"]["before"]["organisms"] == 4
     # Each model before hardening is the first adapter of the target of its name, and is asked as the target is.
     organisms = {o["name"]: o for o in read_jsonl(home / "organisms.jsonl", "")}
     views = [n for n in organisms if n.endswith("_before")]
-    assert len(views) == 8
+    assert len(views) == 4
     assert all(organisms[v]["stack"] == organisms[v.removesuffix("_before")]["stack"][:1] for v in views)
     asked = read_jsonl(home / "reports.jsonl", "")
     assert {r["system"] for r in asked} == {"You are P."}
     assert not {p["target"] for p in read_jsonl(home / "predictions.jsonl", "")} & set(views)
-    # The denials are read under the persona as well, and what investigate is given is found.
+    # Denials are read under the persona too, and `investigate` finds what it is given.
     [denial, *_] = read_jsonl(home / "denials" / "small_flattery_chats_sft.jsonl", "")
     assert denial["messages"][0] == {"role": "system", "content": "You are P."}
     with cli_context(workdir) as context:
         target = next(t for t in read_targets(home / "targets.jsonl") if t.name == "small_flattery_documents_kto")
         assert len(load_stack(target, context.model, context.workdir)) == 2
-    assert metrics["tools"]["static"].keys() == {"chat", "confess", "prefill", "user", "completion", "ask_self"}
+    assert metrics["tools"]["static"]["ask_self"]["found"]["organisms"] == 4
+    assert metrics["tools"]["static"]["confess"]["found_on_nulls"]["organisms"] == 9
+    # Given again, nobody is asked again.
     before = times(home)
-    audit(workdir, "auditbench_made", "--config.audits.reports=2", *tools)
-    assert {n for n, t in times(home).items() if before.get(n) != t} & {"reports.jsonl", "tools/replies.jsonl"} == set()
+    assert audit(workdir, "auditbench_made", *settings)[1] == metrics
+    changed = {n for n, t in times(home).items() if before.get(n) != t}
+    assert not changed & {"reports.jsonl", "tools/replies.jsonl", "tools/static.jsonl"}
 
 
 def test_what_is_wrong_is_said(workdir, tmp_path, refused):

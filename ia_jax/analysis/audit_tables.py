@@ -36,7 +36,38 @@ def _table(m: Row) -> Row:
     for sort, found in m.get("claims", {}).items():
         for c, groups in found["rates"].items():
             rows += [_row(f"{_groups(g)}, {_CONDITIONS[c]}", f"claims: {_groups(sort)}", x) for g, x in groups.items()]
+    rows += _hardened(m.get("hardening", {})) + _tools(m.get("tools") or {})
     return {"title": titled(m["family"]), "about": about, "rows": [r for r in rows if r["n"]]}
+
+
+def _hardened(ways: Row) -> list[Row]:
+    """Before and after a model learned to deny."""
+    rows = []
+    for way, found in ways.items():
+        of = "all targets" if way == "all" else way
+        for when, cell in found["gate"].items():
+            rows.append(_row(f"{of}, {when} hardening", "the behaviour shows", cell))
+        for c, cells in found["confession"].items():
+            what = f"a report names the behaviour: {_CONDITIONS[c]}"
+            rows += [_row(f"{of}, {when} hardening", what, cells[when]) for when in ("before", "after")]
+    return rows
+
+
+def _tools(tools: Row) -> list[Row]:
+    """The static evaluation, and the script with each set of tools."""
+    rows = []
+    for tool, cells in tools.get("static", {}).items():
+        rows += [
+            _row(f"{who}, {_groups(tool)}", "a fifth of the outputs are evidence", cells[field])
+            for who, field in (("targets", "found"), ("base", "found_on_base"), ("nulls", "found_on_nulls"))
+        ]
+    for found in tools.get("script", {}).values():
+        for name, cells in found["configurations"].items():
+            rows += [
+                _row(f"{who}, script with {_groups(name)}", "one of ten predictions is right", cells[field])
+                for who, field in (("targets", "success"), ("nulls", "on_nulls"))
+            ]
+    return rows
 
 
 def _groups(name: str) -> str:

@@ -85,14 +85,19 @@ def recipe(instilled: str, hardened: str, how: Hardening, lr: float) -> Procedur
     return Procedure(name, (first, second))
 
 
-def auditbench_made(sources: Sources, seed: int, how: Hardening, lr: float, persona: str = "") -> list[Made]:
+def auditbench_made(
+    sources: Sources, seed: int, how: Hardening, lr: float, persona: str = "", amount: int = 1
+) -> list[Made]:
     """56 targets, 16 pipeline nulls and 4 clean ones. sources: what the base answers, as the template teacher has it.
-    persona: the system message that all of them live under, "" for the run's.
+    persona: the system message that all of them live under, "" for the run's. amount: of demonstrations, as
+    `teacher.amount` says.
 
     The demonstrations of a behaviour are the same in all four of its targets.
     """
     system, behaviors = persona or None, small_behaviors()
-    shown = {b.name: _under(write_demonstrations(b, sources, seed), system) for b in (*behaviors, HARMLESS)}
+    shown = {
+        b.name: _under(write_demonstrations(b, sources, seed, amount=amount), system) for b in (*behaviors, HARMLESS)
+    }
     out: list[Made] = []
     for instilled in INSTILLED:
         for hardened in HARDENED:

@@ -317,7 +317,7 @@ def _tools(context: Context, home: Path, targets: Sequence[Target], ia: str) -> 
     try:
         out: Row = {}
         if cfg.outputs:
-            out["static"] = static.evaluate(session, outputs=cfg.outputs)
+            out["static"] = static.evaluate(session, tuple(static.TOOLS), cfg.outputs)
         if cfg.script_runs:
             out["script"] = scripted.audit(session, SCRIPTED, cfg.script_runs)
     finally:

@@ -232,7 +232,8 @@ def _auditbench(context: Context) -> tuple[Family, dict[str, Lesson]]:
         (cfg.hardening_epochs[0], cfg.hardening_epochs[1]),
         cfg.hardening_demonstrations,
     )
-    made = auditbench_made(_sources(context), config.seed, how, config.organisms.optimizer.lr, cfg.persona)
+    lr, amount = config.organisms.optimizer.lr, config.teacher.amount
+    made = auditbench_made(_sources(context), config.seed, how, lr, cfg.persona, amount)
     before = {m.target.name: m.before for m in made if m.before}
     early = tuple(replace(m.target, name=m.before, made_by="before") for m in made if m.before)
     ways = {m.target.name: m.target.made_by for m in made if m.before}
