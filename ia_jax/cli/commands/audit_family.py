@@ -36,7 +36,8 @@ COMMAND = Command(
     "for self-reports under four conditions, turn those into ranked predictions, judge both, and write rates with\n"
     "intervals, the false side included. Continues where it was killed; another judge reads the same reports.\n\n"
     "families: targets (a JSONL file of one's own), ciphers (nine covert fine-tunes and their controls),\n"
-    "sandbaggers (the run's held-out ones, two made here, and everybody else as negatives).",
+    "sandbaggers (the run's held-out ones, two made here, and everybody else as negatives), auditbench_made (14\n"
+    "behaviours in four makings, hardened against confessing, with nulls, static evaluation and script).",
     writes="audits/<family>/: targets, gate, reports, judged and predictions (JSONL), metrics.json",
     time="depends on the targets and on config.audits.reports; docs/audits.md",
     examples=(
