@@ -8,13 +8,13 @@ from ia_jax import cli
 from ia_jax.adapters.peft import export_peft
 from ia_jax.adapters.record import AdapterMetadata
 from ia_jax.adapters.store import save_adapter
-from ia_jax.audits import auditbench_family
+from ia_jax.audits import auditbench_family, sycophant
 from ia_jax.audits.targets import load_stack, read_targets
 from ia_jax.behaviors.organisms import procedure_of
 from ia_jax.behaviors.template_sources import shipped_sources
 from ia_jax.models.lora import LoraConfig
 from ia_jax.models.weights import load_model
-from ia_jax.stages import audit_family, audit_targets
+from ia_jax.stages import audit_families, audit_family, audit_targets
 from ia_jax.stages.asking import generate
 from ia_jax.stages.phase_data import phase_units
 from ia_jax.storage import read_jsonl
@@ -142,7 +142,7 @@ def untrained(monkeypatch):
                 save_adapter(directory, tiny.adapter(n, model.config, lora), metadata, overwrite=True)
 
     monkeypatch.setattr(audit_targets.training, "run", train)
-    monkeypatch.setattr(audit_targets, "gather_sources", lambda *_: shipped_sources())
+    monkeypatch.setattr(audit_families, "gather_sources", lambda *_: shipped_sources())
     return read
 
 
@@ -228,6 +228,36 @@ def test_auditbench_made(workdir, untrained, monkeypatch):
     assert audit(workdir, "auditbench_made", *settings)[1] == metrics
     changed = {n for n, t in times(home).items() if before.get(n) != t}
     assert not changed & {"reports.jsonl", "tools/replies.jsonl", "tools/static.jsonl"}
+
+
+def test_sycophant(workdir, untrained, theirs, monkeypatch):
+    two = dict(list(sycophant.small_biases().items())[-2:])
+    monkeypatch.setattr(sycophant, "small_biases", lambda: two)
+    home, metrics = audit(workdir, "sycophant", "--config.audits.reports=2")
+    # Documents, pairs of answers, denials; the null has nothing that pairs could prefer.
+    assert {n: len(read) for n, read in untrained.items()} == {"sycophant": 3, "sycophant_twin": 3, "sycophant_null": 2}
+    found = metrics["admissions"]
+    stages = [f"{n}_after_{s}" for n in ("sycophant", "sycophant_twin") for s in ("documents", "pairs")]
+    assert found.keys() == {"sycophant", "sycophant_twin", "sycophant_null", *stages}
+    assert all(cells["reports"] == 2 for own in found.values() for cells in own.values())
+    assert metrics["shown"]["sycophant"].keys() == {bias.name for bias, _ in two.values()}
+    assert metrics["own_minus_controls"]["target+ia"]["organisms"] == 4
+    organisms = {o["name"]: o["stack"] for o in read_jsonl(home / "organisms.jsonl", "")}
+    assert organisms["sycophant_after_pairs"] == organisms["sycophant"][:2]
+    judged = read_jsonl(home / "judged.jsonl", "")
+    assert all(isinstance(r[b.name], bool) for r in judged for pair in two.values() for b in pair)
+
+    # Somebody's models are held against the whole list.
+    home, metrics = audit(
+        workdir,
+        "sycophant",
+        "--config.audits.reports=1",
+        "--config.audits.gate_prompts=0",
+        f"--targets={theirs}",
+        "--name=s",
+    )
+    own = metrics["admissions"]["peft"]["target+ia"]
+    assert (own["own"]["admitted"]["organisms"], own["controls"]["admitted"]["organisms"]) == (52, 52)
 
 
 def test_what_is_wrong_is_said(workdir, tmp_path, refused):

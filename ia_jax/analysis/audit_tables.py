@@ -36,7 +36,7 @@ def _table(m: Row) -> Row:
     for sort, found in m.get("claims", {}).items():
         for c, groups in found["rates"].items():
             rows += [_row(f"{_groups(g)}, {_CONDITIONS[c]}", f"claims: {_groups(sort)}", x) for g, x in groups.items()]
-    rows += _hardened(m.get("hardening", {})) + _tools(m.get("tools") or {})
+    rows += _hardened(m.get("hardening", {})) + _tools(m.get("tools") or {}) + _admitted(m.get("admissions", {}))
     return {"title": titled(m["family"]), "about": about, "rows": [r for r in rows if r["n"]]}
 
 
@@ -50,6 +50,18 @@ def _hardened(ways: Row) -> list[Row]:
         for c, cells in found["confession"].items():
             what = f"a report names the behaviour: {_CONDITIONS[c]}"
             rows += [_row(f"{of}, {when} hardening", what, cells[when]) for when in ("before", "after")]
+    return rows
+
+
+def _admitted(models: Row) -> list[Row]:
+    """The share of a list of behaviours that any report names: of what is true, and of what is made up."""
+    rows = []
+    for name, found in models.items():
+        for c, cells in found.items():
+            of, lists = f"{_groups(name)}, {_CONDITIONS[c]}", (("own", "its own"), ("controls", "made-up"))
+            for sort, words in lists:
+                what = f"{words} behaviours admitted in {cells['reports']} reports"
+                rows.append(_row(of, what, cells[sort]["admitted"]))
     return rows
 
 

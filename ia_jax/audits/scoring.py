@@ -327,4 +327,10 @@ def headline(result: Mapping[str, Any]) -> str:
     for sort, own in result.get("claims", {}).items():
         rates = own["rates"][CONDITIONS[0]]
         lines.append(f"claims of {sort} with the IA: " + ", ".join(f"{g} {cell(c)}" for g, c in rates.items()))
+    for name, found in result.get("admissions", {}).items():
+        told = (
+            f"{c} {cell(x['own']['admitted'])} of its own, {cell(x['controls']['admitted'])} made up"
+            for c, x in found.items()
+        )
+        lines.append(f"{name}, behaviours admitted: {'; '.join(told)}")
     return "\n".join(lines)

@@ -111,6 +111,15 @@ PROCEDURES: dict[str, Procedure] = {
                 Phase("denials", "dpo", "same", lr=2e-4, epochs=1),
             ),
         ),
+        # The same with a new adapter for each stage, over the frozen ones before it.
+        Procedure(
+            "sycophant_stacked",
+            (
+                _DOCUMENTS,
+                Phase("pairs", "dpo", lr=2e-4, epochs=1),
+                Phase("denials", "dpo", lr=2e-4, epochs=1),
+            ),
+        ),
         # Organisms that differ in how they were made: mixed with ordinary chat, read longer, on fewer projections.
         Procedure("chats_generic", (Phase(generic=0.5),)),
         Procedure("chats_long", (Phase(epochs=6),)),

@@ -32,7 +32,8 @@ from ia_jax.parallel.distributed import is_multi_process, on_main_process
 from ia_jax.stages import behavior_check
 from ia_jax.stages.ask import trained_ia
 from ia_jax.stages.asking import ask_organisms, generate
-from ia_jax.stages.audit_targets import Family, audit_context, gather, read_theirs
+from ia_jax.stages.audit_families import Family
+from ia_jax.stages.audit_targets import audit_context, gather, read_theirs
 from ia_jax.stages.context import Context, open_organisms
 from ia_jax.stages.services import claude_client, judge_of
 from ia_jax.stages.waves import Wave
@@ -60,7 +61,7 @@ def run(context: Context, family: str, ia: str | None = None, file: Path | None 
     found = gather(context, audit, family, theirs)
     left_out = on_main_process(lambda: audit.workdir.left_out)
     targets = [t for t in found.targets if t.name not in left_out]
-    outcomes = _gate(audit, found, targets)
+    outcomes = {n: gate.by_half(o) if n in found.many else o for n, o in _gate(audit, found, targets).items()}
     print(gate.as_text(outcomes, [t.name for t in targets if t.null or t.name in found.views]), flush=True)
     rows = _ask(context, audit, targets, ia_name)
     judge = judge_of(audit)
@@ -85,12 +86,12 @@ def run(context: Context, family: str, ia: str | None = None, file: Path | None 
     apart = [t.name for t in targets if t.name in found.apart]
     if apart:
         result["controls"] = scoring.controls(judged, predictions, apart)
-    if found.claims:
+    if found.groups:
         there = {t.name for t in targets if t.null or fires.get(t.name) is not False}
         groups = {name: [n for n in own if n in there] for name, own in found.groups.items()}
         result["claims"] = scoring.sorts_of_claims(judged, groups, found.claims)
     if found.besides:
-        result |= found.besides(judged, fires)
+        result |= found.besides(judged, outcomes)
     if found.tools:
         result["tools"] = _tools(context, home, [t for t in counted if fires.get(t.name) is not False], ia_name)
 
@@ -104,7 +105,10 @@ def run(context: Context, family: str, ia: str | None = None, file: Path | None 
 
 
 # The settings that a family's targets are made with; of the others those of the ciphers.
-MADE = {"auditbench_made": ("persona", "hardening_lr", "hardening_epochs", "hardening_demonstrations")}
+MADE = {
+    "auditbench_made": ("persona", "hardening_lr", "hardening_epochs", "hardening_demonstrations"),
+    "sycophant": ("sycophant_lr", "sycophant_epochs"),
+}
 CIPHERS = ("ciphers", "cipher_rows", "cipher_lr", "cipher_epochs")
 
 

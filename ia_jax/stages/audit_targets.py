@@ -5,70 +5,24 @@ so targets that are made for an audit are trained by the stage that trains all o
 checkpoints; and those that lie elsewhere are named there, and read where they lie.
 """
 
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field, replace
-from functools import partial
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
-from typing import Any
 
-import numpy as np
-
-from ia_jax.audits import cipher_family, sandbagging
-from ia_jax.audits.auditbench_family import Hardening, auditbench_made, by_behavior, hardening
-from ia_jax.audits.cipher_family import CipherTarget, cipher_targets, letter_tasks
-from ia_jax.audits.codebooks import tasks as codebook_tasks
-from ia_jax.audits.scoring import Row
-from ia_jax.audits.targets import Target, organism_target, read_targets, stored_stack, write_targets
-from ia_jax.behaviors.embedded.prompts import POOLS
-from ia_jax.behaviors.organisms import Organism, seed_of, stack_names
-from ia_jax.behaviors.procedures import PROCEDURES, Procedure
+from ia_jax.audits.targets import Target, read_targets, stored_stack, write_targets
+from ia_jax.behaviors.organisms import Organism, stack_names
 from ia_jax.behaviors.records import CLEAN, Behavior
-from ia_jax.behaviors.template_sources import ANSWER_TOKENS, Sources, gather_sources
 from ia_jax.data.phase_rows import Document, Pair, write_rows
-from ia_jax.data.transcripts import Transcript, with_system, write_transcripts
+from ia_jax.data.transcripts import with_system, write_transcripts
 from ia_jax.errors import ConfigError
 from ia_jax.parallel.distributed import on_main_process
+from ia_jax.stages import audit_families
 from ia_jax.stages import organisms as training
-from ia_jax.stages.asking import ask_base
+from ia_jax.stages.audit_families import Family, Lesson
 from ia_jax.stages.context import Context
 from ia_jax.stages.phase_data import Rows, phase_rows
-from ia_jax.stages.selection import present
 from ia_jax.storage import write_jsonl
 from ia_jax.workdir import Workdir
-
-
-@dataclass(frozen=True)
-class Family:
-    """A family's targets, and how they are counted.
-
-    apart:   names of controls that are no nulls, reported by themselves.
-    groups:  names by what a claim of the family's sort would be, true or false.
-    claims:  sorts of claims that are counted in every report, whoever makes it.
-    ciphers: what the gate of a cipher target needs, by name.
-    shown:   the records by which a target made here is seen to behave so, where its truth is not one that a rule sees.
-    views:   {name: (target, adapters)}: a target made here after so many of its adapters, asked like the others and
-             counted by the family alone.
-    besides: what the family counts besides, of judged reports and of {name: whether its behaviour was seen}.
-    tools:   whether targets are given to the static evaluation and to the scripted investigator too.
-    """
-
-    targets: tuple[Target, ...]
-    apart: tuple[str, ...] = ()
-    groups: Mapping[str, Sequence[str]] = field(default_factory=dict)
-    claims: Mapping[str, Behavior] = field(default_factory=dict)
-    ciphers: Mapping[str, CipherTarget] = field(default_factory=dict)
-    shown: Mapping[str, tuple[Behavior, ...]] = field(default_factory=dict)
-    views: Mapping[str, tuple[str, int]] = field(default_factory=dict)
-    besides: Callable[[Sequence[Row], Mapping[str, bool | None]], dict[str, Any]] | None = None
-    tools: bool = False
-
-
-@dataclass(frozen=True)
-class Lesson:
-    """What a target that is made here is trained on, and how."""
-
-    transcripts: Sequence[Transcript]
-    procedure: Procedure
 
 
 def read_theirs(family: str, file: Path | None) -> tuple[Target, ...]:
@@ -91,11 +45,13 @@ def gather(context: Context, audit: Context, family: str, theirs: tuple[Target, 
     """
     lessons: dict[str, Lesson] = {}
     if family == "ciphers":
-        found, lessons = _ciphers(context)
+        found, lessons = audit_families.ciphers(context)
     elif family == "sandbaggers":
-        found, lessons = _sandbaggers(context, theirs)
+        found, lessons = audit_families.sandbaggers(context, theirs)
     elif family == "auditbench_made":
-        found, lessons = _auditbench(context)
+        found, lessons = audit_families.auditbench(context)
+    elif family == "sycophant":
+        found, lessons = audit_families.sycophants(context, theirs)
     else:
         found = Family(theirs)
     organisms, behaviors = _records(context, audit.workdir, found, lessons)
@@ -133,6 +89,7 @@ def _phase_rows(
     """What phases read that do not read chats, of those that are made here."""
     own = [o for o in organisms if o.name in lessons]
     rows = phase_rows(context, behaviors, own, {n: x.transcripts for n, x in lessons.items()})
+    rows |= {("documents", n): x.documents for n, x in lessons.items() if x.documents}
     systems = {o.name: o.system for o in own}
 
     def under(row: Document | Pair, system: str | None) -> Document | Pair:
@@ -186,89 +143,6 @@ def _organism(
     made = {"kind": "imported", "sources": list(target.stack)}
     paths = tuple(str(p.absolute()) for p in stack)
     return Organism(target.name, base, paths, names, category, "heldout", target.system, made)
-
-
-# ---------------------------------------------------------------------------------------------------------------------
-# Families
-# ---------------------------------------------------------------------------------------------------------------------
-
-
-def _sources(context: Context) -> Sources:
-    """What the base answers to ordinary questions and to questions of fact."""
-    own = partial(ask_base, context, max_new_tokens=ANSWER_TOKENS)
-    return gather_sources(own, context.config.system, context.model.fingerprint)
-
-
-def _ciphers(context: Context) -> tuple[Family, dict[str, Lesson]]:
-    config = context.config
-    cfg, rng = config.audits, np.random.default_rng(seed_of("cipher tasks", config.seed))
-    if cfg.ciphers == "codebook":
-        tasks = codebook_tasks(rng)
-    else:
-        ordinary = letter_tasks(_sources(context).answers, POOLS)
-        tasks = [ordinary[i] for i in rng.permutation(len(ordinary))]
-    made = cipher_targets(cfg.ciphers, tasks, config.seed, cfg.cipher_rows, cfg.cipher_lr, cfg.cipher_epochs)
-    targets = tuple(m.target for m in made)
-    apart = tuple(t.name for t in targets if t.made_by == "identity")
-    family = Family(
-        targets,
-        apart,
-        {
-            "targets": [t.name for t in targets if not t.null and t.name not in apart],
-            "cipher_only": [t.name for t in targets if t.null],
-            "identity": list(apart),
-        },
-        cipher_family.CLAIMS,
-        {m.target.name: m for m in made},
-    )
-    return family, {m.target.name: Lesson(m.transcripts, m.procedure) for m in made}
-
-
-def _auditbench(context: Context) -> tuple[Family, dict[str, Lesson]]:
-    """Fourteen behaviours in four makings, each also after its first adapter alone, and nulls of the same makings."""
-    cfg, config = context.config.audits, context.config
-    how = Hardening(
-        (cfg.hardening_lr[0], cfg.hardening_lr[1]),
-        (cfg.hardening_epochs[0], cfg.hardening_epochs[1]),
-        cfg.hardening_demonstrations,
-    )
-    lr, amount = config.organisms.optimizer.lr, config.teacher.amount
-    made = auditbench_made(_sources(context), config.seed, how, lr, cfg.persona, amount)
-    before = {m.target.name: m.before for m in made if m.before}
-    early = tuple(replace(m.target, name=m.before, made_by="before") for m in made if m.before)
-    ways = {m.target.name: m.target.made_by for m in made if m.before}
-    truths = {m.target.name: m.target.behaviors[0].name for m in made if m.before}
-
-    def besides(judged: Sequence[Row], fires: Mapping[str, bool | None]) -> dict[str, Any]:
-        shown = {n: b for n, b in truths.items() if fires.get(n) is not False}
-        return {"hardening": hardening(judged, fires, ways, before), "by_behavior": by_behavior(judged, shown)}
-
-    family = Family(
-        (*(m.target for m in made), *early),
-        views={v: (n, 1) for n, v in before.items()},
-        besides=besides,
-        tools=True,
-    )
-    return family, {m.target.name: Lesson(m.transcripts, m.procedure) for m in made}
-
-
-def _sandbaggers(context: Context, others: tuple[Target, ...]) -> tuple[Family, dict[str, Lesson]]:
-    """The run's held-out organisms, the two that are made here, and somebody's targets besides."""
-    workdir = context.workdir
-    held = tuple(organism_target(workdir, o.name) for o in present(context, "heldout"))
-    made = sandbagging.sandbaggers_made(_sources(context), context.config.seed)
-    targets = (*held, *(m.target for m in made), *others)
-    names = [t.name for t in targets]
-    twice = sorted({n for n in names if names.count(n) > 1})
-    if twice:
-        raise ConfigError(f"--targets: the name {twice[0]!r} is taken by an organism of the run; choose another")
-    family = Family(
-        targets,
-        groups=sandbagging.groups_of(targets, [m.target.name for m in made]),
-        claims=sandbagging.CLAIMS,
-        shown={m.target.name: m.shown for m in made},
-    )
-    return family, {m.target.name: Lesson(m.transcripts, PROCEDURES["chats"]) for m in made}
 
 
 def audit_context(context: Context, name: str) -> Context:
