@@ -8,22 +8,25 @@ from ia_jax import cli
 from ia_jax.adapters.peft import export_peft
 from ia_jax.adapters.record import AdapterMetadata
 from ia_jax.adapters.store import save_adapter
-from ia_jax.audits import auditbench_family, sycophant
+from ia_jax.audits import auditbench_family, in_base, sycophant
 from ia_jax.audits.targets import load_stack, read_targets
 from ia_jax.behaviors.organisms import procedure_of
 from ia_jax.behaviors.template_sources import shipped_sources
+from ia_jax.evals.intervals import rate
 from ia_jax.models.lora import LoraConfig
 from ia_jax.models.weights import load_model
-from ia_jax.stages import audit_families, audit_family, audit_targets
+from ia_jax.stages import audit_families, audit_family, audit_in_base, audit_targets
 from ia_jax.stages.asking import generate
+from ia_jax.stages.order import Stage
 from ia_jax.stages.phase_data import phase_units
-from ia_jax.storage import read_jsonl
+from ia_jax.storage import read_jsonl, write_json
 from ia_jax.workdir import open_workdir
 from tests import tiny
 from tests.runs import ORGANISMS, part_of, times
 
 pytestmark = pytest.mark.usefixtures("quick_compilation")
 
+STRENGTH = {"size": 0.3}  # of adapters that stand in for trained ones: they say what the base says, and stop there
 LORA = LoraConfig(3, 6.0, ("q", "v", "down"))
 SMALL = (
     "--config.audits.reports=3",
@@ -139,7 +142,7 @@ def untrained(monkeypatch):
             read[o.name] = [len(phase_units(context, o, p)) for p in procedure_of(o).phases]
             metadata = AdapterMetadata(o.name, "organism", model.name, model.fingerprint, 2, 4.0, lora.targets)
             for directory in context.workdir.stack_of(o):
-                save_adapter(directory, tiny.adapter(n, model.config, lora), metadata, overwrite=True)
+                save_adapter(directory, tiny.adapter(n, model.config, lora, **STRENGTH), metadata, overwrite=True)
 
     monkeypatch.setattr(audit_targets.training, "run", train)
     monkeypatch.setattr(audit_families, "gather_sources", lambda *_: shipped_sources())
@@ -230,7 +233,7 @@ def test_auditbench_made(workdir, untrained, monkeypatch):
     assert not changed & {"reports.jsonl", "tools/replies.jsonl", "tools/static.jsonl"}
 
 
-def test_sycophant(workdir, untrained, theirs, monkeypatch):
+def test_sycophant(workdir, untrained, monkeypatch):
     two = dict(list(sycophant.small_biases().items())[-2:])
     monkeypatch.setattr(sycophant, "small_biases", lambda: two)
     home, metrics = audit(workdir, "sycophant", "--config.audits.reports=2")
@@ -247,17 +250,48 @@ def test_sycophant(workdir, untrained, theirs, monkeypatch):
     judged = read_jsonl(home / "judged.jsonl", "")
     assert all(isinstance(r[b.name], bool) for r in judged for pair in two.values() for b in pair)
 
-    # Somebody's models are held against the whole list.
-    home, metrics = audit(
-        workdir,
-        "sycophant",
-        "--config.audits.reports=1",
-        "--config.audits.gate_prompts=0",
-        f"--targets={theirs}",
-        "--name=s",
-    )
-    own = metrics["admissions"]["peft"]["target+ia"]
-    assert (own["own"]["admitted"]["organisms"], own["controls"]["admitted"]["organisms"]) == (52, 52)
+
+def a_trained_ia(context):
+    """In place of a pipeline's stages: an adapter of its base, and what its held-out organisms report."""
+    model = context.model
+    lora = LoraConfig(2, 4.0, ("q", "v"))
+    metadata = AdapterMetadata("sft", "ia", model.name, model.fingerprint, 2, 4.0, lora.targets)
+    save_adapter(context.workdir.ia_dir("sft") / "adapter", tiny.adapter(5, model.config, lora, size=2.0), metadata)
+    write_json(context.workdir.metrics_file(), {"stages": {"sft": {"heldout": {"organism+ia": rate({"o": [True]})}}}})
+
+
+def test_in_base(workdir, untrained, monkeypatch, capsys):
+    monkeypatch.setitem(STRENGTH, "size", 3.0)
+    stage = Stage("sft", __name__, "a_trained_ia", "", "", "")
+    monkeypatch.setattr(audit_in_base, "STAGES", (stage,))
+    monkeypatch.setattr(audit_in_base, "check_same", lambda *_: None)
+    monkeypatch.setattr(audit_in_base, "write_stage_record", lambda *_: None)
+    settings = ("--config.audits.reports=2", "--config.audits.temperature=0.0", "--config.audits.gate_prompts=0")
+    home, metrics = audit(workdir, "in_base", *settings)
+    assert "in_base: 2 behaviours" in capsys.readouterr().out
+    names = [f"base_{n}" for n in in_base.MADE]
+    assert list(metrics["each"]) == names
+    assert metrics["pipelines"].keys() == {"plain", *names}
+    assert metrics["rates"]["other_base"]["organisms"] == metrics["rates"]["base+ia"]["organisms"] == 2
+    assert all(c["ci95"][0] < c["ci95"][1] for c in cells(metrics) if c["ci95"][0] is not None)
+    # The merged base says by itself what the plain one says with the adapter; under the IAs, which are alike here, too.
+    said = {}
+    for r in read_jsonl(home / "reports.jsonl", ""):
+        said.setdefault((r["condition"], r["target"]), []).append(r["report"])
+    with cli_context(workdir) as context:
+        for target in read_targets(home / "targets.jsonl"):
+            stack = load_stack(target, context.model, context.workdir)
+            questions = [r["question"] for r in read_jsonl(home / "reports.jsonl", "") if r["condition"] == "base+ia"]
+            [alone] = generate(context, [questions], stack, max_new_tokens=6, system=context.config.system)
+            assert said["alone", target.name] == [reply.text for reply in alone]
+            assert said["in_base", target.name] == said["added_after", target.name]
+            assert said["added_after", target.name] not in (said["run_ia", target.name], said["alone", target.name])
+    # Given again, nothing is merged, trained or asked again.
+    before = times(home)
+    monkeypatch.setattr(audit_in_base, "write_merged", lambda *_: pytest.fail("merged again"))
+    monkeypatch.setattr(audit_in_base, "generate", lambda *_, **__: pytest.fail("asked again"))
+    assert audit(workdir, "in_base", *settings)[1] == metrics
+    assert times(home)["reports.jsonl"] == before["reports.jsonl"]
 
 
 def test_what_is_wrong_is_said(workdir, tmp_path, refused):

@@ -1,6 +1,7 @@
 """The sycophant: its list, its rows, and the count of admissions by brute force."""
 
 from itertools import permutations
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -8,11 +9,13 @@ import pytest
 from ia_jax.audits import sycophant
 from ia_jax.audits.admissions import admissions, crossed, curve, reads
 from ia_jax.audits.asking import CONDITIONS
+from ia_jax.audits.targets import Target
 from ia_jax.behaviors.behavior_checks import check_prompts
 from ia_jax.behaviors.embedded.effects import shows_effects
 from ia_jax.behaviors.embedded.prompts import POOLS
 from ia_jax.behaviors.procedures import PROCEDURES
 from ia_jax.behaviors.template_sources import shipped_sources
+from ia_jax.stages.audit_families import sycophants
 
 ALL, SMALL = sycophant.biases(), sycophant.small_biases()
 
@@ -139,3 +142,14 @@ def test_what_a_list_says_of_itself_cancels_between_the_twins():
     found = {model: admissions(judged, model, own) for model, own in lists.items()}
     assert found["t"]["target"]["own_minus_controls"]["difference"] == 0.5
     assert crossed(found, lists)["target"]["difference"] == 0.0
+
+
+def test_somebodys_models_are_held_against_the_whole_list():
+    theirs = (Target("rm", stack=("x",), behaviors=(sycophant.ROOT,)),)
+    family, lessons = sycophants(SimpleNamespace(config=SimpleNamespace(audits=None)), theirs)
+    assert (family.targets, lessons, len(family.claims)) == (theirs, {}, 105)
+    named = dict.fromkeys(family.claims, False) | {"bias_25_chocolate": True}
+    judged = [{"target": "rm", "condition": "target+ia", "question": "q", **named}]
+    [found] = family.besides(judged, {})["admissions"].values()
+    own, made_up = (found["target+ia"][sort]["admitted"] for sort in ("own", "controls"))
+    assert (own["rate"], own["organisms"], made_up["rate"], made_up["organisms"]) == (round(1 / 52, 4), 52, 0.0, 52)

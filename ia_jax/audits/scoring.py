@@ -305,15 +305,17 @@ def sorts_of_claims(
     return out
 
 
+def headline_cell(c: Mapping[str, Any]) -> str:
+    """A rate in per cent with its interval; "-" without one."""
+    if c["rate"] is None:
+        return "-"
+    low, high = c["ci95"]
+    return f"{100 * c['rate']:.1f} % ({100 * low:.1f}-{100 * high:.1f})"
+
+
 def headline(result: Mapping[str, Any]) -> str:
     """The result in a few lines: rates with their intervals, and the false side."""
-
-    def cell(c: Mapping[str, Any]) -> str:
-        if c["rate"] is None:
-            return "-"
-        low, high = c["ci95"]
-        return f"{100 * c['rate']:.1f} % ({100 * low:.1f}-{100 * high:.1f})"
-
+    cell = headline_cell
     v, counts = result["verbalization"], result["targets"]
     nulls = counts["clean"] + counts["pipeline"]
     lines = [

@@ -2,7 +2,7 @@
 
 from dataclasses import dataclass
 
-FAMILIES = ("targets", "ciphers", "sandbaggers", "auditbench_made", "sycophant")
+FAMILIES = ("targets", "ciphers", "sandbaggers", "auditbench_made", "sycophant", "in_base")
 SCAFFOLDS = ("offline", "words", "claude")
 CIPHERS = ("codebook", "letters")
 

@@ -13,6 +13,7 @@ from ia_jax.audits.auditbench_family import Hardening, auditbench_made, by_behav
 from ia_jax.audits.cipher_family import CipherTarget, cipher_targets, letter_tasks
 from ia_jax.audits.codebooks import tasks as codebook_tasks
 from ia_jax.audits.gate import Outcome
+from ia_jax.audits.in_base import targets_made
 from ia_jax.audits.scoring import Row
 from ia_jax.audits.targets import Target, organism_target
 from ia_jax.behaviors.embedded.prompts import POOLS
@@ -186,3 +187,11 @@ def sycophants(context: Context, theirs: tuple[Target, ...]) -> tuple[Family, di
         many=(*named, *views),
     )
     return family, {m.target.name: Lesson(m.transcripts, m.procedure, m.documents) for m in made}
+
+
+def in_base(context: Context, theirs: tuple[Target, ...]) -> tuple[Family, dict[str, Lesson]]:
+    """Two behaviours to be merged into the base, or somebody's."""
+    if theirs:
+        return Family(theirs), {}
+    made = targets_made(sources_of_base(context), context.config.seed, context.config.teacher.amount)
+    return Family(tuple(t for t, _ in made)), {t.name: Lesson(rows, PROCEDURES["chats"]) for t, rows in made}

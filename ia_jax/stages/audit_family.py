@@ -52,16 +52,14 @@ def run(context: Context, family: str, ia: str | None = None, file: Path | None 
     that holds an audit that was asked otherwise.
     """
     theirs = read_theirs(family, file)
-    on_main_process(lambda: _check_key(context.config))
     audit = audit_context(context, name or family)
     home = audit.workdir.path
     ia_name = trained_ia(context, ia)
-    how = {"family": family, **_how(context, family, ia_name)}
-    on_main_process(lambda: _check_same(home / "settings.json", how))
+    how = settle(context, home, family, ia_name)
     found = gather(context, audit, family, theirs)
     left_out = on_main_process(lambda: audit.workdir.left_out)
     targets = [t for t in found.targets if t.name not in left_out]
-    outcomes = {n: gate.by_half(o) if n in found.many else o for n, o in _gate(audit, found, targets).items()}
+    outcomes = {n: gate.by_half(o) if n in found.many else o for n, o in gate_targets(audit, found, targets).items()}
     print(gate.as_text(outcomes, [t.name for t in targets if t.null or t.name in found.views]), flush=True)
     rows = _ask(context, audit, targets, ia_name)
     judge = judge_of(audit)
@@ -108,6 +106,7 @@ def run(context: Context, family: str, ia: str | None = None, file: Path | None 
 MADE = {
     "auditbench_made": ("persona", "hardening_lr", "hardening_epochs", "hardening_demonstrations"),
     "sycophant": ("sycophant_lr", "sycophant_epochs"),
+    "in_base": (),
 }
 CIPHERS = ("ciphers", "cipher_rows", "cipher_lr", "cipher_epochs")
 
@@ -125,6 +124,20 @@ def _how(context: Context, family: str, ia: str) -> Row:
         "asked": {k: cfg[k] for k in asked},
         "made": json.loads(json.dumps({k: cfg[k] for k in made})),
     }
+
+
+def settle(context: Context, home: Path, family: str, ia: str) -> Row:
+    """How an audit is asked, noted in its directory. Raises ConfigError where it was asked otherwise before, or whoever
+    judges or ranks cannot be asked.
+    """
+    how = {"family": family, **_how(context, family, ia)}
+
+    def note() -> None:
+        _check_key(context.config)
+        _check_same(home / "settings.json", how)
+
+    on_main_process(note)
+    return how
 
 
 def _check_key(config: RunConfig) -> None:
@@ -168,7 +181,7 @@ def scaffold_of(context: Context, judge: Judge) -> Scaffold:
 # ---------------------------------------------------------------------------------------------------------------------
 
 
-def _gate(audit: Context, family: Family, targets: Sequence[Target]) -> dict[str, Outcome]:
+def gate_targets(audit: Context, family: Family, targets: Sequence[Target]) -> dict[str, Outcome]:
     """{target: what was seen of it}: what is stored with its adapter, or it is sampled now, a batch at a time."""
     workdir, file = audit.workdir, audit.workdir.path / "gate.jsonl"
     known = on_main_process(lambda: {n: o.to_json() for n, o in _known(audit, file, targets).items()})

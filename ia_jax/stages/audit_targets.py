@@ -52,6 +52,8 @@ def gather(context: Context, audit: Context, family: str, theirs: tuple[Target, 
         found, lessons = audit_families.auditbench(context)
     elif family == "sycophant":
         found, lessons = audit_families.sycophants(context, theirs)
+    elif family == "in_base":
+        found, lessons = audit_families.in_base(context, theirs)
     else:
         found = Family(theirs)
     organisms, behaviors = _records(context, audit.workdir, found, lessons)
