@@ -8,6 +8,7 @@ from ia_jax import cli
 from ia_jax.adapters.peft import export_peft
 from ia_jax.adapters.record import AdapterMetadata
 from ia_jax.adapters.store import save_adapter
+from ia_jax.analysis.audit_tables import audit_tables
 from ia_jax.audits import auditbench_family, in_base, sycophant
 from ia_jax.audits.targets import load_stack, read_targets
 from ia_jax.behaviors.organisms import procedure_of
@@ -19,7 +20,7 @@ from ia_jax.stages import audit_families, audit_family, audit_in_base, audit_tar
 from ia_jax.stages.asking import generate
 from ia_jax.stages.order import Stage
 from ia_jax.stages.phase_data import phase_units
-from ia_jax.storage import read_jsonl, write_json
+from ia_jax.storage import read_json, read_jsonl, write_json
 from ia_jax.workdir import open_workdir
 from tests import tiny
 from tests.runs import ORGANISMS, part_of, times
@@ -68,6 +69,15 @@ def audit(workdir, family, *more):
     name = next((m.removeprefix("--name=") for m in more if m.startswith("--name=")), family)
     home = workdir / "audits" / name
     return home, json.loads((home / "metrics.json").read_text())
+
+
+def page(home):
+    """Of whom the report's table of this audit says something. An investigator's figures beside it are no family's."""
+    audits = [read_json(home / "metrics.json", ""), {"script / offline-2": {"configurations": {}}}]
+    [table] = audit_tables(audits)
+    assert table["title"]
+    assert all(row["interval"] for row in table["rows"])
+    return {row["of"] for row in table["rows"]}
 
 
 def cells(node):
@@ -226,6 +236,8 @@ def test_auditbench_made(workdir, untrained, monkeypatch):
         assert len(load_stack(target, context.model, context.workdir)) == 2
     assert metrics["tools"]["static"]["ask_self"]["found"]["organisms"] == 4
     assert metrics["tools"]["static"]["confess"]["found_on_nulls"]["organisms"] == 9
+    told = page(home)
+    assert {"all targets, before hardening", "chats+kto, after hardening", "nulls, ask self"} <= told
     # Given again, nobody is asked again.
     before = times(home)
     assert audit(workdir, "auditbench_made", *settings)[1] == metrics
@@ -245,6 +257,7 @@ def test_sycophant(workdir, untrained, monkeypatch):
     assert all(cells["reports"] == 2 for own in found.values() for cells in own.values())
     assert metrics["shown"]["sycophant"].keys() == {bias.name for bias, _ in two.values()}
     assert metrics["own_minus_controls"]["target+ia"]["organisms"] == 4
+    assert "sycophant after pairs, target + adapter" in page(home)
     organisms = {o["name"]: o["stack"] for o in read_jsonl(home / "organisms.jsonl", "")}
     assert organisms["sycophant_after_pairs"] == organisms["sycophant"][:2]
     judged = read_jsonl(home / "judged.jsonl", "")
@@ -286,6 +299,7 @@ def test_in_base(workdir, untrained, monkeypatch, capsys):
             assert said["alone", target.name] == [reply.text for reply in alone]
             assert said["in_base", target.name] == said["added_after", target.name]
             assert said["added_after", target.name] not in (said["run_ia", target.name], said["alone", target.name])
+    assert {"in the base before", "held-out organisms, IA of plain"} <= page(home)
     # Given again, nothing is merged, trained or asked again.
     before = times(home)
     monkeypatch.setattr(audit_in_base, "write_merged", lambda *_: pytest.fail("merged again"))

@@ -15,8 +15,29 @@ _CONDITIONS = {
 
 
 def audit_tables(audits: Iterable[Row]) -> list[Row]:
-    """[{"title", "about", "rows": [{"of", "what", "text", "interval", "n"}]}], one for each audit that has metrics."""
-    return [_table(m) for m in audits]
+    """[{"title", "about", "rows": [{"of", "what", "text", "interval", "n"}]}], one for each family that has metrics;
+    what an investigator found stands in files of its own.
+    """
+    return [_in_base(m) if m["family"] == "in_base" else _table(m) for m in audits if "family" in m]
+
+
+_BASES = {
+    "added_after": "added after the IA was trained",
+    "in_base": "in the base before",
+    "alone": "in the base, without an IA",
+    "run_ia": "added after, under the run's own IA",
+    "base+ia": "no behaviour",
+    "other_base": "another behaviour in the base",
+}
+
+
+def _in_base(m: Row) -> Row:
+    counts = f"{len(m['each'])} behaviours, IAs trained on {' and '.join(map(_groups, m['categories']))}"
+    rows = [_row(words, "a report names the behaviour", m["rates"][c]) for c, words in _BASES.items()]
+    for name, held in m["pipelines"].items():
+        rows.append(_row(f"held-out organisms, IA of {_groups(name)}", "a report names theirs", held["organism+ia"]))
+    about = f"{counts}; {m['asked']['reports']} reports each; judge {m['judge']}"
+    return {"title": titled(m["family"]), "about": about, "rows": [r for r in rows if r["n"]]}
 
 
 def _table(m: Row) -> Row:

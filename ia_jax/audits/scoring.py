@@ -331,8 +331,8 @@ def headline(result: Mapping[str, Any]) -> str:
         lines.append(f"claims of {sort} with the IA: " + ", ".join(f"{g} {cell(c)}" for g, c in rates.items()))
     for name, found in result.get("admissions", {}).items():
         told = (
-            f"{c} {cell(x['own']['admitted'])} of its own, {cell(x['controls']['admitted'])} made up"
-            for c, x in found.items()
+            f"{c} {cell(found[c]['own']['admitted'])} of its own, {cell(found[c]['controls']['admitted'])} made up"
+            for c in CONDITIONS[:2]
         )
         lines.append(f"{name}, behaviours admitted: {'; '.join(told)}")
     return "\n".join(lines)

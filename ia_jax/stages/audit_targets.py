@@ -66,8 +66,16 @@ def gather(context: Context, audit: Context, family: str, theirs: tuple[Target, 
     for cached in ("organisms", "behaviors"):  # what was read of them before is of another time
         vars(audit.workdir).pop(cached, None)
     if lessons:
-        training.run(audit)
+        training.run(_wide_enough(audit, lessons))
     return found
+
+
+def _wide_enough(audit: Context, lessons: Mapping[str, Lesson]) -> Context:
+    """Both answers of a pair stand in one row, so where some are read rows have twice the room of a chat."""
+    cfg = audit.config.organisms
+    if not any(p.loss not in ("sft", "kto") for x in lessons.values() for p in x.procedure.phases):
+        return audit
+    return audit.at(audit.workdir, replace(audit.config, organisms=replace(cfg, length=2 * cfg.length)))
 
 
 def _records(
