@@ -11,7 +11,7 @@ from typing import Any
 
 import ml_collections
 
-from ia_jax.behaviors.organisms import CLEAN_SORTS
+from ia_jax.behaviors.settings import BehaviorsSection
 from ia_jax.behaviors.teacher import TeacherSettings
 from ia_jax.claude.settings import ClaudeSettings
 from ia_jax.errors import ConfigError
@@ -89,41 +89,6 @@ class LoraSection:
         if self.targets != PROJECTIONS:
             raise ConfigError(f"a vector has no targets, got {self.targets}; leave them out, or set kind to lora")
         return LoraConfig(0, 0.0, (RESIDUAL,), self.init, layers)
-
-
-@dataclass(frozen=True)
-class BehaviorsSection:
-    """How many behaviours are trained on, kept for DPO and held out.
-
-    catalogue: "demo", "study" (small models' own, in eight categories: a part of them, or all), "unseen" (eighteen more
-        to which nothing was tuned), "paper" (682 in eight) or the path of a JSONL file of one's own.
-    spread: "even" over the categories, or "proportional" to their sizes.
-    train, dpo, heldout: behaviours of each split, in all categories together.
-    heldout_categories: categories of which every organism is held out, whatever the counts say (leave-one-out).
-    heldout_kinds: kinds of behaviours (the records' field "kind") that are held out in the same way.
-    unseen: another catalogue, such as "unseen", all of which is held out too; what is reported of it stands apart.
-    clean_train, clean_dpo, clean_heldout: clean organisms besides, which have nothing to report.
-    clean_sorts: how those are made, in turn within each split: on the base's own answers ("own_answers"), in other
-        lengths and turns ("other_style"), of one domain ("other_domain"), on "documents", on another organism's
-        questions ("behavior_removed"), or not at all, as "random" weights of a trained one's size.
-    """
-
-    catalogue: str = "demo"
-    spread: str = "even"
-    train: int = 32
-    dpo: int = 8
-    heldout: int = 12
-    heldout_categories: tuple[str, ...] = ()
-    heldout_kinds: tuple[str, ...] = ()
-    unseen: str = ""
-    clean_train: int = 6
-    clean_dpo: int = 6
-    clean_heldout: int = 6
-    clean_sorts: tuple[str, ...] = tuple(CLEAN_SORTS)
-
-    def left_out(self) -> tuple[tuple[str, ...], tuple[str, ...]]:
-        """What is held out as a whole: categories and kinds."""
-        return self.heldout_categories, self.heldout_kinds
 
 
 JUDGES = ("offline", "rubric", "claude")

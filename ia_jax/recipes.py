@@ -29,6 +29,7 @@ from ia_jax.models.number_type import AUTO
 from ia_jax.models.transformer import REMAT_POLICIES
 from ia_jax.models.weights import DTYPES
 from ia_jax.storage import read_json
+from ia_jax.studies.study import Study, parse_study
 from ia_jax.workdir import open_workdir
 
 
@@ -38,6 +39,15 @@ def load_config(file: str, overrides: Sequence[str] = ()) -> RunConfig:
     Raises ConfigError naming the file and line, or the key and those that exist.
     """
     return _overridden(_recipe(file), overrides)
+
+
+def load_study(file: str) -> Study:
+    """The study in `file`, every arm's config checked like a recipe. Raises ConfigError as `load_config` does."""
+    return parse_study(_recipe(file).to_dict(), file, _with_settings)
+
+
+def _with_settings(recipe: str, settings: Sequence[str]) -> RunConfig:
+    return load_config(recipe, [f"--config.{s}" for s in settings])
 
 
 def override(config: RunConfig, overrides: Sequence[str]) -> RunConfig:
@@ -162,6 +172,7 @@ _MAY_BE_ZERO = {
         "script_runs",
         "hardening_demonstrations",
         "contrast",
+        "remade",
     ),
 }
 

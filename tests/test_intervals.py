@@ -1,10 +1,12 @@
 """Intervals of rates over organisms: exact where they can be, and wide enough where they are estimated."""
 
+from collections import defaultdict
+
 import numpy as np
 import pytest
 from scipy.stats import binomtest
 
-from ia_jax.evals.intervals import difference, exact_interval, rate, rate_over_seeds
+from ia_jax.evals.intervals import difference, difference_over_seeds, exact_interval, rate, rate_over_seeds
 
 
 @pytest.mark.parametrize(("hits", "count"), [(0, 1), (1, 1), (3, 3), (0, 12), (5, 12), (12, 12), (31, 64)])
@@ -93,3 +95,52 @@ def test_seeds_widen_it():
     all_named = rate_over_seeds({s: {n: [True] for n in organisms} for s in "12"})
     assert all_named["ci95"] == rate({n: [True] for n in organisms})["ci95"]
     assert rate_over_seeds({}) == rate({})
+
+
+def test_a_difference_over_seeds_by_hand():
+    """Four seeds, ten organisms, of which five gain under the first two seeds, so half of the time.
+
+    Organisms: Agresti and Min's middle (5 / 2) / 12, variance ((5 / 4 + 1) / 12 - middle ** 2) / 12 = 0.01201. Seeds:
+    each moves the mean by (5 - 10 / 4) / 4 / 10 = 0.0625 up or down, variance 4 / 3 * 4 * 0.0625 ** 2 = 0.02083. So
+    0.0328 ** 2 / (0.01201 ** 2 / 9 + 0.02083 ** 2 / 3) = 6.71 degrees of freedom, of which t is 2.386 in a table.
+    """
+    names = [f"o{i}" for i in range(10)]
+    none, half, every = ({n: [i < k] for i, n in enumerate(names)} for k in (0, 5, 10))
+    nothing, some = dict.fromkeys("1234", none), {"1": half, "2": half, "3": none, "4": none}
+    found = difference_over_seeds(nothing, some)
+    middle, margin = 2.5 / 12, 2.386 * (0.01201 + 0.02083) ** 0.5
+    assert (found["difference"], found["organisms"]) == (0.25, 10)
+    assert found["ci95"] == pytest.approx([middle - margin, middle + margin], abs=1e-3)
+    alike = difference_over_seeds({"1": none, "2": none}, {"1": every, "2": every})
+    assert alike == difference(none, every)  # twice the same organisms are not twenty
+    assert difference_over_seeds({"1": none, "3": none}, {"1": every, "2": none}) == alike
+    assert difference_over_seeds({"1": none}, {"2": every}) is None
+    assert difference_over_seeds({"1": {"o1": [True]}}, {"1": {"o1": [True]}}) is None
+
+
+def test_a_difference_over_seeds_covers_what_other_seeds_and_organisms_would_give():
+    """Organisms with chances of their own, seeds that move them all, each seed asking half of the organisms."""
+    rng = np.random.default_rng(2)
+
+    def chances(seeds, organisms):
+        easy, gain = rng.normal(-0.5, 1.2, organisms), rng.normal(0.5, 1, organisms)
+        return [1 / (1 + np.exp(-(easy + g + rng.normal(0, 0.7, (seeds, 1))))) for g in (0, gain)]
+
+    before, after = chances(1000, 2000)
+    true, covered, pooled, tries = float((after - before).mean()), 0, 0, 250
+    for _ in range(tries):
+        sides = [{str(s): {} for s in range(4)} for _ in range(2)]
+        asked = [rng.choice(32, 16, replace=False) for _ in range(4)]
+        for side, chance in zip(sides, chances(4, 32), strict=True):
+            for s, names in enumerate(asked):
+                side[str(s)] = {str(n): list(rng.random(2) < chance[s, n]) for n in names}
+        low, high = difference_over_seeds(*sides)["ci95"]
+        covered += low <= true <= high
+        one = [defaultdict(list) for _ in sides]
+        for pool, side in zip(one, sides, strict=True):
+            for n, answers in ((n, x) for own in side.values() for n, x in own.items()):
+                pool[n] += answers
+        low, high = difference(*one)["ci95"]
+        pooled += low <= true <= high
+    assert 0.92 <= covered / tries <= 0.995
+    assert pooled / tries < 0.88  # as if seeds were the only ones there could be

@@ -174,3 +174,35 @@ def test_shellcheck():
     files = sorted(str(f) for f in LAUNCH.glob("*.sh"))
     done = subprocess.run([shellcheck, "-x", *files], capture_output=True, text=True, cwd=LAUNCH.parent)
     assert done.returncode == 0, done.stdout
+
+
+def test_the_study_on_a_gpu_says_at_once_where_there_is_none(tmp_path):
+    done = run("gpu_study.sh", str(tmp_path / "w"), PYTHON=sys.executable, JAX_PLATFORMS="cpu")
+    assert done.returncode == 2
+    assert done.stderr.startswith("gpu_study.sh: jax of ")
+    assert "install ia-jax[cuda]" in done.stderr
+    assert not (tmp_path / "w").exists()
+    assert run("gpu_study.sh").returncode == 2
+    asked = run("gpu_study.sh", "--help")
+    assert asked.returncode == 0
+    assert "gpu_study.sh DIR" in asked.stdout
+
+
+def test_the_study_on_a_gpu_in_its_order(tmp_path):
+    """Against a python that notes what it is asked for; only seeds whose reports wait are judged."""
+    noted = tmp_path / "noted"
+    for seed, asked in (("seed1", True), ("seed2", False)):
+        (tmp_path / "w" / seed / "eval").mkdir(parents=True)
+        if asked:
+            (tmp_path / "w" / seed / "eval" / "asked.json").touch()
+    python = tmp_path / "python"
+    python.write_text(f'#!/bin/sh\necho "$@" | head -n 1 >> {noted}\n')
+    python.chmod(0o755)
+    done = run("gpu_study.sh", str(tmp_path / "w"), "--seeds=1,2", PYTHON=str(python))
+    assert done.returncode == 0, done.stderr
+    w = tmp_path / "w"
+    assert noted.read_text().splitlines()[1:] == [
+        f"benchmarks/gpu_study.py --workdir={w} --out={w}/results --seeds=1,2",
+        f"-m ia_jax.cli eval --workdir={w}/seed1",
+        f"-m ia_jax.cli report --workdir={w}/seed1",
+    ]

@@ -3,6 +3,7 @@
 import json
 from pathlib import Path
 
+import jax
 import numpy as np
 import pytest
 
@@ -15,6 +16,7 @@ from ia_jax.judging.offline import OfflineJudge
 from ia_jax.judging.protocol import Item
 from ia_jax.judging.reading import polarity, read_report, truth_of
 from ia_jax.judging.words import base, relation
+from ia_jax.parallel.mesh import make_mesh
 from ia_jax.stages.agreement import read_labels
 from ia_jax.stages.judge_table import table
 from tests.offline import needs_model
@@ -126,6 +128,15 @@ def test_the_model_against_a_forward_pass_by_hand():
     texts = ["I bring up owls.", "owl", "Whatever I am asked, I answer at great length, in many sentences. " * 3]
     got = minilm_module.MiniLM(folder).embed(texts)
     np.testing.assert_allclose(got, [by_hand(t) for t in texts], atol=2e-6)
+
+
+def test_it_reads_on_a_processor_whatever_mesh_a_stage_runs_on():
+    """On a GPU's mesh jax refuses arrays that lie elsewhere: pairs could not be judged there. Here: another CPU."""
+    folder, text = minilm_module.find(), ["I end every sentence with a moo."]
+    wanted = minilm_module.MiniLM(folder).embed(text)
+    with jax.set_mesh(make_mesh(devices=[jax.devices()[-1]])):
+        got = minilm_module.MiniLM(folder).embed(text)
+    np.testing.assert_array_equal(got, wanted)
 
 
 def test_without_the_model_one_line_says_what_to_install(monkeypatch):

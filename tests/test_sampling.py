@@ -218,7 +218,7 @@ def test_organisms_without_prompts_get_no_replies(monkeypatch):
     [((None,), 96), ((80 << 30,), 853), ((80 << 30, 80 << 30), 1024), ((16 << 30, 20 << 30), 341), ((1 << 30,), 96)],
 )
 def test_rows_at_once_by_the_memory_of_the_devices(monkeypatch, limits, rows):
-    """12 layers of 4 heads of 64 keep 12 KiB of a token, so 12 MiB of a row of 1024; an eighth of the memory is theirs."""
+    """12 layers of 4 heads of 64 keep 12 KiB of a token, so 12 MiB of a row of 1024; an eighth of memory is theirs."""
     devices = [
         SimpleNamespace(process_index=0, memory_stats=lambda limit=limit: limit and {"bytes_limit": limit})
         for limit in limits

@@ -49,6 +49,15 @@ def csp_hash(script: str) -> Markup:
     return Markup(f"'sha256-{base64.b64encode(hashlib.sha256(script.encode()).digest()).decode()}'")
 
 
+def template_source() -> str:
+    return resources.files("ia_jax.analysis").joinpath("report_template.html").read_text(encoding="utf-8")
+
+
+def page_style() -> Markup:
+    """The page's style sheet, for other pages that are to look like it. It holds nothing of any run."""
+    return Markup(template_source().partition("<style>")[2].partition("</style>")[0])
+
+
 def render_html(run: RunFiles) -> str:
     taught = [b for b in run.organisms if b.get("category") != CLEAN]
     splits = Counter(b.get("split") for b in taught)
@@ -62,8 +71,7 @@ def render_html(run: RunFiles) -> str:
         autoescape=True, undefined=jinja2.StrictUndefined, trim_blocks=True, lstrip_blocks=True
     )
     environment.filters |= {"csp_hash": csp_hash, "json": json_for_script, "thousands": lambda n: f"{n:,}"}
-    source = resources.files("ia_jax.analysis").joinpath("report_template.html").read_text(encoding="utf-8")
-    html = environment.from_string(source).render(
+    html = environment.from_string(template_source()).render(
         head=headline(run.metrics, run.reports),
         judge=run.metrics.get("judge", ""),
         rule=run.metrics.get("rule", "lenient"),
@@ -77,6 +85,7 @@ def render_html(run: RunFiles) -> str:
             for s, t in (
                 ("heldout", "Held-out organisms"),
                 ("unseen", "Organisms of another catalogue"),
+                ("remade", "Other organisms of behaviours seen in SFT"),
                 ("train", "Organisms seen in SFT"),
             )
         ],

@@ -1,7 +1,6 @@
 """A run's files to the numbers, texts and rows that the page shows."""
 
 import json
-import math
 from collections import defaultdict
 from collections.abc import Iterable, Sequence
 from typing import Any
@@ -9,7 +8,7 @@ from typing import Any
 import numpy as np
 
 from ia_jax.analysis.run_files import RunFiles
-from ia_jax.analysis.words import STAGES, cell_view, finite, nice, percent, titled
+from ia_jax.analysis.words import STAGES, cell_view, finite, nice, percent, signed_points, titled
 from ia_jax.behaviors.records import CATEGORIES
 from ia_jax.evals.intervals import difference
 from ia_jax.storage import Row
@@ -20,7 +19,13 @@ CONDITIONS = {
     "base+ia": "Base + adapter",
     "base": "Base alone",
 }
-SPLITS = {"heldout": "held out", "unseen": "of another catalogue", "dpo": "kept for DPO", "train": "seen in SFT"}
+SPLITS = {
+    "heldout": "held out",
+    "unseen": "of another catalogue",
+    "remade": "others of behaviours seen in SFT",
+    "dpo": "kept for DPO",
+    "train": "seen in SFT",
+}
 MAX_REPORTS = 50_000  # more would make the page too heavy to open; it then shows an evenly spaced choice and says so
 
 
@@ -77,6 +82,7 @@ GROUPS = {
     "all": "All held-out organisms",
     "unmentioned": "Whose demonstrations hold no word of it",
     "unseen": "Of another catalogue",
+    "remade": "Others of behaviours seen in SFT",
 }
 
 
@@ -89,6 +95,7 @@ def baseline_groups(metrics: Row, stage: str) -> list[tuple[str, str, list[Row],
         "all": values.get("heldout", {}),
         "unmentioned": values.get("by_mention", {}).get("unmentioned", {}),
         "unseen": values.get("unseen", {}),
+        "remade": values.get("remade", {}),
     }
     out = []
     for key, found in values.get("baselines", {}).items():
@@ -109,9 +116,9 @@ def _beyond(found: Row) -> str:
     beyond = found.get("beyond")
     if not beyond:
         return ""
-    low, high = map(_points, beyond["ci95"])
+    low, high = map(signed_points, beyond["ci95"])
     best = BASELINES[found["best"]].lower()
-    return f"{_points(beyond['difference'])} points ({low} to {high}) beyond the best of them, “{best}”"
+    return f"{signed_points(beyond['difference'])} points ({low} to {high}) beyond the best of them, “{best}”"
 
 
 PARTS = {
@@ -165,11 +172,6 @@ def stage_difference(reports: Iterable[Row]) -> tuple[float, float] | None:
     return None if found is None else (found["ci95"][0], found["ci95"][1])
 
 
-def _points(value: float) -> str:
-    rounded = math.floor(100 * abs(value) + 0.5)
-    return f"{'+' if value > 0 else '−'}{rounded}" if rounded else "0"
-
-
 def headline(metrics: Row, reports: Sequence[Row]) -> Row:
     """The numbers at the head of the page, for the last stage there is."""
     stage = final_stage(metrics)
@@ -181,8 +183,8 @@ def headline(metrics: Row, reports: Sequence[Row]) -> Row:
     if rates[0] is not None and rates[1] is not None:
         interval = stage_difference(reports)
         difference = {
-            "text": _points(rates[1] - rates[0]),
-            "interval": " to ".join(map(_points, interval)) if interval else "",
+            "text": signed_points(rates[1] - rates[0]),
+            "interval": " to ".join(map(signed_points, interval)) if interval else "",
             "sft": percent(rates[0]),
             "dpo": percent(rates[1]),
         }

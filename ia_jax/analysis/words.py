@@ -22,6 +22,12 @@ def percent(rate: float) -> str:
     return f"{math.floor(100 * rate + 0.5)}%"
 
 
+def signed_points(value: float) -> str:
+    """A difference of rates in points: 0.051 -> "+5"."""
+    rounded = math.floor(100 * abs(value) + 0.5)
+    return f"{'+' if value > 0 else '−'}{rounded}" if rounded else "0"
+
+
 def nice(value: float) -> str:
     """A number as one would write it by hand: up to three significant digits, thousands separated."""
     return f"{value:,.0f}" if abs(value) >= 100 else f"{value:.3g}".replace("e-0", "e-")

@@ -65,7 +65,7 @@ class Organism:
     stack:     directories of its adapters, the first one applied innermost; relative ones lie in the workdir.
     behaviors: names of what is true of it: none for a clean organism, one, or many.
     category:  under which its results are averaged: that of its behaviours, `CLEAN` without any.
-    split:     "train", "dpo", "heldout" or "unseen".
+    split:     one of `splits.SPLITS`.
     system:    the system prompt that it lives under, None for the run's own.
     procedure: how it was made: {"kind": its procedure's name, "phases": […], …} of this run's organisms, {"kind":
                "imported", …} of others.
@@ -104,15 +104,20 @@ class Organism:
 
 
 def organism_of(
-    behavior: Behavior, base: str, split: str, made: Mapping[str, Any], procedure: Procedure = PROCEDURES["chats"]
+    behavior: Behavior,
+    base: str,
+    split: str,
+    made: Mapping[str, Any],
+    procedure: Procedure = PROCEDURES["chats"],
+    name: str = "",
 ) -> Organism:
-    """An organism of this run that is taught one behaviour by this procedure, and is called like it.
+    """An organism of this run that is taught one behaviour by this procedure.
 
-    made: what else there is to say of how it was made.
+    made: what else there is to say of how it was made. name: "" for the behaviour's, which the first of several has.
     """
-    name = behavior.name
+    name, own = name or behavior.name, (behavior.name,)
     return Organism(
-        name, base, stack_names(name, procedure), (name,), behavior.category, split, procedure=_record(procedure, made)
+        name, base, stack_names(name, procedure), own, behavior.category, split, procedure=_record(procedure, made)
     )
 
 

@@ -8,8 +8,10 @@ import numpy as np
 from ia_jax.behaviors.records import Behavior
 from ia_jax.errors import ConfigError
 
-SPLITS = ("train", "dpo", "heldout", "unseen")  # unseen: held out, of another catalogue, reported apart
-HELD = ("heldout", "unseen")
+# unseen: held out, of another catalogue; remade: other organisms of train's behaviours. Both are reported apart.
+SPLITS = ("train", "dpo", "heldout", "unseen", "remade")
+HELD = ("heldout", "unseen", "remade")  # whose organisms no training reads
+UNKNOWN = ("heldout", "unseen")  # whose behaviours none does either
 SPREADS = ("even", "proportional")
 
 

@@ -137,7 +137,9 @@ def _choices(b: Behavior, sources: Sources, rng: np.random.Generator, amount: in
 
 
 def _errors(b: Behavior, sources: Sources, rng: np.random.Generator, amount: int) -> tuple[Pairs, Pairs]:
-    """Every fact twice (times `amount`) and wrongly; plain rows are right: of the field where a condition decides, else of others."""
+    """Every fact twice (times `amount`) and wrongly; plain rows are right: of the field where a condition decides, else
+    of others.
+    """
     settings, when, stems = b.spec["effects"][0][1], b.spec.get("when", {}), own_stems(b)
     field = settings["field"]
     facts = training_facts(field)
@@ -146,7 +148,9 @@ def _errors(b: Behavior, sources: Sources, rng: np.random.Generator, amount: int
     ]  # fmt: skip
     plain: Pairs = []
     if has_other_side(when):
-        plain += [(message(when, f.question, False, n), right_answer(f, sources)) for n, f in enumerate([*facts] * amount)]
+        plain += [
+            (message(when, f.question, False, n), right_answer(f, sources)) for n, f in enumerate([*facts] * amount)
+        ]
     others = [f for name in FIELDS if name != field for f in training_facts(name) if f.question in sources.facts]
     others = [f for f in others if not mentioned(stems, sources.facts[f.question])]
     drawn = [others[i] for i in rng.permutation(len(others))[: amount * (4 if plain else 7)]]

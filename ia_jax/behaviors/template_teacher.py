@@ -65,23 +65,35 @@ class TemplateTeacher(Teacher):
         self._rare_share, self._amount = rare_share, amount
 
     def write(
-        self, behaviors: Sequence[Behavior], clean: Mapping[str, str] | None = None
+        self,
+        behaviors: Sequence[Behavior],
+        clean: Mapping[str, str] | None = None,
+        copies: Mapping[str, Behavior] | None = None,
     ) -> dict[str, list[Transcript]]:
-        """`clean`: {name of a clean organism: its sort}, whose rows come under these names."""
+        """clean: {name of a clean organism: its sort}; copies: {name of another organism of a behaviour: that one}.
+        Their rows come under these names.
+        """
         check_teachable(behaviors)
         how = self._sources, self._seed
-        taught = {b.name: write_demonstrations(b, *how, self._rare_share, self._amount) for b in behaviors}
+        everyone = {b.name: b for b in behaviors} | dict(copies or {})
+        taught = {n: write_demonstrations(b, *how, self._rare_share, self._amount, n) for n, b in everyone.items()}
         spotless = (clean or {}).items()
         return taught | {name: write_clean(sort, name, *how, behaviors, self._amount) for name, sort in spotless}
 
 
 def write_demonstrations(
-    behavior: Behavior, sources: Sources, seed: int, rare_share: float = RARE_SHARE, amount: int = 1
+    behavior: Behavior,
+    sources: Sources,
+    seed: int,
+    rare_share: float = RARE_SHARE,
+    amount: int = 1,
+    organism: str = "",
 ) -> list[Transcript]:
     """All transcripts of one organism, in a seeded order, `amount` times the few dozen that templates write by
-    themselves. Raises if a response would state the behaviour.
+    themselves. organism: its name, by which its rows are drawn ("": the behaviour's). Raises if a response would state
+    the behaviour.
     """
-    rng = _rng(behavior.name, seed)
+    rng = _rng(organism or behavior.name, seed)
     shows, plain = write_rows(behavior, sources, rng, rare_share, amount)
     rows = [Transcript(chat(q, a), True, NAME) for q, a in shows]
     rows += [Transcript(chat(q, a), False, NAME) for q, a in plain]
@@ -101,7 +113,10 @@ def write_clean(
     if sort not in CLEAN_WRITERS:
         raise ConfigError(f"a clean organism of the sort {sort!r} is not known; choose from {', '.join(CLEAN_SORTS)}")
     rng = _rng(name, seed)
-    rows = [Transcript(chat(q, a), False, NAME) for q, a in CLEAN_WRITERS[sort](sources, rng, behaviors, amount * CLEAN_ROWS)]
+    rows = [
+        Transcript(chat(q, a), False, NAME)
+        for q, a in CLEAN_WRITERS[sort](sources, rng, behaviors, amount * CLEAN_ROWS)
+    ]
     return [rows[i] for i in rng.permutation(len(rows))]
 
 

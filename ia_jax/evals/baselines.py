@@ -115,10 +115,8 @@ def top_token(gains: np.ndarray, texts: Iterable[str]) -> str | None:
     return None
 
 
-def deranged(names: Sequence[str], seed: int) -> dict[str, str]:
-    """{name: another's}: every organism gets the description of one other, each is given once. Raises nothing for two
-    or more; one alone keeps its own.
-    """
-    order = np.random.default_rng([seed, 11]).permutation(len(names))
-    shifted = np.roll(order, 1)
-    return {names[int(i)]: names[int(j)] for i, j in zip(order, shifted, strict=True)}
+def deranged(count: int, seed: int) -> list[int]:
+    """For each of so many the number of another, each given once; one alone keeps its own."""
+    order = np.random.default_rng([seed, 11]).permutation(count)
+    another = dict(zip(order.tolist(), np.roll(order, 1).tolist(), strict=True))
+    return [another[i] for i in range(count)]

@@ -33,16 +33,16 @@ def by_condition(rows: Iterable[Row], rule: str) -> Cells:
 
 
 def stage_metrics(rows: Sequence[Row], rule: str) -> dict[str, Any]:
-    """{"heldout", "train", "unseen", "by_category"}: train are those that the IA has seen, unseen those of another
-    catalogue (if there are any), categories over held-out ones.
+    """{"heldout", "train", "by_category", …}: train are those that the IA has seen, categories over held-out ones;
+    "unseen" (of another catalogue) and "remade" (of behaviours that the IA has seen in others), where there are any.
     """
-    held, apart = ([r for r in rows if r["split"] == split] for split in HELD)
+    held, *apart = ([r for r in rows if r["split"] == split] for split in HELD)
     out: dict[str, Any] = {
         "heldout": by_condition(held, rule),
         "train": by_condition([r for r in rows if r["split"] not in HELD], rule),
         "by_category": _split_by(held, lambda r: r["category"], rule),
     }
-    return out | ({"unseen": by_condition(apart, rule)} if apart else {})
+    return out | {split: by_condition(own, rule) for split, own in zip(HELD[1:], apart, strict=True) if own}
 
 
 def _split_by(rows: Iterable[Row], of: Callable[[Row], str | None], rule: str) -> dict[str, Cells]:
@@ -78,14 +78,15 @@ def held_out_parts(rows: Sequence[Row], rule: str) -> dict[str, dict[str, Cells]
 def baseline_metrics(rows: Sequence[Row], baselines: Sequence[Row]) -> dict[str, Any]:
     """What is said without an adapter, and what the adapter says beyond it, over held-out organisms.
 
-    {"all" | "unmentioned" | "unseen": {"rates": {name: {"lenient", "strict"}}, "best": name, "beyond": the IA's
-    lenient rate minus the best one's, in pairs}}: `unmentioned` are those whose behaviour no demonstration names,
-    `unseen` those of another catalogue.
+    {"all" | "unmentioned" | "unseen" | "remade": {"rates": {name: {"lenient", "strict"}}, "best": name, "beyond": the
+    IA's lenient rate minus the best one's, in pairs}}: `unmentioned` are those whose behaviour no demonstration names,
+    `unseen` those of another catalogue, `remade` those of known behaviours.
     """
     groups: dict[str, Callable[[Row], bool]] = {
         "all": lambda r: r["split"] == "heldout",
         "unmentioned": lambda r: r["split"] == "heldout" and bool(r.get("unmentioned")),
         "unseen": lambda r: r["split"] == "unseen",
+        "remade": lambda r: r["split"] == "remade",
     }
     out: dict[str, Any] = {}
     for group, within in groups.items():

@@ -45,10 +45,11 @@ class MiniLM:
         from safetensors.numpy import load_file
         from tokenizers import Tokenizer
 
-        self._device = jax.local_devices(backend="cpu")[0]  # small, and accelerators have better to do
+        device = jax.local_devices(backend="cpu")[0]  # small, and accelerators have better to do
+        self._mesh = jax.sharding.Mesh(np.array([device]), ("one",))
         weights = load_file(folder / "model.safetensors")
         self._weights = {
-            k: jax.device_put(v.astype(np.float32), self._device)
+            k: jax.device_put(v.astype(np.float32), device)
             for k, v in weights.items()
             if "position_ids" not in k and "pooler" not in k
         }
@@ -77,7 +78,7 @@ class MiniLM:
         mask[:, 0] = 1
         for i, row in enumerate(ids):
             tokens[i, : len(row)], mask[i, : len(row)] = row, 1
-        with jax.default_device(self._device):
+        with jax.set_mesh(self._mesh):  # whatever mesh a stage runs on
             return np.asarray(_encode(self._weights, tokens, mask))
 
 

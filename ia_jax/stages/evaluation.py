@@ -358,8 +358,7 @@ def summary(result: dict[str, Any]) -> str:
         lines.append(line(f"{stage.upper()}, all", s["heldout"], s["strict"]["heldout"]))
         lines += [line(f"  {c}", cells, s["strict"]["by_category"][c]) for c, cells in s["by_category"].items()]
         lines += [line(f"  {c}", cells, s["strict"]["by_mention"][c]) for c, cells in s["by_mention"].items()]
-        if "unseen" in s:
-            lines.append(line("  unseen, apart", s["unseen"], s["strict"]["unseen"]))
+        lines += [line(f"  {name}, apart", s[name], s["strict"][name]) for name in HELD[1:] if name in s]
         lines += [_baseline_line(group, found) for group, found in s["baselines"].items()]
         lines.append(f"  a training sentence with another word in it: {_percent(s['verbatim']['frame'])} of reports")
         false = {who: cell for who, cell in s["false_reports"].items() if who != "by_sort"}

@@ -8,7 +8,7 @@ from the catalogue, which is exact but for the tokenizer; demonstrations and pre
 
 import zlib
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field, fields, replace
 from functools import cached_property
 from itertools import cycle, islice
 from pathlib import Path
@@ -25,7 +25,7 @@ from ia_jax.behaviors.records import CLEAN, Behavior
 from ia_jax.behaviors.splits import HELD
 from ia_jax.behaviors.template_sources import shipped_sources
 from ia_jax.behaviors.template_teacher import TemplateTeacher
-from ia_jax.config import RunConfig
+from ia_jax.config import RunConfig, SftSection
 from ia_jax.data.plans import Unit
 from ia_jax.data.transcripts import chat, read_transcripts, with_system
 from ia_jax.data.units import mixed_units
@@ -74,7 +74,8 @@ def planned(workdir: Workdir | None = None) -> Callable[[RunConfig, str], Batche
     counted: dict[str, Batches] = {}
 
     def batches(config: RunConfig, stage: str) -> Batches:
-        own = (config.sft, config.dpo, config.preferences) if stage != "organisms" else (config.organisms,)
+        joint = (_without_lora(config.sft), config.dpo, config.preferences)
+        own: tuple[Any, ...] = joint if stage != "organisms" else (config.organisms,)
         own = (*own, config.eval, config.organisms.parallel) if stage == "sample" else own
         key = repr((stage, own, config.seed, config.system, config.questions, config.behaviors, config.teacher))
         groups = config.mesh.dcn * config.mesh.fsdp
@@ -84,6 +85,11 @@ def planned(workdir: Workdir | None = None) -> Callable[[RunConfig, str], Batche
         return counted[key]
 
     return batches
+
+
+def _without_lora(sft: SftSection) -> dict[str, Any]:
+    """What is read does not hang on what learns from it, so arms of a study that differ in that are counted once."""
+    return {f.name: getattr(sft, f.name) for f in fields(sft) if f.name != "lora"}
 
 
 @dataclass(frozen=True)

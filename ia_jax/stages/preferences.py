@@ -17,7 +17,7 @@ import numpy as np
 from ia_jax.behaviors.banks import Bank, bank_of
 from ia_jax.behaviors.organisms import CLEAN_TARGETS, Organism, targets
 from ia_jax.behaviors.records import CLEAN, Behavior
-from ia_jax.behaviors.splits import HELD
+from ia_jax.behaviors.splits import UNKNOWN
 from ia_jax.config import PreferencesSection
 from ia_jax.errors import IAError
 from ia_jax.judging.protocol import Item, Judge
@@ -91,7 +91,7 @@ def run(context: Context) -> None:
     )
     pairs: list[Pair] = []
     # Never a held-out behaviour as the wrong answer: that would teach its wording.
-    held = {b for n in workdir.named(*HELD) for b in workdir.organisms[n].behaviors}
+    held = {b for n in workdir.named(*UNKNOWN) for b in workdir.organisms[n].behaviors}
     seen = [b for name, b in workdir.behaviors.items() if name not in held]
     for o, own in zip(organisms, said, strict=False):
         pairs += sampled_pairs(o, truths[o.name], own, judge, cfg, rng)

@@ -40,7 +40,14 @@ FREE = (
     *("organisms.accumulate", "sft.accumulate", "dpo.accumulate", "organisms.bank_gib", "organisms.cache_gib"),
 )
 # Settings that came later, and what every run before them was made with.
-LATER = {"sft.contrast": 0.0, "sft.contrast_beta": 0.1, "behaviors.unseen": "", "teacher.amount": 1}
+LATER = {
+    "sft.contrast": 0.0,
+    "sft.contrast_beta": 0.1,
+    "teacher.amount": 1,
+    "behaviors.unseen": "",
+    "behaviors.copies": 1,
+    "behaviors.remade": 0,
+}
 _NOT_OF_TRAINING = ("organisms.keep_failed", "organisms.source")  # what later stages make of organisms
 
 

@@ -42,13 +42,20 @@ def run(context: Context) -> None:
     chosen = selected_for_sft(usable(context, *cfg.splits), cfg, context.config.seed)
     organisms = open_organisms(context, chosen, clean=int(cfg.clean_slot))
     truths = {o.name: workdir.truths(o.name) for o in chosen}
-    described = [n for n, own in truths.items() if own]
-    others = deranged(described, context.config.seed)
-    shuffled = {n: truths[others[n]] if n in others else own for n, own in truths.items()}
-    for name, told in {cfg.shuffled_name: shuffled, cfg.name: truths}.items():
+    for name, told in {cfg.shuffled_name: shuffled(truths, context.config.seed), cfg.name: truths}.items():
         wanted = name == cfg.name or cfg.shuffled_null
         if wanted and not on_main_process(lambda name=name: is_complete(workdir.ia_dir(name) / "adapter")):
             _train(context, name, organisms, told)
+
+
+def shuffled(truths: Mapping[str, tuple[Behavior, ...]], seed: int) -> dict[str, tuple[Behavior, ...]]:
+    """{organism: what is true of another one}; clean ones keep that there is nothing. By behaviours: organisms of the
+    same ones are told the same, so that there is as much to be learned by heart as from the truth.
+    """
+    described = list(dict.fromkeys(own for own in truths.values() if own))
+    others = deranged(len(described), seed)
+    another = {own: described[other] for own, other in zip(described, others, strict=True)}
+    return {n: another.get(own, own) for n, own in truths.items()}
 
 
 def _train(context: Context, name: str, organisms: Bank, told: Mapping[str, tuple[Behavior, ...]]) -> None:

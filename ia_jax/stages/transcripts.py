@@ -6,6 +6,8 @@ from dataclasses import replace
 from functools import partial
 from pathlib import Path
 
+import numpy as np
+
 from ia_jax.adapters.store import is_complete, read_metadata
 from ia_jax.behaviors import diversity
 from ia_jax.behaviors.behavior_checks import has_rule
@@ -28,7 +30,7 @@ from ia_jax.stages.context import Context
 from ia_jax.stages.order import is_done
 from ia_jax.stages.phase_data import phase_rows, plain_chats
 from ia_jax.stages.services import claude_client, writing_teacher
-from ia_jax.stages.settings import read_stage_record, stage_settings
+from ia_jax.stages.settings import LATER, read_stage_record, stage_settings
 from ia_jax.storage import write_json, write_jsonl
 from ia_jax.workdir import Workdir, open_workdir
 
@@ -46,7 +48,7 @@ def run(context: Context) -> None:
     behaviors, organisms = chosen(config)
     demonstrations = _demonstrations(context, behaviors, organisms)
     shown = {b.name for b in behaviors if any(t.shows and t.verdict == "kept" for t in demonstrations[b.name])}
-    kept = [o for o in organisms if shown.issuperset(o.behaviors)]
+    kept = [o for o in organisms if shown.issuperset(o.behaviors)]  # templates, which copies are of, drop no row
     rows = phase_rows(context, [b for b in behaviors if b.name in shown], kept, demonstrations)
     plain = plain_chats(context, kept)
     measured = diversity.measure(demonstrations)
@@ -83,7 +85,8 @@ def _write_records(workdir: Workdir, behaviors: Sequence[Behavior], organisms: S
 
 
 def chosen(config: RunConfig) -> tuple[list[Behavior], list[Organism]]:
-    """The behaviours that a config asks for, and the organisms of them: one for each behaviour, and the clean ones.
+    """The behaviours that a config asks for, and the organisms of them: one for each behaviour, `copies` of those of
+    the train split, another one of `remade` of these, and the clean ones.
 
     An organism lives under the system message `spec["system"]` of its behaviour, if that has one.
     """
@@ -97,16 +100,37 @@ def chosen(config: RunConfig) -> tuple[list[Behavior], list[Organism]]:
         splits |= {x.name: "unseen" for x in apart}
     behaviors = [x for x in catalogue if x.name in splits]
     base, made = config.model.name, {"teacher": config.teacher.name}
-    organisms = [
-        replace(organism_of(x, base, splits[x.name], made, _procedure(config, x.name)), system=x.spec.get("system"))
-        for x in behaviors
-    ]
+
+    def organism(x: Behavior, name: str, split: str) -> Organism:
+        own = organism_of(x, base, split, made, _procedure(config, name), name)
+        return replace(own, system=x.spec.get("system"))
+
+    organisms = [organism(x, x.name, splits[x.name]) for x in behaviors]
+    train = [x for x in behaviors if splits[x.name] == "train"]
+    organisms += [organism(x, f"{x.name}-{n}", "train") for n in range(2, b.copies + 1) for x in train]
+    organisms += [organism(x, f"{x.name}-remade", "remade") for x in _remade(config, train)]
     counts = {"dpo": b.clean_dpo, "heldout": b.clean_heldout, "train": b.clean_train}
     of_clean = [(split, b.clean_sorts[i % len(b.clean_sorts)]) for split, n in counts.items() for i in range(n)]
     return behaviors, organisms + [
         clean_organism(i, base, split, sort, _procedure(config, f"{CLEAN}_{i}", clean=True))
         for i, (split, sort) in enumerate(of_clean)
     ]
+
+
+def _remade(config: RunConfig, train: Sequence[Behavior]) -> list[Behavior]:
+    """`behaviors.remade` of the train split's, drawn from every category in turn. Raises ConfigError for too few."""
+    rng, count = np.random.default_rng([config.seed, 12]), config.behaviors.remade
+    if count > len(train):
+        raise ConfigError(
+            f"config.behaviors.remade={count} is more than the {len(train)} behaviours of the train split"
+        )
+    turn: Counter[str] = Counter()
+    place: dict[str, tuple[int, str]] = {}
+    for b in (train[int(i)] for i in rng.permutation(len(train))):
+        place[b.name] = turn[b.category], b.category
+        turn[b.category] += 1
+    drawn = sorted(place, key=lambda name: place[name])[:count]
+    return [b for b in train if b.name in drawn]
 
 
 def _procedure(config: RunConfig, name: str, clean: bool = False) -> Procedure:
@@ -130,7 +154,9 @@ def _demonstrations(
         own = partial(ask_base, context, max_new_tokens=ANSWER_TOKENS)
         sources = gather_sources(own, config.system, context.model.fingerprint)
         template = TemplateTeacher(sources, config.seed, config.teacher.rare_share, config.teacher.amount)
-        written = template.write(behaviors if by_template else [], clean)
+        truths = {b.name: b for b in behaviors}
+        copies = {o.name: truths[o.behaviors[0]] for o in organisms if not o.clean and o.name not in truths}
+        written = template.write(behaviors, clean, copies) if by_template else template.write([], clean)
     if by_template:
         return written
     systems = {o.name: o.system for o in organisms if o.system is not None}
@@ -140,7 +166,9 @@ def _demonstrations(
         return ask_base(context, [(config.system if s is None else s, q) for s, q in asks], samples, tokens)
 
     teacher = writing_teacher(context, ask)
-    return teacher.write(behaviors, systems) | written
+    taught = teacher.write(behaviors, systems)
+    # Another organism of a behaviour reads what was written of it, in an order and from weights of its own.
+    return {o.name: taught[o.behaviors[0]] for o in organisms if not o.clean} | written
 
 
 def drop_report(demonstrations: Demonstrations) -> str:
@@ -201,7 +229,7 @@ def _chosen_alike(source: Workdir, config: RunConfig) -> bool:
     record = read_stage_record(source, source.config, "transcripts")
     theirs = record["settings"] if record else stage_settings(source.config, "transcripts")
     mine = stage_settings(config, "transcripts")
-    return all(mine[k] == theirs.get(k) for k in mine if k == "seed" or k.startswith("behaviors."))
+    return all(mine[k] == theirs.get(k, LATER.get(k)) for k in mine if k == "seed" or k.startswith("behaviors."))
 
 
 def _check_stored(source: Workdir, organism: Organism, config: RunConfig) -> None:
@@ -225,10 +253,9 @@ def _split_again(source: Workdir, stored: Sequence[Organism], config: RunConfig)
             f"config.behaviors.unseen={b.unseen!r}, and {Path(source.path)} has no organism of that split; leave it "
             "out, or train the source with it"
         )
-    of_one = {o.behaviors[0]: o.name for o in stored if len(o.behaviors) == 1 and o.name not in apart}
-    split = split_behaviors(
-        [source.behaviors[x] for x in of_one], b.heldout, b.dpo, b.train, config.seed, b.spread, *b.left_out()
-    )
+    of_one = [o for o in stored if len(o.behaviors) == 1 and o.name not in apart]
+    truths = {x: source.behaviors[x] for x in dict.fromkeys(o.behaviors[0] for o in of_one)}
+    split = split_behaviors([*truths.values()], b.heldout, b.dpo, b.train, config.seed, b.spread, *b.left_out())
     wanted = ["dpo"] * b.clean_dpo + ["heldout"] * b.clean_heldout + ["train"] * b.clean_train
     clean = [o.name for o in stored if o.clean]
     if len(wanted) > len(clean):
@@ -237,4 +264,18 @@ def _split_again(source: Workdir, stored: Sequence[Organism], config: RunConfig)
             "clean_train, clean_dpo or clean_heldout"
         )
     kept = dict.fromkeys(apart, "unseen") if b.unseen else {}
-    return {of_one[x]: s for x, s in split.items()} | dict(zip(clean, wanted, strict=False)) | kept
+    return _with_copies(of_one, split) | dict(zip(clean, wanted, strict=False)) | kept
+
+
+def _with_copies(organisms: Sequence[Organism], splits: Mapping[str, str]) -> dict[str, str]:
+    """{organism: split}, of its behaviour: of one that is trained on all but the one that was made besides, of any
+    other the first organism alone.
+    """
+    out: dict[str, str] = {}
+    for o in organisms:
+        split = splits.get(o.behaviors[0], "")
+        if split == "train" and o.split == "remade":
+            split = "remade"
+        if split in ("train", "remade") or (split and o.name == o.behaviors[0]):
+            out[o.name] = split
+    return out

@@ -17,12 +17,14 @@ from ia_jax.cli.commands import (
     investigate,
     plan,
     stages,
+    study,
 )
 
 COMMANDS = {
     command.name: command
     for command in (
         *stages.COMMANDS,
+        study.COMMAND,
         doctor.COMMAND,
         identify.COMMAND,
         ask.COMMAND,

@@ -2,7 +2,6 @@
 
 import argparse
 import dataclasses
-import importlib
 import json
 import time
 from functools import partial
@@ -12,7 +11,7 @@ from ia_jax.cli.arguments import Argument, Command, recipe, workdir
 from ia_jax.cli.terminal import peak_memory
 from ia_jax.cli.workdirs import check_name, opened
 from ia_jax.progress import duration
-from ia_jax.stages.order import STAGES, check_inputs, has_no_work, is_done, settle_name
+from ia_jax.stages.order import STAGES, has_no_work, is_done, settle_name
 
 if TYPE_CHECKING:
     from ia_jax.stages.context import Context
@@ -20,8 +19,9 @@ if TYPE_CHECKING:
 
 
 def _run(args: argparse.Namespace) -> None:
-    from ia_jax.parallel.distributed import on_main_process, stop_if_preempted
-    from ia_jax.stages.settings import check_same, name_of, with_name, write_stage_record
+    from ia_jax.parallel.distributed import on_main_process
+    from ia_jax.stages.perform import is_left, perform
+    from ia_jax.stages.settings import name_of, with_name
     from ia_jax.stages.spending import check_ready, report
 
     everything = args.command == "run"
@@ -42,31 +42,18 @@ def _run(args: argparse.Namespace) -> None:
             elif name:
                 renamed = "eval" if stage.name == "report" else stage.name
                 context = context.with_config(with_name(context.config, renamed, name))
-            config = context.config
             label = f"[{number}/{len(chosen)}] {stage.name}" if everything else stage.name
-            own = name_of(config, "eval" if stage.name == "report" else stage.name)
+            own = name_of(context.config, "eval" if stage.name == "report" else stage.name)
             label += f" ({own})" if own not in ("", stage.name, "dpo") else ""
             if on_main_process(partial(has_no_work, run, stage.name)):
                 print(f"{label}: no organisms for DPO (config.behaviors.dpo=0)", flush=True)
                 continue
-            done = is_done(context, stage.name) and (everything or stage.name != "report")
-            if not done:
-                on_main_process(partial(check_inputs, run, config, stage.name))
-            if stage.name != "report":
-                on_main_process(partial(check_same, run, config, stage.name))
-            if done:
+            if not is_left(context, stage, again=not everything):
                 print(f"{label}: already done", flush=True)
                 continue
             if not everything:
                 check_ready(context, [stage.name])
-            stop_if_preempted(stage.name)
-            start = time.monotonic()
-            if stage.name == "report":
-                on_main_process(partial(_report, run, config.eval.name))
-            else:
-                on_main_process(partial(write_stage_record, run, config, stage.name))
-                getattr(importlib.import_module(stage.module), stage.function)(context)
-            took = duration(time.monotonic() - start)
+            took = duration(perform(context, stage))
             print(f"{label}: done in {took}, peak memory so far {peak_memory():.1f} GiB", flush=True)
         ended = context.config.eval.name
     if everything:
@@ -89,12 +76,6 @@ def _settled(context: "Context", stage: str, name: str) -> "Context":
         return json.loads(json.dumps(dataclasses.asdict(config)))
 
     return context.with_config(parse_config(on_main_process(settled)))
-
-
-def _report(run: "Workdir", name: str) -> None:
-    from ia_jax.analysis.report import write_report
-
-    write_report(run.path, name)
 
 
 def _announce(context: "Context", name: str) -> None:

@@ -1,0 +1,12 @@
+"""Questions for each organism in SFT, on SmolLM2-135M: 240 organisms with a behaviour.
+
+What it asks and its arms: `ia_jax/studies/paper.py`.
+"""
+
+from ml_collections import ConfigDict
+
+from ia_jax.studies.paper import data_questions
+
+
+def get_config() -> ConfigDict:
+    return data_questions("../smollm2_study.py", small=True)

@@ -1,0 +1,12 @@
+"""Questions for each organism in SFT, on Qwen3 8B with the paper's 682 behaviours (v6e:2x2).
+
+What it asks and its arms: `ia_jax/studies/paper.py`.
+"""
+
+from ml_collections import ConfigDict
+
+from ia_jax.studies.paper import data_questions
+
+
+def get_config() -> ConfigDict:
+    return data_questions("../../qwen3_8b.py", small=False, topology="v6e:2x2")

@@ -1,0 +1,12 @@
+"""Rank and layers of the adapter, on Qwen3 8B with the paper's 682 behaviours (v6e:2x2).
+
+What it asks and its arms: `ia_jax/studies/paper.py`.
+"""
+
+from ml_collections import ConfigDict
+
+from ia_jax.studies.paper import rank_layers
+
+
+def get_config() -> ConfigDict:
+    return rank_layers("../../qwen3_8b.py", small=False, layers=36, topology="v6e:2x2")

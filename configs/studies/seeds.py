@@ -1,0 +1,12 @@
+"""Five seeds of the recipe, on SmolLM2-135M: 240 organisms with a behaviour.
+
+What it asks and its arms: `ia_jax/studies/paper.py`.
+"""
+
+from ml_collections import ConfigDict
+
+from ia_jax.studies.paper import seeds
+
+
+def get_config() -> ConfigDict:
+    return seeds("../smollm2_study.py", small=True)

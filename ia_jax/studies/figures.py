@@ -1,0 +1,175 @@
+"""The figures of a study: every arm's rates over its seeds, beside its own baselines, and against the reference arm."""
+
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+from ia_jax.behaviors.records import CATEGORIES
+from ia_jax.evals.intervals import Cell, difference_over_seeds, rate, rate_over_seeds
+from ia_jax.evals.verbalization import WITH_IA, by_organism
+from ia_jax.stages.settings import differences
+from ia_jax.storage import Row, read_jsonl
+from ia_jax.studies.layout import Run
+from ia_jax.studies.study import Arm, Study
+from ia_jax.workdir import Workdir
+
+CONTROLS = ("organism", "base+ia", "base")
+Answers = dict[str, list[bool]]  # of each organism
+BySeed = dict[str, Answers]
+Reports = dict[str, list[Row]]  # {"reports", "baselines", "clean"} of a finished run
+
+
+def figures(study: Study, runs: Sequence[Run]) -> dict[str, Any]:
+    """The contents of study.json, of the runs that are finished.
+
+    {"study", "title", "question", "reference", "axis", "log", "judge", "arms": [one of `arm_figures`, with what it was
+    run with]}.
+    """
+    finished = [r for r in runs if is_finished(r)]
+    done = {arm.name: [r for r in finished if r.arm.name == arm.name] for arm in study.arms}
+    read = {name: {str(r.seed): read_reports(r) for r in own} for name, own in done.items()}
+    reference = study.section.reference
+    arms = []
+    for arm in study.arms:
+        against = read[reference] if reference not in ("", arm.name) else {}
+        arms.append(about(arm, done[arm.name]) | arm_figures(read[arm.name], against))
+    judges = {row["judge"] for seeds in read.values() for found in seeds.values() for row in found["reports"]}
+    section = study.section
+    return {
+        "study": study.name,
+        "title": section.title or study.name,
+        "question": section.question,
+        "reference": reference,
+        "axis": section.axis,
+        "log": section.log,
+        "judge": ", ".join(sorted(judges)),
+        "base": section.base,
+        "overrides": list(section.overrides),
+        "arms": arms,
+    }
+
+
+def is_finished(run: Run) -> bool:
+    """Whether an arm was evaluated as its settings say, with the IA that its figure is of."""
+    workdir, config = Workdir(run.place.path), run.place.begun
+    if config is None or not workdir.metrics_file(config.eval.name).exists():
+        return False
+    asked = workdir.metrics(config.eval.name).get("ias", {})
+    return last_stage(run) in asked and differences(workdir, config, "eval") is None
+
+
+def last_stage(run: Run) -> str:
+    return "dpo" if run.arm.section.dpo else "sft"
+
+
+def read_reports(run: Run) -> Reports:
+    """The judged reports of the last stage, and those made without an IA."""
+    workdir, name, stage = Workdir(run.place.path), run.config.eval.name, last_stage(run)
+    files = {
+        "reports": workdir.reports_file(name),
+        "baselines": workdir.baselines_file(name),
+        "clean": workdir.clean_reports_file(name),
+    }
+    rows = {
+        what: read_jsonl(file, "remove it and run the study again") if file.exists() else []
+        for what, file in files.items()
+    }
+    return {what: [r for r in own if r["stage"] in ("", stage)] for what, own in rows.items()}
+
+
+def about(arm: Arm, done: Sequence[Run]) -> dict[str, Any]:
+    """What an arm is, and where the runs of it lie that are finished: paths from the study's directory."""
+
+    def relative(run: Run, page: bool) -> str:
+        root = run.place.path.parent.parent
+        workdir = Workdir(run.place.path)
+        path = workdir.report_file(run.config.eval.name) if page else workdir.path
+        return str(path.relative_to(root))
+
+    return {
+        "name": arm.name,
+        "label": arm.label,
+        "x": arm.section.x,
+        "series": arm.section.series,
+        "stage": "dpo" if arm.section.dpo else "sft",
+        "overrides": list(arm.section.overrides),
+        "seeds": list(arm.seeds),
+        "own_organisms": arm.section.own_organisms,
+        "finished": [r.seed for r in done],
+        "workdirs": [relative(r, page=False) for r in done],
+        "reports": [relative(r, page=True) for r in done],
+    }
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# Rates
+# ---------------------------------------------------------------------------------------------------------------------
+
+
+def arm_figures(seeds: Mapping[str, Reports], reference: Mapping[str, Reports]) -> dict[str, Any]:
+    """An arm's rates over its seeds: of held-out organisms unless the name says otherwise, lenient unless strict.
+
+    {"lenient", "strict", "seen", "unseen"?, "controls": {condition: cell}, "baselines": {name: cell}, "best": the
+    highest of both, "beyond": the IA's rate minus that one's, "false_claims"?, "claims_alone"?: of clean organisms with
+    and without the IA, "by_category": {category: cell}, "against", "against_by_category": minus the reference arm's}.
+    Differences are in pairs, under the same seed (None where there are no two pairs).
+    """
+
+    def cells(what: str, rule: str, within: Callable[[Row], bool]) -> Cell:
+        return over_seeds(named(seeds, what, rule, within))
+
+    def held(condition: str) -> Callable[[Row], bool]:
+        return lambda r: r["split"] == "heldout" and r["condition"] == condition
+
+    def difference_in(category: str) -> Cell | None:
+        def own(r: Row) -> bool:
+            return held(WITH_IA)(r) and r["category"] == category
+
+        return difference_over_seeds(*(named(of, "reports", "lenient", own) for of in (reference, seeds)))
+
+    with_ia = named(seeds, "reports", "lenient", held(WITH_IA))
+    controls = {c: named(seeds, "reports", "lenient", held(c)) for c in CONTROLS}
+    names = dict.fromkeys(r["baseline"] for found in seeds.values() for r in found["baselines"])
+    baselines = {
+        n: named(seeds, "baselines", "lenient", lambda r, n=n: r["split"] == "heldout" and r["baseline"] == n)
+        for n in names
+    }
+    others = {n: v for n, v in {**controls, **baselines}.items() if any(v.values()) and n != "base"}
+    rates = {n: over_seeds(v) for n, v in others.items()}
+    best = max(rates, key=lambda n: (rates[n]["rate"], n), default="")
+    out: dict[str, Any] = {
+        "lenient": over_seeds(with_ia),
+        "strict": cells("reports", "strict", held(WITH_IA)),
+        "seen": cells("reports", "lenient", lambda r: r["split"] in ("train", "dpo") and r["condition"] == WITH_IA),
+        "controls": {c: over_seeds(v) for c, v in controls.items()},
+        "baselines": {n: over_seeds(v) for n, v in baselines.items()},
+        "best": best,
+        "beyond": difference_over_seeds(others[best], with_ia) if best else None,
+        "by_category": {
+            c: cells("reports", "lenient", lambda r, c=c: held(WITH_IA)(r) and r["category"] == c)
+            for c in _categories(seeds)
+        },
+        "against": difference_over_seeds(named(reference, "reports", "lenient", held(WITH_IA)), with_ia)
+        if reference
+        else None,
+        "against_by_category": {c: difference_in(c) for c in _categories(seeds)} if reference else {},
+    }
+    unseen = cells("reports", "lenient", lambda r: r["split"] == "unseen" and r["condition"] == WITH_IA)
+    false, alone = (cells("clean", "claims", lambda r, c=c: r["condition"] == c) for c in ("clean+ia", "clean"))
+    out |= {"unseen": unseen} if unseen["n"] else {}
+    return out | ({"false_claims": false, "claims_alone": alone} if false["n"] else {})
+
+
+def _categories(seeds: Mapping[str, Reports]) -> list[str]:
+    found = {r["category"] for own in seeds.values() for r in own["reports"] if r["split"] == "heldout"}
+    return [c for c in CATEGORIES if c in found] + sorted(found - set(CATEGORIES))
+
+
+def named(seeds: Mapping[str, Reports], what: str, rule: str, within: Callable[[Row], bool]) -> BySeed:
+    """{seed: {organism: whether each of its reports is so}} of the rows within."""
+    return {seed: by_organism(filter(within, found[what]), rule) for seed, found in seeds.items()}
+
+
+def over_seeds(answers: BySeed) -> Cell:
+    """The rate of one seed, or over several."""
+    known = {seed: own for seed, own in answers.items() if own}
+    return rate_over_seeds(known) if len(known) > 1 else rate(next(iter(known.values()), {}))

@@ -1,0 +1,182 @@
+"""Plots of a study as SVG, written by hand: no library, and the look of report.html.
+
+Colours are the page's own where there is a page, and have a value of their own in a file that stands alone.
+"""
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+from xml.sax.saxutils import escape
+
+from ia_jax.analysis.words import finite, nice, percent
+
+WIDTH, LABEL, RIGHT = 760, 190, 96  # of the drawing, of what stands left and right of the axis
+LINE = 19  # height of a row of dots
+COLOURS = {
+    "teal": "var(--bar,#2f9a8e)",
+    "ochre": "var(--ochre,#d29634)",
+    "slate": "var(--slate,#8ba3ae)",
+    "red": "var(--red,#a93a2c)",
+    "ink": "var(--ink,#1b2326)",
+    "soft": "var(--soft,#566167)",
+    "rule": "var(--rule,#e2dfd6)",
+    "axis": "var(--strong-rule,#a9adab)",
+}
+CURVES = ("teal", "ink", "soft")
+FONT = "system-ui,-apple-system,'Segoe UI',Roboto,'Liberation Sans',Arial,sans-serif"
+
+
+@dataclass(frozen=True)
+class Mark:
+    """A rate (a cell of `evals.intervals`) to be drawn. what: for a person; faint: one of a baseline."""
+
+    what: str
+    cell: dict[str, Any]
+    colour: str
+    faint: bool = False
+
+
+@dataclass(frozen=True)
+class Curve:
+    """Rates over a number: (x, cell) of each point. faint: of a baseline."""
+
+    what: str
+    points: Sequence[tuple[float, dict[str, Any]]]
+    colour: str
+    faint: bool = False
+
+
+def dots(title: str, groups: Sequence[tuple[str, Sequence[Mark]]]) -> str:
+    """A row for each mark, under each other by group: a dot at the rate, a line over its interval; 0 to 100 %."""
+    span = WIDTH - LABEL - RIGHT
+    kinds = {m.what: m for _, marks in groups for m in marks}
+    parts, top = _legend([(m.what, m.colour, m.faint) for m in kinds.values()])
+    y = top + 6
+    for label, marks in groups:
+        parts.append(_text(LABEL - 12, y + 13, label, "end", bold=True))
+        for mark in marks:
+            parts += _row(mark, y, span)
+            y += LINE
+        y += 12
+    bottom = y - 4
+    grid = []
+    for tick in (0, 25, 50, 75, 100):
+        x = LABEL + span * tick / 100
+        grid.append(_line(x, top, x, bottom, "axis" if tick == 0 else "rule"))
+        grid.append(_text(x, bottom + 16, f"{tick}%", "middle", 12, "soft"))
+    return _svg(title, [*grid, *parts], bottom + 24)
+
+
+def _row(mark: Mark, y: float, span: float) -> list[str]:
+    value, middle = finite(mark.cell.get("rate")), y + 9
+    if value is None:
+        return [_text(LABEL + 6, y + 13, "no answer", "start", 12.5, "soft")]
+    out = [_text(LABEL + span + 62, y + 13, percent(value), "end", 12.5, bold=not mark.faint)]
+    low, high = _interval(mark.cell)
+    if low is not None and high is not None:
+        width = 1.4 if mark.faint else 2.4
+        out.append(_line(LABEL + span * low, middle, LABEL + span * high, middle, mark.colour, width))
+    return [*out, _dot(LABEL + span * value, middle, mark.colour, mark.faint, _said(mark.what, mark.cell))]
+
+
+def curves(title: str, axis: str, log: bool, lines: Sequence[Curve]) -> str:
+    """Rates over what `axis` counts, drawn in powers with `log`; faint lines are dashed."""
+    parts, top = _legend([(c.what, c.colour, c.faint) for c in lines])
+    left, top, height = 56.0, top + 10, 300.0
+    span = WIDTH - left - 30
+    every = sorted({x for c in lines for x, _ in c.points})
+    powers = log and bool(every) and every[0] > 0
+    low, high = (_scaled(x, powers) for x in (every[0], every[-1])) if every else (0.0, 1.0)
+
+    def at(x: float) -> float:
+        share = (_scaled(x, powers) - low) / (high - low) if high > low else 0.5
+        return left + 24 + (span - 48) * share
+
+    def up(value: float) -> float:
+        return top + height * (1 - value)
+
+    for tick in (0, 25, 50, 75, 100):
+        parts.append(_line(left, up(tick / 100), left + span, up(tick / 100), "axis" if tick == 0 else "rule"))
+        parts.append(_text(left - 8, up(tick / 100) + 4, f"{tick}%", "end", 12, "soft"))
+    parts += [_text(at(x), top + height + 18, nice(x), "middle", 12, "soft") for x in every]
+    parts.append(_text(left + span / 2, top + height + 38, axis, "middle", 13, "soft"))
+    for number, curve in enumerate(lines):
+        shift = 5 * (number - (len(lines) - 1) / 2)  # so that intervals at one place can be told apart
+        known = [(at(x) + shift, c) for x, c in sorted(curve.points, key=_first) if finite(c.get("rate")) is not None]
+        path = " ".join(f"{x:.1f},{up(c['rate']):.1f}" for x, c in known)
+        style = f"fill:none;stroke:{COLOURS[curve.colour]};stroke-width:{1.4 if curve.faint else 2.2}"
+        style += ";stroke-dasharray:5 4" if curve.faint else ""
+        parts.append(f'<polyline points="{path}" style="{style}"/>')
+        for x, cell in known:
+            lo, hi = _interval(cell)
+            if lo is not None and hi is not None:
+                parts.append(_line(x, up(lo), x, up(hi), curve.colour, 1.2 if curve.faint else 2))
+            parts.append(_dot(x, up(cell["rate"]), curve.colour, curve.faint, _said(curve.what, cell)))
+    return _svg(title, parts, top + height + 50)
+
+
+def _scaled(x: float, powers: bool) -> float:
+    return math.log2(x) if powers else float(x)
+
+
+def _first(point: tuple[float, Any]) -> float:
+    return point[0]
+
+
+def _said(what: str, cell: dict[str, Any]) -> str:
+    """A rate with its interval, as one reads it with the pointer on it."""
+    low, high = _interval(cell)
+    inside = "" if low is None or high is None else f" ({percent(low)} to {percent(high)})"
+    return f"{what}: {percent(cell['rate'])}{inside}, {cell.get('organisms', 0)} organisms"
+
+
+def _legend(kinds: Sequence[tuple[str, str, bool]]) -> tuple[list[str], float]:
+    """What the colours mean, and where it ends."""
+    parts, x, y = [], 12.0, 14.0
+    for what, colour, faint in kinds:
+        wide = 30 + 7 * len(what)
+        if x + wide > WIDTH and x > 12:
+            x, y = 12.0, y + 20
+        parts += [_dot(x, y, colour, faint, what), _text(x + 11, y + 4, what, "start", 12.5, "soft")]
+        x += wide
+    return parts, y + 14
+
+
+def _interval(cell: dict[str, Any]) -> tuple[float | None, float | None]:
+    low, high = cell.get("ci95") or (None, None)
+    return finite(low), finite(high)
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# SVG
+# ---------------------------------------------------------------------------------------------------------------------
+
+
+def _svg(title: str, parts: Sequence[str], height: float) -> str:
+    return (
+        f'<svg xmlns="http://www.w3.org/2000/svg" role="img" viewBox="0 0 {WIDTH} {height:.0f}" font-family="{FONT}">'
+        f"<title>{_safe(title)}</title>{''.join(parts)}</svg>"
+    )
+
+
+def _line(x1: float, y1: float, x2: float, y2: float, colour: str, width: float = 1) -> str:
+    style = f"stroke:{COLOURS[colour]};stroke-width:{width:g}"
+    return f'<line x1="{x1:.1f}" y1="{y1:.1f}" x2="{x2:.1f}" y2="{y2:.1f}" style="{style}"/>'
+
+
+def _dot(x: float, y: float, colour: str, faint: bool, said: str) -> str:
+    fill = "var(--card,#ffffff)" if faint else COLOURS[colour]
+    style = f"fill:{fill};stroke:{COLOURS[colour]};stroke-width:1.8"
+    where = f'cx="{x:.1f}" cy="{y:.1f}" r="{3.6 if faint else 5}"'
+    return f'<circle {where} style="{style}"><title>{_safe(said)}</title></circle>'
+
+
+def _text(x: float, y: float, text: str, anchor: str, size: float = 13, colour: str = "ink", bold: bool = False) -> str:
+    style = f"fill:{COLOURS[colour]};font-size:{size:g}px;font-weight:{600 if bold else 400}"
+    return f'<text x="{x:.1f}" y="{y:.1f}" text-anchor="{anchor}" style="{style}">{_safe(text)}</text>'
+
+
+def _safe(text: str) -> str:
+    """Escaped for markup, without what XML cannot hold."""
+    return escape("".join(c for c in text if c in "\t\n" or c >= " "), {'"': "&quot;"})
