@@ -16,7 +16,7 @@ from ia_jax.behaviors.template_sources import shipped_sources
 from ia_jax.evals.intervals import rate
 from ia_jax.models.lora import LoraConfig
 from ia_jax.models.weights import load_model
-from ia_jax.stages import audit_families, audit_family, audit_in_base, audit_targets
+from ia_jax.stages import audit_families, audit_family, audit_in_base, audit_targets, perform
 from ia_jax.stages.asking import generate
 from ia_jax.stages.order import Stage
 from ia_jax.stages.phase_data import phase_units
@@ -277,8 +277,8 @@ def test_in_base(workdir, untrained, monkeypatch, capsys):
     monkeypatch.setitem(STRENGTH, "size", 3.0)
     stage = Stage("sft", __name__, "a_trained_ia", "", "", "")
     monkeypatch.setattr(audit_in_base, "STAGES", (stage,))
-    monkeypatch.setattr(audit_in_base, "check_same", lambda *_: None)
-    monkeypatch.setattr(audit_in_base, "write_stage_record", lambda *_: None)
+    for name in ("check_inputs", "check_same", "write_stage_record"):  # of stages that are left out here
+        monkeypatch.setattr(perform, name, lambda *_: None)
     settings = ("--config.audits.reports=2", "--config.audits.temperature=0.0", "--config.audits.gate_prompts=0")
     home, metrics = audit(workdir, "in_base", *settings)
     assert "in_base: 2 behaviours" in capsys.readouterr().out

@@ -9,7 +9,6 @@ models that are asked are the same but for their IA.
 there is not made again.
 """
 
-import importlib
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -23,7 +22,7 @@ from ia_jax.audits.verdicts import verdicts_of
 from ia_jax.behaviors.banks import draw_questions
 from ia_jax.behaviors.catalogue import load_catalogue
 from ia_jax.config import RunConfig
-from ia_jax.errors import ConfigError
+from ia_jax.errors import ConfigError, IAError
 from ia_jax.models.lora import Stack
 from ia_jax.parallel.distributed import is_multi_process, on_main_process
 from ia_jax.stages.ask import trained_ia
@@ -31,10 +30,12 @@ from ia_jax.stages.asking import generate
 from ia_jax.stages.audit_family import gate_targets, settle
 from ia_jax.stages.audit_targets import audit_context, gather, read_theirs
 from ia_jax.stages.context import Context
-from ia_jax.stages.order import STAGES, has_no_work, is_done
+from ia_jax.stages.order import STAGES, has_no_work
+from ia_jax.stages.perform import is_left, perform
 from ia_jax.stages.services import judge_of
-from ia_jax.stages.settings import check_same, start_workdir, write_stage_record
+from ia_jax.stages.settings import start_workdir
 from ia_jax.storage import append_jsonl, read_appended, write_json, write_jsonl
+from ia_jax.workdir import Workdir
 
 CATEGORIES = ("backdoors", "harmful_roleplay")  # the paper's two
 FAMILY, PLAIN = "in_base", "plain"
@@ -46,6 +47,7 @@ def run(context: Context, ia: str | None = None, file: Path | None = None, name:
     """Makes the targets, merges each into the base, trains the IAs, asks; returns what it wrote to `metrics.json`.
 
     ia: of the run, whose reports on the same targets stand beside (default: the last one). file: targets of one's own.
+    Raises IAError where no target shows its behaviour.
     """
     if is_multi_process():
         raise ConfigError("audit-family in_base loads one base after another; start it in one process")
@@ -59,6 +61,11 @@ def run(context: Context, ia: str | None = None, file: Path | None = None, name:
     outcomes = gate_targets(audit, found, targets)
     print(as_text(outcomes, ()), flush=True)
     asked = [t for t in targets if outcomes[t.name].fires is not False]
+    if not asked:
+        raise IAError(
+            f"none of {', '.join(t.name for t in targets)} shows its behaviour ({home / 'gate.jsonl'}), so there is "
+            "nothing to merge; train them longer (config.organisms.epochs) under another --name"
+        )
     rows = _plain(context, home, asked, ia_name)
     pipelines = {PLAIN: _held_out(home / "runs" / PLAIN)}
     for t in asked:
@@ -138,18 +145,13 @@ def _pipeline(context: Context, home: Path, name: str, model: str) -> Context:
         own = context.at(own.workdir, own.config)
     print(f"in_base: the pipeline on {name}", flush=True)
     for stage in (s for s in STAGES if s.function):
-        if has_no_work(workdir, stage.name) or is_done(own, stage.name):
-            continue
-        check_same(workdir, own.config, stage.name)
-        write_stage_record(workdir, own.config, stage.name)
-        getattr(importlib.import_module(stage.module), stage.function)(own)
+        if not has_no_work(workdir, stage.name) and is_left(own, stage):
+            perform(own, stage)
     return own
 
 
 def _held_out(run: Path) -> Row:
     """What a pipeline's IA says of its held-out organisms: whether it reads at all."""
-    from ia_jax.workdir import Workdir
-
     stages = Workdir(run).metrics()["stages"]
     return stages[list(stages)[-1]]["heldout"]
 
