@@ -16,11 +16,26 @@ import numpy as np
 
 from ia_jax.errors import ConfigError
 from ia_jax.models.chat import ChatExample
+from ia_jax.parallel.platform import platform
 
 if TYPE_CHECKING:
     import grain
 
 Unit = tuple[ChatExample, ...]  # what stays together: one example, or a chosen and a rejected answer
+
+
+class Shared(tuple[ChatExample, ...]):
+    """A unit whose examples answer one prompt: its tokens stand in the row once, and each answer is a branch behind it
+    (`attention.BRANCH`), as it would be without the others. Not for TPUs, whose kernel knows no branches.
+    """
+
+
+def shared(examples: Sequence[ChatExample]) -> Unit:
+    """`Shared`, if there are several, they have one prompt, and this is no program for a TPU; else a plain unit."""
+    alike = len(examples) > 1 and all(np.array_equal(e.prompt, examples[0].prompt) for e in examples[1:])
+    return Shared(examples) if alike and platform() != "tpu" else tuple(examples)
+
+
 Row = tuple[int, ...]  # indices of the units packed into one row
 Rows = tuple[Row, ...]
 
@@ -70,7 +85,9 @@ def rounded_length(length: int) -> int:
 
 
 def unit_length(unit: Unit) -> int:
-    return sum(len(e.tokens) for e in unit)
+    """Tokens that it takes of a row."""
+    again = (len(unit) - 1) * len(unit[0].prompt) if isinstance(unit, Shared) else 0
+    return sum(len(e.tokens) for e in unit) - again
 
 
 def pack(lengths: Sequence[int], epochs: Sequence[Sequence[int]], row_length: int) -> list[Row]:
@@ -287,8 +304,8 @@ def sized(steps: Sequence[Sequence[Slot]], units: Sequence[Sequence[Unit]], rows
 
 
 def read_once(plan: Plan, units: Sequence[Sequence[Unit]], groups: int = 1) -> Plan:
-    """Steps of as many slots that hold every unit which the plan reads, once: for what is computed of each unit, however
-    often it is read. Organism i stays in group i % groups.
+    """Steps of as many slots that hold every unit which the plan reads, once: for what is computed of each unit,
+    however often it is read. Organism i stays in group i % groups.
     """
     used: dict[int, dict[int, None]] = {}
     for slot in (slot for step in plan.steps for slot in step):
