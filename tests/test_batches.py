@@ -324,7 +324,8 @@ def test_answers_to_one_prompt_share_its_tokens():
     assert batch.segment_ids[0, 0].tolist() == [1, 1, 1, 1, 2, 2, 2, 2, one, one, one, two, two, 0, 0, 0]
     # (position that predicts, token, example): each answer's first comes from the end of the prompt.
     where = np.nonzero(batch.target_weight)
-    told = list(zip(*(x[where].tolist() for x in (batch.target_index, batch.target_token, batch.target_example)), strict=False))
+    read = (batch.target_index, batch.target_token, batch.target_example)
+    told = list(zip(*(x[where].tolist() for x in read), strict=True))
     assert told == [
         *[(2, 4, 0), (7, 1, 1), (8, 2, 1), (9, 3, 1), (7, 4, 2), (11, 5, 2)],
         *[(3, 6, 3), (4, 6, 3), (5, 6, 3), (6, 6, 3)],
