@@ -64,7 +64,7 @@ def build_batch(step: Sequence[Slot], plan: Plan, units: Sequence[Sequence[Unit]
     for i, slot in enumerate(step):
         number = 0
         for r, row in enumerate(slot.rows):
-            start = n = segment = 0
+            start = n = segment = first = 0
             for unit in (units[slot.organism][u] for u in row):
                 stem = 0  # tokens of a prompt that stands there already
                 for branch, chat in enumerate(unit):
