@@ -1,7 +1,7 @@
 """The study on one accelerator, in one process: a bank of organisms, IAs by several recipes, then seeds of the best.
 
     python benchmarks/gpu_study.py --workdir=runs/gpu --out=results --budget=580
-    python benchmarks/gpu_study.py --workdir=/tmp/w --out=/tmp/o --tiny        # a rehearsal on any machine
+    python benchmarks/gpu_study.py --workdir=runs/try --out=results --tiny     # a rehearsal on any machine
 
 1. `bank`: all organisms of `configs/smollm2_gpu.py`, with their behaviour checks.
 2. `arms`: an IA by each recipe in `ARMS`, on the same organisms. What decides between them is how well they tell the
@@ -20,7 +20,6 @@ import dataclasses
 import functools
 import json
 import shutil
-import sys
 import tarfile
 import time
 import traceback
@@ -28,14 +27,11 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
-ROOT = Path(__file__).resolve().parent.parent
-sys.path.insert(0, str(ROOT))
-
-from ia_jax.behaviors.splits import HELD  # noqa: E402
-from ia_jax.cli.workdirs import on_mesh  # noqa: E402
-from ia_jax.config import RunConfig, with_dtype  # noqa: E402
-from ia_jax.recipes import load_config, override  # noqa: E402
-from ia_jax.stages import (  # noqa: E402
+from ia_jax.behaviors.splits import HELD
+from ia_jax.cli.workdirs import on_mesh
+from ia_jax.config import RunConfig, with_dtype
+from ia_jax.recipes import load_config, override
+from ia_jax.stages import (
     asking,
     dpo,
     evaluation,
@@ -46,12 +42,10 @@ from ia_jax.stages import (  # noqa: E402
     sft,
     transcripts,
 )
-from ia_jax.stages import (  # noqa: E402
-    context as contexts,
-)
-from ia_jax.stages.context import Context  # noqa: E402
-from ia_jax.stages.settings import start_workdir  # noqa: E402
+from ia_jax.stages.context import Context, open_organisms
+from ia_jax.stages.settings import start_workdir
 
+ROOT = Path(__file__).resolve().parent.parent
 RECIPE = ROOT / "configs" / "smollm2_gpu.py"
 ARMS: dict[str, tuple[str, ...]] = {
     "plain": ("--config.sft.contrast=0", "--config.sft.per_slot=8", "--config.sft.steps=500"),
@@ -253,7 +247,7 @@ def share_banks_and_programs() -> None:
     def open_once(context: Context, own: Sequence[Any], clean: int = 0) -> Any:
         stacks = tuple(tuple(str(d.resolve()) for d in context.workdir.stack_of(o)) for o in own)
         if (stacks, clean) not in held:
-            held[stacks, clean] = contexts.open_organisms(context, own, clean)
+            held[stacks, clean] = open_organisms(context, own, clean)
         return held[stacks, clean]
 
     for module in (sft, dpo, preferences, evaluation, identify):

@@ -7,6 +7,7 @@
 # and not organisms: -- --config.behaviors.copies=4 --config.behaviors.remade=64 (docs/study.md).
 set -euo pipefail
 cd "$(dirname "$0")/.."
+export PYTHONPATH="$PWD${PYTHONPATH:+:$PYTHONPATH}"
 python="${PYTHON:-python3}"
 if [ $# -lt 1 ] || [ "$1" = --help ] || [ "$1" = -h ]; then
     sed -n '2,7s/^# \{0,1\}//p' "$0"

@@ -66,29 +66,27 @@ def build_batch(step: Sequence[Slot], plan: Plan, units: Sequence[Sequence[Unit]
         for r, row in enumerate(slot.rows):
             start = n = segment = first = 0
             for unit in (units[slot.organism][u] for u in row):
-                stem = 0  # tokens of a prompt that stands there already
-                for branch, chat in enumerate(unit):
-                    if stem == 0:
+                stem = len(unit[0].prompt) if isinstance(unit, Shared) else 0
+                for branch, chat in enumerate(unit, 1):
+                    there = stem if branch > 1 else 0  # tokens of a prompt that stands in the row already
+                    if not there:
                         first, segment = start, segment + 1
-                    end = start + len(chat.tokens) - stem
-                    tokens[i, r, start:end] = chat.tokens[stem:]
+                    end = start + len(chat.tokens) - there
+                    tokens[i, r, start:end] = chat.tokens[there:]
+                    positions[i, r, start:end] = np.arange(there, len(chat.tokens))
                     segments[i, r, start:end] = segment
-                    positions[i, r, start:end] = np.arange(stem, len(chat.tokens))
-                    # The token at position j is predicted from position j - 1.
+                    branching = end - (len(chat.tokens) - stem)
+                    if stem:
+                        segments[i, r, branching:end] += BRANCH * branch
                     where = np.flatnonzero(chat.loss_mask)
                     if len(where) == 0 or where[0] == 0:
                         raise ConfigError(
                             f"organism {slot.organism}: an example has no supervised token after its prompt"
                         )
-                    if isinstance(unit, Shared):
-                        stem = len(unit[0].prompt)
-                        answer = end - (len(chat.tokens) - stem)
-                        segments[i, r, answer:end] += BRANCH * (branch + 1)
-                        before = np.where(where > stem, answer + where - stem, first + stem) - 1
-                    else:
-                        before = start + where - 1
-                    m = n + len(where)
-                    index[i, r, n:m], token[i, r, n:m] = before, chat.tokens[where]
+                    # The token at position j is predicted from position j - 1, which may be the stem's last.
+                    m, before = n + len(where), where - 1
+                    index[i, r, n:m] = np.where(before < stem, first, branching - stem) + before
+                    token[i, r, n:m] = chat.tokens[where]
                     weight[i, r, n:m], example[i, r, n:m] = 1.0, number
                     desirable[i, r, n:m] = bool(chat.desirable)
                     n, number, start = m, number + 1, end

@@ -26,7 +26,8 @@ class Reply(NamedTuple):
 
 def rows_at_once(cfg: ModelConfig, tokens: int) -> int:
     """Rows of a generation batch whose keys and values of so many tokens fit into `CACHE_SHARE` of all devices' memory:
-    `ROWS_AT_ONCE` to `MOST_ROWS`. Processors say nothing of their memory. The same answer in every process.
+    `ROWS_AT_ONCE` to `MOST_ROWS`. Processors say nothing of their memory. The same answer in every process
+    whose devices are alike.
     """
     devices = jax.devices()
     limits = [(d.memory_stats() or {}).get("bytes_limit", 0) for d in devices if d.process_index == jax.process_index()]

@@ -6,7 +6,7 @@ from typing import Any
 import numpy as np
 
 from ia_jax.adapters.bank import Bank
-from ia_jax.audits.evidence.tables import arm_logps, claim_examples
+from ia_jax.audits.evidence.tables import bank_logps, claim_examples
 from ia_jax.behaviors.organisms import Organism
 from ia_jax.behaviors.questions import EVAL_QUESTIONS
 from ia_jax.behaviors.records import CLEAN, Behavior
@@ -42,6 +42,8 @@ def run(context: Context, ias: Sequence[str], splits: Sequence[str] = HELD, word
     members = {split: own for split, own in members.items() if len(_behaviors(context, own)) > 1}
     if not members:
         raise ConfigError(f"--split={','.join(splits)}: no split holds organisms of two behaviours; it takes that many")
+    # Each is read once, whatever the number of splits.
+    adapters = {n: None if n == NONE else context.shard_ia(workdir.ia(n, context.model)) for n in ias}
     file = workdir.path / "identification.json"
     found: dict[str, Any] = on_main_process(lambda: read_json(file, "delete it") if file.exists() else {})
     for split, organisms in members.items():
@@ -52,8 +54,7 @@ def run(context: Context, ias: Sequence[str], splits: Sequence[str] = HELD, word
         models = [*(o.name for o in organisms), CLEAN]
         number = {b.name: i for i, b in enumerate(behaviors)}
         own = {o.name: [number[b.name] for b in workdir.truths(o.name)] for o in organisms if not o.clean}
-        for name in ias:
-            ia = None if name == NONE else context.shard_ia(workdir.ia(name, context.model))
+        for name, ia in adapters.items():
             description = f"descriptions of {split} under {name}"
             table = scores(description_logps(context, bank, ia, examples, description), owner)
             found.setdefault(name, {})[split] = {
@@ -92,17 +93,10 @@ def description_logps(
     context: Context, bank: Bank, ia: Adapter | None, examples: Sequence[ChatExample], description: str
 ) -> np.ndarray:
     """[M, D] mean log-probability of a token of each text, under every model of the bank (its clean ones last)."""
-    out = np.empty((len(bank), len(examples)))
-    batches = bank.arrange(list(range(len(bank))), context.config.organisms.parallel)
-    with progress(len(batches), description) as bar:
-        for batch in batches:
-            stack = (bank.take(batch),) if ia is None else (bank.take(batch), ia)
-            found = arm_logps(context.model, context.model.params, stack, len(batch), examples, context.mesh)
-            for place, i in enumerate(batch):
-                if i is not None:
-                    out[i] = found[place]
-            bar.update()
-    return out
+    width, above = context.config.organisms.parallel, () if ia is None else (ia,)
+    with progress(len(bank.arrange(list(range(len(bank))), width)), description) as bar:
+        [found] = bank_logps(context.model, bank, (above,), examples, context.mesh, width, bar.update)
+    return found
 
 
 def in_words(figures: dict[str, Any], split: str, behaviors: int) -> str:

@@ -156,18 +156,35 @@ def null_logps(
     model: Model, bank: Bank | None, ia: Adapter, examples: Sequence[ChatExample], mesh: jax.sharding.Mesh, width: int
 ) -> tuple[np.ndarray, np.ndarray]:
     """nulls_on, nulls_off [N, E] of `Table`: clean fine-tunes of a bank, `width` at a time."""
-    count = 0 if bank is None else len(bank)
-    on, off = np.empty((count, len(examples))), np.empty((count, len(examples)))
-    for batch in [] if bank is None else bank.arrange(list(range(count)), width):
-        assert bank is not None
-        places = [(place, i) for place, i in enumerate(batch) if i is not None]
-        for dose, out in ((1.0, on), (0.0, off)):
-            # The IA at dose 0, not left out: one program serves both.
-            own = map_leaves(lambda t, n, x, d=dose: x * d if n in ("b", "v") else x, ia)
-            found = arm_logps(model, model.params, (bank.take(batch), own), len(batch), examples, mesh)
-            for place, i in places:
-                out[i] = found[place]
+    if bank is None:
+        return np.empty((0, len(examples))), np.empty((0, len(examples)))
+    # The IA at dose 0, not left out: one program serves both.
+    without = map_leaves(lambda t, n, x: x * 0.0 if n in ("b", "v") else x, ia)
+    on, off = bank_logps(model, bank, ((ia,), (without,)), examples, mesh, width)
     return on, off
+
+
+def bank_logps(
+    model: Model,
+    bank: Bank,
+    above: Sequence[Stack],
+    examples: Sequence[ChatExample],
+    mesh: jax.sharding.Mesh,
+    width: int,
+    on_batch: Callable[[], object] = lambda: None,
+) -> np.ndarray:
+    """[len(above), M, examples]: as `arm_logps`, of every model of a bank (clean ones last) under each of the stacks
+    above it; `width` models at a time, each batch under all of them before the next is read.
+    """
+    out = np.empty((len(above), len(bank), len(examples)))
+    for batch in bank.arrange(list(range(len(bank))), width):
+        for own, stack in zip(out, above, strict=True):
+            found = arm_logps(model, model.params, (bank.take(batch), *stack), len(batch), examples, mesh)
+            for place, i in enumerate(batch):
+                if i is not None:
+                    own[i] = found[place]
+        on_batch()
+    return out
 
 
 def as_table(on: Any, off: Any, nulls_on: Any, nulls_off: Any, questions: int) -> Table:
