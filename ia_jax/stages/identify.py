@@ -12,6 +12,7 @@ from ia_jax.behaviors.records import CLEAN, Behavior
 from ia_jax.behaviors.splits import HELD
 from ia_jax.errors import ConfigError
 from ia_jax.evals.identification import identified, scores
+from ia_jax.models.bands import acting
 from ia_jax.models.chat import ChatExample
 from ia_jax.models.lora import Adapter
 from ia_jax.parallel.distributed import on_main_process
@@ -41,7 +42,7 @@ def run(context: Context, ias: Sequence[str], splits: Sequence[str] = HELD, word
     behaviors = list({b.name: b for own in told.values() for b in own}.values())
     if len(behaviors) < 2:
         raise ConfigError(f"--split={','.join(splits)}: {len(behaviors)} behaviours are there; it takes two at least")
-    texts, owner = _descriptions(behaviors, wordings)
+    texts, owner = descriptions(behaviors, wordings)
     examples = claim_examples(context.model, EVAL_QUESTIONS[:1], texts, context.config.system)
     bank = open_organisms(context, organisms, clean=1)
     models = [*(o.name for o in organisms), CLEAN]
@@ -64,7 +65,7 @@ def run(context: Context, ias: Sequence[str], splits: Sequence[str] = HELD, word
     return found
 
 
-def _descriptions(behaviors: Sequence[Behavior], wordings: int) -> tuple[list[str], np.ndarray]:
+def descriptions(behaviors: Sequence[Behavior], wordings: int) -> tuple[list[str], np.ndarray]:
     """Texts and the number of the behaviour of each: those that no training reads, where there are any."""
     texts, owner = [], []
     for i, b in enumerate(behaviors):
@@ -75,14 +76,24 @@ def _descriptions(behaviors: Sequence[Behavior], wordings: int) -> tuple[list[st
 
 
 def description_logps(
-    context: Context, bank: Bank, ia: Adapter | None, examples: Sequence[ChatExample], description: str
+    context: Context,
+    bank: Bank,
+    ia: Adapter | None,
+    examples: Sequence[ChatExample],
+    description: str,
+    shares: Sequence[np.ndarray] | None = None,
 ) -> np.ndarray:
-    """[M, D] mean log-probability of a token of each text, under every model of the bank (its clean ones last)."""
+    """[M, D] mean log-probability of a token of each text, under every model of the bank (its clean ones last).
+
+    shares: [L] of the organisms' and [L] of the IA's strength on each layer (`models.bands.acting`; default: all).
+    """
     out = np.empty((len(bank), len(examples)))
     batches = bank.arrange(list(range(len(bank))), context.config.organisms.parallel)
     with progress(len(batches), description) as bar:
         for batch in batches:
             stack = (bank.take(batch),) if ia is None else (bank.take(batch), ia)
+            if shares is not None:
+                stack = tuple(acting(member, own) for member, own in zip(stack, shares, strict=True))
             found = arm_logps(context.model, context.model.params, stack, len(batch), examples, context.mesh)
             for place, i in enumerate(batch):
                 if i is not None:
