@@ -59,7 +59,7 @@ COMMAND = Command(
             default=[],
             help="an organism with a behaviour (again for each; default: all of --split)",
         ),
-        Argument.of("--split", metavar="A,B", default="heldout,unseen", help="of which (default: heldout,unseen)"),
+        Argument.of("--split", metavar="A,B", default="heldout", help="of which (default: heldout)"),
         Argument.of("--ia", metavar="NAME", help="which IA: sft, dpo or another name (default: the last one)"),
         Argument.of("--questions", type=positive, default=2, metavar="N", help="of the evaluation's (default 2)"),
         Argument.of(
