@@ -52,7 +52,7 @@ def test_the_scaling_notebook(finished, tmp_path, monkeypatch):
     assert list(table["run"]) == ["one", "one", "two", "two"]
     assert list(table["stage"]) == ["sft", "dpo"] * 2
     leaves = load_model(namespace["runs"][0].config.model.name).params
-    held = [x for x in (*leaves["layers"].values(), leaves["embed"], leaves["final_norm"], leaves["lm_head"])]
+    held = (*leaves["layers"].values(), leaves["embed"], leaves["final_norm"], leaves["lm_head"])
     assert set(table["weights"]) == {sum(x.size for x in held)}
     assert set(table["organisms"]) == {4}
     assert namespace["gain"]["difference"] == 0.0
