@@ -11,11 +11,12 @@ import numpy as np
 
 from ia_jax.adapters.bank import Bank
 from ia_jax.analysis.lens_page import write_lens
-from ia_jax.audits.evidence.tables import claim_examples, example_rows
+from ia_jax.audits.evidence.tables import claim_examples
 from ia_jax.behaviors.organisms import Organism
 from ia_jax.behaviors.questions import EVAL_QUESTIONS
 from ia_jax.behaviors.records import CLEAN, Behavior
-from ia_jax.data.batch import Batch, batch_shardings
+from ia_jax.data.batch import Batch, batch_shardings, build_batch
+from ia_jax.data.plans import Plan, Slot
 from ia_jax.errors import ConfigError
 from ia_jax.evals.identification import identified, scores
 from ia_jax.evals.lens import CONDITIONS, FIRST, Reading, key_tokens, key_words, lens_figures, strangers
@@ -170,10 +171,10 @@ def _read_bank(
 def _rows(context: Context, examples: Sequence[ChatExample], positions: int, organisms: int) -> Batch:
     """The examples as rows of every organism [K, B, T], with the first `positions` of their answers."""
     rows = -(-len(examples) // TRAINING.size("rows", context.mesh)) * TRAINING.size("rows", context.mesh)
-    one = example_rows(examples, rows)
-    short = max(0, positions - one.target_index.shape[-1])
-    index = np.pad(one.target_index, ((0, 0), (0, 0), (0, short)))[..., :positions]
-    one = replace(one, target_index=index)
+    length, answer = max(len(e.tokens) for e in examples), max(int(e.loss_mask.sum()) for e in examples)
+    plan = Plan((), rows, length, max(answer, positions), rows, 0, 0)
+    one = build_batch([Slot(0, tuple((i,) for i in range(len(examples))))], plan, [[(e,) for e in examples]])
+    one = replace(one, target_index=one.target_index[..., :positions])
     batch = jax.tree.map(lambda x: np.broadcast_to(x, (organisms, *x.shape[1:])), one)
     return put_on_mesh(batch, batch_shardings(batch, context.mesh))
 
