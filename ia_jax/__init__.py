@@ -13,7 +13,7 @@ from ia_jax.errors import IAError
 
 if TYPE_CHECKING:
     from ia_jax.adapters.peft import export_peft, import_peft
-    from ia_jax.api import generate, hidden_states, logits
+    from ia_jax.api import generate, hidden_states, logit_lens, logits
     from ia_jax.models.weights import Model, load_model
     from ia_jax.workdir import Workdir, open_workdir
 
@@ -27,6 +27,7 @@ _HOME = {
     "hidden_states": "ia_jax.api",
     "import_peft": "ia_jax.adapters.peft",
     "load_model": "ia_jax.models.weights",
+    "logit_lens": "ia_jax.api",
     "logits": "ia_jax.api",
     "open_workdir": "ia_jax.workdir",
 }
@@ -40,6 +41,7 @@ __all__ = [
     "hidden_states",
     "import_peft",
     "load_model",
+    "logit_lens",
     "logits",
     "open_workdir",
 ]

@@ -15,6 +15,7 @@ from ia_jax.data.transcripts import chat
 from ia_jax.errors import ConfigError
 from ia_jax.models.chat import Messages, encode_prompt
 from ia_jax.models.config import ModelConfig
+from ia_jax.models.lens import Lens, read_tokens
 from ia_jax.models.lora import Stack, has_organism_axis
 from ia_jax.models.replies import write_replies
 from ia_jax.models.transformer import Params, forward, logits_from_hidden, segment_positions
@@ -49,6 +50,34 @@ def hidden_states(
     """
     with jax.set_mesh(mesh_of(model.params)):
         return _as_rows(_hidden(model, tokens, adapters, mask, segment_ids, every_layer=True), len(tokens))
+
+
+def logit_lens(
+    model: Model,
+    tokens: Any,
+    adapters: Stack = (),
+    *,
+    keys: Sequence[int],
+    mask: Any = None,
+    segment_ids: Any = None,
+) -> Lens:
+    """What `keys`, ids of M tokens, get after every layer as the next token: every state through the final norm and the
+    unembedding.
+
+    tokens [B, T] -> `Lens(logps, ranks)`, [L + 1, B, T, M] each: log-probabilities in fp32, and how many tokens of the
+    vocabulary are likelier, and one. The first of L + 1 is of the embeddings, the last is what the model says. `mask`
+    and `segment_ids` as in `logits`.
+    """
+    ids = np.asarray(keys)
+    if ids.ndim != 1 or not ids.size or not np.issubdtype(ids.dtype, np.integer):
+        raise ConfigError(f"keys must be ids of tokens, [M], got {ids.dtype} of shape {list(ids.shape)}")
+    if not (ids.min() >= 0 and ids.max() < model.config.vocab_size):
+        raise ConfigError(f"keys must lie in 0 … {model.config.vocab_size - 1}, got {ids.min()} … {ids.max()}")
+    with jax.set_mesh(mesh_of(model.params)):
+        states = _hidden(model, tokens, adapters, mask, segment_ids, every_layer=True)
+        own = np.broadcast_to(ids.astype(np.int32), (states.shape[1], len(ids)))
+        found = _lens(model.params, states, own, cfg=model.config)
+        return Lens(*(_as_rows(x, len(tokens)) for x in found))
 
 
 def generate(
@@ -105,6 +134,11 @@ def _forward(
 _logits = jax.jit(logits_from_hidden)
 
 
+@partial(jax.jit, static_argnames="cfg")
+def _lens(params: Params, states: jax.Array, keys: jax.Array, cfg: ModelConfig) -> Lens:
+    return read_tokens(params, states, keys, keys.shape[-1], cfg)
+
+
 def _hidden(model: Model, tokens: Any, adapters: Stack, mask: Any, segment_ids: Any, every_layer: bool) -> jax.Array:
     """[G, B/G, T, D], or [L + 1, G, B/G, T, D] with `every_layer`: rows over G groups of devices, filled up."""
     ids = np.asarray(tokens)
@@ -139,4 +173,4 @@ def _placed(adapters: Stack) -> Stack:
     return jax.device_put(tuple(adapters), NamedSharding(jax.sharding.get_mesh(), PartitionSpec()))
 
 
-__all__ = ["generate", "hidden_states", "logits"]
+__all__ = ["generate", "hidden_states", "logit_lens", "logits"]

@@ -9,6 +9,8 @@ import pytest
 from ia_jax import cli
 from ia_jax.adapters.store import list_adapters, read_metadata
 from ia_jax.analysis import report
+from ia_jax.analysis.plots import Curve, Mark, curves, dots
+from ia_jax.analysis.words import share
 from ia_jax.errors import ConfigError
 from ia_jax.planning.batches import Batches
 from ia_jax.planning.hours import stage_chip_hours
@@ -19,8 +21,7 @@ from ia_jax.stages.planned import Planned, planned
 from ia_jax.studies import figures, running
 from ia_jax.studies.cost import Machine, as_text, costs
 from ia_jax.studies.layout import runs_of
-from ia_jax.studies.page import points, render, share, write_study
-from ia_jax.studies.plots import Curve, Mark, curves, dots
+from ia_jax.studies.page import points, render, write_study
 from tests import parrot, runs
 
 pytestmark = pytest.mark.usefixtures("quick_compilation")

@@ -49,3 +49,9 @@ def cell_view(cell: Row | None) -> Row:
     if lo is not None and hi is not None:
         view |= {"lo": round(100 * lo, 2), "hi": round(100 * hi, 2), "interval": f"{percent(lo)[:-1]}–{percent(hi)}"}
     return view
+
+
+def share(cell: Row | None) -> str:
+    """A rate with its interval: "57% (32–82%)"."""
+    view = cell_view(cell)
+    return f"{view['text']} ({view['interval']})" if view["interval"] else view["text"]

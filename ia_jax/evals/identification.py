@@ -40,16 +40,24 @@ def identified(
     first: whether no other behaviour is as likely.
     """
     rows = {name: i for i, name in enumerate(models)}
+    others = {name: [b for b in range(found.shape[1]) if b not in mine] for name, mine in own.items()}
+    near = {
+        name: [b for b in others[name] if categories[b] in {categories[m] for m in mine}] for name, mine in own.items()
+    }
     values: dict[str, dict[str, list[bool]]] = {
-        k: {} for k in ("among_behaviors", "within_category", "among_models", "first")
+        "among_behaviors": {n: beats(found[rows[n]], mine, others[n]) for n, mine in own.items()},
+        "within_category": {n: beats(found[rows[n]], mine, near[n]) for n, mine in own.items()},
+        "among_models": {},
+        "first": {},
     }
     for name, mine in own.items():
-        row = found[rows[name]]
-        others = [b for b in range(found.shape[1]) if b not in mine]
-        near = [b for b in others if categories[b] in {categories[m] for m in mine}]
+        row, mine = found[rows[name]], list(mine)
         strangers = [i for n, i in rows.items() if n != name and not set(own.get(n, ())) & set(mine)]
-        values["among_behaviors"][name] = [bool(row[m] > row[b]) for m in mine for b in others]
-        values["within_category"][name] = [bool(row[m] > row[b]) for m in mine for b in near]
-        values["among_models"][name] = [bool(row[m] > found[i, m]) for m in mine for i in strangers]
-        values["first"][name] = [bool(max(row[m] for m in mine) > max((row[b] for b in others), default=-np.inf))]
+        values["among_models"][name] = (row[mine][:, None] > found[strangers][:, mine].T).ravel().tolist()
+        values["first"][name] = [bool(max(row[mine]) > max(row[others[name]], default=-np.inf))]
     return {key: rate(by_organism) for key, by_organism in values.items()}
+
+
+def beats(row: np.ndarray, mine: Sequence[int], others: Sequence[int]) -> list[bool]:
+    """Of every one of `mine` and of `others`, whether the first is the likelier. row: [B] of one model."""
+    return (row[list(mine)][:, None] > row[list(others)]).ravel().tolist()

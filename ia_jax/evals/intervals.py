@@ -31,6 +31,21 @@ def rate(by_organism: Mapping[str, Sequence[bool]]) -> Cell:
     return cell(mean, effective_number(shares, reports), reports, len(shares))
 
 
+def mean(values: Mapping[str, float]) -> Cell:
+    """The mean over organisms of a number each, with Student's 95 % interval: {"mean", "ci95", "organisms"}.
+
+    None without any; of one organism, or of several that are all alike, there is no telling how far others lie: the
+    interval is None at both ends.
+    """
+    known = np.array(list(values.values()), float)
+    if not len(known):
+        return {"mean": None, "ci95": [None, None], "organisms": 0}
+    middle, spread = float(known.mean()), float(known.std(ddof=1)) if len(known) > 1 else 0.0
+    margin = float(t.ppf(0.975, len(known) - 1)) * spread / len(known) ** 0.5 if spread else None
+    ends = [None, None] if margin is None else [round(middle - margin, 4), round(middle + margin, 4)]
+    return {"mean": round(middle, 4), "ci95": ends, "organisms": len(known)}
+
+
 def effective_number(shares: np.ndarray, reports: int) -> float:
     """Independent answers that would tell as much as these organisms' shares."""
     count, mean = len(shares), float(shares.mean())

@@ -23,10 +23,11 @@ from ia_jax.evals.baselines import (
     top_token,
     word_difference,
 )
-from ia_jax.models.chat import encode_chat
+from ia_jax.models.chat import ChatExample, encode_chat
 from ia_jax.models.config import ModelConfig
+from ia_jax.models.lens import normed_states
 from ia_jax.models.lora import Stack
-from ia_jax.models.transformer import Params, forward, logits_from_hidden, rms_norm
+from ia_jax.models.transformer import Params, forward, logits_from_hidden
 from ia_jax.parallel.distributed import on_main_process
 from ia_jax.parallel.mesh import TRAINING, replicate, to_host
 from ia_jax.stages.asking import ask_organisms, generate
@@ -137,11 +138,16 @@ def lens_words(
     return out
 
 
-def _answers_as_rows(context: Context, prompts: Sequence[str], answers: Sequence[str], organisms: int) -> Batch:
-    """The same rows for every organism; `target_weight` [K, B, T] is 1 where the answer is being written."""
+def answer_examples(context: Context, prompts: Sequence[str], answers: Sequence[str]) -> list[ChatExample]:
+    """Each answer to its prompt, under the run's system message; an empty one reads "…"."""
     system, tokenizer = context.config.system, context.model.tokenizer
     pairs = zip(prompts, answers, strict=True)
-    encoded = [encode_chat(tokenizer, with_system(chat(q, a or "…"), system), 1 << 20).trimmed() for q, a in pairs]
+    return [encode_chat(tokenizer, with_system(chat(q, a or "…"), system), 1 << 20).trimmed() for q, a in pairs]
+
+
+def _answers_as_rows(context: Context, prompts: Sequence[str], answers: Sequence[str], organisms: int) -> Batch:
+    """The same rows for every organism; `target_weight` [K, B, T] is 1 where the answer is being written."""
+    encoded = answer_examples(context, prompts, answers)
     encoded += [encoded[0]] * (-len(encoded) % TRAINING.size("rows", context.mesh))
     shape = len(encoded), max(len(e.tokens) for e in encoded)
     tokens, segments, positions, none = (np.zeros(shape, np.int32) for _ in range(4))
@@ -157,8 +163,8 @@ def _answers_as_rows(context: Context, prompts: Sequence[str], answers: Sequence
 def _lens(params: Params, stack: Stack, rows: Batch, cfg: ModelConfig) -> jax.Array:
     """[K, V]: the upper half's mean states over the weighed positions, through the final norm and the unembedding."""
     states = forward(params, rows.tokens, rows.segment_ids, rows.positions, stack, cfg, every_layer=True)
-    upper = states[cfg.num_hidden_layers // 2 : -1]  # the last one has been through the final norm
-    normed = rms_norm(upper, params["final_norm"], cfg.rms_norm_eps).mean(0).astype(jnp.float32)
+    upper = normed_states(params, states, cfg)[cfg.num_hidden_layers // 2 : -1]
+    normed = upper.mean(0).astype(jnp.float32)
     total = jnp.maximum(rows.target_weight.sum((1, 2)), 1.0)
     mean = (normed * rows.target_weight[..., None]).sum((1, 2)) / total[:, None]  # [K, D]
     return replicate(logits_from_hidden(params, mean[:, None, None].astype(states.dtype))[:, 0, 0])

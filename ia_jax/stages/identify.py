@@ -1,6 +1,7 @@
 """`ia-jax identify`: does an organism's own description stand out among others', by log-probability alone?"""
 
 from collections.abc import Sequence
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -13,6 +14,7 @@ from ia_jax.behaviors.records import CLEAN, Behavior
 from ia_jax.behaviors.splits import HELD
 from ia_jax.errors import ConfigError
 from ia_jax.evals.identification import identified, scores
+from ia_jax.models.bands import acting
 from ia_jax.models.chat import ChatExample
 from ia_jax.models.lora import Adapter
 from ia_jax.parallel.distributed import on_main_process
@@ -48,7 +50,7 @@ def run(context: Context, ias: Sequence[str], splits: Sequence[str] = HELD, word
     found: dict[str, Any] = on_main_process(lambda: read_json(file, "delete it") if file.exists() else {})
     for split, organisms in members.items():
         behaviors = _behaviors(context, organisms)
-        texts, owner = _descriptions(behaviors, wordings)
+        texts, owner = descriptions(behaviors, wordings)
         examples = claim_examples(context.model, EVAL_QUESTIONS[:1], texts, context.config.system)
         bank = open_organisms(context, organisms, clean=1)
         models = [*(o.name for o in organisms), CLEAN]
@@ -79,7 +81,7 @@ def _behaviors(context: Context, organisms: Sequence[Organism]) -> list[Behavior
     return list({b.name: b for o in organisms for b in context.workdir.truths(o.name)}.values())
 
 
-def _descriptions(behaviors: Sequence[Behavior], wordings: int) -> tuple[list[str], np.ndarray]:
+def descriptions(behaviors: Sequence[Behavior], wordings: int) -> tuple[list[str], np.ndarray]:
     """Texts and the number of the behaviour of each: those that no training reads, where there are any."""
     texts, owner = [], []
     for i, b in enumerate(behaviors):
@@ -90,13 +92,30 @@ def _descriptions(behaviors: Sequence[Behavior], wordings: int) -> tuple[list[st
 
 
 def description_logps(
-    context: Context, bank: Bank, ia: Adapter | None, examples: Sequence[ChatExample], description: str
+    context: Context,
+    bank: Bank,
+    ia: Adapter | None,
+    examples: Sequence[ChatExample],
+    description: str,
+    shares: Sequence[np.ndarray] | None = None,
 ) -> np.ndarray:
-    """[M, D] mean log-probability of a token of each text, under every model of the bank (its clean ones last)."""
-    width, above = context.config.organisms.parallel, () if ia is None else (ia,)
+    """[M, D] mean log-probability of a token of each text, under every model of the bank (its clean ones last).
+
+    shares: [L] of the organisms' and [L] of the IA's strength on each layer (`models.bands.acting`; default: all).
+    """
+    width, above, take = context.config.organisms.parallel, () if ia is None else (ia,), None
+    if shares is not None:
+        of_organisms, of_ia = shares
+        above = tuple(acting(member, of_ia) for member in above)
+        take = partial(_taken_at, bank, of_organisms)
     with progress(len(bank.arrange(list(range(len(bank))), width)), description) as bar:
-        [found] = bank_logps(context.model, bank, (above,), examples, context.mesh, width, bar.update)
+        [found] = bank_logps(context.model, bank, (above,), examples, context.mesh, width, bar.update, take)
     return found
+
+
+def _taken_at(bank: Bank, shares: np.ndarray, batch: Sequence[int | None]) -> Adapter:
+    """A batch of the bank's models, each acting on each layer with a share of its strength. shares: [L]."""
+    return acting(bank.take(batch), shares)
 
 
 def in_words(figures: dict[str, Any], split: str, behaviors: int) -> str:

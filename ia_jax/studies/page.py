@@ -8,11 +8,11 @@ from typing import Any
 import jinja2
 from markupsafe import Markup
 
+from ia_jax.analysis.plots import CURVES, Curve, Mark, curves, dots
 from ia_jax.analysis.report import page_style
 from ia_jax.analysis.tables import BASELINES
-from ia_jax.analysis.words import cell_view, signed_points, titled
+from ia_jax.analysis.words import share, signed_points, titled
 from ia_jax.storage import write_json, write_text
-from ia_jax.studies.plots import CURVES, Curve, Mark, curves, dots
 
 Row = dict[str, Any]
 WITH_IA, BEST, ALONE = "with the adapter", "the best without it", "organism alone"
@@ -97,12 +97,6 @@ def render(figures: Row, drawn: dict[str, str]) -> str:
         categories=list(dict.fromkeys(c for a in done for c in a["by_category"])),
         baselines=[n for n in BASELINES if any(n in a["baselines"] or n in a["controls"] for a in done)],
     )
-
-
-def share(cell: Row | None) -> str:
-    """A rate with its interval: "57% (32–82%)"."""
-    view = cell_view(cell)
-    return f"{view['text']} ({view['interval']})" if view["interval"] else view["text"]
 
 
 def points(cell: Row | None) -> str:

@@ -30,7 +30,7 @@ def supervised_logps(
     `chunk` positions of each row meet the vocabulary at a time (default: about 1024 on every device).
     The output matrix is frozen and gets no gradient from here, unless `trained_head`.
     """
-    picked, head = _pick(hidden, batch.target_index, rules), _head(params, rules)
+    picked, head = at_positions(hidden, batch.target_index, rules), _head(params, rules)
     logps = _plain_chunk_logps if trained_head else _chunk_logps
     return _in_chunks(lambda h, t: logps(h, head, t, rules), (picked, batch.target_token), chunk, rules)
 
@@ -51,7 +51,7 @@ def supervised_kl(
     What the base would say is what the model is held to (the direction of distillation), so its expectation is exact,
     and no token is sampled. No gradient reaches the base; `params` differ from `base_params` in a full fine-tune alone.
     """
-    picked, base = (_pick(h, batch.target_index, rules) for h in (hidden, jax.lax.stop_gradient(base_hidden)))
+    picked, base = (at_positions(h, batch.target_index, rules) for h in (hidden, jax.lax.stop_gradient(base_hidden)))
     head = _head(params, rules)
     if not trained_head:
         return _in_chunks(lambda h, b: _chunk_kl(h, b, head, rules), (picked, base), chunk, rules)
@@ -92,7 +92,7 @@ def _in_chunks(
     return jnp.moveaxis(out, 0, 2).reshape(k, b, n * chunk)[..., :count]
 
 
-def _pick(hidden: jax.Array, index: jax.Array, rules: Rules) -> jax.Array:
+def at_positions(hidden: jax.Array, index: jax.Array, rules: Rules) -> jax.Array:
     """hidden [K, B, T, D], index [K, B, P] -> [K, B, P, D]. Each device picks from its own rows: left to find that out
     by itself, the compiler gathers the hidden states of all.
     """

@@ -18,7 +18,7 @@ from ia_jax.data.plans import Plan, Slot, Unit, shared, unit_length
 from ia_jax.data.transcripts import chat, with_system
 from ia_jax.errors import ConfigError
 from ia_jax.models.chat import ChatExample, encode_chat
-from ia_jax.models.lora import Adapter, Stack, adapter_shardings, map_leaves
+from ia_jax.models.lora import Adapter, Member, Stack, adapter_shardings, map_leaves
 from ia_jax.models.replies import rows_at_once
 from ia_jax.models.transformer import Params
 from ia_jax.models.weights import Model
@@ -172,14 +172,18 @@ def bank_logps(
     mesh: jax.sharding.Mesh,
     width: int,
     on_batch: Callable[[], object] = lambda: None,
+    take: Callable[[Sequence[int | None]], Member] | None = None,
 ) -> np.ndarray:
     """[len(above), M, examples]: as `arm_logps`, of every model of a bank (clean ones last) under each of the stacks
     above it; `width` models at a time, each batch under all of them before the next is read.
+
+    take: what stands for a batch of the bank's models (default: `bank.take`, the models as they are).
     """
+    take = take or bank.take
     out = np.empty((len(above), len(bank), len(examples)))
     for batch in bank.arrange(list(range(len(bank))), width):
         for own, stack in zip(out, above, strict=True):
-            found = arm_logps(model, model.params, (bank.take(batch), *stack), len(batch), examples, mesh)
+            found = arm_logps(model, model.params, (take(batch), *stack), len(batch), examples, mesh)
             for place, i in enumerate(batch):
                 if i is not None:
                     own[i] = found[place]

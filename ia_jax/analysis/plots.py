@@ -1,4 +1,4 @@
-"""Plots of a study as SVG, written by hand: no library, and the look of report.html.
+"""Plots of studies and of the lens as SVG, written by hand: no library, and the look of report.html.
 
 Colours are the page's own where there is a page, and have a value of their own in a file that stands alone.
 """
@@ -24,6 +24,8 @@ COLOURS = {
     "axis": "var(--strong-rule,#a9adab)",
 }
 CURVES = ("teal", "ink", "soft")
+CEILINGS = (0.04, 0.08, 0.2, 0.4, 1.0)  # ends of an axis of rates whose quarters are whole percents
+TICKS = 24  # labels that fit under an axis
 FONT = "system-ui,-apple-system,'Segoe UI',Roboto,'Liberation Sans',Arial,sans-serif"
 
 
@@ -80,8 +82,10 @@ def _row(mark: Mark, y: float, span: float) -> list[str]:
     return [*out, _dot(LABEL + span * value, middle, mark.colour, mark.faint, _said(mark.what, mark.cell))]
 
 
-def curves(title: str, axis: str, log: bool, lines: Sequence[Curve]) -> str:
-    """Rates over what `axis` counts, drawn in powers with `log`; faint lines are dashed."""
+def curves(title: str, axis: str, log: bool, lines: Sequence[Curve], ceiling: float = 1.0) -> str:
+    """Rates over what `axis` counts, drawn in powers with `log`; faint lines are dashed. ceiling: of the rates' axis,
+    one of `CEILINGS`; what lies above it is drawn at it.
+    """
     parts, top = _legend([(c.what, c.colour, c.faint) for c in lines])
     left, top, height = 56.0, top + 10, 300.0
     span = WIDTH - left - 30
@@ -94,15 +98,18 @@ def curves(title: str, axis: str, log: bool, lines: Sequence[Curve]) -> str:
         return left + 24 + (span - 48) * share
 
     def up(value: float) -> float:
-        return top + height * (1 - value)
+        return top + height * (1 - min(1.0, value / ceiling))
 
-    for tick in (0, 25, 50, 75, 100):
-        parts.append(_line(left, up(tick / 100), left + span, up(tick / 100), "axis" if tick == 0 else "rule"))
-        parts.append(_text(left - 8, up(tick / 100) + 4, f"{tick}%", "end", 12, "soft"))
-    parts += [_text(at(x), top + height + 18, nice(x), "middle", 12, "soft") for x in every]
+    for tick in (0.0, 0.25 * ceiling, 0.5 * ceiling, 0.75 * ceiling, ceiling):
+        parts.append(_line(left, up(tick), left + span, up(tick), "axis" if tick == 0 else "rule"))
+        parts.append(_text(left - 8, up(tick) + 4, percent(tick), "end", 12, "soft"))
+    named = every[:: -(-len(every) // TICKS) or 1]
+    parts += [_text(at(x), top + height + 18, nice(x), "middle", 12, "soft") for x in named]
     parts.append(_text(left + span / 2, top + height + 38, axis, "middle", 13, "soft"))
     for number, curve in enumerate(lines):
-        shift = 5 * (number - (len(lines) - 1) / 2)  # so that intervals at one place can be told apart
+        shift = min(5.0, (span - 48) / (len(every) * len(lines) + 1)) * (
+            number - (len(lines) - 1) / 2
+        )  # so that intervals at one place can be told apart
         known = [(at(x) + shift, c) for x, c in sorted(curve.points, key=_first) if finite(c.get("rate")) is not None]
         path = " ".join(f"{x:.1f},{up(c['rate']):.1f}" for x, c in known)
         style = f"fill:none;stroke:{COLOURS[curve.colour]};stroke-width:{1.4 if curve.faint else 2.2}"
@@ -114,6 +121,45 @@ def curves(title: str, axis: str, log: bool, lines: Sequence[Curve]) -> str:
                 parts.append(_line(x, up(lo), x, up(hi), curve.colour, 1.2 if curve.faint else 2))
             parts.append(_dot(x, up(cell["rate"]), curve.colour, curve.faint, _said(curve.what, cell)))
     return _svg(title, parts, top + height + 50)
+
+
+def ceiling_of(cells: Sequence[dict[str, Any]]) -> float:
+    """The end of an axis on which all of these rates can be seen (their intervals may be cut)."""
+    most = max((c["rate"] for c in cells if finite(c.get("rate")) is not None), default=1.0)
+    return next(c for c in CEILINGS if most <= c)
+
+
+def heat(title: str, across: str, up: str, columns: Sequence[str], rows: Sequence[Sequence[dict[str, Any]]]) -> str:
+    """Rates as colours: the more above one half the more teal, below it ochre, at it the page's own.
+
+    columns: names of what `across` counts; rows: [N][columns] cells, the first at the bottom, counted by `up` from 0.
+    """
+    left, top, high = 64.0, 12.0, max(9.0, min(20.0, 420.0 / max(1, len(rows))))
+    wide = min(64.0, (WIDTH - left - 20) / max(1, len(columns)))
+    bottom = top + high * len(rows)
+    parts = []
+    for n, row in enumerate(rows):
+        y = bottom - high * (n + 1)
+        for column, cell, x in zip(columns, row, (left + wide * i for i in range(len(row))), strict=True):
+            parts.append(_tile(x, y, wide, high, cell, f"{up} {n}, {across} {column}"))
+    every = -(-len(rows) // TICKS) or 1
+    parts += [
+        _text(left - 8, bottom - high * (n + 0.5) + 4, str(n), "end", 12, "soft") for n in range(0, len(rows), every)
+    ]
+    parts += [_text(left + wide * (i + 0.5), bottom + 17, c, "middle", 12, "soft") for i, c in enumerate(columns)]
+    parts.append(_text(left + wide * len(columns) / 2, bottom + 38, across, "middle", 13, "soft"))
+    parts.append(_text(2, top + 10, up, "start", 13, "soft"))
+    return _svg(title, parts, bottom + 48)
+
+
+def _tile(x: float, y: float, wide: float, high: float, cell: dict[str, Any], where: str) -> str:
+    value = finite(cell.get("rate"))
+    strength = 0.0 if value is None else min(1.0, 2 * abs(value - 0.5))
+    colour = COLOURS["teal" if value is None or value >= 0.5 else "ochre"]
+    said = f"{where}: no answer" if value is None else _said(where, cell)
+    box = f'x="{x:.1f}" y="{y:.1f}" width="{wide:.1f}" height="{high:.1f}"'
+    style = f"fill:{colour};fill-opacity:{strength:.2f};stroke:{COLOURS['rule']};stroke-width:0.5"
+    return f'<rect {box} style="{style}"><title>{_safe(said)}</title></rect>'
 
 
 def _scaled(x: float, powers: bool) -> float:
