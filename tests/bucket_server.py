@@ -2,7 +2,7 @@
 
 `gcp-storage-emulator` keeps objects and speaks the JSON API; added here is what it leaves out and a workdir stands on:
 preconditions on generations, lists in pages, several requests at once, and the generation of what is read. It is not
-Google's: what it shows is that requests, repetitions and orders of writes are right, not how fast or how full a bucket is.
+Google's: it shows that requests, repetitions and orders of writes are right, not how fast or how full a bucket is.
 """
 
 import contextlib
@@ -110,8 +110,8 @@ class _Handler(emulator.RequestHandler):
 
 
 class Service:
-    """faults: called with (method, object or None) of each request; None, or what goes wrong: a status such as 503, seconds
-    to wait (a float), "lost" (done, and answered with 503), "cut" (no answer). requests: what was asked, in order.
+    """faults: called with (method, object or None) of each request; None, or what goes wrong: a status such as 503,
+    seconds to wait (a float), "lost" (done, and answered with 503), "cut" (no answer). requests: what was asked.
     """
 
     def __init__(self):
@@ -204,5 +204,3 @@ def bucket_service(monkeypatch):
         bucket._client.cache_clear()
         yield service
         bucket._client.cache_clear()
-
-

@@ -3,7 +3,7 @@
 Files are read after a kill or a power cut. Local ones are written beside and renamed, or appended to line by line, and
 are on the disk itself before anything counts as written (`durable`). In a bucket (`gs://`), objects are replaced
 (`bucket`), appended to in parts (`parts`), and kept from a second run by a lease (`lease`). Paths are `pathlib.Path` or
-`bucket.BucketPath`, which has the same methods; `path_of` makes one.
+`paths.BucketPath`, which has the same methods; `path_of` makes one.
 
 Every error names the file, and where it can the line; it says what to do if the caller does.
 """
@@ -25,7 +25,8 @@ if TYPE_CHECKING:
 
 Row = dict[str, Any]
 P = TypeVar("P", bound="Path | epath.Path")  # a local path, or one that may lie in a bucket
-S, T = TypeVar("S"), TypeVar("T")
+S = TypeVar("S")
+T = TypeVar("T")
 
 
 # --------------------------------------------------------------------------------------------------------------- paths
@@ -41,7 +42,8 @@ def path_of(text: os.PathLike[str] | str) -> Path:
     Raises ConfigError for other places.
     """
     if in_bucket(text):
-        from ia_jax.storage.bucket import BucketPath, split
+        from ia_jax.storage.bucket import split
+        from ia_jax.storage.paths import BucketPath
 
         split(text)
         return cast(Path, BucketPath(text))
@@ -67,7 +69,7 @@ def modified(path: Path) -> float:
     return path.stat().st_mtime
 
 
-def present(paths: Iterable[Path]) -> list[bool]:
+def present(paths: "Iterable[Path | epath.Path]") -> list[bool]:
     """For each file whether it is there. In a bucket one listing for each directory, however many are asked for."""
     paths = list(paths)
     if not any(map(in_bucket, paths)):
@@ -119,7 +121,7 @@ def replacing(path: P) -> Iterator[P]:
         return
     temporary = path.with_name(f"{path.name}.partial")
     try:
-        durable.make_directory(path.parent)
+        durable.make_directory(Path(path.parent))
         yield temporary
         with open(temporary, "rb") as file:
             durable.sync_file(file)
@@ -145,7 +147,7 @@ def write_json(path: "Path | epath.Path", value: Any, indent: int | None = 1) ->
     write_text(path, json.dumps(value, ensure_ascii=False, indent=indent))
 
 
-# ----------------------------------------------------------------------------------------------------------- JSON, JSONL
+# ---------------------------------------------------------------------------------------------------------- JSON, JSONL
 
 
 def read_json(path: Path, remedy: str) -> Row:
@@ -190,11 +192,6 @@ def append_jsonl(path: Path, rows: Iterable[Mapping[str, Any]]) -> None:
 def appending(path: Path) -> parts.Appended:
     """A JSONL file, open to be appended to for a while: `write` lines as bytes, `sync` before they are relied on."""
     return parts.Parts(path) if in_bucket(path) else parts.LocalFile(path)
-
-
-def growing(path: Path) -> parts.Growing | parts.LocalFile:
-    """A new file that is written bit by bit; in a bucket it is one object, and written again with more."""
-    return parts.Growing(path) if in_bucket(path) else parts.LocalFile(path)
 
 
 def read_appended(path: Path, remedy: str) -> list[Row]:

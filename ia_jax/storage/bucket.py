@@ -6,14 +6,9 @@ renamed here: a write replaces the generation that it found, and is refused wher
 the mark that it carries tells that it was done.
 
 There are no directories: one exists while an object's name begins with it.
-
-`BucketPath` is etils' path for `gs://`, also for Orbax, which asks etils. Etils' own would need gcsfs, which remembers
-listings: a process would not see what another has written.
 """
 
 import datetime
-import fnmatch
-import io
 import os
 import secrets
 from collections.abc import Callable, Iterable, Iterator
@@ -21,19 +16,19 @@ from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import lru_cache
-from typing import IO, Any, TypeVar
-
-from etils import epath
-from etils.epath import backend, gpath, stat_utils
+from typing import Any, TypeVar
 
 from ia_jax.errors import ConfigError, IAError
 
 PATIENCE = 300.0  # seconds for which a request is repeated
 FIRST_WAIT = 1.0  # seconds before it is repeated for the first time; then twice as long each time, with chance in it
-TIMEOUT = 20.0  # seconds without a byte, after which a request counts as not answered; at most `lease.TERM - lease.SAFE`
+TIMEOUT = (
+    20.0  # seconds without a byte, after which a request counts as not answered; at most `lease.TERM - lease.SAFE`
+)
 IN_FLIGHT = 32  # requests at once, where there are many
 MARK = "ia_jax_mark"  # of each write another: tells versions apart, also after a copy to another bucket
-S, T = TypeVar("S"), TypeVar("T")
+S = TypeVar("S")
+T = TypeVar("T")
 
 
 class ChangedError(IAError):
@@ -91,7 +86,7 @@ def write(
     Raises ChangedError where there is another by then; so of two that write at once, one is told. `patience`: seconds
     for which it is tried, if not `PATIENCE`; before each try the guards are asked again.
     """
-    from google.api_core.exceptions import PreconditionFailed
+    from google.api_core.exceptions import PreconditionFailed  # pyright: ignore[reportMissingImports, reportAttributeAccessIssue]
 
     check_guards(path)
     if over is None:
@@ -103,9 +98,7 @@ def write(
     how = _patiently(lambda _: check_guards(path), patience)
     with _told(path, in_bucket=False):
         try:
-            blob.upload_from_string(
-                content, content_type="application/octet-stream", if_generation_match=over, **how
-            )
+            blob.upload_from_string(content, content_type="application/octet-stream", if_generation_match=over, **how)
             return _object(blob)
         except PreconditionFailed:
             there = find(path)
@@ -142,7 +135,7 @@ def copy(source: os.PathLike[str] | str, target: os.PathLike[str] | str) -> None
 def beginning(path: os.PathLike[str] | str, flat: bool = True, most: int | None = None) -> Listing:
     """The objects whose paths begin with the text `path`, in order of their names: one request for each 1000.
 
-    flat: all of them; else those right there, and the names up to the next "/" of those further below. most: stop there.
+    flat: all of them; else those right there, and the names up to the next "/" of those further below. most: as many.
     """
     bucket, name = str(path).removeprefix("gs://").split("/", 1)
     with _told(path, in_bucket=False):
@@ -179,7 +172,7 @@ def copy_tree(source: os.PathLike[str] | str, target: os.PathLike[str] | str) ->
     depth = f"{top}/".count("/") if top else 0
     for there in (False, True):
         part = [o.name for o in objects if (o.name.count("/") == depth) is there]
-        each(lambda name: copy(f"gs://{bucket}/{name}", f"{target}/{name[len(top) + 1 if top else 0:]}"), part)
+        each(lambda name: copy(f"gs://{bucket}/{name}", f"{target}/{name[len(top) + 1 if top else 0 :]}"), part)
 
 
 # -------------------------------------------------------------------------------------------------------------- guards
@@ -211,8 +204,8 @@ def check_guards(path: os.PathLike[str] | str) -> None:
 def _client() -> Any:
     """Google's client, with the credentials of this machine or user; of an emulator's in STORAGE_EMULATOR_HOST."""
     try:
-        from google.auth.exceptions import DefaultCredentialsError
-        from google.cloud import storage
+        from google.auth.exceptions import DefaultCredentialsError  # pyright: ignore[reportMissingImports, reportAttributeAccessIssue]
+        from google.cloud import storage  # pyright: ignore[reportMissingImports, reportAttributeAccessIssue]
     except ImportError:
         raise ConfigError("paths in a bucket need Google's client; pip install 'ia-jax[gcs]'") from None
     try:
@@ -230,8 +223,8 @@ def _bucket(name: str) -> Any:
 
 def _patiently(again: Callable[[Exception], None] | None = None, patience: float | None = None) -> dict[str, Any]:
     """How a request is made. again: called before each further try, with the error of the last."""
-    from google.api_core.retry import Retry
-    from google.cloud.storage.retry import DEFAULT_RETRY
+    from google.api_core.retry import Retry  # pyright: ignore[reportMissingImports, reportAttributeAccessIssue]
+    from google.cloud.storage.retry import DEFAULT_RETRY  # pyright: ignore[reportMissingImports, reportAttributeAccessIssue]
 
     retry = Retry(
         predicate=DEFAULT_RETRY._predicate,
@@ -254,8 +247,8 @@ def _told(path: os.PathLike[str] | str, in_bucket: bool = True) -> Iterator[None
 
     in_bucket: whether "not found" can mean the object, and does not mean the bucket.
     """
-    from google.api_core import exceptions as api
-    from google.auth.exceptions import GoogleAuthError
+    from google.api_core import exceptions as api  # pyright: ignore[reportMissingImports, reportAttributeAccessIssue]
+    from google.auth.exceptions import GoogleAuthError  # pyright: ignore[reportMissingImports, reportAttributeAccessIssue]
     from requests.exceptions import RequestException
 
     try:
@@ -263,7 +256,9 @@ def _told(path: os.PathLike[str] | str, in_bucket: bool = True) -> Iterator[None
     except api.NotFound as error:
         if not in_bucket or "bucket does not exist" in str(error.message):
             bucket = split(path)[0]
-            raise IAError(f"there is no bucket {bucket}; make it (gcloud storage buckets create gs://{bucket})") from None
+            raise IAError(
+                f"there is no bucket {bucket}; make it (gcloud storage buckets create gs://{bucket})"
+            ) from None
         raise FileNotFoundError(2, "no such object", str(path)) from None
     except (api.Forbidden, api.Unauthorized, GoogleAuthError) as error:
         raise IAError(
@@ -272,176 +267,16 @@ def _told(path: os.PathLike[str] | str, in_bucket: bool = True) -> Iterator[None
     except api.PreconditionFailed:
         raise
     except api.TooManyRequests as error:
-        raise IAError(f"{path}: a quota of the bucket is used up ({_short(error)}); raise it or wait, then run again") from None
+        raise IAError(
+            f"{path}: a quota of the bucket is used up ({_short(error)}); raise it or wait, then run again"
+        ) from None
     except (api.GoogleAPIError, RequestException, ConnectionError, TimeoutError) as error:
         raise IAError(
-            f"{path}: the bucket does not answer ({_short(error)}), for {PATIENCE:g} s of trying; look at the network and give the "
-            "same command again"
+            f"{path}: the bucket does not answer ({_short(error)}; tried for up to {PATIENCE:g} s); look at the "
+            "network, then give the same command again"
         ) from None
 
 
 def _short(error: BaseException) -> str:
     text = " ".join(str(getattr(error, "message", None) or error).split())
     return text if len(text) <= 160 else f"{text[:80]}…{text[-80:]}"
-
-
-# --------------------------------------------------------------------------------------------------------------- paths
-
-
-class _Upload(io.BytesIO):
-    """A file that is open for writing: becomes the object when it is closed, unless its block ended with an error."""
-
-    def __init__(self, path: str):
-        super().__init__()
-        self._path: str | None = path
-
-    def __exit__(self, kind: Any, *rest: Any) -> None:
-        if kind is not None:
-            self._path = None
-        self.close()
-
-    def close(self) -> None:
-        path, self._path = self._path, None
-        if path is not None:
-            write(path, self.getvalue())
-        super().close()
-
-
-class _TextUpload(io.StringIO):
-    """As `_Upload`, for text."""
-
-    def __init__(self, path: str):
-        super().__init__(newline="")
-        self._upload = _Upload(path)
-
-    def __exit__(self, kind: Any, *rest: Any) -> None:
-        if kind is not None:
-            self._upload._path = None
-        self.close()
-
-    def close(self) -> None:
-        if not self.closed:
-            self._upload.write(self.getvalue().encode())
-            self._upload.close()
-        super().close()
-
-
-class _Backend(backend.Backend):
-    """What etils' paths call."""
-
-    def open(self, path: Any, mode: str) -> IO[Any]:
-        if "a" in mode:
-            raise NotImplementedError(f"{path}: nothing is appended to an object; `storage.append_jsonl` writes parts")
-        if "w" in mode:
-            return _Upload(str(path)) if "b" in mode else _TextUpload(str(path))
-        from ia_jax.storage.parts import read_merged
-
-        content = io.BytesIO(read_merged(path))
-        return content if "b" in mode else io.TextIOWrapper(content, encoding="utf-8")
-
-    def exists(self, path: Any) -> bool:
-        return find(path) is not None or self.isdir(path)
-
-    def isdir(self, path: Any) -> bool:
-        return bool(beginning(f"{str(path).rstrip('/')}/", most=1).objects)
-
-    def listdir(self, path: Any) -> list[str]:
-        found, top = beginning(f"{str(path).rstrip('/')}/", flat=False), split(path)[1]
-        names = [*(o.name for o in found.objects), *(d.rstrip("/") for d in found.directories)]
-        return sorted(filter(None, (name[len(top) :].strip("/") for name in names)))
-
-    def glob(self, path: Any) -> list[str]:
-        raise NotImplementedError  # `BucketPath.glob` lists once instead
-
-    def walk(self, top: Any, *, top_down: bool = True, on_error: Any = None) -> Iterator[Any]:
-        raise NotImplementedError
-
-    def makedirs(self, path: Any, *, exist_ok: bool = False, mode: int | None = None) -> None:
-        self.mkdir(path, exist_ok=exist_ok)
-
-    def mkdir(self, path: Any, *, exist_ok: bool = False, mode: int | None = None) -> None:
-        if not exist_ok and self.exists(path):
-            raise FileExistsError(17, "exists already", str(path))
-
-    def rmtree(self, path: Any) -> None:
-        if not self.exists(path):
-            raise FileNotFoundError(2, "no such object or directory", str(path))
-        remove_tree(path)
-
-    def remove(self, path: Any) -> None:
-        remove(path)
-        if str(path).endswith(".jsonl"):
-            remove_tree(f"{path}.parts")
-
-    def rename(self, path: Any, dst: Any) -> None:
-        """Not at once: a kill leaves both."""
-        if self.exists(dst):
-            raise FileExistsError(17, "exists already", str(dst))
-        self.replace(path, dst)
-
-    def replace(self, path: Any, dst: Any) -> None:
-        if find(path) is not None:
-            copy(path, dst)
-            remove(path)
-        elif self.isdir(path):
-            copy_tree(path, dst)
-            remove_tree(path)
-        else:
-            raise FileNotFoundError(2, "no such object or directory", str(path))
-
-    def copy(self, path: Any, dst: Any, overwrite: bool) -> None:
-        if not overwrite and self.exists(dst):
-            raise FileExistsError(17, "exists already", str(dst))
-        copy(path, dst)
-
-    def stat(self, path: Any) -> stat_utils.StatResult:
-        there = find(path)
-        if there is None and not self.isdir(path):
-            raise FileNotFoundError(2, "no such object or directory", str(path))
-        length, modified = (there.size, there.modified) if there else (0, 0.0)
-        return stat_utils.StatResult(there is None, length, int(modified), None, None, None)
-
-
-_BACKEND = _Backend()
-
-
-@epath.register_path_cls("gs://")
-class BucketPath(gpath.PosixGPath):
-    """A path in a bucket, with the methods of `pathlib.Path` that this package uses."""
-
-    @property
-    def _backend(self) -> backend.Backend:
-        return _BACKEND
-
-    def resolve(self, strict: bool = False) -> "BucketPath":
-        return self
-
-    def absolute(self) -> "BucketPath":
-        return self
-
-    def is_symlink(self) -> bool:
-        return False
-
-    def is_file(self) -> bool:
-        return find(self) is not None
-
-    def glob(self, pattern: str) -> Iterator["BucketPath"]:
-        """Files and directories; "**/" stands for any directories, or none. One listing, of all below."""
-        bucket, top = split(self)
-        names: set[str] = set()
-        for o in below(self):
-            parts = o.name[len(top) + 1 if top else 0 :].split("/")
-            names.update("/".join(parts[: n + 1]) for n in range(len(parts)))
-        wanted = pattern.split("/")
-        return (type(self)(self, n) for n in sorted(names) if _matches(n.split("/"), wanted))
-
-    def rglob(self, pattern: str) -> Iterator["BucketPath"]:
-        return self.glob(f"**/{pattern}")
-
-
-def _matches(parts: list[str], wanted: list[str]) -> bool:
-    if not wanted or not parts:
-        return not wanted and not parts
-    if wanted[0] == "**":
-        return any(_matches(parts[n:], wanted[1:]) for n in range(len(parts)))
-    return fnmatch.fnmatchcase(parts[0], wanted[0]) and _matches(parts[1:], wanted[1:])

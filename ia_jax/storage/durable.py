@@ -1,9 +1,10 @@
-"""Local files that outlive a power cut: their contents, and the directory entries that lead to them, on the disk itself.
+"""Local files that outlive a power cut: contents, and the directory entries that lead to them, on the disk itself.
 
 A rename may reach the disk before what it renames does; then the new name leads to an empty file. So contents are
 synchronised before the rename, and the directory after it.
 """
 
+import errno
 import os
 from pathlib import Path
 from typing import Any
@@ -19,6 +20,9 @@ def sync_directory(path: os.PathLike[str] | str) -> None:
     handle = os.open(path, os.O_RDONLY | os.O_DIRECTORY)
     try:
         os.fsync(handle)
+    except OSError as error:
+        if error.errno not in (errno.EINVAL, errno.ENOTSUP):  # some network file systems know no such thing
+            raise
     finally:
         os.close(handle)
 

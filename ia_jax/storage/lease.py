@@ -57,7 +57,8 @@ class _Lease:
         began, seen = _now(), None
         while True:
             there = bucket.find(self.path)
-            if there is None or (there.generation == seen and _now() - began >= TERM) or self._is_dead(there.generation):
+            silent = there is not None and there.generation == seen and _now() - began >= TERM
+            if there is None or silent or self._is_dead(there.generation):
                 with suppress(bucket.ChangedError):
                     self._renew(there.generation if there else 0)
                     return
@@ -92,8 +93,8 @@ class _Lease:
         if self.lost or (late and threading.current_thread().name != "lease"):
             why = self.lost or f"it could not be renewed for {SAFE:g} s"
             raise IAError(
-                f"the lease on {self.directory} is lost ({why}); nothing more is written, the same command goes on from "
-                "what is there"
+                f"the lease on {self.directory} is lost ({why}); nothing more is written, the same command goes on "
+                "from what is there"
             )
 
     def leave(self) -> None:

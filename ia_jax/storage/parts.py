@@ -3,8 +3,8 @@
     curves.jsonl                           the file, as it was last written whole
     curves.jsonl.parts/<mark>-<number>     what was added since, in order
 
-A part belongs to the version of the file whose mark it bears. So the file written anew, which is one step, also ends all
-parts; those of other versions are leftovers, and no reader sees them. Only files named `*.jsonl` have parts.
+A part belongs to the version of the file whose mark it bears. So the file written anew, which is one step, also ends
+all parts; those of other versions are leftovers, and no reader sees them. Only files named `*.jsonl` have parts.
 """
 
 import os
@@ -25,7 +25,7 @@ TRIES = 5  # how often a reader begins again when the file is written anew under
 
 
 class LocalFile:
-    """A local file that is appended to. Written lines reach the kernel at once; `sync` waits until they are on disk."""
+    """A local file that is appended to. `flush` hands over to the kernel; `sync` waits until it is on disk."""
 
     def __init__(self, path: Path):
         path.parent.mkdir(parents=True, exist_ok=True)
@@ -33,6 +33,8 @@ class LocalFile:
 
     def write(self, content: bytes) -> None:
         self._file.write(content)
+
+    def flush(self) -> None:
         self._file.flush()
 
     def sync(self) -> None:
@@ -45,7 +47,7 @@ class LocalFile:
 
 
 class Growing:
-    """An object that grows, by being written again with more; up to `FLUSH_SECONDS` of it are in memory alone."""
+    """An object that grows by being written again with more: `flush` does it every `FLUSH_SECONDS`, `sync` at once."""
 
     def __init__(self, path: os.PathLike[str] | str):
         self.path, self.size = path, 0
@@ -55,6 +57,8 @@ class Growing:
     def write(self, content: bytes) -> None:
         self._content += content
         self.size = len(self._content)
+
+    def flush(self) -> None:
         if time.monotonic() - self._last >= FLUSH_SECONDS:
             self.sync()
 
@@ -84,6 +88,10 @@ class Parts:
         if self._part is None:
             self._part = Growing(_next_part(self._path))
         self._part.write(content)
+
+    def flush(self) -> None:
+        if self._part is not None:
+            self._part.flush()
 
     def sync(self) -> None:
         if self._part is not None:
@@ -156,8 +164,8 @@ def _versions(path: os.PathLike[str]) -> "tuple[Object | None, list[Object]]":
     parts = [o for o in found if o.name != name]
     if base is not None and not base.mark and parts:
         raise ConfigError(
-            f"{path} has parts but not the mark that says which: it was copied without its metadata, from a run that was "
-            "cut short; copy from bucket to bucket (`gcloud storage cp -r`), or let the run end first"
+            f"{path} has parts but not the mark that says which: it was copied without its metadata, from a run that "
+            "was cut short; copy from bucket to bucket (`gcloud storage cp -r`), or let the run end first"
         )
     return base, [o for o in parts if base is not None and o.name.startswith(f"{name}.parts/{base.mark}-")]
 
