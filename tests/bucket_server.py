@@ -124,7 +124,7 @@ class Service:
     def next_fault(self, method, name):
         with self.lock:
             self.requests.append((method, name and name[1]))
-            return self.faults(method, name and name[1])
+        return self.faults(method, name and name[1])
 
     def find(self, bucket, name):
         try:
@@ -134,6 +134,16 @@ class Service:
 
     def names(self, prefix=""):
         return sorted(n for n in self.storage.objects.get("bucket", {}) if n.startswith(prefix))
+
+    def state(self):
+        """All that is in the bucket, for `put_back`."""
+        return {name: (self.find("bucket", name), self.content(name)) for name in self.names()}
+
+    def put_back(self, state):
+        for name in self.names():
+            self.storage.delete_file("bucket", name)
+        for name, (known, content) in state.items():
+            self.storage.create_file("bucket", name, content, known)
 
     def content(self, name):
         return self.storage.get_file("bucket", name)
@@ -172,7 +182,7 @@ def running():
     """(service, its address), with `gs://bucket` in it; children find it through the environment (`environment`)."""
     service = Service()
     http = server.ThreadingHTTPServer(("127.0.0.1", 0), partial(_Handler, service))
-    thread = threading.Thread(target=http.serve_forever, daemon=True)
+    thread = threading.Thread(target=http.serve_forever, args=(0.05,), daemon=True)
     thread.start()
     try:
         yield service, f"http://127.0.0.1:{http.server_port}"
@@ -201,6 +211,7 @@ def bucket_service(monkeypatch):
         for name, value in environment(address).items():
             monkeypatch.setenv(name, value)
         monkeypatch.setattr(bucket, "FIRST_WAIT", 0.01)
+        monkeypatch.setattr(bucket, "PATIENCE", 20.0)
         bucket._client.cache_clear()
         yield service
         bucket._client.cache_clear()

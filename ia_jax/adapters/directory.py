@@ -45,11 +45,12 @@ def complete(path: epath.Path) -> bool:
     return (path / RECORD).exists() and (path / COMMIT_MARKER).exists()
 
 
-def which_are_complete(paths: Sequence[epath.Path]) -> list[bool]:
-    """For each whether a whole adapter is there, be it in `.saving`; in a bucket without asking for each."""
-    markers = [p / m for path in paths for p in (path, stage_of(path)) for m in (RECORD, COMMIT_MARKER)]
-    there = present(markers)
-    return [all(there[n : n + 2]) or all(there[n + 2 : n + 4]) for n in range(0, len(there), 4)]
+def places(paths: Sequence[epath.Path]) -> list[epath.Path | None]:
+    """For each where its complete data are, as `resolve` finds them, or None; in a bucket without asking for each."""
+    either = [(path, stage_of(path)) for path in paths]
+    there = iter(present([p / marker for pair in either for p in pair for marker in (RECORD, COMMIT_MARKER)]))
+    whole = [[p for p in pair if all([next(there), next(there)])] for pair in either]
+    return [found[0] if found else None for found in whole]
 
 
 def read_record(path: epath.Path) -> Record:

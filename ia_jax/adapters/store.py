@@ -122,12 +122,23 @@ def is_complete(directory: Directory) -> bool:
 
 def are_complete(found: Sequence[Directory]) -> list[bool]:
     """`is_complete` of each; in a bucket for all of a directory at once."""
-    return directories.which_are_complete([as_path(d) for d in found])
+    return [place is not None for place in directories.places([as_path(d) for d in found])]
 
 
 def read_records(found: Sequence[Directory], base: Base | None = None) -> list[Record]:
-    """`read_record` of each; in a bucket many at once."""
-    return each(lambda d: read_record(d, base), found, many=any(map(in_bucket, found)))
+    """`read_record` of each; in a bucket with one request for each, many at once."""
+    paths = [as_path(d) for d in found]
+    whole = list(zip(paths, directories.places(paths), strict=True))
+    return each(lambda both: _record_at(*both, base), whole, many=any(map(in_bucket, paths)))
+
+
+def _record_at(path: epath.Path, place: epath.Path | None, base: Base | None) -> Record:
+    if place is None:  # raises, saying what is missing
+        return read_record(path, base)
+    record = records.read_record(place)
+    if base is not None:
+        _check_base(place, record, base, False)
+    return record
 
 
 def remove_adapter(directory: Directory) -> None:
@@ -142,17 +153,18 @@ def list_adapters(root: Directory) -> dict[str, AdapterMetadata]:
     """Complete adapters right under `root`, by directory name. A damaged record is logged and left out."""
     path = as_path(root)
     names = sorted({directories.final_name(p.name) for p in path.iterdir()}) if path.exists() else []
-    whole = [name for name, there in zip(names, are_complete([path / n for n in names]), strict=True) if there]
+    places = zip(names, directories.places([path / n for n in names]), strict=True)
+    whole = [(name, place) for name, place in places if place is not None]
 
-    def read(name: str) -> AdapterMetadata | None:
+    def read(place: epath.Path) -> AdapterMetadata | None:
         try:
-            return read_metadata(path / name)
+            return records.read_record(place).metadata
         except CheckpointError as error:
             logging.getLogger(__name__).warning("%s", error)
             return None
 
-    found = zip(whole, each(read, whole, many=in_bucket(path)), strict=True)
-    return {name: metadata for name, metadata in found if metadata is not None}
+    found = each(read, [place for _, place in whole], many=in_bucket(path))
+    return {name: metadata for (name, _), metadata in zip(whole, found, strict=True) if metadata is not None}
 
 
 def verify_adapter(directory: Directory) -> list[str]:

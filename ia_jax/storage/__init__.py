@@ -57,6 +57,15 @@ def below(directory: Path, path: str) -> Path:
     return path_of(path) if in_bucket(path) or os.path.isabs(path) else directory / path
 
 
+def directories(path: Path) -> list[str]:
+    """The names of the directories right in a directory, sorted; none if it is not there."""
+    if in_bucket(path):
+        from ia_jax.storage import bucket
+
+        return [d.rstrip("/").rpartition("/")[2] for d in bucket.beginning(f"{path}/", flat=False).directories]
+    return sorted(p.name for p in path.iterdir() if p.is_dir()) if path.is_dir() else []
+
+
 def modified(path: Path) -> float:
     """When a file was last written, in seconds since 1970. Raises FileNotFoundError."""
     if in_bucket(path):
@@ -141,6 +150,14 @@ def write_text(path: "Path | epath.Path", text: str) -> None:
         return
     with replacing(path) as temporary:
         temporary.write_text(text, encoding="utf-8")
+
+
+def write_bytes(path: "Path | epath.Path", content: bytes) -> None:
+    if in_bucket(path):
+        parts.write_whole(path, content)
+        return
+    with replacing(path) as temporary:
+        temporary.write_bytes(content)
 
 
 def write_json(path: "Path | epath.Path", value: Any, indent: int | None = 1) -> None:

@@ -10,10 +10,11 @@ There are no directories: one exists while an object's name begins with it.
 
 import datetime
 import os
+import re
 import secrets
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from functools import lru_cache
 from typing import Any, TypeVar
@@ -86,17 +87,17 @@ def write(
     Raises ChangedError where there is another by then; so of two that write at once, one is told. `patience`: seconds
     for which it is tried, if not `PATIENCE`; before each try the guards are asked again.
     """
-    from google.api_core.exceptions import PreconditionFailed  # pyright: ignore[reportMissingImports, reportAttributeAccessIssue]
-
     check_guards(path)
     if over is None:
         there = find(path)
         over = there.generation if there else 0
-    bucket, name = split(path)
-    blob, mark = _bucket(bucket).blob(name), secrets.token_hex(6)
-    blob.metadata = {MARK: mark}
-    how = _patiently(lambda _: check_guards(path), patience)
+    (bucket, name), mark = split(path), secrets.token_hex(6)
     with _told(path, in_bucket=False):
+        from google.api_core.exceptions import PreconditionFailed  # pyright: ignore[reportMissingImports, reportAttributeAccessIssue]
+
+        blob = _bucket(bucket).blob(name)
+        blob.metadata = {MARK: mark}
+        how = _patiently(lambda _: check_guards(path), patience)
         try:
             blob.upload_from_string(content, content_type="application/octet-stream", if_generation_match=over, **how)
             return _object(blob)
@@ -108,15 +109,11 @@ def write(
 
 
 def remove(path: os.PathLike[str] | str, missing_ok: bool = False) -> None:
-    """Raises FileNotFoundError unless `missing_ok`; also where only the answer to the first try was lost."""
-    check_guards(path)
-    bucket, name = split(path)
-    try:
-        with _told(path):
-            _bucket(bucket).blob(name).delete(**_patiently())
-    except FileNotFoundError:
-        if not missing_ok:
-            raise
+    """Raises FileNotFoundError unless `missing_ok`."""
+    if find(path) is not None:
+        _remove_listed(path)
+    elif not missing_ok:
+        raise FileNotFoundError(2, "no such object", str(path))
 
 
 def copy(source: os.PathLike[str] | str, target: os.PathLike[str] | str) -> None:
@@ -157,13 +154,20 @@ def each(function: Callable[[S], T], items: Iterable[S]) -> list[T]:
         return list(pool.map(function, items))
 
 
+def _remove_listed(path: os.PathLike[str] | str) -> None:
+    check_guards(path)
+    bucket, name = split(path)
+    with suppress(FileNotFoundError), _told(path):  # gone already: by a try whose answer was lost
+        _bucket(bucket).blob(name).delete(**_patiently(lambda _: check_guards(path)))
+
+
 def remove_tree(directory: os.PathLike[str] | str) -> None:
     """All of a directory. What lies right in it goes first: there are the marks that say that all is there."""
     objects, (bucket, top) = below(directory), split(directory)
     depth = f"{top}/".count("/") if top else 0
     for there in (True, False):
         part = [f"gs://{bucket}/{o.name}" for o in objects if (o.name.count("/") == depth) is there]
-        each(lambda path: remove(path, missing_ok=True), part)
+        each(_remove_listed, part)
 
 
 def copy_tree(source: os.PathLike[str] | str, target: os.PathLike[str] | str) -> None:
@@ -202,19 +206,10 @@ def check_guards(path: os.PathLike[str] | str) -> None:
 
 @lru_cache(maxsize=1)
 def _client() -> Any:
-    """Google's client, with the credentials of this machine or user; of an emulator's in STORAGE_EMULATOR_HOST."""
-    try:
-        from google.auth.exceptions import DefaultCredentialsError  # pyright: ignore[reportMissingImports, reportAttributeAccessIssue]
-        from google.cloud import storage  # pyright: ignore[reportMissingImports, reportAttributeAccessIssue]
-    except ImportError:
-        raise ConfigError("paths in a bucket need Google's client; pip install 'ia-jax[gcs]'") from None
-    try:
-        return storage.Client(project=os.environ.get("GOOGLE_CLOUD_PROJECT", "ia-jax"))  # no request is about a project
-    except DefaultCredentialsError:
-        raise ConfigError(
-            "no Google credentials here; run `gcloud auth application-default login`, give the VM a service account, "
-            "or set GOOGLE_APPLICATION_CREDENTIALS"
-        ) from None
+    """Google's client, with the credentials of this machine or user; or the emulator's in STORAGE_EMULATOR_HOST."""
+    from google.cloud import storage  # pyright: ignore[reportMissingImports, reportAttributeAccessIssue]
+
+    return storage.Client(project=os.environ.get("GOOGLE_CLOUD_PROJECT", "ia-jax"))  # no request is about a project
 
 
 def _bucket(name: str) -> Any:
@@ -247,10 +242,13 @@ def _told(path: os.PathLike[str] | str, in_bucket: bool = True) -> Iterator[None
 
     in_bucket: whether "not found" can mean the object, and does not mean the bucket.
     """
-    from google.api_core import exceptions as api  # pyright: ignore[reportMissingImports, reportAttributeAccessIssue]
-    from google.auth.exceptions import GoogleAuthError  # pyright: ignore[reportMissingImports, reportAttributeAccessIssue]
-    from requests.exceptions import RequestException
-
+    try:
+        from google.api_core import exceptions as api  # pyright: ignore[reportMissingImports, reportAttributeAccessIssue]
+        from google.auth.exceptions import DefaultCredentialsError, GoogleAuthError  # pyright: ignore[reportMissingImports, reportAttributeAccessIssue]
+        from google.cloud import storage as _  # noqa: F401  # pyright: ignore[reportMissingImports, reportAttributeAccessIssue]
+        from requests.exceptions import RequestException
+    except ImportError:
+        raise ConfigError(f"{path}: a bucket needs Google's client; pip install 'ia-jax[gcs]'") from None
     try:
         yield
     except api.NotFound as error:
@@ -260,23 +258,30 @@ def _told(path: os.PathLike[str] | str, in_bucket: bool = True) -> Iterator[None
                 f"there is no bucket {bucket}; make it (gcloud storage buckets create gs://{bucket})"
             ) from None
         raise FileNotFoundError(2, "no such object", str(path)) from None
+    except DefaultCredentialsError:
+        raise ConfigError(
+            f"{path}: no Google credentials here; run `gcloud auth application-default login`, give the VM a service "
+            "account, or set GOOGLE_APPLICATION_CREDENTIALS"
+        ) from None
     except (api.Forbidden, api.Unauthorized, GoogleAuthError) as error:
         raise IAError(
             f"{path}: not allowed ({_short(error)}); give this account the role Storage Object Admin on the bucket"
         ) from None
     except api.PreconditionFailed:
         raise
-    except api.TooManyRequests as error:
-        raise IAError(
-            f"{path}: a quota of the bucket is used up ({_short(error)}); raise it or wait, then run again"
-        ) from None
     except (api.GoogleAPIError, RequestException, ConnectionError, TimeoutError) as error:
+        cause = getattr(error, "cause", None) or error  # of a RetryError
+        if isinstance(cause, api.TooManyRequests):
+            raise IAError(
+                f"{path}: a quota of the bucket is used up ({_short(cause)}); raise it or wait, then run again"
+            ) from None
         raise IAError(
-            f"{path}: the bucket does not answer ({_short(error)}; tried for up to {PATIENCE:g} s); look at the "
+            f"{path}: the bucket does not answer ({_short(cause)}; tried for up to {PATIENCE:g} s); look at the "
             "network, then give the same command again"
         ) from None
 
 
 def _short(error: BaseException) -> str:
     text = " ".join(str(getattr(error, "message", None) or error).split())
+    text = re.sub(r"^[A-Z]+ https?://\S+: ", "", text)
     return text if len(text) <= 160 else f"{text[:80]}…{text[-80:]}"
