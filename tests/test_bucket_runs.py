@@ -178,13 +178,13 @@ def test_training_that_is_killed_goes_on_from_the_bucket_with_the_curves_of_a_lo
 
 
 def losses(files):
-    """{step: loss} in TensorBoard's files: records of a length (8 bytes), its checksum (4), an event, its checksum (4)."""
+    """{step: loss} in TensorBoard's files: records of a length (8 bytes), its checksum (4), an event, its own (4)."""
     found = {}
     for content in files:
         at = 0
         while at < len(content):
             size = int.from_bytes(content[at : at + 8], "little")
             event = Event.FromString(content[at + 12 : at + 12 + size])
-            found |= {event.step: v.simple_value for v in event.summary.value if v.tag == "loss"}
+            found |= {(event.step, v.tag): v.simple_value for v in event.summary.value if v.tag == "loss"}
             at += size + 16
     return found

@@ -203,10 +203,18 @@ def claude(environ: Mapping[str, str], fetch: Fetch) -> str:
     )
 
 
+_NO_CLIENT = "; gs:// needs pip install 'ia-jax[gcs]'"
+
+
+def _has(*names: str) -> bool:
+    return all(map(importlib.util.find_spec, names))
+
+
 def bucket(environ: Mapping[str, str], fetch: Fetch) -> str:
     status = fetch("https://storage.googleapis.com", {})
     found = "reachable" if status < 500 else f"answers with {status}"
-    return f"Google's storage is {found}; workdirs in a bucket are not supported yet"
+    extra = "" if _has("google", "google.cloud", "google.cloud.storage") else _NO_CLIENT
+    return f"Google's storage is {found}{extra}"
 
 
 class _Stay(urllib.request.HTTPRedirectHandler):
