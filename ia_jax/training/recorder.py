@@ -127,9 +127,11 @@ class Recorder:
     def __exit__(self, kind: type | None, *exc: object) -> None:
         for opened in vars(self).keys() & {"file", "board"}:
             try:
-                if opened == "file":
-                    self.sync()
-                getattr(self, opened).close()
+                try:
+                    if opened == "file" and kind is None:
+                        self.sync()
+                finally:
+                    getattr(self, opened).close()
             except (OSError, IAError):  # what could not be written is tried again, and closed all the same
                 if kind is None:
                     raise
