@@ -7,6 +7,7 @@ person. Keys are only said to be there or not.
 import errno
 import http.client
 import importlib.metadata
+import importlib.util
 import os
 import platform
 import shutil
