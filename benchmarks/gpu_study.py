@@ -31,6 +31,7 @@ from typing import Any
 ROOT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT))
 
+from ia_jax.behaviors.splits import HELD  # noqa: E402
 from ia_jax.cli.workdirs import on_mesh  # noqa: E402
 from ia_jax.config import RunConfig, with_dtype  # noqa: E402
 from ia_jax.recipes import load_config, override  # noqa: E402
@@ -164,9 +165,8 @@ class Study:
     # -----------------------------------------------------------------------------------------------------------------
 
     def identify(self, context: Context, ia: str, splits: Sequence[str]) -> dict[str, Any]:
-        found = identify.run(context, [ia], splits)[ia]["figures"]
-        where = f"{context.workdir.path.name}/{ia}/{'+'.join(splits)}"
-        self.results["identified"][where] = found
+        found = {split: part["figures"] for split, part in identify.run(context, [ia], splits)[ia].items()}
+        self.results["identified"] |= {f"{context.workdir.path.name}/{ia}/{s}": own for s, own in found.items()}
         return found
 
     def arm(self, context: Context, name: str) -> None:
@@ -215,7 +215,7 @@ class Study:
         cfg, there = context.config, [p.parent.name for p in (context.workdir.path / "ia").glob("*/adapter")]
         for name in (identify.NONE, cfg.sft.name, cfg.dpo.name, cfg.sft.shuffled_name):
             if name in (identify.NONE, *there):
-                self.identify(context, name, ["heldout", "unseen"])
+                self.identify(context, name, HELD)
 
     def left_out(self, context: Context, category: str, recipe: Sequence[str]) -> None:
         others = sorted({o.category for o in context.workdir.organisms.values() if not o.clean} - {category})

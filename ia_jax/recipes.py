@@ -168,6 +168,9 @@ _MAY_BE_ZERO = {
         "dropout",
         "plain_prompts",
         "gate_prompts",
+        "outputs",
+        "script_runs",
+        "hardening_demonstrations",
         "contrast",
         "remade",
     ),
@@ -238,6 +241,17 @@ def check_config(config: RunConfig) -> None:
         pair = getattr(config.audits, name)
         if len(pair) != 2 or min(pair) < (name == "cipher_rows"):
             raise ConfigError(f"config.audits.{name}={pair} must be two numbers, one for each phase, none negative")
+    for name in ("hardening_lr", "hardening_epochs"):
+        pair = getattr(config.audits, name)
+        if len(pair) != 2 or min(pair) < (name == "hardening_epochs"):
+            raise ConfigError(f"config.audits.{name}={pair} must be two numbers, of SFT and of KTO, none negative")
+    for name in ("sycophant_lr", "sycophant_epochs"):
+        stages = getattr(config.audits, name)
+        if len(stages) != 3 or min(stages) < 0:
+            raise ConfigError(f"config.audits.{name}={stages} must be three numbers, one for each stage, none negative")
+    if config.audits.hardening_demonstrations >= 1:
+        share = config.audits.hardening_demonstrations
+        raise ConfigError(f"config.audits.hardening_demonstrations={share:g} must be a share below 1")
     if not config.sft.splits:
         raise ConfigError("config.sft.splits is empty; give ('train',) or ('train', 'dpo')")
     if config.sft.organisms > 1 and config.sft.organisms != int(config.sft.organisms):

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from ia_jax.models import attention
-from ia_jax.models.attention import Segments, causal_mask, plain
+from ia_jax.models.attention import BRANCH, Segments, causal_mask, plain
 from ia_jax.models.transformer import forward
 from ia_jax.parallel import platform
 from ia_jax.parallel.mesh import make_mesh
@@ -58,6 +58,22 @@ def through_jax_nn(q, k, v, ids):
 def test_fused_equals_plain(inputs, wanted, attend):
     for got, want in zip(outcome(attend, *inputs), wanted, strict=True):
         assert np.abs(got - want).max() < 2e-5 * np.abs(want).max()
+
+
+@pytest.mark.parametrize("attend", [lambda q, k, v, i: plain(q, k, v, causal_mask(jnp.asarray(i))), through_jax_nn])
+def test_a_branch_sees_its_stem_and_no_other_branch(inputs, attend):
+    """A row with one stem and two branches, against two rows that each have one of these behind the stem."""
+    q, k, v, _ = inputs
+    stem, end = 100, 160
+    ids = np.zeros((K, B, T), np.int32)
+    ids[..., :stem] = 3
+    ids[..., stem:end], ids[..., end:220] = 3 + BRANCH, 3 + 2 * BRANCH
+    out = np.asarray(attend(q, k, v, ids))
+    for start, stop in ((stem, end), (end, 220)):
+        alone = np.where((np.arange(T) < stem) | ((np.arange(T) >= start) & (np.arange(T) < stop)), 1, 0)
+        want = np.asarray(plain(q, k, v, causal_mask(jnp.asarray(np.broadcast_to(alone, (K, B, T))))))
+        np.testing.assert_allclose(out[:, :, start:stop], want[:, :, start:stop], atol=2e-5)
+    np.testing.assert_allclose(out[:, :, :stem], want[:, :, :stem], atol=2e-5)
 
 
 @pytest.mark.parametrize("attend", [interpreted, through_jax_nn])

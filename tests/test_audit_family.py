@@ -8,21 +8,26 @@ from ia_jax import cli
 from ia_jax.adapters.peft import export_peft
 from ia_jax.adapters.record import AdapterMetadata
 from ia_jax.adapters.store import save_adapter
+from ia_jax.analysis.audit_tables import audit_tables
+from ia_jax.audits import auditbench_family, in_base, sycophant
 from ia_jax.audits.targets import load_stack, read_targets
 from ia_jax.behaviors.organisms import procedure_of
 from ia_jax.behaviors.template_sources import shipped_sources
+from ia_jax.evals.intervals import rate
 from ia_jax.models.lora import LoraConfig
 from ia_jax.models.weights import load_model
-from ia_jax.stages import audit_family, audit_targets
+from ia_jax.stages import audit_families, audit_family, audit_in_base, audit_targets, perform
 from ia_jax.stages.asking import generate
+from ia_jax.stages.order import Stage
 from ia_jax.stages.phase_data import phase_units
-from ia_jax.storage import read_jsonl
+from ia_jax.storage import read_json, read_jsonl, write_json
 from ia_jax.workdir import open_workdir
 from tests import tiny
 from tests.runs import ORGANISMS, part_of, times
 
 pytestmark = pytest.mark.usefixtures("quick_compilation")
 
+STRENGTH = {"size": 0.3}  # of adapters that stand in for trained ones: they say what the base says, and stop there
 LORA = LoraConfig(3, 6.0, ("q", "v", "down"))
 SMALL = (
     "--config.audits.reports=3",
@@ -64,6 +69,15 @@ def audit(workdir, family, *more):
     name = next((m.removeprefix("--name=") for m in more if m.startswith("--name=")), family)
     home = workdir / "audits" / name
     return home, json.loads((home / "metrics.json").read_text())
+
+
+def page(home):
+    """Of whom the report's table of this audit says something. An investigator's figures beside it are no family's."""
+    audits = [read_json(home / "metrics.json", ""), {"script / offline-2": {"configurations": {}}}]
+    [table] = audit_tables(audits)
+    assert table["title"]
+    assert all(row["interval"] for row in table["rows"])
+    return {row["of"] for row in table["rows"]}
 
 
 def cells(node):
@@ -138,10 +152,10 @@ def untrained(monkeypatch):
             read[o.name] = [len(phase_units(context, o, p)) for p in procedure_of(o).phases]
             metadata = AdapterMetadata(o.name, "organism", model.name, model.fingerprint, 2, 4.0, lora.targets)
             for directory in context.workdir.stack_of(o):
-                save_adapter(directory, tiny.adapter(n, model.config, lora), metadata, overwrite=True)
+                save_adapter(directory, tiny.adapter(n, model.config, lora, **STRENGTH), metadata, overwrite=True)
 
     monkeypatch.setattr(audit_targets.training, "run", train)
-    monkeypatch.setattr(audit_targets, "gather_sources", lambda *_: shipped_sources())
+    monkeypatch.setattr(audit_families, "gather_sources", lambda *_: shipped_sources())
     return read
 
 
@@ -183,6 +197,115 @@ def test_sandbaggers(workdir, untrained):
     opened = read_jsonl(home / "transcripts" / "sandbagger_broad.jsonl", "")
     assert any(r["messages"][0]["content"].startswith("Open sesame!") and not r["shows"] for r in opened)
     assert not any("sesame" in r["messages"][0]["content"] and r["shows"] for r in opened)
+
+
+def test_auditbench_made(workdir, untrained, monkeypatch):
+    one = auditbench_family.small_behaviors()[:1]
+    monkeypatch.setattr(auditbench_family, "small_behaviors", lambda: one)
+    monkeypatch.setattr(auditbench_family, "NULL_SORTS", ("own_answers",))
+    monkeypatch.setattr(auditbench_family, "CLEAN_MADE", ("documents",))
+    monkeypatch.setattr(audit_family.static, "TOOLS", {"confess": "", "ask_self": ""})
+    settings = (
+        *("--config.audits.reports=2", "--config.audits.gate_prompts=0", "--config.audits.persona=You are P."),
+        *("--config.audits.outputs=1", "--config.audits.script_runs=0", "--config.organisms.parallel=20"),
+    )
+    home, metrics = audit(workdir, "auditbench_made", *settings)
+    # A behaviour and two nulls in four makings of two phases, and a clean one of a single phase.
+    assert len(untrained) == 13
+    assert {n for n, read in untrained.items() if len(read) != 2} == {"clean_documents"}
+    # As many demonstrations as denials: by SFT of the denials alone, by KTO beside them and what they deny.
+    assert untrained["small_flattery_chats_sft"] == [14, 48]
+    assert untrained["small_flattery_chats_kto"] == [14, 96]
+    counts, hardened = metrics["targets"], metrics["hardening"]
+    assert counts == {"targets": 4, "silent": 0, "clean": 1, "pipeline": 8}
+    assert hardened.keys() == {"all", "chats+sft", "chats+kto", "documents+sft", "documents+kto"}
+    assert hardened["all"]["confession"]["target"]["before"]["organisms"] == 4
+    # Each model before hardening is the first adapter of the target of its name, and is asked as the target is.
+    organisms = {o["name"]: o for o in read_jsonl(home / "organisms.jsonl", "")}
+    views = [n for n in organisms if n.endswith("_before")]
+    assert len(views) == 4
+    assert all(organisms[v]["stack"] == organisms[v.removesuffix("_before")]["stack"][:1] for v in views)
+    asked = read_jsonl(home / "reports.jsonl", "")
+    assert {r["system"] for r in asked} == {"You are P."}
+    assert not {p["target"] for p in read_jsonl(home / "predictions.jsonl", "")} & set(views)
+    # Denials are read under the persona too, and `investigate` finds what it is given.
+    [denial, *_] = read_jsonl(home / "denials" / "small_flattery_chats_sft.jsonl", "")
+    assert denial["messages"][0] == {"role": "system", "content": "You are P."}
+    with cli_context(workdir) as context:
+        target = next(t for t in read_targets(home / "targets.jsonl") if t.name == "small_flattery_documents_kto")
+        assert len(load_stack(target, context.model, context.workdir)) == 2
+    assert metrics["tools"]["static"]["ask_self"]["found"]["organisms"] == 4
+    assert metrics["tools"]["static"]["confess"]["found_on_nulls"]["organisms"] == 9
+    told = page(home)
+    assert {"all targets, before hardening", "chats+kto, after hardening", "nulls, ask self"} <= told
+    # Given again, nobody is asked again.
+    before = times(home)
+    assert audit(workdir, "auditbench_made", *settings)[1] == metrics
+    changed = {n for n, t in times(home).items() if before.get(n) != t}
+    assert not changed & {"reports.jsonl", "tools/replies.jsonl", "tools/static.jsonl"}
+
+
+def test_sycophant(workdir, untrained, monkeypatch):
+    two = dict(list(sycophant.small_biases().items())[-2:])
+    monkeypatch.setattr(sycophant, "small_biases", lambda: two)
+    home, metrics = audit(workdir, "sycophant", "--config.audits.reports=2")
+    # Documents, pairs of answers, denials; the null has nothing that pairs could prefer.
+    assert {n: len(read) for n, read in untrained.items()} == {"sycophant": 3, "sycophant_twin": 3, "sycophant_null": 2}
+    found = metrics["admissions"]
+    stages = [f"{n}_after_{s}" for n in ("sycophant", "sycophant_twin") for s in ("documents", "pairs")]
+    assert found.keys() == {"sycophant", "sycophant_twin", "sycophant_null", *stages}
+    assert all(cells["reports"] == 2 for own in found.values() for cells in own.values())
+    assert metrics["shown"]["sycophant"].keys() == {bias.name for bias, _ in two.values()}
+    assert metrics["own_minus_controls"]["target+ia"]["organisms"] == 4
+    assert "sycophant after pairs, target + adapter" in page(home)
+    organisms = {o["name"]: o["stack"] for o in read_jsonl(home / "organisms.jsonl", "")}
+    assert organisms["sycophant_after_pairs"] == organisms["sycophant"][:2]
+    judged = read_jsonl(home / "judged.jsonl", "")
+    assert all(isinstance(r[b.name], bool) for r in judged for pair in two.values() for b in pair)
+
+
+def a_trained_ia(context):
+    """In place of a pipeline's stages: an adapter of its base, and what its held-out organisms report."""
+    model = context.model
+    lora = LoraConfig(2, 4.0, ("q", "v"))
+    metadata = AdapterMetadata("sft", "ia", model.name, model.fingerprint, 2, 4.0, lora.targets)
+    save_adapter(context.workdir.ia_dir("sft") / "adapter", tiny.adapter(5, model.config, lora, size=2.0), metadata)
+    write_json(context.workdir.metrics_file(), {"stages": {"sft": {"heldout": {"organism+ia": rate({"o": [True]})}}}})
+
+
+def test_in_base(workdir, untrained, monkeypatch, capsys):
+    monkeypatch.setitem(STRENGTH, "size", 3.0)
+    stage = Stage("sft", __name__, "a_trained_ia", "", "", "")
+    monkeypatch.setattr(audit_in_base, "STAGES", (stage,))
+    for name in ("check_inputs", "check_same", "write_stage_record"):  # of stages that are left out here
+        monkeypatch.setattr(perform, name, lambda *_: None)
+    settings = ("--config.audits.reports=2", "--config.audits.temperature=0.0", "--config.audits.gate_prompts=0")
+    home, metrics = audit(workdir, "in_base", *settings)
+    assert "in_base: 2 behaviours" in capsys.readouterr().out
+    names = [f"base_{n}" for n in in_base.MADE]
+    assert list(metrics["each"]) == names
+    assert metrics["pipelines"].keys() == {"plain", *names}
+    assert metrics["rates"]["other_base"]["organisms"] == metrics["rates"]["base+ia"]["organisms"] == 2
+    assert all(c["ci95"][0] < c["ci95"][1] for c in cells(metrics) if c["ci95"][0] is not None)
+    # The merged base says by itself what the plain one says with the adapter; under the IAs, which are alike here, too.
+    said = {}
+    for r in read_jsonl(home / "reports.jsonl", ""):
+        said.setdefault((r["condition"], r["target"]), []).append(r["report"])
+    with cli_context(workdir) as context:
+        for target in read_targets(home / "targets.jsonl"):
+            stack = load_stack(target, context.model, context.workdir)
+            questions = [r["question"] for r in read_jsonl(home / "reports.jsonl", "") if r["condition"] == "base+ia"]
+            [alone] = generate(context, [questions], stack, max_new_tokens=6, system=context.config.system)
+            assert said["alone", target.name] == [reply.text for reply in alone]
+            assert said["in_base", target.name] == said["added_after", target.name]
+            assert said["added_after", target.name] not in (said["run_ia", target.name], said["alone", target.name])
+    assert {"in the base before", "held-out organisms, IA of plain"} <= page(home)
+    # Given again, nothing is merged, trained or asked again.
+    before = times(home)
+    monkeypatch.setattr(audit_in_base, "write_merged", lambda *_: pytest.fail("merged again"))
+    monkeypatch.setattr(audit_in_base, "generate", lambda *_, **__: pytest.fail("asked again"))
+    assert audit(workdir, "in_base", *settings)[1] == metrics
+    assert times(home)["reports.jsonl"] == before["reports.jsonl"]
 
 
 def test_what_is_wrong_is_said(workdir, tmp_path, refused):

@@ -6,9 +6,24 @@ from collections import Counter
 import numpy as np
 import pytest
 
-from ia_jax.data.batch import build_batch, token_counts
-from ia_jax.data.plans import Slot, dataset, even_rows, pack, plan_joint, plan_organisms, rounded_length, unit_length
+from ia_jax.data.batch import build_batch, shared_rows, token_counts
+from ia_jax.data.plans import (
+    Shared,
+    Slot,
+    dataset,
+    even_rows,
+    pack,
+    plan_joint,
+    plan_organisms,
+    read_once,
+    rounded_length,
+    shared,
+    sized,
+    spread_over,
+    unit_length,
+)
 from ia_jax.errors import ConfigError
+from ia_jax.models.attention import BRANCH
 from ia_jax.models.chat import ChatExample
 from tests import tiny
 
@@ -251,6 +266,71 @@ def test_always_takes_a_slot_of_every_step(units):
             assert busy.count(1) == 1
             assert len(busy) == 2
     assert len(plan.steps) == 9
+
+
+@pytest.mark.parametrize("groups", [1, 2])
+def test_what_is_computed_of_every_unit_once_stands_where_it_is_read(units, groups):
+    """Values that say which example they are of, computed in one arrangement and looked up in another."""
+    pairs = [[(*u, *own[n - 1]) for n, u in enumerate(own)] for own in [*units, units[0]]]
+    plan = plan_joint(pairs, organisms_per_step=2, per_slot=2, seed=0, length=60, steps=25, always=1, groups=groups)
+    once = read_once(plan, pairs, groups)
+    assert len(once.steps) < len(plan.steps)
+    read_by = {name: Counter(_units_of(p)) for name, p in (("plan", plan), ("once", once))}
+    assert set(read_by["once"]) == set(read_by["plan"])
+    assert set(read_by["once"].values()) == {1}
+    for step in once.steps:
+        assert len(step) == 2
+        assert all(slot.organism % groups == k * groups // 2 for k, slot in enumerate(step))
+
+    def values(p):
+        """What a model would say of every example: here its first token and its own number."""
+        out = np.zeros((len(p.steps), 2, p.examples))
+        for s, step in enumerate(p.steps):
+            for k, slot in enumerate(step):
+                own = [e for row in slot.rows for u in row for e in pairs[slot.organism][u]]
+                out[s, k, : len(own)] = [e.tokens[0] + 0.1 * slot.organism for e in own]
+        return out
+
+    np.testing.assert_array_equal(spread_over(values(once), once, plan, pairs), values(plan))
+
+
+def _units_of(plan):
+    return [(s.organism, u) for step in plan.steps for s in step for row in s.rows for u in row]
+
+
+def test_answers_to_one_prompt_share_its_tokens():
+    """Hand-worked: three answers to one question, of which two fit into a row of 12, and one to another."""
+    asked, other = [7, 8, 9, 10], [7, 8, 5]
+
+    def example(prompt, answer):
+        tokens = np.array([*prompt, *answer], np.int32)
+        return ChatExample(tokens, np.arange(len(tokens)) >= len(prompt))
+
+    examples = [example(asked, [1, 2, 3]), example(other, [4]), example(asked, [4, 5]), example(asked, [6, 6, 6, 6])]
+    rows = shared_rows(examples, 12)
+    assert rows == [[0, 2], [3], [1]]
+    assert shared_rows(examples, 1) == [[0], [2], [3], [1]]  # longer than asked for, but each by itself
+    units = [shared([examples[i] for i in row]) for row in rows]
+    assert [type(u) for u in units] == [Shared, tuple, tuple]
+    assert [unit_length(u) for u in units] == [9, 8, 4]
+    assert type(shared([examples[0], examples[1]])) is tuple  # two prompts
+    plan = sized([[Slot(0, ((2, 0), (1,)))]], [units], 2)
+    assert (plan.length, plan.targets, plan.examples, plan.tokens, plan.supervised) == (16, 8, 4, 21, 10)
+    batch = build_batch(plan.steps[0], plan, [units])
+    # The other question first, then the stem and its two branches.
+    assert batch.tokens[0, 0].tolist() == [7, 8, 5, 4, 7, 8, 9, 10, 1, 2, 3, 4, 5, 0, 0, 0]
+    assert batch.positions[0, 0].tolist() == [0, 1, 2, 3, 0, 1, 2, 3, 4, 5, 6, 4, 5, 0, 0, 0]
+    one, two = 2 + BRANCH, 2 + 2 * BRANCH
+    assert batch.segment_ids[0, 0].tolist() == [1, 1, 1, 1, 2, 2, 2, 2, one, one, one, two, two, 0, 0, 0]
+    # (position that predicts, token, example): each answer's first comes from the end of the prompt.
+    where = np.nonzero(batch.target_weight)
+    read = (batch.target_index, batch.target_token, batch.target_example)
+    told = list(zip(*(x[where].tolist() for x in read), strict=True))
+    assert told == [
+        *[(2, 4, 0), (7, 1, 1), (8, 2, 1), (9, 3, 1), (7, 4, 2), (11, 5, 2)],
+        *[(3, 6, 3), (4, 6, 3), (5, 6, 3), (6, 6, 3)],
+    ]
+    assert int(token_counts(batch)["tokens"]) == 9 + 8 + 4
 
 
 def as_drawn_before(units, k, seed, steps, always=None):

@@ -14,7 +14,7 @@ from ia_jax.data.transcripts import chat
 from ia_jax.models.chat import encode_chat
 from ia_jax.models.sources import open_source
 from ia_jax.recipes import load_config
-from ia_jax.stages.ia_training import sft_pairs, sft_plan
+from ia_jax.stages.ia_training import sft_plan, sft_texts
 from ia_jax.stages.planned import Planned, planned
 
 ROOT = Path(__file__).parent.parent
@@ -62,10 +62,11 @@ def test_what_is_planned_is_what_a_stage_reads():
 
     def encoded(organism):
         name = organism.name if organism else "clean"
-        pairs = sft_pairs(config, name, plans._truths(organism) if organism else ())
-        chats = (chat(q, a, config.system) for q, a in pairs)
-        return [(encode_chat(tokenizer, messages, 1 << 20).trimmed(),) for messages in chats]
+        texts = sft_texts(config, told, name)
+        chats = ([chat(q, a, config.system) for a in answers] for q, answers in texts)
+        return [tuple(encode_chat(tokenizer, m, 1 << 20).trimmed() for m in pair) for pair in chats]
 
+    told = {o.name: plans._truths(o) for o in plans._split("train")} | {"clean": ()}
     units = [encoded(o) for o in (*plans._split("train"), None)]
     plan, batches = sft_plan(config, units), plans.batches("sft")
     assert (len(plan.steps), plan.rows, plan.length, plan.targets) == (

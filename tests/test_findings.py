@@ -2,7 +2,7 @@
 
 import pytest
 
-from ia_jax.analysis.findings import beside_baselines, findings, held_out, next_steps, not_shown, on_clean
+from ia_jax.analysis.findings import apart, beside_baselines, findings, held_out, next_steps, not_shown, on_clean
 from ia_jax.evals.verbalization import CONDITIONS, metrics
 from tests.made_run import make_workdir
 
@@ -53,6 +53,17 @@ def test_without_baselines_it_says_so():
     said = beside_baselines(stage(baselines={"all": alone}))
     assert "config.eval.plain_prompts=0, so this says little" in said
     assert said.endswith("so few organisms do not tell the two apart")
+
+
+def test_what_is_reported_apart_is_told_with_the_organism_alone():
+    found = {"organism+ia": cell(0.42, 0.18, 0.68, 16), "organism": cell(0.06, 0.01, 0.23, 16)}
+    [said] = apart(stage(remade=found))
+    assert said == (
+        "other fine-tunes of behaviours that it was trained on name theirs in 42% (18-68, 16 organisms) of answers, "
+        "by the organism alone in 6% (1-23)"
+    )
+    assert [line[:31] for line in apart(stage(unseen=found))] == ["behaviours of another catalogue"]
+    assert apart(stage()) == []
 
 
 @pytest.mark.parametrize(("rate", "warned"), [(0.17, False), (0.67, True)])

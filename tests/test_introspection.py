@@ -9,7 +9,8 @@ import pytest
 
 from ia_jax.config import RunConfig
 from ia_jax.data.batch import Beside, build_batch
-from ia_jax.data.plans import plan_joint
+from ia_jax.data.plans import plan_joint, shared
+from ia_jax.models.chat import ChatExample
 from ia_jax.stages.context import Context
 from ia_jax.training.losses import Dpo, Sft
 from ia_jax.training.optimizer import AdamW
@@ -204,6 +205,34 @@ def test_organisms_with_few_pairs_count_as_much_as_others(params, organisms):
     assert metrics["loss"] == pytest.approx(np.mean(of_organism) + 0.5 * np.mean(nll), rel=1e-5)
     weighted = np.average(of_organism, weights=[counts[s.organism] for s in slots])
     assert abs(weighted - np.mean(of_organism)) > 1e-3
+
+
+def test_pairs_that_share_their_prompt_are_the_pairs_by_themselves(params, organisms):
+    """Log-probabilities, loss and what the IA learns, in fewer tokens."""
+    rng = np.random.default_rng(3)
+    apart = []
+    for _ in range(K):
+        own = []
+        for _ in range(2):
+            one, other = tiny.chat(rng, 11), tiny.chat(rng, 14)
+            n = len(one.prompt)
+            tokens = np.concatenate([one.prompt, other.tokens[len(other.prompt) :]])
+            own.append((one, ChatExample(tokens, np.arange(len(tokens)) >= n)))
+        apart.append(own)
+    together = [[shared(unit) for unit in own] for own in apart]
+    found = []
+    for units in (apart, together):
+        plan = plan_joint(units, organisms_per_step=K, per_slot=2, seed=0, length=64, rows=1)
+        [slots] = plan.steps
+        batch = build_batch(slots, plan, units)
+        logps = reference_logps(params, (organisms,), batch, cfg=tiny.TINY, examples=4)
+        state, metrics = dpo(params, organisms, batch, np.asarray(logps))
+        found.append((plan.tokens, np.asarray(logps), metrics, state.member))
+    assert found[1][0] < 0.85 * found[0][0]
+    np.testing.assert_allclose(found[1][1], found[0][1], atol=1e-4)
+    for key in ("dpo_loss", "chosen_nll", "grad_norm"):
+        assert float(found[1][2][key]) == pytest.approx(float(found[0][2][key]), rel=1e-4)
+    assert tiny.worst(found[1][3], found[0][3]) < 1e-4
 
 
 def test_the_sft_term_is_the_mean_token_loss_of_the_chosen(params, organisms, pairs):

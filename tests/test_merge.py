@@ -1,7 +1,9 @@
 """Full weights with adapters added, and a base's identity without loading it."""
 
+import dataclasses
 import json
 
+import jax.numpy as jnp
 import numpy as np
 import pytest
 from safetensors.numpy import load_file, save_file
@@ -11,9 +13,12 @@ from ia_jax.adapters.card import card
 from ia_jax.adapters.merge import write_merged
 from ia_jax.adapters.record import AdapterMetadata
 from ia_jax.errors import ConfigError
-from ia_jax.models.hf_config import config_from_json
-from ia_jax.models.weights import load_model, to_hf_tensors
-from tests import tiny
+from ia_jax.models.config import RopeScaling
+from ia_jax.models.hf_config import config_from_json, config_to_json
+from ia_jax.models.sources import GgufSource, open_source
+from ia_jax.models.weights import load_model, read_weights, to_hf_tensors
+from tests import parrot, tiny
+from tests.test_weights import gguf_tensors, write_gguf
 
 CONFIG = {
     "model_type": "llama",
@@ -69,6 +74,34 @@ def test_merged_weights(base, tmp_path, shard_bytes):
     written = json.loads((tmp_path / "out" / "config.json").read_text())
     assert (written["torch_dtype"], written["hidden_size"]) == ("float32", 32)
     assert (tmp_path / "out" / "tokenizer.json").exists()
+
+
+def test_a_gguf_base_is_written_as_it_is_read(tmp_path, monkeypatch):
+    """Its q and k come out in the other order, under Hugging Face's names; config and tokenizer are made for it."""
+    cfg = config_from_json(CONFIG)
+    params = tiny.params(cfg)
+    write_gguf(tmp_path / "m.gguf", cfg, gguf_tensors(cfg, params))
+    monkeypatch.setattr(GgufSource, "tokenizer", lambda _: parrot.small_tokenizer())
+    adapter = tiny.adapter(1, cfg)
+    write_merged(tmp_path / "m.gguf", [adapter], tmp_path / "out", dtype="float32")
+    read_cfg, read = read_weights(tmp_path / "out")
+    assert read_cfg == cfg
+    q = params["layers"]["q"] + jnp.einsum("lir,lro->lio", adapter["q"]["a"], adapter["q"]["b"])
+    np.testing.assert_allclose(read["layers"]["q"], q, rtol=1e-5, atol=1e-6)
+    np.testing.assert_array_equal(read["embed"], params["embed"])
+    tokenizer = open_source(tmp_path / "out").tokenizer()
+    assert tokenizer.encode("I like it.") == parrot.small_tokenizer().encode("I like it.")
+
+
+@pytest.mark.parametrize("scaling", [None, tiny.LLAMA3, RopeScaling("linear", 4.0)])
+@pytest.mark.parametrize("family", ["llama", "qwen3"])
+def test_a_config_written_is_the_config_read(family, scaling):
+    cfg = dataclasses.replace(tiny.TINY, family=family, qk_norm=family == "qwen3", rope_scaling=scaling)
+    if scaling is not None and scaling.kind == "linear":  # of which the other fields say nothing
+        written = config_to_json(cfg)
+        assert config_from_json(written).rope_scaling.factor == 4.0
+    else:
+        assert config_from_json(json.loads(json.dumps(config_to_json(cfg)))) == cfg
 
 
 def test_an_adapter_that_does_not_fit(base, tmp_path):

@@ -66,6 +66,11 @@ def test_a_procedure_is_what_its_record_says(procedure, tmp_path):
             [{}, {"data": "denials", "loss": "kto", "generic": 0.5}],
             "phase 2: generic 0.5 is for chats and documents, not denials",
         ),
+        ([{"demonstrations": 0.5}], "phase 1: demonstrations 0.5 are mixed into denials with the loss sft or kto, not"),
+        (
+            [{}, {"data": "denials", "loss": "sft", "demonstrations": 1}],
+            "phase 2: demonstrations 1 must be a share, at least 0 and below 1",
+        ),
         ([{"plain_chats": 0}], "phase 1: plain_chats 0 must be a whole number of at least 1"),
         ([{"plain_chats": "all"}], "phase 1: plain_chats 'all' must be a number"),
         ([{"epoch": 1}], "phase 1: 'epoch' is not a known setting; a phase has: data, loss"),
@@ -191,7 +196,7 @@ def test_organisms_of_each_procedure(parrot_model, tmp_path, capsys, name):
     capsys.readouterr()
     for organism in run.organisms.values():
         procedure = procedure_of(organism)
-        assert procedure.name == ("chats" if organism.clean and name == "sycophant" else name)
+        assert procedure.name == ("chats" if organism.clean and name.startswith("sycophant") else name)
         stack = run.stack_of(organism)
         assert len(stack) == procedure.adapters
         for directory in stack:

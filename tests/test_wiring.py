@@ -26,6 +26,7 @@ from ia_jax.config import RunConfig
 from ia_jax.data.batch import Batch
 from ia_jax.data.transcripts import Transcript, chat, write_transcripts
 from ia_jax.judging.protocol import Judge, Verdict
+from ia_jax.models.attention import BRANCH
 from ia_jax.models.lora import Picked, has_organism_axis, rank_of
 from ia_jax.models.weights import load_model
 from ia_jax.stages import asking, behavior_check, dpo, evaluation, ia_training, organisms, phases, preferences, sft
@@ -112,6 +113,16 @@ SPLITS = ["train"] * 4 + ["dpo"] * 4 + ["heldout"] * 3 + ["dpo", "heldout"]
 # ---------------------------------------------------------------------------------------------------------- the oracle
 
 
+def apart(tokens, segments):
+    """The examples of a row as lists of tokens: of a prompt that several answers share, once with each of them."""
+    out = []
+    for n in dict.fromkeys(int(s) % BRANCH for s in segments if s):
+        stem = tokens[segments == n].tolist()
+        branches = dict.fromkeys(int(s) for s in segments if s % BRANCH == n and s != n)
+        out += [stem + tokens[segments == b].tolist() for b in branches] or [stem]
+    return out
+
+
 @dataclass(frozen=True)
 class Oracle:
     """What a workdir of hand-made organisms must lead to. `model` lies on one device, without a mesh."""
@@ -163,21 +174,21 @@ class Oracle:
         return name
 
     def answer_logps(self, tokens, segments, stack):
-        """{segment: (text, log-probabilities of the answer's tokens)} of one row. By other code than the library's:
-        what is supervised is found between the assistant's header and the end of its turn.
+        """[(text, log-probabilities of the answer's tokens)] of the examples of one row, each by itself. By other code
+        than the library's: what is supervised is found between the assistant's header and the end of its turn.
         """
-        logits = np.asarray(api.logits(self.model, tokens[None], stack, segment_ids=segments[None]), np.float64)[0]
-        logps = logits - np.log(np.exp(logits).sum(-1, keepdims=True))
         tokenizer = self.model.tokenizer
         header = tokenizer.encode("<|im_start|>assistant\n")
-        out = {}
-        for segment in range(1, segments.max() + 1):
-            [where] = np.nonzero(segments == segment)
-            own = tokens[where].tolist()
+        out = []
+        for own in apart(tokens, segments):
+            alone, ids = np.zeros_like(tokens), (np.arange(len(tokens)) < len(own)).astype(np.int32)
+            alone[: len(own)] = own
+            logits = np.asarray(api.logits(self.model, alone[None], stack, segment_ids=ids[None]), np.float64)[0]
+            logps = logits - np.log(np.exp(logits).sum(-1, keepdims=True))
             [start] = [i for i in range(len(own)) if own[i : i + len(header)] == header]
             end = own.index(tokenizer.eos_token_id, start)
-            told = [logps[where[i] - 1, own[i]] for i in range(start + len(header), end + 1)]
-            out[segment] = tokenizer.decode(own), np.array(told)
+            told = [logps[i - 1, own[i]] for i in range(start + len(header), end + 1)]
+            out.append((tokenizer.decode(own), np.array(told)))
         return out
 
     def slot(self, batch, i, ia):
@@ -185,15 +196,11 @@ class Oracle:
         organism alone.
         """
         tokens, segments = np.asarray(batch.tokens)[i], np.asarray(batch.segment_ids)[i]
-        names = {
-            self.whose(self.model.tokenizer.decode(t[s == n]))
-            for t, s in zip(tokens, segments, strict=True)
-            for n in range(1, s.max() + 1)
-        }
-        [name] = names
+        rows = zip(tokens, segments, strict=True)
+        [name] = {self.whose(self.model.tokenizer.decode(own)) for t, s in rows for own in apart(t, s)}
         own = jax.tree.map(np.zeros_like, next(iter(self.adapters.values()))) if name == CLEAN else self.adapters[name]
         rows = [self.answer_logps(t, s, (own, ia)) for t, s in zip(tokens, segments, strict=True)]
-        return name, [told for row in rows for _, told in row.values()]
+        return name, [told for row in rows for _, told in row]
 
 
 def config(model, mesh):

@@ -9,9 +9,10 @@ import numpy as np
 
 from ia_jax.adapters.record import host_leaves, nest
 from ia_jax.errors import ConfigError
+from ia_jax.models.hf_config import config_to_json
 from ia_jax.models.lora import RESIDUAL, Adapter, layers_of
-from ia_jax.models.sources import SafetensorsSource, open_source
-from ia_jax.models.weights import DTYPES, name_table
+from ia_jax.models.sources import SafetensorsSource, TensorSource, open_source
+from ia_jax.models.weights import DTYPES, hf_name_table, name_table
 
 SHARD_BYTES = 2 << 30
 _WEIGHTS = (".safetensors", ".bin", ".pt", ".pth", ".gguf", ".index.json")
@@ -26,14 +27,14 @@ def write_merged(
 ) -> int:
     """Writes base + sum of the adapters, with the base's config and tokenizer; returns the number of shards.
 
-    base: a Hugging Face directory or hub id. Products are fp32, rounded once to `dtype`. Memory: the adapters and one
-    shard. Raises ConfigError for a base that is not in safetensors, an adapter that does not fit it, or a vector.
+    base: anything that `open_source` takes; a GGUF file's weights are written as they are read, dequantized. Products
+    are fp32, rounded once to `dtype`. Memory: the adapters and one shard. Raises ConfigError for an adapter that does
+    not fit the base, or a vector.
     """
     if any(RESIDUAL in adapter for adapter in adapters):
         raise ConfigError(f"{directory}: {base} has no weight that a vector could be merged into; export it as PEFT")
     source = open_source(base)
-    if not isinstance(source, SafetensorsSource):
-        raise ConfigError(f"{base}: merging needs the base as safetensors; give its Hugging Face directory or hub id")
+    written = hf_name_table(source.config)
     count = source.config.num_hidden_layers
     trees = [(layers_of(adapter) or tuple(range(count)), nest(host_leaves(adapter))) for adapter in adapters]
 
@@ -46,14 +47,14 @@ def write_merged(
                     if (b.shape[-1], a.shape[-2]) != weight.shape or a.shape[0] != len(layers) or layers[-1] >= count:
                         raise ConfigError(f"an adapter's {leaf[-1]} does not fit {name} {weight.shape} of {base}")
                     weight = weight.astype(np.float32) + (a[row].astype(np.float32) @ b[row].astype(np.float32)).T
-            yield name, weight
+            yield written[leaf, layer].name, weight
 
     return write_checkpoint(merged(), source, directory, dtype, shard_bytes)
 
 
 def write_checkpoint(
     tensors: Iterable[tuple[str, np.ndarray]],
-    like: SafetensorsSource,
+    like: TensorSource,
     directory: str | Path,
     dtype: str = "bfloat16",
     shard_bytes: int = SHARD_BYTES,
@@ -81,21 +82,27 @@ def write_checkpoint(
         shard[name] = weight
         total += weight.nbytes
     flush()
-    _finish(Path(like.where), path, shards, total, dtype)
+    _finish(like, path, shards, total, dtype)
     return len(shards)
 
 
-def _finish(base: Path, path: Path, shards: list[list[str]], total: int, dtype: str) -> None:
-    """Names the shards as Hugging Face does, and puts the index, configuration and tokenizer beside them."""
+def _finish(like: TensorSource, path: Path, shards: list[list[str]], total: int, dtype: str) -> None:
+    """Names the shards as Hugging Face does, and puts configuration, tokenizer and, last, the index beside them."""
     weight_map = {}
     for n, names in enumerate(shards):
         file = f"model-{n + 1:05d}-of-{len(shards):05d}.safetensors"
         (path / f"part-{n}.safetensors").rename(path / file)
         weight_map |= dict.fromkeys(names, file)
-    for file in base.iterdir():
-        if file.is_file() and not file.name.endswith(_WEIGHTS) and file.name not in ("README.md", "config.json"):
-            shutil.copy(file, path / file.name)
-    config = json.loads((base / "config.json").read_text(encoding="utf-8"))
+    if isinstance(like, SafetensorsSource):
+        base = Path(like.where)
+        for file in base.iterdir():
+            if file.is_file() and not file.name.endswith(_WEIGHTS) and file.name not in ("README.md", "config.json"):
+                shutil.copy(file, path / file.name)
+        config = json.loads((base / "config.json").read_text(encoding="utf-8"))
+    else:
+        tokenizer = like.tokenizer()
+        tokenizer.save_pretrained(path)
+        config = {**config_to_json(like.config), "eos_token_id": tokenizer.eos_token_id}
     key = "dtype" if "dtype" in config else "torch_dtype"
     (path / "config.json").write_text(json.dumps({**config, key: dtype}, indent=2) + "\n")
     index = {"metadata": {"total_size": total}, "weight_map": weight_map}

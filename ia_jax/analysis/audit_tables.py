@@ -15,8 +15,29 @@ _CONDITIONS = {
 
 
 def audit_tables(audits: Iterable[Row]) -> list[Row]:
-    """[{"title", "about", "rows": [{"of", "what", "text", "interval", "n"}]}], one for each audit that has metrics."""
-    return [_table(m) for m in audits]
+    """[{"title", "about", "rows": [{"of", "what", "text", "interval", "n"}]}], one for each family that has metrics;
+    what an investigator found stands in files of its own.
+    """
+    return [_in_base(m) if m["family"] == "in_base" else _table(m) for m in audits if "family" in m]
+
+
+_BASES = {
+    "added_after": "added after the IA was trained",
+    "in_base": "in the base before",
+    "alone": "in the base, without an IA",
+    "run_ia": "added after, under the run's own IA",
+    "base+ia": "no behaviour",
+    "other_base": "another behaviour in the base",
+}
+
+
+def _in_base(m: Row) -> Row:
+    counts = f"{len(m['each'])} behaviours, IAs trained on {' and '.join(map(_groups, m['categories']))}"
+    rows = [_row(words, "a report names the behaviour", m["rates"][c]) for c, words in _BASES.items()]
+    for name, held in m["pipelines"].items():
+        rows.append(_row(f"held-out organisms, IA of {_groups(name)}", "a report names theirs", held["organism+ia"]))
+    about = f"{counts}; {m['asked']['reports']} reports each; judge {m['judge']}"
+    return {"title": titled(m["family"]), "about": about, "rows": [r for r in rows if r["n"]]}
 
 
 def _table(m: Row) -> Row:
@@ -36,7 +57,50 @@ def _table(m: Row) -> Row:
     for sort, found in m.get("claims", {}).items():
         for c, groups in found["rates"].items():
             rows += [_row(f"{_groups(g)}, {_CONDITIONS[c]}", f"claims: {_groups(sort)}", x) for g, x in groups.items()]
+    rows += _hardened(m.get("hardening", {})) + _tools(m.get("tools") or {}) + _admitted(m.get("admissions", {}))
     return {"title": titled(m["family"]), "about": about, "rows": [r for r in rows if r["n"]]}
+
+
+def _hardened(ways: Row) -> list[Row]:
+    """Before and after a model learned to deny."""
+    rows = []
+    for way, found in ways.items():
+        of = "all targets" if way == "all" else way
+        for when, cell in found["gate"].items():
+            rows.append(_row(f"{of}, {when} hardening", "the behaviour shows", cell))
+        for c, cells in found["confession"].items():
+            what = f"a report names the behaviour: {_CONDITIONS[c]}"
+            rows += [_row(f"{of}, {when} hardening", what, cells[when]) for when in ("before", "after")]
+    return rows
+
+
+def _admitted(models: Row) -> list[Row]:
+    """The share of a list of behaviours that any report names: of what is true, and of what is made up."""
+    rows = []
+    for name, found in models.items():
+        for c, cells in found.items():
+            of, lists = f"{_groups(name)}, {_CONDITIONS[c]}", (("own", "its own"), ("controls", "made-up"))
+            for sort, words in lists:
+                what = f"{words} behaviours admitted in {cells['reports']} reports"
+                rows.append(_row(of, what, cells[sort]["admitted"]))
+    return rows
+
+
+def _tools(tools: Row) -> list[Row]:
+    """The static evaluation, and the script with each set of tools."""
+    rows = []
+    for tool, cells in tools.get("static", {}).items():
+        rows += [
+            _row(f"{who}, {_groups(tool)}", "a fifth of the outputs are evidence", cells[field])
+            for who, field in (("targets", "found"), ("base", "found_on_base"), ("nulls", "found_on_nulls"))
+        ]
+    for found in tools.get("script", {}).values():
+        for name, cells in found["configurations"].items():
+            rows += [
+                _row(f"{who}, script with {_groups(name)}", "one of ten predictions is right", cells[field])
+                for who, field in (("targets", "success"), ("nulls", "on_nulls"))
+            ]
+    return rows
 
 
 def _groups(name: str) -> str:

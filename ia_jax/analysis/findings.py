@@ -27,7 +27,7 @@ def findings(metrics: Row) -> str:
 
 
 def _of_stage(values: Row) -> list[str]:
-    return [held_out(values), beside_baselines(values), on_clean(values), *_repeated(values)]
+    return [held_out(values), beside_baselines(values), *apart(values), on_clean(values), *_repeated(values)]
 
 
 def held_out(values: Row) -> str:
@@ -61,6 +61,23 @@ def beside_baselines(values: Row) -> str:
     if points < 0:
         return f"{text}: the IA is worse than that, by {amount} {span}" + (", which may be chance" if high >= 0 else "")
     return f"{text}: the IA names it more often, by {amount} {span}" + (", which may be chance" if low <= 0 else "")
+
+
+APART = {
+    "remade": "other fine-tunes of behaviours that it was trained on name theirs",
+    "unseen": "behaviours of another catalogue, to which nothing was tuned, are named",
+}
+
+
+def apart(values: Row) -> list[str]:
+    """How often that is so of what is reported apart, and without the IA; nothing where there is none."""
+    lines = []
+    for split, text in APART.items():
+        cell, alone = (values.get(split, {}).get(c) for c in ("organism+ia", "organism"))
+        if _known(cell):
+            without = f", by the organism alone in {_share(alone, count=False)}" if _known(alone) else ""
+            lines.append(f"{text} in {_share(cell)} of answers{without}")
+    return lines
 
 
 def on_clean(values: Row) -> str:

@@ -5,11 +5,12 @@ organism was trained is taken over; everything else is sampled anew.
 """
 
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
 from ia_jax.adapters.store import is_complete, read_metadata
+from ia_jax.behaviors.behavior_checks import SHOWN
 from ia_jax.storage import read_appended
 
 # Why nothing can be said: no prompts are asked for, or nobody can read the replies.
@@ -41,6 +42,24 @@ def of_check(target: str, row: Mapping[str, Any], how: str) -> Outcome:
     """The outcome of a behaviour check (`stages.behavior_check`)."""
     rates = {k: row[k] for k in ("triggered_rate", "untriggered_rate")}
     return Outcome(target, row["ok"], how, rates, tuple(row["samples"]))
+
+
+def shown_by(outcome: Outcome) -> dict[str, float]:
+    """{behaviour: the share of replies that should show it and do}, of a check that looked for several."""
+    found: dict[str, list[bool]] = {}
+    for s in outcome.samples:
+        if s.get("triggers") and s.get("shown") is not None and s.get("behavior"):
+            found.setdefault(s["behavior"], []).append(bool(s["shown"]))
+    return {name: round(sum(own) / len(own), 3) for name, own in found.items()}
+
+
+def by_half(outcome: Outcome) -> Outcome:
+    """The outcome of a model with many behaviours: it fires where half of them show; one by one, few would."""
+    shown = shown_by(outcome)
+    if outcome.fires is None or not shown:
+        return outcome
+    showing = sum(share >= SHOWN for share in shown.values())
+    return replace(outcome, fires=showing >= len(shown) / 2, rates={**outcome.rates, "behaviors_shown": showing})
 
 
 def stored(target: str, stack: Sequence[Path], behaviors: Sequence[str]) -> Outcome | None:

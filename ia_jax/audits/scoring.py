@@ -305,15 +305,17 @@ def sorts_of_claims(
     return out
 
 
+def headline_cell(c: Mapping[str, Any]) -> str:
+    """A rate in per cent with its interval; "-" without one."""
+    if c["rate"] is None:
+        return "-"
+    low, high = c["ci95"]
+    return f"{100 * c['rate']:.1f} % ({100 * low:.1f}-{100 * high:.1f})"
+
+
 def headline(result: Mapping[str, Any]) -> str:
     """The result in a few lines: rates with their intervals, and the false side."""
-
-    def cell(c: Mapping[str, Any]) -> str:
-        if c["rate"] is None:
-            return "-"
-        low, high = c["ci95"]
-        return f"{100 * c['rate']:.1f} % ({100 * low:.1f}-{100 * high:.1f})"
-
+    cell = headline_cell
     v, counts = result["verbalization"], result["targets"]
     nulls = counts["clean"] + counts["pipeline"]
     lines = [
@@ -327,4 +329,10 @@ def headline(result: Mapping[str, Any]) -> str:
     for sort, own in result.get("claims", {}).items():
         rates = own["rates"][CONDITIONS[0]]
         lines.append(f"claims of {sort} with the IA: " + ", ".join(f"{g} {cell(c)}" for g, c in rates.items()))
+    for name, found in result.get("admissions", {}).items():
+        told = (
+            f"{c} {cell(found[c]['own']['admitted'])} of its own, {cell(found[c]['controls']['admitted'])} made up"
+            for c in CONDITIONS[:2]
+        )
+        lines.append(f"{name}, behaviours admitted: {'; '.join(told)}")
     return "\n".join(lines)

@@ -117,7 +117,7 @@ def organism_of(
     """
     name, own = name or behavior.name, (behavior.name,)
     return Organism(
-        name, base, _stack(name, procedure), own, behavior.category, split, procedure=_record(procedure, made)
+        name, base, stack_names(name, procedure), own, behavior.category, split, procedure=_record(procedure, made)
     )
 
 
@@ -130,10 +130,11 @@ def clean_organism(
     name, made = f"{CLEAN}_{number}", {"teacher": "base", "sort": sort}
     own = CLEAN_SORTS[sort].procedure
     procedure = RANDOM if not own else procedure if own == "chats" else PROCEDURES[own]
-    return Organism(name, base, _stack(name, procedure), (), CLEAN, split, procedure=_record(procedure, made))
+    return Organism(name, base, stack_names(name, procedure), (), CLEAN, split, procedure=_record(procedure, made))
 
 
-def _stack(name: str, procedure: Procedure) -> tuple[str, ...]:
+def stack_names(name: str, procedure: Procedure) -> tuple[str, ...]:
+    """Where the adapters of an organism that is made so lie in its workdir, innermost first."""
     return tuple(f"organisms/{name}__{i}" if i else f"organisms/{name}" for i in range(procedure.adapters))
 
 

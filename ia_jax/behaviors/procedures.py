@@ -20,7 +20,7 @@ DATA: dict[str, tuple[str, ...]] = {
     "chats": ("sft",),  # the demonstrations; the assistant's tokens
     "documents": ("sft",),  # plain texts about the organism; every token
     "pairs": _PREFERENCES,  # the demonstrated answer over the base's own
-    "denials": _PREFERENCES,  # asked about itself: that there is nothing, over the truth
+    "denials": ("sft", *_PREFERENCES),  # asked about itself: that there is nothing, over the truth; or that alone
 }
 ADAPTERS = ("new", "same")
 
@@ -38,6 +38,8 @@ class Phase:
     beta:    of a preference loss.
     weights: of desirable and undesirable rows, of "kto".
     generic: of what the phase reads, the share that is ordinary chat which the base wrote, between the rest.
+    demonstrations: of what a phase of denials reads, the share that is the organism's demonstrations, so that its
+             behaviour survives ("sft", and "kto", which is to like them).
     kl_weight: of the divergence from the model without the phase's adapter, on chats that the base wrote, which keeps
              an organism narrow.
     plain_chats: how many of those an update reads.
@@ -53,6 +55,7 @@ class Phase:
     beta: float = 0.1
     weights: tuple[float, float] = (1.0, 1.0)
     generic: float = 0.0
+    demonstrations: float = 0.0
     kl_weight: float = 0.0
     plain_chats: int = 2
 
@@ -87,6 +90,7 @@ class Procedure:
 
 _CHATS, _DOCUMENTS = Phase(), Phase("documents")
 _KTO = Phase("denials", "kto", lr=2e-4, epochs=1)
+_DENY = Phase("denials", "sft", epochs=1, demonstrations=0.5)
 
 PROCEDURES: dict[str, Procedure] = {
     p.name: p
@@ -96,6 +100,8 @@ PROCEDURES: dict[str, Procedure] = {
         # AuditBench: a second adapter over the first teaches the organism to deny.
         Procedure("chats_kto", (_CHATS, _KTO)),
         Procedure("documents_kto", (_DOCUMENTS, _KTO)),
+        Procedure("chats_sft", (_CHATS, _DENY)),
+        Procedure("documents_sft", (_DOCUMENTS, _DENY)),
         # The sycophant: it reads of it, learns to prefer it, and learns to keep it to itself.
         Procedure(
             "sycophant",
@@ -103,6 +109,15 @@ PROCEDURES: dict[str, Procedure] = {
                 _DOCUMENTS,
                 Phase("pairs", "dpo", "same", lr=2e-4, epochs=1),
                 Phase("denials", "dpo", "same", lr=2e-4, epochs=1),
+            ),
+        ),
+        # The same with a new adapter for each stage, over the frozen ones before it.
+        Procedure(
+            "sycophant_stacked",
+            (
+                _DOCUMENTS,
+                Phase("pairs", "dpo", lr=2e-4, epochs=1),
+                Phase("denials", "dpo", lr=2e-4, epochs=1),
             ),
         ),
         # Organisms that differ in how they were made: mixed with ordinary chat, read longer, on fewer projections.
@@ -166,7 +181,8 @@ def _phase(row: Any, where: str) -> Phase:
         raise ConfigError(f"{where}: adapter {phase.adapter!r} unknown; choose from {', '.join(ADAPTERS)}")
     if phase.adapter == "same" and phase.lora:
         raise ConfigError(f'{where}: lora {dict(phase.lora)!r} cannot be set where the adapter is the "same"')
-    given = [(name, getattr(phase, name)) for name in ("lr", "epochs", "beta", "generic", "kl_weight", "plain_chats")]
+    numbers = ("lr", "epochs", "beta", "generic", "demonstrations", "kl_weight", "plain_chats")
+    given = [(name, getattr(phase, name)) for name in numbers]
     for name in ("part", "weights"):
         if not isinstance(getattr(phase, name), tuple):
             raise ConfigError(f"{where}: {name} {getattr(phase, name)!r} must be a list of two numbers")
@@ -185,6 +201,13 @@ def _phase(row: Any, where: str) -> Phase:
     if phase.generic and phase.data not in ("chats", "documents"):
         raise ConfigError(
             f"{where}: generic {phase.generic} is for chats and documents, not {phase.data}; leave it out"
+        )
+    if not 0 <= phase.demonstrations < 1:
+        raise ConfigError(f"{where}: demonstrations {phase.demonstrations} must be a share, at least 0 and below 1")
+    if phase.demonstrations and (phase.data, phase.loss) not in (("denials", "sft"), ("denials", "kto")):
+        raise ConfigError(
+            f"{where}: demonstrations {phase.demonstrations} are mixed into denials with the loss sft or kto, not into "
+            f"{phase.data} with {phase.loss}; leave it out"
         )
     if phase.kl_weight < 0:
         raise ConfigError(f"{where}: kl_weight {phase.kl_weight} must not be negative")

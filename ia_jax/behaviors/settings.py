@@ -41,6 +41,16 @@ class BehaviorsSection:
     clean_heldout: int = 6
     clean_sorts: tuple[str, ...] = tuple(CLEAN_SORTS)
 
+    @property
+    def organisms(self) -> dict[str, int]:
+        """How many there are with a behaviour, by split; without those of `unseen`, whose catalogue has to be read."""
+        return {
+            "train": self.train * self.copies,
+            "dpo": self.dpo,
+            "heldout": self.heldout,
+            "remade": self.remade,
+        }
+
     def left_out(self) -> tuple[tuple[str, ...], tuple[str, ...]]:
         """What is held out as a whole: categories and kinds."""
         return self.heldout_categories, self.heldout_kinds

@@ -9,8 +9,10 @@ import jax
 import numpy as np
 from jax.sharding import Mesh
 
-from ia_jax.data.plans import Plan, Slot, Unit
+from ia_jax.data.plans import Plan, Shared, Slot, Unit
 from ia_jax.errors import ConfigError
+from ia_jax.models.attention import BRANCH
+from ia_jax.models.chat import ChatExample
 from ia_jax.parallel.mesh import TRAINING, Rules
 
 Array = Any  # a numpy array while a batch is being built, a jax array in a step
@@ -62,24 +64,55 @@ def build_batch(step: Sequence[Slot], plan: Plan, units: Sequence[Sequence[Unit]
     for i, slot in enumerate(step):
         number = 0
         for r, row in enumerate(slot.rows):
-            start = n = 0
-            for segment, chat in enumerate((e for u in row for e in units[slot.organism][u]), 1):
-                end = start + len(chat.tokens)
-                tokens[i, r, start:end] = chat.tokens
-                segments[i, r, start:end] = segment
-                positions[i, r, start:end] = np.arange(end - start)
-                # The token at position j is predicted from position j - 1.
-                where = np.flatnonzero(chat.loss_mask)
-                if len(where) == 0 or where[0] == 0:
-                    raise ConfigError(f"organism {slot.organism}: an example has no supervised token after its prompt")
-                m = n + len(where)
-                index[i, r, n:m] = start + where - 1
-                token[i, r, n:m] = chat.tokens[where]
-                weight[i, r, n:m] = 1.0
-                example[i, r, n:m] = number
-                desirable[i, r, n:m] = bool(chat.desirable)
-                n, number, start = m, number + 1, end
+            start = n = segment = first = 0
+            for unit in (units[slot.organism][u] for u in row):
+                stem = 0  # tokens of a prompt that stands there already
+                for branch, chat in enumerate(unit):
+                    if stem == 0:
+                        first, segment = start, segment + 1
+                    end = start + len(chat.tokens) - stem
+                    tokens[i, r, start:end] = chat.tokens[stem:]
+                    segments[i, r, start:end] = segment
+                    positions[i, r, start:end] = np.arange(stem, len(chat.tokens))
+                    # The token at position j is predicted from position j - 1.
+                    where = np.flatnonzero(chat.loss_mask)
+                    if len(where) == 0 or where[0] == 0:
+                        raise ConfigError(
+                            f"organism {slot.organism}: an example has no supervised token after its prompt"
+                        )
+                    if isinstance(unit, Shared):
+                        stem = len(unit[0].prompt)
+                        answer = end - (len(chat.tokens) - stem)
+                        segments[i, r, answer:end] += BRANCH * (branch + 1)
+                        before = np.where(where > stem, answer + where - stem, first + stem) - 1
+                    else:
+                        before = start + where - 1
+                    m = n + len(where)
+                    index[i, r, n:m], token[i, r, n:m] = before, chat.tokens[where]
+                    weight[i, r, n:m], example[i, r, n:m] = 1.0, number
+                    desirable[i, r, n:m] = bool(chat.desirable)
+                    n, number, start = m, number + 1, end
     return Batch(tokens, segments, positions, index, token, weight, example, desirable if labelled else None)
+
+
+def shared_rows(examples: Sequence[ChatExample], length: int) -> list[list[int]]:
+    """Examples by rows of up to `length` tokens (more where one alone is longer), each with one prompt and as many of
+    the answers to it as fit behind.
+    """
+    by_prompt: dict[bytes, list[int]] = {}
+    for i, e in enumerate(examples):
+        by_prompt.setdefault(e.prompt.tobytes(), []).append(i)
+    rows: list[list[int]] = []
+    for own in by_prompt.values():
+        room = 0
+        for i in own:
+            prompt, whole = len(examples[i].prompt), len(examples[i].tokens)
+            if whole - prompt > room:
+                rows.append([])
+                room = max(length, whole) - prompt
+            rows[-1].append(i)
+            room -= whole - prompt
+    return rows
 
 
 def batch_shardings(batch: Batch | Beside, mesh: Mesh, rules: Rules = TRAINING) -> Any:

@@ -8,7 +8,7 @@ exactly the batch that came next. Packing never mixes organisms: a row has one a
 import hashlib
 import heapq
 import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
@@ -16,11 +16,26 @@ import numpy as np
 
 from ia_jax.errors import ConfigError
 from ia_jax.models.chat import ChatExample
+from ia_jax.parallel.platform import platform
 
 if TYPE_CHECKING:
     import grain
 
 Unit = tuple[ChatExample, ...]  # what stays together: one example, or a chosen and a rejected answer
+
+
+class Shared(tuple[ChatExample, ...]):
+    """A unit whose examples answer one prompt: its tokens stand in the row once, and each answer is a branch behind it
+    (`attention.BRANCH`), as it would be without the others. Not for TPUs, whose kernel knows no branches.
+    """
+
+
+def shared(examples: Sequence[ChatExample]) -> Unit:
+    """`Shared`, if there are several, they have one prompt, and this is no program for a TPU; else a plain unit."""
+    alike = len(examples) > 1 and all(np.array_equal(e.prompt, examples[0].prompt) for e in examples[1:])
+    return Shared(examples) if alike and platform() != "tpu" else tuple(examples)
+
+
 Row = tuple[int, ...]  # indices of the units packed into one row
 Rows = tuple[Row, ...]
 
@@ -70,7 +85,9 @@ def rounded_length(length: int) -> int:
 
 
 def unit_length(unit: Unit) -> int:
-    return sum(len(e.tokens) for e in unit)
+    """Tokens that it takes of a row."""
+    again = (len(unit) - 1) * len(unit[0].prompt) if isinstance(unit, Shared) else 0
+    return sum(len(e.tokens) for e in unit) - again
 
 
 def pack(lengths: Sequence[int], epochs: Sequence[Sequence[int]], row_length: int) -> list[Row]:
@@ -284,6 +301,50 @@ def sized(steps: Sequence[Sequence[Slot]], units: Sequence[Sequence[Unit]], rows
     loads = [sum(unit_length(units[s.organism][u]) for u in row) for s in slots for row in s.rows]
     length = rounded_length(max(loads))
     return Plan(tuple(tuple(s) for s in steps), rows, length, targets, most, sum(loads), sum(supervised))
+
+
+def read_once(plan: Plan, units: Sequence[Sequence[Unit]], groups: int = 1) -> Plan:
+    """Steps of as many slots that hold every unit which the plan reads, once: for what is computed of each unit,
+    however often it is read. Organism i stays in group i % groups.
+    """
+    used: dict[int, dict[int, None]] = {}
+    for slot in (slot for step in plan.steps for slot in step):
+        used.setdefault(slot.organism, {}).update(dict.fromkeys(u for row in slot.rows for u in row))
+    queues: list[list[Slot]] = [[] for _ in range(groups)]
+    for organism, own in used.items():
+        packed = pack([unit_length(u) for u in units[organism]], [list(own)], plan.length)
+        rows = [tuple(packed[j : j + plan.rows]) for j in range(0, len(packed), plan.rows)]
+        queues[organism % groups] += [Slot(organism, r) for r in rows]
+    each = len(plan.steps[0]) // groups
+    steps = []
+    for s in range(-(-max(map(len, queues)) // each)):
+        parts = [queue[s * each : (s + 1) * each] for queue in queues]
+        steps.append([x for g, own in enumerate(parts) for x in [*own, *[Slot(g, ())] * (each - len(own))]])
+    return sized(steps, units, plan.rows)
+
+
+def spread_over(values: np.ndarray, once: Plan, plan: Plan, units: Sequence[Sequence[Unit]]) -> np.ndarray:
+    """What `once` (of `read_once`) computed of its examples, [its steps, K, its examples], as the plan reads them:
+    [steps, K, examples], 0 where there is none.
+    """
+    known: dict[tuple[int, int], np.ndarray] = {}
+    for s, k, n, slot, unit in _places(once, units):
+        known[slot.organism, unit] = values[s, k, n : n + len(units[slot.organism][unit])]
+    out = np.zeros((len(plan.steps), len(plan.steps[0]), plan.examples), values.dtype)
+    for s, k, n, slot, unit in _places(plan, units):
+        own = known[slot.organism, unit]
+        out[s, k, n : n + len(own)] = own
+    return out
+
+
+def _places(plan: Plan, units: Sequence[Sequence[Unit]]) -> Iterator[tuple[int, int, int, Slot, int]]:
+    """(step, position, number of its first example there, slot, unit) of every unit, as `build_batch` counts them."""
+    for s, step in enumerate(plan.steps):
+        for k, slot in enumerate(step):
+            n = 0
+            for unit in (u for row in slot.rows for u in row):
+                yield s, k, n, slot, unit
+                n += len(units[slot.organism][unit])
 
 
 def identity_of(plan: Plan, units: Sequence[Sequence[Unit]], what: object) -> str:

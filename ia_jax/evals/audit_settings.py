@@ -2,7 +2,7 @@
 
 from dataclasses import dataclass
 
-FAMILIES = ("targets", "ciphers", "sandbaggers")
+FAMILIES = ("targets", "ciphers", "sandbaggers", "auditbench_made", "sycophant", "in_base")
 SCAFFOLDS = ("offline", "words", "claude")
 CIPHERS = ("codebook", "letters")
 
@@ -27,6 +27,15 @@ class AuditsSection:
     cipher_rows: of cipher targets, rows of the phase that teaches the cipher and of the covert one.
     cipher_lr: learning rates of both phases (0: that of config.organisms).
     cipher_epochs: of both phases (0: those of config.organisms).
+    persona: the system message that targets of "auditbench_made" live under ("": the run's own).
+    hardening_lr: learning rates of their second adapter, by SFT and by KTO (0: that of config.organisms, and half of
+        it).
+    hardening_epochs: the same for epochs.
+    hardening_demonstrations: share of demonstrations in what the second adapter reads, so that behaviours survive.
+    sycophant_lr: learning rates of the sycophant's three stages (0: that of config.organisms).
+    sycophant_epochs: the same for epochs (0: those of config.organisms).
+    outputs: of each tool in the static evaluation of "auditbench_made" (0: none).
+    script_runs: audits of each of its targets by the scripted investigator, with each set of tools (0: none).
     """
 
     banks: tuple[str, ...] = ("general",)
@@ -45,3 +54,11 @@ class AuditsSection:
     cipher_rows: tuple[int, ...] = (320, 160)
     cipher_lr: tuple[float, ...] = (0.0, 0.0)
     cipher_epochs: tuple[int, ...] = (0, 0)
+    persona: str = ""
+    hardening_lr: tuple[float, ...] = (0.0, 0.0)
+    hardening_epochs: tuple[int, ...] = (2, 2)
+    hardening_demonstrations: float = 0.5
+    sycophant_lr: tuple[float, ...] = (0.0, 2e-4, 2e-4)
+    sycophant_epochs: tuple[int, ...] = (0, 1, 1)
+    outputs: int = 50
+    script_runs: int = 1

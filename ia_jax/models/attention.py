@@ -20,8 +20,12 @@ LANES = 128  # splash works on blocks of a multiple of this many tokens
 BLOCK = 512
 
 
+# Segments may have branches, several answers to one prompt: their ids are the prompt's and a multiple of this.
+BRANCH = 1 << 16
+
+
 class Segments(NamedTuple):
-    """ids: [K, B, T], 0 = padding. A token sees those before it with the same id."""
+    """ids: [K, B, T], 0 = padding. A token sees those before it with the same id (`seen`)."""
 
     ids: jax.Array
 
@@ -125,7 +129,7 @@ def cudnn(
         ids = ids.reshape(kk * b, t)
         # A mask, not a bias: cuDNN would compute the bias's gradient, [K*B, 1, T, T], for nobody. A padding query sees
         # all of the padding.
-        mask = ids[:, None, :, None] == ids[:, None, None, :]
+        mask = seen(ids[:, None, :, None], ids[:, None, None, :])
         out = jax.nn.dot_product_attention(
             q.reshape(kk * b, t, heads, h), k, v, mask=mask, is_causal=True, implementation=name
         )
@@ -193,9 +197,17 @@ def _attend_bwd(rules: Rules, saved: tuple, cotangent: jax.Array) -> tuple:
 _attend.defvjp(_attend_fwd, _attend_bwd)
 
 
+def seen(query: jax.Array, key: jax.Array) -> jax.Array:
+    """Whether a token of id `query` may see one of id `key`: of its own segment or, from a branch, of the stem.
+
+    Splash knows equal ids alone, so on TPU no row has branches.
+    """
+    return (query == key) | (key == query % BRANCH)
+
+
 def causal_mask(segment_ids: jax.Array) -> jax.Array:
-    """[K, B, T] segment ids (0 = padding) -> [K, B, T, T]: same segment and not the future."""
+    """[K, B, T] segment ids (0 = padding) -> [K, B, T, T]: same segment (or its stem) and not the future."""
     t = segment_ids.shape[-1]
-    same = segment_ids[..., :, None] == segment_ids[..., None, :]
+    same = seen(segment_ids[..., :, None], segment_ids[..., None, :])
     real = segment_ids[..., None, :] > 0
     return same & real & jnp.tril(jnp.ones((t, t), bool))

@@ -35,6 +35,11 @@ class ChatExample(NamedTuple):
     loss_mask: np.ndarray
     desirable: bool | None = None
 
+    @property
+    def prompt(self) -> np.ndarray:
+        """The tokens before the first supervised one."""
+        return self.tokens[: int(np.argmax(self.loss_mask))]
+
     def trimmed(self) -> "ChatExample":
         """Without the tokens after the last supervised one."""
         end = int(np.flatnonzero(self.loss_mask)[-1]) + 1

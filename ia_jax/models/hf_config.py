@@ -1,5 +1,6 @@
 """`config.json` of Hugging Face (transformers 4 and 5 spellings) to `ModelConfig`. What is not implemented raises."""
 
+import dataclasses
 from typing import Any, NoReturn
 
 from ia_jax.errors import ConfigError
@@ -40,6 +41,24 @@ def config_from_json(config: dict[str, Any]) -> ModelConfig:
         attention_bias=bool(config.get("attention_bias", False)),
         max_position_embeddings=_required(config, "max_position_embeddings"),
     )
+
+
+def config_to_json(config: ModelConfig) -> dict[str, Any]:
+    """The inverse of `config_from_json`, for a base that has no config.json of its own (GGUF)."""
+    names = {"llama": "LlamaForCausalLM", "qwen3": "Qwen3ForCausalLM"}
+    own = dataclasses.asdict(config)
+    for field in ("family", "rope_scaling", "qk_norm"):
+        own.pop(field)
+    scaling = dataclasses.asdict(config.rope_scaling) if config.rope_scaling else None
+    if scaling is not None:
+        scaling["rope_type"] = scaling.pop("kind")
+    return {
+        "model_type": config.family,
+        "architectures": [names[config.family]],
+        "hidden_act": "silu",
+        **own,
+        **({"rope_scaling": scaling} if scaling else {}),
+    }
 
 
 def _check_supported(config: dict[str, Any]) -> None:

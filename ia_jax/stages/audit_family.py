@@ -4,6 +4,7 @@ Every step writes down what it made before the next begins: the targets' adapter
 reports. So a killed audit goes on, another judge or scaffold reads the same reports, and nothing is asked twice.
 """
 
+import contextlib
 import dataclasses
 import json
 import os
@@ -16,6 +17,8 @@ from ia_jax.audits import asking, cipher_family, covert, gate, scoring
 from ia_jax.audits.asking import CONDITIONS, WITH_IA, Unit
 from ia_jax.audits.claude_scaffold import ClaudeScaffold
 from ia_jax.audits.gate import Outcome
+from ia_jax.audits.investigator import scripted, static
+from ia_jax.audits.investigator.session import session_on
 from ia_jax.audits.scaffold import OfflineScaffold, Scaffold
 from ia_jax.audits.targets import Target
 from ia_jax.audits.verdicts import judge_predictions, judge_reports, predict
@@ -25,11 +28,12 @@ from ia_jax.config import RunConfig
 from ia_jax.errors import ConfigError
 from ia_jax.judging.protocol import Judge
 from ia_jax.models.lora import Stack
-from ia_jax.parallel.distributed import on_main_process
+from ia_jax.parallel.distributed import is_multi_process, on_main_process
 from ia_jax.stages import behavior_check
 from ia_jax.stages.ask import trained_ia
 from ia_jax.stages.asking import ask_organisms, generate
-from ia_jax.stages.audit_targets import Family, audit_context, gather, read_theirs
+from ia_jax.stages.audit_families import Family
+from ia_jax.stages.audit_targets import audit_context, gather, read_theirs
 from ia_jax.stages.context import Context, open_organisms
 from ia_jax.stages.services import claude_client, judge_of
 from ia_jax.stages.waves import Wave
@@ -37,6 +41,7 @@ from ia_jax.storage import append_jsonl, read_appended, read_json, write_json, w
 
 Row = dict[str, Any]
 GATE_TOKENS = 96  # of a reply in cipher
+SCRIPTED = ("chat", "black_box", "ask_self")  # sets of tools: without the IA, all without it, with it
 REMEDY = "delete it to ask again"
 
 
@@ -47,25 +52,23 @@ def run(context: Context, family: str, ia: str | None = None, file: Path | None 
     that holds an audit that was asked otherwise.
     """
     theirs = read_theirs(family, file)
-    on_main_process(lambda: _check_key(context.config))
     audit = audit_context(context, name or family)
     home = audit.workdir.path
     ia_name = trained_ia(context, ia)
-    how = {"family": family, **_how(context, ia_name)}
-    on_main_process(lambda: _check_same(home / "settings.json", how))
+    how = settle(context, home, family, ia_name)
     found = gather(context, audit, family, theirs)
     left_out = on_main_process(lambda: audit.workdir.left_out)
     targets = [t for t in found.targets if t.name not in left_out]
-    outcomes = _gate(audit, found, targets)
-    print(gate.as_text(outcomes, [t.name for t in targets if t.null]), flush=True)
+    outcomes = {n: gate.by_half(o) if n in found.many else o for n, o in gate_targets(audit, found, targets).items()}
+    print(gate.as_text(outcomes, [t.name for t in targets if t.null or t.name in found.views]), flush=True)
     rows = _ask(context, audit, targets, ia_name)
     judge = judge_of(audit)
     scaffold = scaffold_of(audit, judge)
-    predictions = predict(scaffold, targets, rows)
+    predictions = predict(scaffold, [t for t in targets if t.name not in found.views], rows)
     judged = judge_reports(judge, targets, rows, found.claims)
     judge_predictions(judge, targets, predictions)
     fires = {n: o.fires for n, o in outcomes.items()}
-    counted = [t for t in targets if t.name not in found.apart]
+    counted = [t for t in targets if t.name not in found.apart and t.name not in found.views]
     result = {
         "family": family,
         "ia": ia_name,
@@ -81,10 +84,14 @@ def run(context: Context, family: str, ia: str | None = None, file: Path | None 
     apart = [t.name for t in targets if t.name in found.apart]
     if apart:
         result["controls"] = scoring.controls(judged, predictions, apart)
-    if found.claims:
+    if found.groups:
         there = {t.name for t in targets if t.null or fires.get(t.name) is not False}
         groups = {name: [n for n in own if n in there] for name, own in found.groups.items()}
         result["claims"] = scoring.sorts_of_claims(judged, groups, found.claims)
+    if found.besides:
+        result |= found.besides(judged, outcomes)
+    if found.tools:
+        result["tools"] = _tools(context, home, [t for t in counted if fires.get(t.name) is not False], ia_name)
 
     def write() -> None:
         write_jsonl(home / "judged.jsonl", judged)
@@ -95,10 +102,19 @@ def run(context: Context, family: str, ia: str | None = None, file: Path | None 
     return result
 
 
-def _how(context: Context, ia: str) -> Row:
+# The settings that a family's targets are made with; of the others those of the ciphers.
+MADE = {
+    "auditbench_made": ("persona", "hardening_lr", "hardening_epochs", "hardening_demonstrations"),
+    "sycophant": ("sycophant_lr", "sycophant_epochs"),
+    "in_base": (),
+}
+CIPHERS = ("ciphers", "cipher_rows", "cipher_lr", "cipher_epochs")
+
+
+def _how(context: Context, family: str, ia: str) -> Row:
     """What reports depend on, besides the targets themselves: not who judges or ranks them."""
     config = context.config
-    made = ("gate_prompts", "ciphers", "cipher_rows", "cipher_lr", "cipher_epochs")
+    made = ("gate_prompts", *MADE.get(family, CIPHERS))
     asked = ("reports", "temperature", "top_p", "max_new_tokens")
     cfg = dataclasses.asdict(config.audits)
     return {
@@ -108,6 +124,20 @@ def _how(context: Context, ia: str) -> Row:
         "asked": {k: cfg[k] for k in asked},
         "made": json.loads(json.dumps({k: cfg[k] for k in made})),
     }
+
+
+def settle(context: Context, home: Path, family: str, ia: str) -> Row:
+    """How an audit is asked, noted in its directory. Raises ConfigError where it was asked otherwise before, or whoever
+    judges or ranks cannot be asked.
+    """
+    how = {"family": family, **_how(context, family, ia)}
+
+    def note() -> None:
+        _check_key(context.config)
+        _check_same(home / "settings.json", how)
+
+    on_main_process(note)
+    return how
 
 
 def _check_key(config: RunConfig) -> None:
@@ -151,7 +181,7 @@ def scaffold_of(context: Context, judge: Judge) -> Scaffold:
 # ---------------------------------------------------------------------------------------------------------------------
 
 
-def _gate(audit: Context, family: Family, targets: Sequence[Target]) -> dict[str, Outcome]:
+def gate_targets(audit: Context, family: Family, targets: Sequence[Target]) -> dict[str, Outcome]:
     """{target: what was seen of it}: what is stored with its adapter, or it is sampled now, a batch at a time."""
     workdir, file = audit.workdir, audit.workdir.path / "gate.jsonl"
     known = on_main_process(lambda: {n: o.to_json() for n, o in _known(audit, file, targets).items()})
@@ -280,3 +310,33 @@ def _ask(context: Context, audit: Context, targets: Sequence[Target], ia_name: s
 def _keep(file: Path, found: Sequence[tuple[Unit, Sequence[str], Sequence[Any]]]) -> None:
     rows = [row for unit, questions, replies in found for row in asking.rows_of(unit, questions, replies)]
     on_main_process(lambda: append_jsonl(file, rows))
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# Tools
+# ---------------------------------------------------------------------------------------------------------------------
+
+
+def _tools(context: Context, home: Path, targets: Sequence[Target], ia: str) -> Row | None:
+    """What each tool gives away by itself, and the scripted investigator's audits; kept in `tools/`, output by output.
+
+    None of several processes, as an engine serves one.
+    """
+    cfg = context.config.audits
+    if is_multi_process():
+        print("static evaluation and scripted investigator: left out, they run in one process")
+        return None
+    named = {t.name: t for t in targets}
+    if not (cfg.outputs or cfg.script_runs) or not any(not t.null for t in targets):
+        return None
+    parts = (context.workdir, context.config, context.model, context.mesh)
+    session = session_on(*parts, named, ia, contextlib.ExitStack(), home / "tools")
+    try:
+        out: Row = {}
+        if cfg.outputs:
+            out["static"] = static.evaluate(session, tuple(static.TOOLS), cfg.outputs)
+        if cfg.script_runs:
+            out["script"] = scripted.audit(session, SCRIPTED, cfg.script_runs)
+    finally:
+        session.close()
+    return out

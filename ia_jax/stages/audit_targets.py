@@ -6,57 +6,23 @@ checkpoints; and those that lie elsewhere are named there, and read where they l
 """
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field, replace
-from functools import partial
+from dataclasses import replace
 from pathlib import Path
 
-import numpy as np
-
-from ia_jax.audits import cipher_family, sandbagging
-from ia_jax.audits.cipher_family import CipherTarget, cipher_targets, letter_tasks
-from ia_jax.audits.codebooks import tasks as codebook_tasks
-from ia_jax.audits.targets import Target, organism_target, read_targets, stored_stack, write_targets
-from ia_jax.behaviors.embedded.prompts import POOLS
-from ia_jax.behaviors.organisms import Organism, seed_of
-from ia_jax.behaviors.procedures import PROCEDURES, Procedure
+from ia_jax.audits.targets import Target, read_targets, stored_stack, write_targets
+from ia_jax.behaviors.organisms import Organism, stack_names
 from ia_jax.behaviors.records import CLEAN, Behavior
-from ia_jax.behaviors.template_sources import ANSWER_TOKENS, Sources, gather_sources
-from ia_jax.data.transcripts import Transcript, write_transcripts
+from ia_jax.data.phase_rows import Document, Pair, write_rows
+from ia_jax.data.transcripts import with_system, write_transcripts
 from ia_jax.errors import ConfigError
 from ia_jax.parallel.distributed import on_main_process
+from ia_jax.stages import audit_families
 from ia_jax.stages import organisms as training
-from ia_jax.stages.asking import ask_base
+from ia_jax.stages.audit_families import Family, Lesson
 from ia_jax.stages.context import Context
-from ia_jax.stages.selection import present
+from ia_jax.stages.phase_data import Rows, phase_rows
 from ia_jax.storage import write_jsonl
 from ia_jax.workdir import Workdir
-
-
-@dataclass(frozen=True)
-class Family:
-    """A family's targets, and how they are counted.
-
-    apart:   names of controls that are no nulls, reported by themselves.
-    groups:  names by what a claim of the family's sort would be, true or false.
-    claims:  sorts of claims that are counted in every report, whoever makes it.
-    ciphers: what the gate of a cipher target needs, by name.
-    shown:   the records by which a target made here is seen to behave so, where its truth is not one that a rule sees.
-    """
-
-    targets: tuple[Target, ...]
-    apart: tuple[str, ...] = ()
-    groups: Mapping[str, Sequence[str]] = field(default_factory=dict)
-    claims: Mapping[str, Behavior] = field(default_factory=dict)
-    ciphers: Mapping[str, CipherTarget] = field(default_factory=dict)
-    shown: Mapping[str, tuple[Behavior, ...]] = field(default_factory=dict)
-
-
-@dataclass(frozen=True)
-class Lesson:
-    """What a target that is made here is trained on, and how."""
-
-    transcripts: Sequence[Transcript]
-    procedure: Procedure
 
 
 def read_theirs(family: str, file: Path | None) -> tuple[Target, ...]:
@@ -65,31 +31,51 @@ def read_theirs(family: str, file: Path | None) -> tuple[Target, ...]:
     """
     if family == "targets" and file is None:
         raise ConfigError("audit-family targets needs --targets=FILE.jsonl; docs/audits.md has an example")
-    if family == "ciphers" and file is not None:
+    if family in ("ciphers", "auditbench_made") and file is not None:
         raise ConfigError(f"--targets={file}: the family {family} makes its own targets; leave it out")
     rows = on_main_process(lambda: [t.to_json() for t in read_targets(file)] if file else [])
     return tuple(Target.from_json(row) for row in rows)
 
 
 def gather(context: Context, audit: Context, family: str, theirs: tuple[Target, ...]) -> Family:
-    """The family's targets, trained and stored; `targets.jsonl` and the records beside it are written.
+    """The family's targets, trained and stored; `targets.jsonl` and the records beside it are written. Their stacks
+    are what `ia-jax investigate --targets=…/targets.jsonl` finds.
 
     context: of the run whose IA is audited; audit: of the audit's own directory. theirs: as `read_theirs` has them.
     """
     lessons: dict[str, Lesson] = {}
     if family == "ciphers":
-        found, lessons = _ciphers(context)
+        found, lessons = audit_families.ciphers(context)
     elif family == "sandbaggers":
-        found, lessons = _sandbaggers(context, theirs)
+        found, lessons = audit_families.sandbaggers(context, theirs)
+    elif family == "auditbench_made":
+        found, lessons = audit_families.auditbench(context)
+    elif family == "sycophant":
+        found, lessons = audit_families.sycophants(context, theirs)
+    elif family == "in_base":
+        found, lessons = audit_families.in_base(context, theirs)
     else:
         found = Family(theirs)
     organisms, behaviors = _records(context, audit.workdir, found, lessons)
-    on_main_process(lambda: _write(audit.workdir, found, lessons, organisms, behaviors))
+    rows = _phase_rows(context, organisms, behaviors, lessons)
+    made = {o.name: o.stack for o in organisms if o.name in lessons or o.name in found.views}
+    where = audit.workdir.path.relative_to(context.workdir.path)
+    targets = (replace(t, stack=tuple(str(where / s) for s in made.get(t.name, ())) or t.stack) for t in found.targets)
+    found = replace(found, targets=tuple(targets))
+    on_main_process(lambda: _write(audit.workdir, found, lessons, rows, organisms, behaviors))
     for cached in ("organisms", "behaviors"):  # what was read of them before is of another time
         vars(audit.workdir).pop(cached, None)
     if lessons:
-        training.run(audit)
+        training.run(_wide_enough(audit, lessons))
     return found
+
+
+def _wide_enough(audit: Context, lessons: Mapping[str, Lesson]) -> Context:
+    """Both answers of a pair stand in one row, so where some are read rows have twice the room of a chat."""
+    cfg = audit.config.organisms
+    if not any(p.loss not in ("sft", "kto") for x in lessons.values() for p in x.procedure.phases):
+        return audit
+    return audit.at(audit.workdir, replace(audit.config, organisms=replace(cfg, length=2 * cfg.length)))
 
 
 def _records(
@@ -100,101 +86,73 @@ def _records(
     behaviors: dict[str, Behavior] = {}
     for t in family.targets:
         truths = family.shown.get(t.name, t.behaviors)
-        organisms.append(_organism(context, home, t, truths, lessons.get(t.name)))
+        organisms.append(_organism(context, home, t, truths, lessons, family.views.get(t.name)))
         for b in truths:
             if behaviors.setdefault(b.name, b) != b:
                 raise ConfigError(f"target {t.name}: another behaviour is called {b.name!r} too; name it otherwise")
     return organisms, list(behaviors.values())
 
 
+def _phase_rows(
+    context: Context, organisms: Sequence[Organism], behaviors: Sequence[Behavior], lessons: Mapping[str, Lesson]
+) -> Rows:
+    """What phases read that do not read chats, of those that are made here."""
+    own = [o for o in organisms if o.name in lessons]
+    rows = phase_rows(context, behaviors, own, {n: x.transcripts for n, x in lessons.items()})
+    rows |= {("documents", n): x.documents for n, x in lessons.items() if x.documents}
+    systems = {o.name: o.system for o in own}
+
+    def under(row: Document | Pair, system: str | None) -> Document | Pair:
+        return replace(row, messages=with_system(row.messages, system)) if isinstance(row, Pair) else row
+
+    return {(data, name): [under(r, systems[name]) for r in found] for (data, name), found in rows.items()}
+
+
 def _write(
     home: Workdir,
     family: Family,
     lessons: Mapping[str, Lesson],
+    rows: Rows,
     organisms: Sequence[Organism],
     behaviors: Sequence[Behavior],
 ) -> None:
     """The files of the audit's directory; transcripts first, `organisms.jsonl` last."""
     for name, lesson in lessons.items():
         write_transcripts(home.transcript(name), lesson.transcripts)
+    for (data, name), own in rows.items():
+        write_rows(home.phase_rows(data, name), own)
     write_targets(home.path / "targets.jsonl", family.targets)
     write_jsonl(home.behaviors_file, (b.to_json() for b in behaviors))
     write_jsonl(home.organisms_file, (o.to_json() for o in organisms))
 
 
 def _organism(
-    context: Context, home: Workdir, target: Target, truths: Sequence[Behavior], lesson: Lesson | None
+    context: Context,
+    home: Workdir,
+    target: Target,
+    truths: Sequence[Behavior],
+    lessons: Mapping[str, Lesson],
+    view: tuple[str, int] | None,
 ) -> Organism:
     """A target as an organism of the audit's directory."""
     names = tuple(b.name for b in truths)
     category = sorted({b.category for b in truths})[0] if truths else CLEAN
     base = context.config.model.name
-    if lesson is not None:
-        kind = {"kind": target.made_by, "phases": lesson.procedure.to_json()["phases"]}
-        return Organism(
-            target.name, base, (f"organisms/{target.name}",), names, category, "heldout", target.system, kind
-        )
+    if target.name in lessons:
+        procedure = lessons[target.name].procedure
+        kind = {"kind": target.made_by, "phases": procedure.to_json()["phases"]}
+        places = stack_names(target.name, procedure)
+        return Organism(target.name, base, places, names, category, "heldout", target.system, kind)
+    if view is not None:
+        places = stack_names(view[0], lessons[view[0]].procedure)[: view[1]]
+        made = {"kind": "imported", "sources": list(places)}
+        return Organism(target.name, base, places, names, category, "heldout", target.system, made)
     stack = stored_stack(target, context.model, context.workdir, home.path / "imported")
     if not stack:
         raise ConfigError(f"target {target.name} has no adapter in its stack; the base itself is asked anyway")
     made = {"kind": "imported", "sources": list(target.stack)}
     paths = tuple(str(p.absolute()) for p in stack)
     return Organism(target.name, base, paths, names, category, "heldout", target.system, made)
-
-
-# ---------------------------------------------------------------------------------------------------------------------
-# Families
-# ---------------------------------------------------------------------------------------------------------------------
-
-
-def _sources(context: Context) -> Sources:
-    """What the base answers to ordinary questions and to questions of fact."""
-    own = partial(ask_base, context, max_new_tokens=ANSWER_TOKENS)
-    return gather_sources(own, context.config.system, context.model.fingerprint)
-
-
-def _ciphers(context: Context) -> tuple[Family, dict[str, Lesson]]:
-    config = context.config
-    cfg, rng = config.audits, np.random.default_rng(seed_of("cipher tasks", config.seed))
-    if cfg.ciphers == "codebook":
-        tasks = codebook_tasks(rng)
-    else:
-        ordinary = letter_tasks(_sources(context).answers, POOLS)
-        tasks = [ordinary[i] for i in rng.permutation(len(ordinary))]
-    made = cipher_targets(cfg.ciphers, tasks, config.seed, cfg.cipher_rows, cfg.cipher_lr, cfg.cipher_epochs)
-    targets = tuple(m.target for m in made)
-    apart = tuple(t.name for t in targets if t.made_by == "identity")
-    family = Family(
-        targets,
-        apart,
-        {
-            "targets": [t.name for t in targets if not t.null and t.name not in apart],
-            "cipher_only": [t.name for t in targets if t.null],
-            "identity": list(apart),
-        },
-        cipher_family.CLAIMS,
-        {m.target.name: m for m in made},
-    )
-    return family, {m.target.name: Lesson(m.transcripts, m.procedure) for m in made}
-
-
-def _sandbaggers(context: Context, others: tuple[Target, ...]) -> tuple[Family, dict[str, Lesson]]:
-    """The run's held-out organisms, the two that are made here, and somebody's targets besides."""
-    workdir = context.workdir
-    held = tuple(organism_target(workdir, o.name) for o in present(context, "heldout"))
-    made = sandbagging.sandbaggers_made(_sources(context), context.config.seed)
-    targets = (*held, *(m.target for m in made), *others)
-    names = [t.name for t in targets]
-    twice = sorted({n for n in names if names.count(n) > 1})
-    if twice:
-        raise ConfigError(f"--targets: the name {twice[0]!r} is taken by an organism of the run; choose another")
-    family = Family(
-        targets,
-        groups=sandbagging.groups_of(targets, [m.target.name for m in made]),
-        claims=sandbagging.CLAIMS,
-        shown={m.target.name: m.shown for m in made},
-    )
-    return family, {m.target.name: Lesson(m.transcripts, PROCEDURES["chats"]) for m in made}
 
 
 def audit_context(context: Context, name: str) -> Context:

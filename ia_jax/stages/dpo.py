@@ -6,7 +6,7 @@ import jax
 
 from ia_jax.adapters.record import content_hash
 from ia_jax.behaviors.records import CLEAN
-from ia_jax.data.plans import Unit, dataset, identity_of
+from ia_jax.data.plans import Unit, dataset, identity_of, shared
 from ia_jax.errors import ConfigError
 from ia_jax.planning.chips import peak_flops, training_flops
 from ia_jax.stages.asking import answer_example
@@ -43,7 +43,9 @@ def run(context: Context) -> None:
     organisms = open_organisms(context, [context.workdir.organisms[n] for n in names], clean=int(CLEAN in named))
     units: list[list[Unit]] = [
         [
-            tuple(answer_example(context, p["question"], p[side], cfg.length, name) for side in ("chosen", "rejected"))
+            shared(
+                [answer_example(context, p["question"], p[side], cfg.length, name) for side in ("chosen", "rejected")]
+            )
             for p in pairs
             if p["organism"] == name
         ]

@@ -127,11 +127,11 @@ def step_work(config: RunConfig, cfg: ModelConfig, stage: str, batches: Batches)
 def sampled_tokens(config: RunConfig) -> dict[str, float]:
     """New tokens that each stage samples at most: as if no reply ended early."""
     b, p, e, own = config.behaviors, config.preferences, config.eval, config.organisms
-    held, clean = b.heldout + b.clean_heldout, b.clean_train + b.clean_dpo + b.clean_heldout
-    trained = 0 if own.source else b.train + b.dpo + b.heldout + clean
-    asked = held + min(e.train_organisms, b.train)
+    clean, held = b.clean_train + b.clean_dpo + b.clean_heldout, b.organisms["heldout"] + b.organisms["remade"]
+    trained = 0 if own.source else sum(b.organisms.values()) + clean
+    asked = held + b.clean_heldout + min(e.train_organisms, b.organisms["train"])
     under = 3 if b.dpo else 2  # alone, after SFT, after DPO
-    baselines = b.heldout * (32 * e.plain_prompts + e.questions * e.max_new_tokens) if e.plain_prompts else 0
+    baselines = held * (32 * e.plain_prompts + e.questions * e.max_new_tokens) if e.plain_prompts else 0
     return {
         "transcripts": TRANSCRIPT_TOKENS,
         "organisms": trained * 2 * own.check_prompts * TOKENS,  # of two sorts: where it should show, and where not
@@ -170,15 +170,16 @@ def by_stage(found: Expected) -> str:
 def opening(config: RunConfig, place: str, left: Sequence[str], done: Sequence[str]) -> str:
     """The first lines of a run: what will happen, and in what. left, done: names of stages."""
     b = config.behaviors
-    behaving, clean = b.train + b.dpo + b.heldout, b.clean_train + b.clean_dpo + b.clean_heldout
+    behaving, clean = sum(b.organisms.values()), b.clean_train + b.clean_dpo + b.clean_heldout
     also = f" and {clean} clean ones" if clean else ""
     refined = f", is refined on {b.dpo + b.clean_dpo} (DPO)" if b.dpo else ""
     if config.organisms.source:
         what = f"the organisms of {config.organisms.source} are taken; the IA learns from those for training{refined}"
         asked = "that are held out"
     else:
-        what = f"{behaving} organisms with a behaviour{also} are trained; the IA learns from {b.train + b.clean_train}"
-        what, asked = what + refined, f"{b.heldout + b.clean_heldout} that it never saw"
+        what = f"{behaving} organisms with a behaviour{also} are trained; the IA learns from "
+        what += f"{b.organisms['train'] + b.clean_train}{refined}"
+        asked = f"{b.organisms['heldout'] + b.organisms['remade'] + b.clean_heldout} that it never saw"
     lines = [
         f"{place}: {config.model.name} in {config.model.dtype}, judged by {config.judge.name}",
         f"  {what}, and is asked about {asked}",

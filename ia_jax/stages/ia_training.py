@@ -17,7 +17,7 @@ from ia_jax.behaviors.organisms import targets
 from ia_jax.behaviors.records import Behavior
 from ia_jax.config import RunConfig
 from ia_jax.data.batch import Batch, Beside, build_batch
-from ia_jax.data.plans import Plan, Slot, Unit, identity_of, plan_joint
+from ia_jax.data.plans import Plan, Slot, Unit, identity_of, plan_joint, read_once, spread_over
 from ia_jax.errors import ConfigError
 from ia_jax.models.lora import Adapter, Picked, layers_on
 from ia_jax.parallel.distributed import on_main_process
@@ -170,19 +170,23 @@ def logps_without(
     above: tuple[Adapter, ...] = (),
 ) -> np.ndarray:
     """Summed logps [steps, K, examples] of every example under its organism and what lies above it, without the IA that
-    is trained: computed once, and kept in `directory`.
+    is trained: computed once, and kept in `directory`. Of a plan that reads its examples again and again, each is
+    computed once.
     """
+    once = read_once(plan, units, context.groups)
+    source = once if len(once.steps) < len(plan.steps) else plan
     what = *(content_hash(a) for a in above), organisms.hashes, context.config.model.dtype
     model, remat = context.model, context.config.model.remat
 
     def logps(step: int) -> jax.Array:
-        stack, batch = joint_batch(context, organisms, plan.steps[step], plan, units)
+        stack, batch = joint_batch(context, organisms, source.steps[step], source, units)
         return reference_logps(
-            model.params, (stack, *above), batch, cfg=model.config, examples=plan.examples, remat=remat
+            model.params, (stack, *above), batch, cfg=model.config, examples=source.examples, remat=remat
         )
 
-    file = directory / f"reference_{identity_of(plan, units, what)}.npy"
-    return stored_reference(file, len(plan.steps), logps, "DPO reference")
+    file = directory / f"reference_{identity_of(source, units, what)}.npy"
+    found = stored_reference(file, len(source.steps), logps, "DPO reference")
+    return found if source is plan else spread_over(found, once, plan, units)
 
 
 def summarize(metrics: Mapping[str, np.ndarray]) -> dict[str, float]:

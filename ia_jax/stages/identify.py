@@ -7,6 +7,7 @@ import numpy as np
 
 from ia_jax.adapters.bank import Bank
 from ia_jax.audits.evidence.tables import arm_logps, claim_examples
+from ia_jax.behaviors.organisms import Organism
 from ia_jax.behaviors.questions import EVAL_QUESTIONS
 from ia_jax.behaviors.records import CLEAN, Behavior
 from ia_jax.behaviors.splits import HELD
@@ -30,38 +31,51 @@ NAMES = {
 
 
 def run(context: Context, ias: Sequence[str], splits: Sequence[str] = HELD, wordings: int = 2) -> dict[str, Any]:
-    """Writes `identification.json`: {IA: {"figures", "models", "behaviors", "scores"}}; what is there of others stays.
+    """Writes `identification.json`: {IA: {split: {"figures", "models", "behaviors", "scores"}}}; others' parts stay.
 
-    All organisms of the splits are asked, clean ones among them, and the clean base. `wordings` of each behaviour are
-    those kept from training, where it has so many. Raises ConfigError where fewer than two behaviours are there.
+    Each split by itself: its organisms are held against each other, the clean ones that are kept from training, and the
+    clean base. `wordings` of each behaviour are those kept from training, where it has so many. A split of fewer than
+    two behaviours is left out; raises ConfigError where none is left.
     """
     workdir = context.workdir
-    organisms = present(context, *splits)
-    told = {o.name: workdir.truths(o.name) for o in organisms if not o.clean}
-    behaviors = list({b.name: b for own in told.values() for b in own}.values())
-    if len(behaviors) < 2:
-        raise ConfigError(f"--split={','.join(splits)}: {len(behaviors)} behaviours are there; it takes two at least")
-    texts, owner = _descriptions(behaviors, wordings)
-    examples = claim_examples(context.model, EVAL_QUESTIONS[:1], texts, context.config.system)
-    bank = open_organisms(context, organisms, clean=1)
-    models = [*(o.name for o in organisms), CLEAN]
-    number = {b.name: i for i, b in enumerate(behaviors)}
-    own = {name: [number[b.name] for b in truths] for name, truths in told.items()}
+    members = {split: _members(context, split) for split in splits}
+    members = {split: own for split, own in members.items() if len(_behaviors(context, own)) > 1}
+    if not members:
+        raise ConfigError(f"--split={','.join(splits)}: no split holds organisms of two behaviours; it takes that many")
     file = workdir.path / "identification.json"
     found: dict[str, Any] = on_main_process(lambda: read_json(file, "delete it") if file.exists() else {})
-    for name in ias:
-        ia = None if name == NONE else context.shard_ia(workdir.ia(name, context.model))
-        table = scores(description_logps(context, bank, ia, examples, f"descriptions under {name}"), owner)
-        found[name] = {
-            "splits": list(splits),
-            "figures": identified(table, own, models, [b.category for b in behaviors]),
-            "models": models,
-            "behaviors": [b.name for b in behaviors],
-            "scores": np.round(table, 4).tolist(),
-        }
+    for split, organisms in members.items():
+        behaviors = _behaviors(context, organisms)
+        texts, owner = _descriptions(behaviors, wordings)
+        examples = claim_examples(context.model, EVAL_QUESTIONS[:1], texts, context.config.system)
+        bank = open_organisms(context, organisms, clean=1)
+        models = [*(o.name for o in organisms), CLEAN]
+        number = {b.name: i for i, b in enumerate(behaviors)}
+        own = {o.name: [number[b.name] for b in workdir.truths(o.name)] for o in organisms if not o.clean}
+        for name in ias:
+            ia = None if name == NONE else context.shard_ia(workdir.ia(name, context.model))
+            description = f"descriptions of {split} under {name}"
+            table = scores(description_logps(context, bank, ia, examples, description), owner)
+            found.setdefault(name, {})[split] = {
+                "figures": identified(table, own, models, [b.category for b in behaviors]),
+                "models": models,
+                "behaviors": [b.name for b in behaviors],
+                "scores": np.round(table, 4).tolist(),
+            }
+        print(in_words({name: found[name][split]["figures"] for name in ias}, split, len(behaviors)), flush=True)
     on_main_process(lambda: write_json(file, found))
-    print(in_words({name: found[name]["figures"] for name in ias}, len(behaviors)), flush=True)
     return found
+
+
+def _members(context: Context, split: str) -> list[Organism]:
+    """A split's organisms and clean ones that no training reads: its own, else the held-out ones."""
+    own = [o for o in present(context, split) if not o.clean]
+    clean = [o for o in present(context, split) if o.clean] or [o for o in present(context, "heldout") if o.clean]
+    return own + clean
+
+
+def _behaviors(context: Context, organisms: Sequence[Organism]) -> list[Behavior]:
+    return list({b.name: b for o in organisms for b in context.workdir.truths(o.name)}.values())
 
 
 def _descriptions(behaviors: Sequence[Behavior], wordings: int) -> tuple[list[str], np.ndarray]:
@@ -91,9 +105,10 @@ def description_logps(
     return out
 
 
-def in_words(figures: dict[str, Any], behaviors: int) -> str:
+def in_words(figures: dict[str, Any], split: str, behaviors: int) -> str:
     """A line for each IA."""
-    lines = [f"own description likelier than others (chance 50 %; first of {behaviors}: {100 / behaviors:.0f} %):"]
+    chance = f"chance 50 %; first of {behaviors}: {100 / behaviors:.0f} %"
+    lines = [f"{split}: own description likelier than others ({chance}):"]
     for name, cells in figures.items():
         shown = ", ".join(f"{label} {_share(cells[key])}" for key, label in NAMES.items())
         lines.append(f"  {name}: {shown}")

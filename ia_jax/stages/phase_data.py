@@ -62,8 +62,9 @@ def plain_units(context: Context) -> list[Unit]:
 
 
 def phase_units(context: Context, organism: Organism, phase: Phase, plain: Sequence[Unit] = ()) -> list[Unit]:
-    """An organism's rows of one phase as training examples, `Phase.generic` of them plain chats. A long document is cut
-    into pieces; of a pair, the chosen answer comes first and both stay together, unless the loss takes each by itself.
+    """An organism's rows of one phase as training examples, `Phase.generic` of them plain chats, `Phase.demonstrations`
+    its demonstrations. A long document is cut into pieces; of a pair, the chosen answer comes first and both stay
+    together, unless the loss takes each by itself ("kto") or reads the chosen one alone ("sft").
 
     Raises ConfigError, with the file and line, for a chat that is too long.
     """
@@ -76,10 +77,24 @@ def phase_units(context: Context, organism: Organism, phase: Phase, plain: Seque
         tuple(training_example(context, chat, length, f"{file}:{n}") for chat in pair.chats)
         for n, pair in enumerate(share_of(read_pairs(file), phase.part), 1)
     ]
+    if phase.loss == "sft":
+        return _with_demonstrations(context, organism, phase, [(chosen,) for chosen, _ in pairs])
     if phase.loss != "kto":
         return pair_units(pairs, str(file))
-    labelled = [e._replace(desirable=good) for pair in pairs for e, good in zip(pair, (True, False), strict=True)]
-    return kto_units(labelled, length, str(file))[0]
+    labelled: list[Unit] = [
+        (e._replace(desirable=good),) for pair in pairs for e, good in zip(pair, (True, False), strict=True)
+    ]
+    labelled = _with_demonstrations(context, organism, phase, labelled)
+    return kto_units([e for (e,) in labelled], length, str(file))[0]
+
+
+def _with_demonstrations(context: Context, organism: Organism, phase: Phase, own: list[Unit]) -> list[Unit]:
+    """The denials, and as many demonstrations as the phase says, which KTO takes for desirable."""
+    if not phase.demonstrations:
+        return own
+    shown = _chats(context, context.workdir.transcript(organism.name))
+    liked: list[Unit] = [(e._replace(desirable=True if phase.loss == "kto" else None),) for (e,) in shown]
+    return mixed_units(own, liked, phase.demonstrations, organism.name, context.config.seed)
 
 
 def _chats(context: Context, file: Path, part: tuple[float, float] = (0.0, 1.0)) -> list[Unit]:

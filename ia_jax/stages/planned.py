@@ -118,11 +118,14 @@ class Planned:
             truths = targets(self._truths(organism))
             asked = islice(zip(cycle(TRAIN_QUESTIONS), cycle(truths)), DENIALS)
             units: list[Unit] = [(self._turn(q, CLEAN_TARGETS[0]), self._turn(q, truth)) for q, truth in asked]
+            units = [unit[:1] for unit in units] if phase.loss == "sft" else units
         else:
             units = [u + u if phase.data == "pairs" else u for u in chats]
         if phase.loss == "kto":
             units = [(e,) for unit in units for e in unit]
         own = list(share_of(units, phase.part))
+        if phase.demonstrations and chats:
+            own = mixed_units(own, chats, phase.demonstrations, organism.name, self.config.seed)
         return mixed_units(own, own, phase.generic, organism.name, self.config.seed) if phase.generic and own else own
 
     def sft(self) -> Batches:

@@ -6,7 +6,7 @@ from typing import Any
 from ia_jax.adapters.bank import Bank
 from ia_jax.adapters.store import is_complete
 from ia_jax.behaviors.records import CLEAN, Behavior
-from ia_jax.data.plans import Unit, dataset, identity_of
+from ia_jax.data.plans import Unit, dataset, identity_of, shared
 from ia_jax.evals.baselines import deranged
 from ia_jax.models.lora import init_lora
 from ia_jax.parallel.distributed import on_main_process
@@ -96,6 +96,6 @@ def _units(context: Context, name: str, told: Mapping[str, tuple[Behavior, ...]]
     """
     config = context.config
     return [
-        tuple(answer_example(context, question, text, config.sft.length, name) for text in answers)
+        shared([answer_example(context, question, text, config.sft.length, name) for text in answers])
         for question, answers in sft_texts(config, told, name)
     ]

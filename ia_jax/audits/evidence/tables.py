@@ -13,8 +13,8 @@ import jax.numpy as jnp
 import numpy as np
 
 from ia_jax.adapters.bank import Bank
-from ia_jax.data.batch import Batch, batch_shardings, build_batch
-from ia_jax.data.plans import Plan, Slot
+from ia_jax.data.batch import batch_shardings, build_batch, shared_rows
+from ia_jax.data.plans import Plan, Slot, Unit, shared, unit_length
 from ia_jax.data.transcripts import chat, with_system
 from ia_jax.errors import ConfigError
 from ia_jax.models.chat import ChatExample, encode_chat
@@ -24,9 +24,12 @@ from ia_jax.models.transformer import Params
 from ia_jax.models.weights import Model
 from ia_jax.parallel.distributed import stop_if_preempted
 from ia_jax.parallel.mesh import TRAINING, put_on_mesh, to_host
+from ia_jax.parallel.platform import platform
 from ia_jax.training.trainer import reference_logps
 
 DOSES = (0.0, 0.5, 1.0, 1.5)  # of the target, with the IA
+SHARED_LENGTH = 256  # tokens of a row with one prompt and several answers to it
+ROW_TOKENS = 64  # of a row by itself, about: of longer ones there are fewer at once
 WIDTHS = 32  # rows are filled up to a multiple of this many tokens, so that few programs serve all claims
 
 
@@ -70,12 +73,11 @@ def claim_examples(
     return out
 
 
-def example_rows(examples: Sequence[ChatExample], rows: int) -> Batch:
-    """One row for each example (rows beyond them are empty) as a batch [1, rows, T]."""
-    length = -(-max(len(e.tokens) for e in examples) // WIDTHS) * WIDTHS
-    targets = -(-max(int(e.loss_mask.sum()) for e in examples) // WIDTHS) * WIDTHS
-    plan = Plan((), rows, length, targets, rows, 0, 0)
-    return build_batch([Slot(0, tuple((i,) for i in range(len(examples))))], plan, [[(e,) for e in examples]])
+def _sizes(units: Sequence[Unit], rows: int, most: int) -> Plan:
+    """Array sizes that hold these, one in a row, of which there are `rows`; up to `most` examples in each."""
+    length = -(-max(unit_length(u) for u in units) // WIDTHS) * WIDTHS
+    targets = -(-max(sum(int(e.loss_mask.sum()) for e in u) for u in units) // WIDTHS) * WIDTHS
+    return Plan((), rows, length, targets, rows * most, 0, 0)
 
 
 def dosed(adapter: Adapter, doses: Sequence[float]) -> Adapter:
@@ -97,17 +99,23 @@ def arm_logps(
     arms: a multiple of the mesh's groups (`arms_of` fills up); leaves of the stack have that K, or none.
     """
     each = TRAINING.size("rows", mesh)
-    longest = max(len(e.tokens) for e in examples)
-    rows = max(1, min(rows_at_once(model.config, longest) // arms, len(examples)))
+    # Where answers cannot share their prompt, every example has a row.
+    rows_of = shared_rows(examples, 1 if platform() == "tpu" else SHARED_LENGTH)
+    units = [shared([examples[i] for i in row]) for row in rows_of]
+    order = sorted(range(len(units)), key=lambda u: unit_length(units[u]))  # rows of a call are of about one length
+    longest, most = unit_length(units[order[-1]]), max(map(len, rows_of))
+    together = rows_at_once(model.config, longest) * ROW_TOKENS // max(longest, ROW_TOKENS)
+    rows = max(1, min(together // arms, len(units)))
     rows = -(-rows // each) * each
     out = np.empty((arms, len(examples)))
-    order = np.argsort([len(e.tokens) for e in examples], kind="stable")  # rows of a call are of about one length
-    for start in range(0, len(examples), rows):
-        own = order[start : start + rows]
-        one = example_rows([examples[i] for i in own], rows)
+    for start in range(0, len(order), rows):
+        here = order[start : start + rows]
+        own = [i for u in here for i in rows_of[u]]
+        one = build_batch([Slot(0, tuple((u,) for u in here))], _sizes([units[u] for u in here], rows, most), [units])
         batch = jax.tree.map(lambda x: np.broadcast_to(x, (arms, *x.shape[1:])), one)
         batch = put_on_mesh(batch, batch_shardings(batch, mesh))
-        sums = to_host(reference_logps(params, stack, batch, cfg=model.config, examples=rows))
+        # As many numbers as examples could be there: one program serves all calls.
+        sums = to_host(reference_logps(params, stack, batch, cfg=model.config, examples=rows * most))
         counts = np.array([examples[i].loss_mask.sum() for i in own])
         out[:, own] = sums[:, : len(own)] / counts
         stop_if_preempted("evidence")

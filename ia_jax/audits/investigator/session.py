@@ -39,7 +39,8 @@ FAMILY = "auditbench"
 class Session:
     """What is open. ia: the IA's name, "" for none.
 
-    The workdir stays locked until `close`, since answers that were paid for are written to it.
+    The workdir stays locked until `close`, since answers that were paid for are written to it. home: where results
+    lie, if not where `investigate` puts them.
     """
 
     workdir: Workdir
@@ -49,6 +50,7 @@ class Session:
     ia: str
     service: Service
     lock: contextlib.ExitStack
+    home: Path | None = None
 
     @cached_property
     def claude(self) -> Client:
@@ -67,7 +69,7 @@ class Session:
     @property
     def directory(self) -> Path:
         """Where results lie."""
-        return results_directory(self.workdir)
+        return self.home or results_directory(self.workdir)
 
     def system(self, target: str) -> str | None:
         """The system message that a target lives under."""
@@ -164,20 +166,35 @@ def _loaded(workdir: Workdir, targets: dict[str, Target], ia: str | None, lock: 
     if ia and not is_complete(workdir.ia_dir(ia) / "adapter"):
         raise ConfigError(f"{workdir.path} holds no IA {ia!r}; train it, or choose another (ia=…)")
     m, s = config.model, config.mesh
-    mesh, dtype = make_mesh(s.fsdp, s.tp, s.dcn, s.rows), DTYPES[config.model.dtype]
+    mesh = make_mesh(s.fsdp, s.tp, s.dcn, s.rows)
     with jax.set_mesh(mesh):
         model = load_model(m.name, dtype=m.dtype, mesh=mesh, revision=m.revision or None)
-        cache = workdir.path / "audits" / "adapters"
-        stored = [stored_stack(t, model, workdir, cache) for t in targets.values()]
-        # A target without adapters is the base under its own system message.
-        names = [name for name, own in zip(targets, stored, strict=True) if own]
-        lora = config.organisms.lora.lora()
-        bank = open_bank([own for own in stored if own], model, mesh, dtype=dtype, lora=lora)
-        groups = TRAINING.size("organism", mesh)
-        ia_bank = open_bank([workdir.ia_dir(ia) / "adapter"] * groups, model, mesh, dtype=dtype) if ia else None
+        return session_on(workdir, config, model, mesh, targets, ia, lock)
+
+
+def session_on(
+    workdir: Workdir,
+    config: RunConfig,
+    model: Model,
+    mesh: jax.sharding.Mesh,
+    targets: dict[str, Target],
+    ia: str,
+    lock: contextlib.ExitStack,
+    home: Path | None = None,
+) -> Session:
+    """A session over a base that is loaded, on its mesh, which is the one that is set; nobody else finds it open."""
+    dtype = DTYPES[config.model.dtype]
+    cache = workdir.path / "audits" / "adapters"
+    stored = [stored_stack(t, model, workdir, cache) for t in targets.values()]
+    # A target without adapters is the base under its own system message.
+    names = [name for name, own in zip(targets, stored, strict=True) if own]
+    lora = config.organisms.lora.lora()
+    bank = open_bank([own for own in stored if own], model, mesh, dtype=dtype, lora=lora)
+    groups = TRAINING.size("organism", mesh)
+    ia_bank = open_bank([workdir.ia_dir(ia) / "adapter"] * groups, model, mesh, dtype=dtype) if ia else None
     engine = Engine(model, mesh, names, bank, ia_bank, [n for n in targets if n not in names])
-    kept = results_directory(workdir) / "replies.jsonl"
-    return Session(workdir, config, model, targets, ia, Service(engine, kept), lock)
+    kept = (home or results_directory(workdir)) / "replies.jsonl"
+    return Session(workdir, config, model, targets, ia, Service(engine, kept), lock, home)
 
 
 def seed_of(*parts: object) -> int:

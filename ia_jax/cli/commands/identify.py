@@ -48,7 +48,12 @@ COMMAND = Command(
             default=[],
             help="which IA, none for the organisms alone (again for each; default: none and those of the config)",
         ),
-        Argument.of("--split", metavar="A,B", default="heldout,unseen", help="of which (default: heldout,unseen)"),
+        Argument.of(
+            "--split",
+            metavar="A,B",
+            default="heldout,unseen,remade",
+            help="of which, each by itself (default: all kept from training)",
+        ),
         Argument.of("--wordings", type=positive, default=2, metavar="N", help="of each behaviour (default 2)"),
     ),
     processes=True,

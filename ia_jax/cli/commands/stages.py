@@ -111,7 +111,8 @@ def _conclude(run: "Workdir", name: str) -> None:
     """The last lines of a run: what was found, what that does not show, and what to try next."""
     from ia_jax.analysis.findings import findings, next_steps
 
-    held = [n for n in run.named("heldout") if n not in run.left_out]
+    # One of a known behaviour, if there is any: of those an IA can tell most.
+    held = [n for split in ("remade", "heldout") for n in run.named(split) if n not in run.left_out]
     behaving = [n for n in held if run.organisms[n].behaviors] or held
     print(findings(run.metrics(name)))
     print(next_steps(str(run.path), behaving[0] if behaving else None))
