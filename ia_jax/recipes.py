@@ -28,7 +28,7 @@ from ia_jax.models.lora import LoraConfig, layers_on
 from ia_jax.models.number_type import AUTO
 from ia_jax.models.transformer import REMAT_POLICIES
 from ia_jax.models.weights import DTYPES
-from ia_jax.storage import read_json
+from ia_jax.storage import path_of, read_json
 from ia_jax.studies.study import Study, parse_study
 from ia_jax.workdir import open_workdir
 
@@ -77,7 +77,7 @@ def _overridden(config: ConfigDict, overrides: Sequence[str]) -> RunConfig:
 
 def read_config(source: str) -> RunConfig:
     """The config of a recipe, of a workdir, or in a `config.json`."""
-    path = Path(source)
+    path = path_of(source)
     if path.is_dir():
         return open_workdir(path).config
     if path.suffix != ".json":

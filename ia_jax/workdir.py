@@ -12,7 +12,7 @@ from ia_jax.behaviors.records import Behavior
 from ia_jax.config import RunConfig, parse_config
 from ia_jax.errors import ConfigError, IAError
 from ia_jax.models.lora import Adapter
-from ia_jax.storage import read_jsonl
+from ia_jax.storage import below, path_of, read_jsonl
 
 
 @dataclass(frozen=True)
@@ -66,7 +66,7 @@ class Workdir:
 
     def stack_of(self, organism: Organism) -> tuple[Path, ...]:
         """The directories of an organism's adapters, innermost first."""
-        return tuple(self.path / member for member in organism.stack)  # an absolute member stays as it is
+        return tuple(below(self.path, member) for member in organism.stack)
 
     @property
     def checks_file(self) -> Path:
@@ -201,7 +201,7 @@ def _option(name: str) -> str:
 
 def open_workdir(directory: str | Path) -> Workdir:
     """A finished or running workdir, for reading. Raises ConfigError if the directory is none."""
-    workdir = Workdir(Path(directory))
+    workdir = Workdir(path_of(directory))
     if not workdir.path.is_dir():
         raise ConfigError(f"workdir {directory} does not exist; check --workdir, or start one with `ia-jax run`")
     _ = workdir.config

@@ -115,3 +115,47 @@ def test_half_a_line_of_a_killed_process_is_cut_off(tmp_path, half):
 
 def test_nothing_appended_yet(tmp_path):
     assert storage.read_appended(tmp_path / "a.jsonl", "") == []
+
+
+@pytest.fixture
+def disk(monkeypatch):
+    """What reached the disk, and which names were changed, in order: ("sync", path) and ("rename", from, to)."""
+    told = []
+    sync, replace, rename = os.fsync, os.replace, os.rename
+    monkeypatch.setattr(
+        os, "fsync", lambda fd: (told.append(("sync", os.readlink(f"/proc/self/fd/{fd}"))), sync(fd))[1]
+    )
+    for name, do in {"replace": replace, "rename": rename}.items():
+        renamed = lambda a, b, do=do, **k: (told.append(("rename", str(a), str(b))), do(a, b, **k))[1]  # noqa: E731
+        monkeypatch.setattr(os, name, renamed)
+    return told
+
+
+def test_contents_are_on_disk_before_a_name_leads_to_them_and_the_name_before_it_counts(tmp_path, disk):
+    """After a power cut the old file is there or the new one: nothing is renamed that is not on disk."""
+    path = tmp_path / "new" / "v.json"
+    storage.write_json(path, {"a": 1})
+    partial = f"{path}.partial"
+    assert disk == [
+        ("sync", str(tmp_path)),  # it leads to the new directory
+        ("sync", partial),
+        ("rename", partial, str(path)),
+        ("sync", str(path.parent)),
+    ]
+
+
+def test_lines_are_on_disk_before_they_count(tmp_path, disk):
+    storage.append_jsonl(tmp_path / "a.jsonl", [{"n": 0}])
+    assert disk == [("sync", str(tmp_path / "a.jsonl")), ("sync", str(tmp_path))]
+
+
+def test_an_adapter_is_on_disk_before_it_is_moved_into_its_place(tmp_path, disk):
+    from ia_jax.adapters.store import save_adapter
+    from tests.test_store import adapter, metadata
+
+    save_adapter(tmp_path / "x", adapter(), metadata())
+    moved = disk.index(("rename", str(tmp_path / "x.saving"), str(tmp_path / "x")))
+    there = {str(p.relative_to(tmp_path / "x")) for p in (tmp_path / "x").rglob("*")}
+    before = {path for kind, path, *_ in disk[:moved] if kind == "sync"}
+    assert {f"{tmp_path}/x.saving/{name}" for name in there} <= before
+    assert disk[moved + 1] == ("sync", str(tmp_path))

@@ -2,9 +2,13 @@
 
 A save goes to `<name>.saving` and is renamed once it is complete; an overwrite moves the old one to `<name>.replaced`
 first. Between those two renames the complete data are in `.saving`, which `resolve` finds.
+
+In a bucket nothing can be renamed. There a new adapter is written where it belongs, its record last; and one that takes
+another's place is copied there from `.saving`, again with the record last, before `.saving` goes.
 """
 
 import os
+from collections.abc import Sequence
 from dataclasses import replace
 from typing import Any
 
@@ -14,6 +18,7 @@ from ia_jax.adapters import record as records
 from ia_jax.adapters.arrays import COMMIT_MARKER, STATE
 from ia_jax.adapters.record import RECORD, AdapterMetadata, Record
 from ia_jax.errors import CheckpointError, ConfigError
+from ia_jax.storage import bucket, durable, in_bucket, path_of, present
 
 Directory = str | os.PathLike[str]
 
@@ -26,7 +31,7 @@ def as_path(directory: Directory) -> epath.Path:
     text = str(directory)
     if "://" in text and not text.startswith("gs://"):
         raise ConfigError(f"{text}: adapters are stored in local directories or gs:// buckets only")
-    path = epath.Path(directory).expanduser()
+    path = epath.Path(path_of(directory)).expanduser()
     return epath.Path(os.path.abspath(path)) if records.is_local(path) else path  # tensorstore wants it absolute
 
 
@@ -38,6 +43,14 @@ def resolve(path: epath.Path) -> epath.Path:
 
 def complete(path: epath.Path) -> bool:
     return (path / RECORD).exists() and (path / COMMIT_MARKER).exists()
+
+
+def places(paths: Sequence[epath.Path]) -> list[epath.Path | None]:
+    """For each where its complete data are, as `resolve` finds them, or None; in a bucket without asking for each."""
+    either = [(path, stage_of(path)) for path in paths]
+    there = iter(present([p / marker for pair in either for p in pair for marker in (RECORD, COMMIT_MARKER)]))
+    whole = [[p for p in pair if all([next(there), next(there)])] for pair in either]
+    return [found[0] if found else None for found in whole]
 
 
 def read_record(path: epath.Path) -> Record:
@@ -83,13 +96,37 @@ def stage_of(path: epath.Path) -> epath.Path:
     return path.parent / (path.name + SAVING)
 
 
+def place_to_write(path: epath.Path) -> epath.Path:
+    """Where an adapter for `path`, made ready, is written: its stage; in a bucket only if another is in its place."""
+    return path if in_bucket(path) and not complete(path) else stage_of(path)
+
+
 def swap(path: epath.Path) -> None:
-    """Puts the complete stage in the place of `path`; at every instant one of the two is complete."""
+    """Puts the complete stage in the place of `path`; at every instant one of the two is complete, also after a power
+    cut. Where the adapter was written in its place, there is nothing to do.
+    """
+    if in_bucket(path):
+        if complete(stage_of(path)):
+            remove(path)
+            _take_place(path)
+        return
     replaced = path.parent / (path.name + REPLACED)
+    durable.sync_tree(stage_of(path))
     if path.exists():
         path.rename(replaced)
-    stage_of(path).rename(path)
+    _take_place(path)
     remove(replaced)
+
+
+def _take_place(path: epath.Path) -> None:
+    """Moves the complete stage to `path`, where nothing is."""
+    stage = stage_of(path)
+    if in_bucket(path):
+        bucket.copy_tree(stage, path)
+        remove(stage)
+    else:
+        stage.rename(path)
+        durable.sync_directory(path.parent)
 
 
 def leftovers(path: epath.Path) -> list[epath.Path]:
@@ -114,7 +151,7 @@ def _settle(path: epath.Path) -> None:
     if not complete(path):
         remove(path)
         if complete(stage_of(path)):
-            stage_of(path).rename(path)
+            _take_place(path)
     for leftover in leftovers(path):
         remove(leftover)
 

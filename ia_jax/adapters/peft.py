@@ -41,6 +41,7 @@ from ia_jax.models.lora import (
     rank_of,
 )
 from ia_jax.parallel.distributed import on_main_process
+from ia_jax.storage import in_bucket, path_of, write_bytes, write_text
 
 CONFIG, WEIGHTS, CARD = "adapter_config.json", "adapter_model.safetensors", "README.md"
 _BLOCK = {t: "self_attn" if t in ("q", "k", "v", "o") else "mlp" for t in PROJECTIONS}
@@ -176,13 +177,12 @@ def export_peft(
     from safetensors.numpy import save
 
     base = base_model_name_or_path or published_name(model.name)
-    path, written = epath.Path(directory).expanduser(), _config_json(base, rank, alpha, targets, kind)
+    path, written = epath.Path(path_of(directory)).expanduser(), _config_json(base, rank, alpha, targets, kind)
 
     def write() -> None:
-        path.mkdir(parents=True, exist_ok=True)
-        (path / WEIGHTS).write_bytes(save(tensors, metadata={"format": "pt"}))
-        (path / CARD).write_text(_card(base, rank, alpha, kind, card))
-        (path / CONFIG).write_text(json.dumps(written, indent=2) + "\n")
+        write_bytes(path / WEIGHTS, save(tensors, metadata={"format": "pt"}))
+        write_text(path / CARD, _card(base, rank, alpha, kind, card))
+        write_text(path / CONFIG, json.dumps(written, indent=2) + "\n")
 
     on_main_process(write)
 
@@ -194,7 +194,7 @@ def _nothing(size_in: int, rank: int, size_out: int) -> tuple[np.ndarray, np.nda
 
 def _fetch(source: Directory, revision: str | None) -> epath.Path:
     """The local (or gs://) directory of an adapter, downloading it if `source` is a hub id."""
-    path = epath.Path(source).expanduser()
+    path = epath.Path(path_of(source) if in_bucket(source) else source).expanduser()
     if path.exists():
         return _checked(path)
     if isinstance(source, PathLike) or not re.fullmatch(r"[\w.-]+/[\w.-]+", source):

@@ -183,7 +183,7 @@ def _save(job: _Job, leaves: Leaves, overwrite: bool) -> AdapterMetadata:
     try:
         if directories.make_ready(path, metadata.content_hash, overwrite):
             return renew_record(path, {k: getattr(metadata, k) for k in RENEWABLE})
-        stage = directories.stage_of(path)
+        stage = directories.place_to_write(path)
         write_arrays(stage, leaves)
         records.write_record(stage, Record(metadata, described, records.describe_files(stage)))
         directories.swap(path)

@@ -8,7 +8,7 @@ from typing import Any
 import jax
 import numpy as np
 
-from ia_jax.adapters.store import Base, Directory, read_adapter, read_record
+from ia_jax.adapters.store import Base, Directory, read_adapter, read_records
 from ia_jax.models.combine import common_layers, concatenate_ranks, spread_layers
 from ia_jax.models.lora import PROJECTIONS, SITES, Adapter, LoraConfig, layers_on, lora_shapes, on_layers
 
@@ -40,7 +40,8 @@ class Shelf:
     ):
         self.directories = [d if isinstance(d, tuple) else (d,) for d in directories]
         self.dtype, self.cache_bytes = np.dtype(dtype), cache_bytes
-        found = [[read_record(d, base).metadata for d in members] for members in self.directories]
+        records = iter(read_records([d for members in self.directories for d in members], base))
+        found = [[next(records).metadata for _ in members] for members in self.directories]
         rank = max([sum(m.rank for m in members) for members in found] or [lora.rank if lora else 1])
         targets = {t for members in found for m in members for t in m.targets}
         targets = targets or set(lora.targets if lora else PROJECTIONS)

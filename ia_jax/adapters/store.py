@@ -4,11 +4,12 @@
       adapter.json     metadata, a digest of every leaf, size and digest of every file, and a seal over all of it
 
 A kill at any instant leaves the old adapter or the new one (`directory`). Opening re-reads every digest: one flipped
-byte is an error that names the file or the leaf. Directories are local or `gs://`; in the latter (which need `gcsfs`)
-files are checked by size and leaves by digest, and the rename is not atomic.
+byte is an error that names the file or the leaf. Directories are local or `gs://`; in the latter files are checked by
+size and leaves by digest.
 """
 
 import logging
+from collections.abc import Sequence
 from typing import Any, Protocol
 
 import jax
@@ -24,16 +25,19 @@ from ia_jax.errors import BaseMismatchError, CheckpointError, ConfigError
 from ia_jax.models.config import ModelConfig
 from ia_jax.models.lora import Adapter, lora_shapes
 from ia_jax.parallel.distributed import on_main_process
+from ia_jax.storage import each, in_bucket
 
 __all__ = [
     "Base",
     "Directory",
+    "are_complete",
     "is_complete",
     "list_adapters",
     "load_adapter",
     "read_adapter",
     "read_metadata",
     "read_record",
+    "read_records",
     "remove_adapter",
     "save_adapter",
     "save_adapters",
@@ -116,6 +120,27 @@ def is_complete(directory: Directory) -> bool:
     return directories.complete(resolve(as_path(directory)))
 
 
+def are_complete(found: Sequence[Directory]) -> list[bool]:
+    """`is_complete` of each; in a bucket for all of a directory at once."""
+    return [place is not None for place in directories.places([as_path(d) for d in found])]
+
+
+def read_records(found: Sequence[Directory], base: Base | None = None) -> list[Record]:
+    """`read_record` of each; in a bucket with one request for each, many at once."""
+    paths = [as_path(d) for d in found]
+    whole = list(zip(paths, directories.places(paths), strict=True))
+    return each(lambda both: _record_at(*both, base), whole, many=any(map(in_bucket, paths)))
+
+
+def _record_at(path: epath.Path, place: epath.Path | None, base: Base | None) -> Record:
+    if place is None:  # raises, saying what is missing
+        return read_record(path, base)
+    record = records.read_record(place)
+    if base is not None:
+        _check_base(place, record, base, False)
+    return record
+
+
 def remove_adapter(directory: Directory) -> None:
     """Delete a stored adapter and all that killed saves left of it; a kill midway leaves it whole, or not stored."""
     path = as_path(directory)
@@ -126,14 +151,20 @@ def remove_adapter(directory: Directory) -> None:
 
 def list_adapters(root: Directory) -> dict[str, AdapterMetadata]:
     """Complete adapters right under `root`, by directory name. A damaged record is logged and left out."""
-    path, found = as_path(root), {}
-    for name in sorted({directories.final_name(p.name) for p in path.iterdir()}) if path.exists() else []:
-        if is_complete(path / name):
-            try:
-                found[name] = read_metadata(path / name)
-            except CheckpointError as error:
-                logging.getLogger(__name__).warning("%s", error)
-    return found
+    path = as_path(root)
+    names = sorted({directories.final_name(p.name) for p in path.iterdir()}) if path.exists() else []
+    places = zip(names, directories.places([path / n for n in names]), strict=True)
+    whole = [(name, place) for name, place in places if place is not None]
+
+    def read(place: epath.Path) -> AdapterMetadata | None:
+        try:
+            return records.read_record(place).metadata
+        except CheckpointError as error:
+            logging.getLogger(__name__).warning("%s", error)
+            return None
+
+    found = each(read, [place for _, place in whole], many=in_bucket(path))
+    return {name: metadata for (name, _), metadata in zip(whole, found, strict=True) if metadata is not None}
 
 
 def verify_adapter(directory: Directory) -> list[str]:

@@ -20,7 +20,7 @@ from ia_jax.behaviors.catalogue import checked_behavior, is_name
 from ia_jax.behaviors.records import Behavior
 from ia_jax.errors import ConfigError
 from ia_jax.models.lora import Adapter
-from ia_jax.storage import numbered_rows, write_jsonl
+from ia_jax.storage import below, in_bucket, numbered_rows, path_of, write_jsonl
 from ia_jax.workdir import Workdir
 
 NULLS = ("", "clean", "pipeline")
@@ -145,9 +145,9 @@ def find_adapters(reference: str, workdir: Workdir | None = None) -> list[Found]
         if missing is not None:
             raise ConfigError(f"organism {reference} is not stored in {missing}; run `ia-jax organisms` first")
         return [Found(d, "orbax") for d in directories]
-    paths = [Path(reference).expanduser()]
+    paths = [] if "://" in reference and not in_bucket(reference) else [path_of(reference).expanduser()]
     if workdir is not None:
-        paths.insert(0, workdir.path / reference)
+        paths.insert(0, below(workdir.path, reference))
     for path in (p for p in paths if p.is_dir()):
         if (path / CONFIG).exists():
             return [Found(path, "peft")]
@@ -189,7 +189,7 @@ def stored_stack(target: Target, base: Base, workdir: Workdir, cache: Path) -> t
     for reference in target.stack:
         for found in find_adapters(reference, workdir):
             if found.format == "orbax":
-                out.append(Path(found.source))
+                out.append(path_of(found.source))
                 continue
             place = cache / _slug(f"{found.source}@{found.revision}" if found.revision else str(found.source))
             if not is_complete(place) or read_metadata(place).base_fingerprint != base.fingerprint:

@@ -19,7 +19,7 @@ from ia_jax.claude.calls import Call, Reply, check_message, reply_of
 from ia_jax.claude.models import Models, load_models
 from ia_jax.claude.prices import cost
 from ia_jax.parallel.distributed import is_main_process
-from ia_jax.storage import read_json, write_json
+from ia_jax.storage import each, in_bucket, read_json, write_json
 
 SENDING, WAITING, COLLECTED = "sending", "waiting", "collected"
 
@@ -142,7 +142,9 @@ class Store:
 
     def paid(self) -> Decimal:
         """Dollars of all answers kept."""
-        return sum((Decimal(_read(p)["cost"]) for p in self.root.glob("responses/*/*.json")), Decimal(0))
+        kept = self.root.glob("responses/*/*.json")
+        costs = each(lambda p: Decimal(_read(p)["cost"]), kept, many=in_bucket(self.root))
+        return sum(costs, Decimal(0))
 
     def lost(self) -> tuple[int, Decimal]:
         """How many calls may have been billed without an answer, and the most that they can have cost."""

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from ia_jax.errors import ConfigError
-from ia_jax.storage import locked
+from ia_jax.storage import locked, path_of
 
 if TYPE_CHECKING:
     from ia_jax.config import RunConfig
@@ -24,12 +24,13 @@ def existing(directory: str) -> "Workdir":
     """The workdir of a command that only reads. Raises ConfigError if there is none."""
     from ia_jax.workdir import open_workdir
 
-    return open_workdir(local(directory))
+    return open_workdir(directory)
 
 
 def local(directory: str) -> Path:
+    """A directory of this machine. Raises ConfigError for one in a bucket."""
     if "://" in directory:
-        raise ConfigError(f"--workdir {directory}: workdirs in a bucket are not supported yet; give a local directory")
+        raise ConfigError(f"{directory} is not on this machine; give a local directory here")
     return Path(directory)
 
 
@@ -53,7 +54,7 @@ def _lock_and_start(stack: contextlib.ExitStack, args: argparse.Namespace) -> li
     from ia_jax.stages.settings import start_workdir
     from ia_jax.workdir import open_workdir
 
-    path = local(args.workdir)
+    path = path_of(args.workdir)
     stored = (path / "config.json").exists()
     if not stored and args.config is None:
         raise ConfigError(f"--config is required: {path} has no config.json to go on with")
@@ -110,7 +111,7 @@ def check_name(name: str) -> str:
 
 def new_directory(directory: str) -> Path:
     """A directory to write to, which must not exist or be empty."""
-    path = Path(directory)
+    path = local(directory)
     if path.exists() and (not path.is_dir() or any(path.iterdir())):
         raise ConfigError(f"{path} exists already and is not an empty directory; choose another DST")
     return path

@@ -25,7 +25,7 @@ from ia_jax.stages.context import Context
 from ia_jax.stages.evidence import QUESTIONS, TOP_P, Ask, Beside, Subject, ask_stack, claiming, group, reports_of, weigh
 from ia_jax.stages.selection import present
 from ia_jax.stages.services import judge_of
-from ia_jax.storage import append_jsonl, read_appended, read_json, write_json
+from ia_jax.storage import append_jsonl, path_of, read_appended, read_json, write_json
 from ia_jax.workdir import Workdir
 
 ALPHA, BANK = 0.05, 8
@@ -172,7 +172,7 @@ def _models(
             f"the IA {ia} was trained on the {' and '.join(chosen)} split ({known[0]}, …); take --splits of others"
         )
     found = [Model(o.name, workdir.stack_of(o), o.sort or o.category, o) for o in organisms]
-    more = [m for place in nulls for m in _nulls_in(context, Path(place))]
+    more = [m for place in nulls for m in _nulls_in(context, path_of(place))]
     clean = [m for m in (*found, *more) if m.null]
     names = [m.name for m in (*found, *more)]
     if twice := next((n for n in names if names.count(n) > 1), None):

@@ -7,6 +7,7 @@ person. Keys are only said to be there or not.
 import errno
 import http.client
 import importlib.metadata
+import importlib.util
 import os
 import platform
 import shutil
@@ -23,6 +24,7 @@ from ia_jax.claude.connection import KEY
 from ia_jax.config import RunConfig, with_dtype
 from ia_jax.models.number_type import BF16, CPU_FLAGS, FP32, choose, cpu_flags, product_rate
 from ia_jax.stages.expected import as_json, busy, by_stage, cores, expected, how, in_words
+from ia_jax.storage import in_bucket
 from ia_jax.workdir import Workdir
 
 PACKAGES = (
@@ -120,7 +122,9 @@ def memory(meminfo: Path = Path("/proc/meminfo"), limit: Path = Path("/sys/fs/cg
 
 
 def disk(directory: Path) -> Facts:
-    """GiB free where the workdir is, or would be made."""
+    """GiB free where the workdir is, or would be made; None of a bucket, which has no end."""
+    if in_bucket(directory):
+        return {"workdir": str(directory), "free_gib": None}
     there = next(p for p in (directory.absolute(), *directory.absolute().parents) if p.exists())
     return {"workdir": str(directory), "free_gib": round(shutil.disk_usage(there).free / 2**30, 1)}
 
@@ -200,10 +204,18 @@ def claude(environ: Mapping[str, str], fetch: Fetch) -> str:
     )
 
 
+_NO_CLIENT = "; gs:// needs pip install 'ia-jax[gcs]'"
+
+
+def _has(*names: str) -> bool:
+    return all(map(importlib.util.find_spec, names))
+
+
 def bucket(environ: Mapping[str, str], fetch: Fetch) -> str:
     status = fetch("https://storage.googleapis.com", {})
     found = "reachable" if status < 500 else f"answers with {status}"
-    return f"Google's storage is {found}; workdirs in a bucket are not supported yet"
+    extra = "" if _has("google", "google.cloud", "google.cloud.storage") else _NO_CLIENT
+    return f"Google's storage is {found}{extra}"
 
 
 class _Stay(urllib.request.HTTPRedirectHandler):
@@ -250,7 +262,7 @@ def as_text(facts: Facts) -> str:
         "products": ", ".join(f"{x:,.0f} GFLOP/s in {dtype}" for dtype, x in rates.items())
         + f" (measured now{'; ' if facts['busy'] else ''}{facts['busy']})",
         "memory": f"{free['free']} of {free['total']} GiB free{low}" if free else "not known",
-        "disk": f"{facts['disk']['free_gib']} GiB free for {facts['disk']['workdir']}",
+        "disk": f"{facts['disk']['free_gib'] or 'any number of'} GiB free for {facts['disk']['workdir']}",
         "versions": ", ".join(f"{name} {versions[name] or 'MISSING'}" for name in shown),
         "models": f"MISSING: {', '.join(missing)}; `make install`"
         if missing

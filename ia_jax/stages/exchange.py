@@ -1,6 +1,5 @@
 """Adapters out of a workdir and into one: `ia-jax export-peft` and `ia-jax import-peft`."""
 
-import shutil
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -18,7 +17,7 @@ from ia_jax.behaviors.splits import SPLITS
 from ia_jax.errors import ConfigError
 from ia_jax.models.combine import concatenate_ranks
 from ia_jax.models.lora import Adapter, rank_of
-from ia_jax.storage import write_jsonl
+from ia_jax.storage import write_bytes, write_jsonl
 from ia_jax.workdir import Workdir
 
 
@@ -44,7 +43,7 @@ def export(sources: Sequence[Path], destination: Path, model: str | None = None,
     export_peft(adapter, destination, base, lora, card=text)
     calibrated = places[0].absolute().parent / "calibration.json"  # of an IA, how far it is to be believed
     if len(places) == 1 and calibrated.exists():
-        shutil.copy(calibrated, destination / calibrated.name)
+        write_bytes(destination / calibrated.name, calibrated.read_bytes())
     return f"{what} -> {destination} (PEFT, rank {rank_of(adapter)}, base {base.name})"
 
 

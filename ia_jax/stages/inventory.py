@@ -1,16 +1,17 @@
 """`ia-jax adapters`: what a workdir's store holds, whether it is sound, and taking something out of it."""
 
 import json
-import shutil
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
 from ia_jax.adapters.record import Record
-from ia_jax.adapters.store import is_complete, read_record, remove_adapter, verify_adapter
+from ia_jax.adapters.store import are_complete, is_complete, read_record, remove_adapter, verify_adapter
 from ia_jax.errors import CheckpointError, ConfigError
 from ia_jax.models.lora import PROJECTIONS, layers_in_words
 from ia_jax.progress import progress
+from ia_jax.storage import directories as in_directory
+from ia_jax.storage import each, in_bucket, remove_tree
 from ia_jax.workdir import Workdir
 
 
@@ -21,11 +22,9 @@ def directories(workdir: Workdir) -> dict[str, Path]:
         for name, organism in workdir.organisms.items():
             stack = workdir.stack_of(organism)
             found |= {f"{name}__{i}" if i else name: directory for i, directory in enumerate(stack)}
-    if workdir.organisms_dir.is_dir():
-        others = sorted(p.name for p in workdir.organisms_dir.iterdir() if p.is_dir() and "." not in p.name)
-        found |= {n: workdir.organism_dir(n) for n in others if n not in found}
-    ias = workdir.path / "ia"
-    trained = sorted(p.name for p in ias.iterdir() if p.is_dir()) if ias.is_dir() else []
+    others = (name for name in in_directory(workdir.organisms_dir) if "." not in name)
+    found |= {n: workdir.organism_dir(n) for n in others if n not in found}
+    trained = in_directory(workdir.path / "ia")
     return found | {f"ia/{name}": workdir.ia_dir(name) / "adapter" for name in trained}
 
 
@@ -44,22 +43,31 @@ def table(workdir: Workdir) -> str:
     rows: list[tuple[str, ...]] = [head]
     stored, size = 0, 0
     left_out = workdir.left_out
-    for name, path in directories(workdir).items():
+    paths = directories(workdir)
+    complete = dict(zip(paths, are_complete(list(paths.values())), strict=True))
+    wanted = [name for name in paths if name not in left_out and complete[name]]
+    records = dict(zip(wanted, each(lambda n: _record(paths[n]), wanted, many=in_bucket(workdir.path)), strict=True))
+    for name in paths:
         if name in left_out:
             rows.append((name, *["-"] * 6, "left out", "-", "-"))
-        elif not is_complete(path):
+        elif not complete[name]:
             rows.append((name, *["-"] * 6, "not stored", "-", "-"))
+        elif (record := records[name]) is None:
+            rows.append((name, *["-"] * 6, "damaged", "-", "-"))
         else:
-            try:
-                record = read_record(path)
-            except CheckpointError:
-                rows.append((name, *["-"] * 6, "damaged", "-", "-"))
-                continue
             rows.append(_row(name, record))
             stored, size = stored + 1, size + _bytes(record)
     widths = [max(len(row[i]) for row in rows) for i in range(len(head))]
     lines = ["  ".join(x.ljust(w) for x, w in zip(row, widths, strict=True)).rstrip() for row in rows]
     return "\n".join([*lines, f"{stored} of {len(rows) - 1} adapters stored, {size / 2**20:.0f} MiB"])
+
+
+def _record(path: Path) -> Record | None:
+    """None where it is damaged."""
+    try:
+        return read_record(path)
+    except CheckpointError:
+        return None
 
 
 def _row(name: str, record: Record) -> tuple[str, ...]:
@@ -137,5 +145,5 @@ def remove(workdir: Workdir, names: Iterable[str]) -> None:
     for name, path in paths.items():
         if name.startswith("ia/"):
             # Its stage would restore the final state, and store the old IA once more. First, or a kill may leave it.
-            shutil.rmtree(path.parent / "state", ignore_errors=True)
+            remove_tree(path.parent / "state")
         remove_adapter(path)

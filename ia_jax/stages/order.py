@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from ia_jax.errors import ConfigError
+from ia_jax.storage import modified
 
 if TYPE_CHECKING:
     from ia_jax.config import RunConfig
@@ -95,14 +96,14 @@ def is_done(context: "Context", stage: str) -> bool:
 
 
 def _is_done(workdir: "Workdir", config: "RunConfig", stage: str) -> bool:
-    from ia_jax.adapters.store import is_complete
+    from ia_jax.adapters.store import are_complete, is_complete
 
     if stage == "transcripts":
         return workdir.organisms_file.exists()
     if stage == "organisms":
         left_out = workdir.left_out
         stored = [d for n, o in workdir.organisms.items() if n not in left_out for d in workdir.stack_of(o)]
-        return workdir.checks_file.exists() and all(map(is_complete, stored))
+        return workdir.checks_file.exists() and all(are_complete(stored))
     if stage in ("sft", "dpo"):
         name = getattr(config, stage).name
         names = [name, config.sft.shuffled_name] if stage == "sft" and config.sft.shuffled_null else [name]
@@ -112,7 +113,7 @@ def _is_done(workdir: "Workdir", config: "RunConfig", stage: str) -> bool:
     metrics, page = workdir.metrics_file(config.eval.name), workdir.report_file(config.eval.name)
     if stage == "eval":
         return metrics.exists() and workdir.metrics(config.eval.name).get("ias") == evaluated(workdir, config)
-    return page.exists() and metrics.exists() and page.stat().st_mtime >= metrics.stat().st_mtime
+    return page.exists() and metrics.exists() and modified(page) >= modified(metrics)
 
 
 def evaluated(workdir: "Workdir", config: "RunConfig") -> dict[str, str]:

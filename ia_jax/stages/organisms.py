@@ -7,13 +7,12 @@ so a run that is killed and continued stores the same bits as one that was not. 
 once more with a lower learning rate, and left out if it diverges again; the others of its wave never notice.
 """
 
-import shutil
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from functools import partial
 
 from ia_jax.adapters.record import AdapterMetadata
-from ia_jax.adapters.store import is_complete, read_metadata, save_adapter, save_organisms
+from ia_jax.adapters.store import are_complete, is_complete, read_records, save_adapter, save_organisms
 from ia_jax.behaviors.organisms import Organism, procedure_of
 from ia_jax.models.lora import LoraConfig, layers_on
 from ia_jax.parallel.distributed import on_main_process
@@ -24,7 +23,7 @@ from ia_jax.stages.phases import Trained, states_dir, train_wave
 from ia_jax.stages.random_adapters import random_adapters
 from ia_jax.stages.settings import stage_hash
 from ia_jax.stages.waves import PhaseUnits, Wave, plan_waves, wave_of
-from ia_jax.storage import read_jsonl, write_jsonl
+from ia_jax.storage import read_jsonl, remove_tree, write_jsonl
 from ia_jax.workdir import Workdir
 
 RETRY_LR = 0.2  # of the learning rate, for an organism that diverged
@@ -81,7 +80,7 @@ def _settled(workdir: Workdir, organisms: Sequence[Organism]) -> bool:
 
     def look() -> bool:
         left_out = workdir.left_out
-        return all(o.name in left_out or all(map(is_complete, workdir.stack_of(o))) for o in organisms)
+        return all(are_complete([d for o in organisms if o.name not in left_out for d in workdir.stack_of(o)]))
 
     return on_main_process(look)
 
@@ -97,7 +96,7 @@ def _train_wave(context: Context, wave: Wave, units: PhaseUnits, checks: Checks)
     if first:
         _train_again(context, wave, units, first, checks)
     # A large one: all adapters and moments.
-    on_main_process(lambda: shutil.rmtree(states_dir(context.workdir), ignore_errors=True))
+    on_main_process(lambda: remove_tree(states_dir(context.workdir)))
 
 
 def _train_again(context: Context, wave: Wave, units: PhaseUnits, first: Mapping[str, str], checks: Checks) -> None:
@@ -216,11 +215,11 @@ def _line(name: str, steps: int, check: Row | None) -> str:
 
 def _gather_checks(workdir: Workdir) -> list[Row]:
     """Writes the checks of all organisms in one file, and returns them; training states are needed no more."""
-    shutil.rmtree(states_dir(workdir), ignore_errors=True)
+    remove_tree(states_dir(workdir))
     left_out = workdir.left_out
     left = read_jsonl(workdir.left_out_file, "") if left_out else []
-    stored = [read_metadata(workdir.stack_of(o)[-1]).check for n, o in workdir.organisms.items() if n not in left_out]
-    checks = [c for c in stored if c is not None]
+    stored = read_records([workdir.stack_of(o)[-1] for n, o in workdir.organisms.items() if n not in left_out])
+    checks = [check for record in stored if (check := record.metadata.check) is not None]
     write_jsonl(workdir.checks_file, [*checks, *left])
     return checks
 

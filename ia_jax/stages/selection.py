@@ -4,7 +4,7 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from ia_jax.adapters.store import is_complete
+from ia_jax.adapters.store import are_complete
 from ia_jax.behaviors.organisms import Organism
 from ia_jax.config import SftSection
 from ia_jax.errors import ConfigError, IAError
@@ -29,7 +29,9 @@ def usable(context: Context, *splits: str) -> list[Organism]:
     which = " and ".join(splits)
 
     def not_stored() -> list[str]:
-        return [o.name for o in organisms if not all(map(is_complete, workdir.stack_of(o)))]
+        stored = [(o.name, directory) for o in organisms for directory in workdir.stack_of(o)]
+        there = are_complete([directory for _, directory in stored])
+        return [name for (name, _), whole in zip(stored, there, strict=True) if not whole]
 
     missing = on_main_process(not_stored)
     if missing:

@@ -1,7 +1,6 @@
 """Who writes and who judges: Claude, a local model or the offline rubric, as a config says."""
 
 from collections.abc import Sequence
-from pathlib import Path
 
 import jax
 
@@ -20,12 +19,13 @@ from ia_jax.models.replies import slice_starts, write_replies
 from ia_jax.models.weights import Model, load_model
 from ia_jax.progress import progress
 from ia_jax.stages.context import Context
+from ia_jax.storage import path_of
 
 
 def claude_client(context: Context) -> Client:
     """Claude under the run's settings; what was paid for is kept in the workdir, or where `claude.cache` says."""
     cache = context.config.claude.cache
-    return Client(context.config.claude, Path(cache) if cache else context.workdir.path / "claude")
+    return Client(context.config.claude, path_of(cache) if cache else context.workdir.path / "claude")
 
 
 def writing_teacher(context: Context, ask_base: AskBase | None = None) -> ClaudeTeacher:

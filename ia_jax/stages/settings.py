@@ -14,12 +14,12 @@ from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
-from ia_jax.adapters.store import is_complete, read_metadata
+from ia_jax.adapters.store import are_complete, is_complete, read_metadata
 from ia_jax.behaviors.splits import HELD
 from ia_jax.config import RunConfig, flat, with_dtype
 from ia_jax.errors import ConfigError, IAError
 from ia_jax.models.number_type import AUTO, Choice, choose_here
-from ia_jax.storage import read_json, write_json
+from ia_jax.storage import path_of, read_json, write_json
 from ia_jax.workdir import Workdir
 
 PACKAGES = ("jax", "flax", "optax", "orbax-checkpoint", "transformers", "grain", "ml-collections")
@@ -201,7 +201,7 @@ def has_begun(workdir: Workdir, config: RunConfig, stage: str) -> bool:
     if stage == "organisms":
         trained = (o for o in workdir.organisms.values() if not o.imported)
         stored = (d for o in trained for d in workdir.stack_of(o) if d.is_relative_to(workdir.organisms_dir))
-        return (workdir.path / "organisms_state").is_dir() or any(map(is_complete, stored))
+        return (workdir.path / "organisms_state").is_dir() or any(are_complete(list(stored)))
     place = place_of(workdir, config, stage)
     if stage in ("sft", "dpo"):
         return is_complete(place / "adapter") or ((place / "state").is_dir() and any((place / "state").iterdir()))
@@ -252,7 +252,7 @@ def start_workdir(directory: str | Path, config: RunConfig, choose: Callable[[],
     The workdir's config never says model.dtype="auto": `choose` decides it, once, and config.json says why ("dtype").
     Elsewhere the workdir goes on in that type, and a line says so where that machine would choose another.
     """
-    workdir = Workdir(Path(directory))
+    workdir = Workdir(path_of(directory))
     file = workdir.config_file
     try:
         workdir.path.mkdir(parents=True, exist_ok=True)

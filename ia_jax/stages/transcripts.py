@@ -4,7 +4,6 @@ from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from functools import partial
-from pathlib import Path
 
 import numpy as np
 
@@ -250,7 +249,7 @@ def _split_again(source: Workdir, stored: Sequence[Organism], config: RunConfig)
     apart = [o.name for o in stored if o.split == "unseen"]  # they stay what they are
     if b.unseen and not apart:
         raise ConfigError(
-            f"config.behaviors.unseen={b.unseen!r}, and {Path(source.path)} has no organism of that split; leave it "
+            f"config.behaviors.unseen={b.unseen!r}, and {source.path} has no organism of that split; leave it "
             "out, or train the source with it"
         )
     of_one = [o for o in stored if len(o.behaviors) == 1 and o.name not in apart]
@@ -260,7 +259,7 @@ def _split_again(source: Workdir, stored: Sequence[Organism], config: RunConfig)
     clean = [o.name for o in stored if o.clean]
     if len(wanted) > len(clean):
         raise ConfigError(
-            f"config.behaviors asks for {len(wanted)} clean organisms, {Path(source.path)} has {len(clean)}; lower "
+            f"config.behaviors asks for {len(wanted)} clean organisms, {source.path} has {len(clean)}; lower "
             "clean_train, clean_dpo or clean_heldout"
         )
     kept = dict.fromkeys(apart, "unseen") if b.unseen else {}

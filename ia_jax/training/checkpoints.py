@@ -11,6 +11,7 @@ from orbax.checkpoint import v1 as ocp
 from ia_jax.adapters.record import one_line
 from ia_jax.errors import CheckpointError
 from ia_jax.parallel.distributed import on_main_process
+from ia_jax.storage import in_bucket
 
 State = TypeVar("State")
 
@@ -33,7 +34,7 @@ class Keeper:
         registry = ocp.handlers.local_registry()
         context.checkpointables.registry = registry.add(ocp.handlers.JsonHandler, checkpointable_name="data")
         self._orbax = ocp.training.Checkpointer(
-            os.path.abspath(directory),  # Orbax takes no other, and --workdir is often relative
+            str(directory) if in_bucket(directory) else os.path.abspath(directory),  # relative ones it does not take
             preservation_policy=ocp.training.preservation_policies.LatestN(1),  # pyright: ignore[reportArgumentType]
             cleanup_tmp_directories=True,
             context=context,

@@ -84,6 +84,7 @@ def fit(
                             "checkpoint is good, lower the learning rate"
                         )
                     if leave or not last:
+                        recorder.sync()  # a run that goes on from this state has the lines up to it
                         keeper.save(number, state, iterator)
                 if leave:
                     kept = f"step {number} of {total} is saved" if keeper else "the stage keeps no checkpoint"

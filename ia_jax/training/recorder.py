@@ -11,39 +11,62 @@ from contextlib import contextmanager, suppress
 from functools import cached_property
 from itertools import count
 from pathlib import Path
-from typing import Any, TextIO
+from typing import Any
 
 import jax
 import numpy as np
 from tensorboardX.proto.event_pb2 import Event, SessionLog  # pyright: ignore[reportAttributeAccessIssue]
 from tensorboardX.proto.summary_pb2 import Summary  # pyright: ignore[reportAttributeAccessIssue]
-from tensorboardX.record_writer import RecordWriter
+from tensorboardX.record_writer import RecordWriter, register_writer_factory
 
+from ia_jax.errors import IAError
 from ia_jax.parallel import distributed
-from ia_jax.storage import write_text
+from ia_jax.storage import appending, parts, write_text
 
 Scalars = Mapping[str, float]
 COUNTS = ("tokens", "supervised_tokens")  # a step's metrics of these names become rates
 
 
+class _InBucket:
+    """Where tensorboardX writes to `gs://`. Its own way rewrites the whole file at each step."""
+
+    def open(self, path: str) -> parts.Growing:
+        return parts.Growing(path)
+
+    def directory_check(self, path: str) -> None:
+        pass
+
+
+register_writer_factory("gs", _InBucket())
+
+
 class Board:
-    """A TensorBoard event file, written at once in the caller's thread.
+    """TensorBoard event files, written in the caller's thread: at once, or in a bucket every few seconds, and there a
+    new one each MiB, for each is written again as it grows. TensorBoard reads them one after another.
 
     tensorboardX's SummaryWriter writes in another thread, where a full disk is no error but tracebacks at exit.
     """
 
     def __init__(self, directory: Path, purge_step: int | None):
         directory.mkdir(parents=True, exist_ok=True)
-        name = f"events.out.tfevents.{int(time.time())}.{socket.gethostname()}.{os.getpid()}"
-        # Short waves begin in the same second; the second must not overwrite the first.
-        paths = (directory / f"{name}.{number:03d}" for number in count())
-        self.path = next(path for path in paths if not path.exists())
-        self._records = RecordWriter(str(self.path))
-        self._write(Event(step=purge_step or 0, file_version="brain.Event:2"))
+        self._name = f"events.out.tfevents.{int(time.time())}.{socket.gethostname()}.{os.getpid()}"
+        self._directory, self._numbers = directory, count()
+        self._open(purge_step or 0)
         if purge_step is not None:
             self._write(Event(step=purge_step, session_log=SessionLog(status=SessionLog.START)))
 
+    def _open(self, step: int) -> None:
+        # Short waves begin in the same second; the second must not overwrite the first.
+        paths = (self._directory / f"{self._name}.{number:03d}" for number in self._numbers)
+        self.path = next(path for path in paths if not path.exists())
+        self._records = RecordWriter(str(self.path))
+        self._write(Event(step=step, file_version="brain.Event:2"))
+
     def write(self, step: int, scalars: Scalars) -> None:
+        writer = self._records._writer
+        if isinstance(writer, parts.Growing) and writer.size >= parts.PART_BYTES:
+            self.close()
+            self._open(step)
         values = [Summary.Value(tag=k, simple_value=v) for k, v in scalars.items()]
         self._write(Event(step=step, summary=Summary(value=values)))
 
@@ -90,8 +113,8 @@ class Recorder:
 
     # Opened by the first line, so that a stage which fails before it leaves nothing behind.
     @cached_property
-    def file(self) -> TextIO:
-        return self.path.open("a")
+    def file(self) -> parts.Appended:
+        return appending(self.path)
 
     @cached_property
     def board(self) -> Board:
@@ -104,12 +127,22 @@ class Recorder:
     def __exit__(self, kind: type | None, *exc: object) -> None:
         for opened in vars(self).keys() & {"file", "board"}:
             try:
-                getattr(self, opened).close()
-            except OSError:  # what could not be written is tried again, and closed all the same
+                try:
+                    if opened == "file" and kind is None:
+                        self.sync()
+                finally:
+                    getattr(self, opened).close()
+            except (OSError, IAError):  # what could not be written is tried again, and closed all the same
                 if kind is None:
                     raise
         if self.later and kind is None:
             self._sort()
+
+    def sync(self) -> None:
+        """Until the lines written so far would outlive this machine; before a training state that is beyond them."""
+        if "file" in vars(self):
+            with _naming(self.path):
+                self.file.sync()
 
     def _sort(self) -> None:
         """Puts the stage's lines together in the order of their steps, as if no wave had been trained again."""
@@ -139,7 +172,7 @@ class Recorder:
         if scalars:
             row = {"stage": self.stage, "step": step, **{k: float(f"{v:.6g}") for k, v in scalars.items()}}
             with _naming(self.path):
-                self.file.write(json.dumps(row) + "\n")
+                self.file.write(f"{json.dumps(row)}\n".encode())
                 self.file.flush()
         now = time.monotonic()
         seconds, self.clock = max(now - self.clock, 1e-9), now

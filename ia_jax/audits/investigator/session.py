@@ -29,7 +29,7 @@ from ia_jax.judging.rubric import RubricJudge
 from ia_jax.models.weights import DTYPES, Model, load_model
 from ia_jax.parallel.distributed import is_multi_process
 from ia_jax.parallel.mesh import TRAINING, make_mesh
-from ia_jax.storage import locked
+from ia_jax.storage import locked, path_of
 from ia_jax.workdir import Workdir, open_workdir
 
 FAMILY = "auditbench"
@@ -56,7 +56,7 @@ class Session:
     def claude(self) -> Client:
         """Claude under the cap of the run; as in the stages, what was paid for is kept in the workdir."""
         cache = self.config.claude.cache
-        return Client(self.config.claude, Path(cache) if cache else self.workdir.path / "claude")
+        return Client(self.config.claude, path_of(cache) if cache else self.workdir.path / "claude")
 
     @cached_property
     def judge(self) -> Judge:

@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING
 
 from ia_jax.cli.arguments import JSON, Argument, Command, recipe
 from ia_jax.cli.terminal import print_json
-from ia_jax.cli.workdirs import local
+from ia_jax.storage import path_of
 
 if TYPE_CHECKING:
     from ia_jax.config import RunConfig
@@ -17,7 +17,7 @@ DEMO = Path("configs/smollm2_demo.py")
 def _doctor(args: argparse.Namespace) -> None:
     from ia_jax.stages.doctor import as_text, examine
 
-    directory = local(args.workdir)
+    directory = path_of(args.workdir)
     config, what = _config(args, directory)
     facts = examine(config, directory, what=what)
     if args.json:

@@ -1,12 +1,11 @@
 """`ia-jax export-peft` and `ia-jax import-peft`."""
 
 import argparse
-from pathlib import Path
 
 from ia_jax.cli.arguments import Argument, Command, workdir
 from ia_jax.cli.workdirs import existing, new_directory
 from ia_jax.errors import ConfigError
-from ia_jax.storage import locked
+from ia_jax.storage import locked, path_of
 
 _BASE = Argument.of("--model", metavar="NAME", help="its base (default: the one that the adapter names)")
 _DESTINATION = Argument.of("destination", metavar="DST", help="the new directory")
@@ -16,7 +15,7 @@ def _export(args: argparse.Namespace) -> None:
     from ia_jax.stages import exchange
 
     destination = new_directory(args.destination)
-    print(exchange.export([Path(s) for s in (args.source, *args.add)], destination, args.model, args.merged))
+    print(exchange.export([path_of(s) for s in (args.source, *args.add)], destination, args.model, args.merged))
 
 
 def _import(args: argparse.Namespace) -> None:
