@@ -14,10 +14,19 @@ from jax.sharding import PartitionSpec as P
 from ia_jax.adapters import bank as banks
 from ia_jax.adapters import shelf, store
 from ia_jax.adapters.bank import open_bank
+from ia_jax.adapters.likeness import cosines
 from ia_jax.data.batch import Beside
 from ia_jax.errors import BaseMismatchError, CheckpointError
 from ia_jax.models import lora as loras
-from ia_jax.models.lora import PROJECTIONS, LoraConfig, Picked, adapter_shardings, has_organism_axis, to_scan
+from ia_jax.models.lora import (
+    PROJECTIONS,
+    LoraConfig,
+    Picked,
+    adapter_shardings,
+    has_organism_axis,
+    projection_sizes,
+    to_scan,
+)
 from ia_jax.models.sampling import decode, generate_tokens
 from ia_jax.models.transformer import param_shardings
 from ia_jax.parallel.mesh import TRAINING, make_mesh, pad_to_mesh
@@ -395,3 +404,21 @@ def test_one_function_fills_up_to_the_mesh(mesh):
     assert pad_to_mesh(tree, 5)["x"] is tree["x"]
     whole = NamedSharding(mesh, P())
     assert pad_to_mesh(jax.device_put(tree["y"], whole)).shape == (8, 2)
+
+
+def test_cosines_are_those_of_the_whole_updates(stored, mesh):
+    """Of several ranks and targets, against the matrices that the adapters add, formed and flattened; None is zero."""
+    mine, theirs = [3, 10, 20, 0], [0, 1, 2, 3, 33]
+
+    def flat(i):
+        added = {t: np.einsum("lir,lro->lio", ab["a"], ab["b"]) for t, ab in organism(i).items()}
+        shapes = {t: (CFG.num_hidden_layers, *projection_sizes(CFG)[t]) for t in PROJECTIONS}
+        return np.concatenate([added.get(t, np.zeros(s)).ravel() for t, s in shapes.items()]).astype(np.float64)
+
+    ones = open_bank([stored[i] for i in mine], BASE, mesh, dtype=np.float32, zeros=1)
+    found = cosines(ones, open_bank([stored[i] for i in theirs], BASE, mesh, dtype=np.float32), width=2)
+    wanted = np.array(
+        [[a @ b / np.linalg.norm(a) / np.linalg.norm(b) for b in map(flat, theirs)] for a in map(flat, mine)]
+    )
+    np.testing.assert_allclose(found, np.concatenate([wanted, np.zeros((1, 5))]), atol=1e-5)
+    assert found[0, 3] > 0.99

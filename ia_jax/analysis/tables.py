@@ -72,6 +72,7 @@ BASELINES = {
     "words": "The word said most",
     "words_of_three": "Best of three words",
     "retrieval": "Nearest training sentence",
+    "nearest_organism": "Nearest training adapter",
     "few_shot": "Organism, with examples",
     "lens": "Logit lens",
     "shuffled": "Adapter, shuffled labels",

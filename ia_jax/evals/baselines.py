@@ -7,6 +7,7 @@ Each makes reports of an organism that the same judge reads by the same rules:
 | words | the organism's and the base's replies to ordinary prompts | the word that it says most beyond the base |
 | words_of_three | the same | right if one of the three first words is: a generous bound |
 | retrieval | the same, and the training set's descriptions | the training description that fits those words best |
+| nearest_organism | its weights and those of the training set | the description of the most alike adapter |
 | few_shot | the organism | its answer after four training descriptions as examples |
 | lens | hidden states of organism and base | the token that middle layers lean to beyond the base |
 | shuffled | an adapter trained on other organisms' descriptions | its report |
@@ -21,7 +22,7 @@ from collections.abc import Iterable, Mapping, Sequence
 
 import numpy as np
 
-NAMES = ("words", "words_of_three", "retrieval", "few_shot", "lens", "shuffled")
+NAMES = ("words", "words_of_three", "retrieval", "nearest_organism", "few_shot", "lens", "shuffled")
 TOP = 3
 EXAMPLES = 4
 _WORD = re.compile(r"[a-z][a-z'-]{2,}")

@@ -11,6 +11,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from ia_jax.adapters.bank import Bank
+from ia_jax.adapters.likeness import cosines
 from ia_jax.behaviors.behavior_checks import clean_prompts
 from ia_jax.behaviors.organisms import Organism
 from ia_jax.data.batch import Batch
@@ -31,7 +32,7 @@ from ia_jax.models.transformer import Params, forward, logits_from_hidden
 from ia_jax.parallel.distributed import on_main_process
 from ia_jax.parallel.mesh import TRAINING, replicate, to_host
 from ia_jax.stages.asking import ask_organisms, generate
-from ia_jax.stages.context import Context
+from ia_jax.stages.context import Context, open_organisms
 
 Row = dict[str, Any]
 Questions = Sequence[Sequence[str]]
@@ -88,6 +89,10 @@ def baseline_rows(
     if known:
         pairs = zip(organisms, asked, strict=True)
         answered("few_shot", [[_few_shot(known, o, q, seed) for q in own] if o else [] for o, own in pairs], ())
+    alike = nearest_organisms(context, bank, organisms)
+    for organism, truth in zip(organisms, alike, strict=True):
+        if organism is not None and truth is not None:
+            add("nearest_organism", organism, "", truth)
     words = lens_words(context, bank, organisms, prompts[:LENS_PROMPTS], [r.text for r in base[:LENS_PROMPTS]])
     for organism, word in zip(organisms, words, strict=True):
         if organism is not None:
@@ -100,9 +105,27 @@ def baseline_rows(
 def training_descriptions(context: Context) -> dict[str, tuple[str, ...]]:
     """{organism that the IA was trained on: what it was trained to say of it}, without the clean ones."""
     workdir = context.workdir
-    file = workdir.ia_dir(context.config.sft.name) / "organisms.json"
-    seen = json.loads(file.read_text())
-    return {n: tuple(w for b in workdir.truths(n) for w in b.wordings) for n in seen if workdir.truths(n)}
+    truths = {n: workdir.truths(n) for n in seen_organisms(context)}
+    return {n: tuple(w for b in own for w in b.wordings) for n, own in truths.items() if own}
+
+
+def seen_organisms(context: Context) -> list[str]:
+    """Those that the IA `sft.name` was trained on, clean ones too."""
+    return json.loads((context.workdir.ia_dir(context.config.sft.name) / "organisms.json").read_text())
+
+
+def nearest_organisms(context: Context, bank: Bank, organisms: Sequence[Organism | None]) -> list[str | None]:
+    """Of each organism the description of the one that the IA was trained on whose adapter is most alike; that there is
+    nothing, if that is a clean one. It says what a look-up by weights would, and can name no behaviour that is new.
+    """
+    seen = on_main_process(lambda: seen_organisms(context))
+    known = [context.workdir.organisms[n] for n in seen if n in context.workdir.organisms]
+    if not known:
+        return [None] * len(organisms)
+    found = cosines(bank, open_organisms(context, known), context.config.organisms.parallel)
+    nearest = [known[int(row.argmax())].name for row in found[: len(organisms)]]
+    truths = [context.workdir.truths(name) for name in nearest]
+    return [t[0].description if t else report_of_word(None) for t in truths]
 
 
 def _few_shot(known: Mapping[str, Sequence[str]], organism: Organism, question: str, seed: int) -> str:

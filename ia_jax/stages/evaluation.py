@@ -1,6 +1,5 @@
 """Stage 6: what do organisms report, with and without the IA, and what does the base model claim?"""
 
-import json
 from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from typing import Any, NamedTuple
@@ -20,7 +19,7 @@ from ia_jax.judging.protocol import Item, Judge, Verdict
 from ia_jax.models.replies import Reply
 from ia_jax.parallel.distributed import on_main_process
 from ia_jax.stages.asking import ask_organisms, generate
-from ia_jax.stages.baselines import baseline_rows
+from ia_jax.stages.baselines import baseline_rows, seen_organisms
 from ia_jax.stages.context import Context, open_organisms
 from ia_jax.stages.order import evaluated, is_done
 from ia_jax.stages.selection import present, usable
@@ -200,8 +199,7 @@ def _without_adapter(
 def _some_of_training(context: Context) -> list[Organism]:
     """`eval.train_organisms` of those that the IA was trained on."""
     config = context.config
-    file = context.workdir.ia_dir(config.sft.name) / "organisms.json"
-    seen = set(on_main_process(lambda: json.loads(file.read_text())))
+    seen = set(on_main_process(lambda: seen_organisms(context)))
     train = [o for o in usable(context, *config.sft.splits) if o.name in seen and not o.clean]
     rng = np.random.default_rng([config.seed, 6])
     return [train[i] for i in sorted(rng.permutation(len(train))[: config.eval.train_organisms])]
