@@ -12,7 +12,11 @@ PUBLISHED = {EMBEDDED: "HuggingFaceTB/SmolLM2-135M-Instruct"}
 # By a part of the public name. An adapter is a derivative, so its card says what the base allows.
 LICENCES = {
     "smollm2": "Apache-2.0",
+    "qwen2.5-3b": "Qwen Research License",
+    "qwen2.5-72b": "Qwen License",
+    "qwen2.5": "Apache-2.0",
     "qwen3": "Apache-2.0",
+    "mistral-7b": "Apache-2.0",
     "llama-3.1": "Llama 3.1 Community License",
     "llama-3.3": "Llama 3.3 Community License",
 }

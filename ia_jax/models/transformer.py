@@ -1,4 +1,4 @@
-"""Llama and Qwen3 decoders as pure functions over a tree of weights.
+"""Decoders like Llama (Mistral, Qwen2, Qwen3) as pure functions over a tree of weights.
 
 Every weight is described once, in `weight_specs`: shape, logical axes, initialiser. Sharding, random init, loading and
 checks walk that description. Layers are stacked on a leading axis and scanned, so compile time does not grow with
@@ -62,13 +62,9 @@ def weight_specs(cfg: ModelConfig) -> Params:
     }
     if cfg.qk_norm:
         layers |= {"q_norm": norm(hd), "k_norm": norm(hd)}
-    if cfg.attention_bias:
-        layers |= {
-            "q_bias": WeightSpec((n, q), ("layers", "heads")),
-            "k_bias": WeightSpec((n, kv), ("layers", "heads")),
-            "v_bias": WeightSpec((n, kv), ("layers", "heads")),
-            "o_bias": WeightSpec((n, d), ("layers", None)),
-        }
+    for name in cfg.biased:  # lies as the projection's output does
+        size, axis = (d, None) if name == "o" else (layers[name].shape[-1], "heads")
+        layers[f"{name}_bias"] = WeightSpec((n, size), ("layers", axis))
     specs: Params = {
         "embed": WeightSpec((cfg.vocab_size, d), ("vocab", "embed")),
         "layers": layers,
@@ -189,7 +185,7 @@ def attention_block(
     hd = cfg.head_dim
     y = rms_norm(x, w["attn_norm"], cfg.rms_norm_eps)
     qkv = project(y, {name: w[name] for name in ("q", "k", "v")}, stack, "embed", "heads", rules, dropout)
-    if cfg.attention_bias:
+    if "q" in cfg.biased:
         qkv = {name: value + w[f"{name}_bias"] for name, value in qkv.items()}
     q, k, v = (qkv[name].reshape(k_, b_, t_, -1, hd) for name in ("q", "k", "v"))
     if cfg.qk_norm:
@@ -204,7 +200,7 @@ def attention_block(
             k, v = (jax.lax.dynamic_index_in_dim(c, slot.layer, keepdims=False) for c in cache)
     out = attention(q, k, v, mask, rules).reshape(k_, b_, t_, -1)
     y = project(out, {"o": w["o"]}, stack, "heads", "embed", rules, dropout)["o"]
-    if cfg.attention_bias:
+    if "o" in cfg.biased:
         y = y + w["o_bias"]
     return (x + y).astype(x.dtype), cache
 
