@@ -19,7 +19,7 @@ class ModelConfig:
     """Hyperparameters of a Llama-like decoder, under Hugging Face's names. Hashable, so it can be a static argument.
 
     `qk_norm` is Qwen3's RMS norm on every query and key head; `attention_bias` adds biases to q, k, v and o, `qkv_bias`
-    (Qwen2) to q, k and v alone.
+    (Qwen2) to q, k and v alone. `quantization` says how the projections are held (`models.quantize`); no file has it.
     """
 
     family: str
@@ -38,6 +38,7 @@ class ModelConfig:
     attention_bias: bool = False
     max_position_embeddings: int = 8192
     qkv_bias: bool = False
+    quantization: str = ""
 
     @property
     def q_size(self) -> int:

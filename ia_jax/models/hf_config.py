@@ -55,7 +55,7 @@ def config_from_json(config: dict[str, Any]) -> ModelConfig:
 def config_to_json(config: ModelConfig) -> dict[str, Any]:
     """The inverse of `config_from_json`, for a base that has no config.json of its own (GGUF)."""
     own = dataclasses.asdict(config)
-    for field in ("family", "rope_scaling", "qk_norm", "qkv_bias"):
+    for field in ("family", "rope_scaling", "qk_norm", "qkv_bias", "quantization"):
         own.pop(field)
     scaling = dataclasses.asdict(config.rope_scaling) if config.rope_scaling else None
     if scaling is not None:

@@ -3,6 +3,7 @@
 Loading never reads this table: a checkpoint's own file decides. Source: the `config.json` of each hub repository.
 """
 
+import dataclasses
 from functools import cache
 from pathlib import Path
 
@@ -93,8 +94,10 @@ KNOWN = {
 }
 
 
-def architecture(name: str) -> ModelConfig:
+def architecture(name: str, quantization: str = "") -> ModelConfig:
     """The architecture of a model by name: from the table, a checkpoint directory, a GGUF file or the hub."""
+    if quantization:
+        return dataclasses.replace(architecture(name), quantization=quantization)
     if name in KNOWN:
         return KNOWN[name]
     from ia_jax.models.sources import EMBEDDED, read_architecture
