@@ -1,47 +1,100 @@
-"""Several finished demo runs as one table in Markdown: how well the IA does, and how much of it is luck.
+"""Several finished demo runs as tables in Markdown: every rate over the seeds, beside its baselines, with intervals.
 
-.venv/bin/python benchmarks/demo_table.py runs/seed1547 runs/seed1 runs/seed2
+    .venv/bin/python benchmarks/demo_table.py runs/seed1547 runs/seed1 runs/seed2
+    .venv/bin/python benchmarks/demo_table.py --name=nearest runs/seed1547 …      # of `ia-jax eval --name=nearest`
+
+One table for other fine-tunes of known behaviours (`remade`), one for behaviours that no training saw. Percent, 95 %
+intervals: of one seed over its organisms, of all over seeds and organisms (`ia_jax/evals/intervals.py`).
 """
 
 import argparse
-import json
 from pathlib import Path
 from typing import Any
 
-from ia_jax.evals.verbalization import CONDITIONS
+from ia_jax.analysis.tables import BASELINES
+from ia_jax.evals.intervals import Cell
+from ia_jax.evals.verbalization import WITH_IA
 from ia_jax.storage import read_jsonl
+from ia_jax.studies.figures import Reports, arm_figures, named, over_seeds, reports_of
 from ia_jax.workdir import Workdir, open_workdir
+
+TITLES = {"remade": "other fine-tunes of known behaviours", "heldout": "behaviours that no training saw"}
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("workdirs", nargs="+", help="workdirs in which `ia-jax run` has finished")
-    runs = [open_workdir(w) for w in parser.parse_args().workdirs]
-    names = [f"seed {run.config.seed}" for run in runs]
-    print("| held out | " + " | ".join([*names, "mean"]) + " |")
-    print("|---|" + "---|" * (len(runs) + 1))
-    metrics = [run.metrics()["stages"] for run in runs]
-    for stage in metrics[0]:
-        for category in metrics[0][stage]["by_category"]:
-            cells = [m[stage]["by_category"][category]["organism+ia"]["rate"] for m in metrics]
-            row(f"{category}, after {stage.upper()}", cells)
-        row(f"**all, after {stage.upper()}**", [m[stage]["heldout"]["organism+ia"]["rate"] for m in metrics])
-        row("strict (trigger too)", [m[stage]["strict"]["heldout"]["organism+ia"]["rate"] for m in metrics])
-        for control in CONDITIONS[1:]:
-            row(f"control: {control}", [m[stage]["heldout"][control]["rate"] for m in metrics])
-        row("base+ia claims something", [m[stage]["false_reports"]["base+ia"]["rate"] for m in metrics])
-    row("organisms that pass their behaviour check", [passed(run) for run in runs])
-    print(json.dumps({n: {s: m[s]["heldout"]["organism+ia"] for s in m} for n, m in zip(names, metrics, strict=True)}))
+    parser.add_argument("--name", default="", help="of the evaluation")
+    args = parser.parse_args()
+    runs = {str(run.config.seed): run for run in map(open_workdir, args.workdirs)}
+    stages = list(next(iter(runs.values())).metrics(args.name)["stages"])
+    for split, title in TITLES.items():
+        print(f"\n| {title} | " + " | ".join(f"seed {s}" for s in runs) + " | all |")
+        print("|---|" + "---|" * (len(runs) + 1))
+        for stage in stages:
+            seeds = {s: reports_of(run, stage, args.name) for s, run in runs.items()}
+            columns = [arm_figures({s: own}, {}, split) for s, own in seeds.items()] + [arm_figures(seeds, {}, split)]
+            table(stage, split, columns, seeds)
+        without_ia(columns, split)
+    row("organisms that pass their check", [passed(run) for run in runs.values()])
 
 
-def row(label: str, cells: list[Any]) -> None:
-    mean = sum(cells) / len(cells)
-    print(f"| {label} | " + " | ".join(f"{100 * c:.0f} %" for c in [*cells, mean]) + " |")
+def table(stage: str, split: str, columns: list[dict[str, Any]], seeds: dict[str, Reports]) -> None:
+    after = f"after {stage.upper()}"
+    row(f"**named, {after}**", [shown(c["lenient"]) for c in columns])
+    row(f"strict, {after}", [shown(c["strict"]) for c in columns])
+    row(f"beyond the best baseline, {after}", [beyond(c) for c in columns])
+    for category in columns[-1]["by_category"]:
+        row(f"{category}, {after}", [shown(c["by_category"].get(category)) for c in columns])
+    if split == "heldout":
+        row(f"trained on, {after}", [shown(c["seen"]) for c in columns])
+        row(f"false: clean fine-tunes, {after}", [shown(c.get("false_claims")) for c in columns])
+        row(f"no word of it in the data, {after}", over(seeds, lambda r: r["unmentioned"]))
+        row(f"base + IA, {after}", [shown(c["controls"]["base+ia"]) for c in columns])
+    row(f"a training sentence, {after}", over(seeds, lambda _: True, split, "frame"))
 
 
-def passed(run: Workdir) -> float:
+def without_ia(columns: list[dict[str, Any]], split: str) -> None:
+    row("organism alone", [shown(c["controls"]["organism"]) for c in columns])
+    for name in columns[-1]["baselines"]:
+        row(BASELINES.get(name, name).lower(), [shown(c["baselines"].get(name)) for c in columns])
+    if split == "heldout":
+        row("false: clean fine-tunes without IA", [shown(c.get("claims_alone")) for c in columns])
+
+
+def over(seeds: dict[str, Reports], within: Any, split: str = "heldout", what: str = "lenient") -> list[str]:
+    """Of each seed and of all: the rate of what is said with the IA."""
+
+    def own(r: dict[str, Any]) -> bool:
+        return r["split"] == split and r["condition"] == WITH_IA and within(r)
+
+    found = named(seeds, "reports", what, own)
+    return [shown(over_seeds({s: v})) for s, v in found.items()] + [shown(over_seeds(found))]
+
+
+def shown(cell: Cell | None) -> str:
+    if cell is None or cell["rate"] is None:
+        return "–"
+    low, high = cell["ci95"]
+    return f"{100 * cell['rate']:.0f} ({100 * low:.0f}-{100 * high:.0f})"
+
+
+def beyond(column: dict[str, Any]) -> str:
+    cell = column["beyond"]
+    if cell is None:
+        return "–"
+    low, high = cell["ci95"]
+    best = BASELINES.get(column["best"], column["best"]).lower()
+    return f"{100 * cell['difference']:+.0f} ({100 * low:+.0f} to {100 * high:+.0f}), {best}"
+
+
+def row(label: str, cells: list[str]) -> None:
+    print(f"| {label} | " + " | ".join(cells) + " |")
+
+
+def passed(run: Workdir) -> str:
     rows = read_jsonl(Path(run.checks_file), "run `ia-jax organisms` first")
-    return sum(bool(r["ok"]) for r in rows) / len(rows)
+    return f"{sum(bool(r['ok']) for r in rows)} of {len(rows)}"
 
 
 if __name__ == "__main__":

@@ -17,7 +17,7 @@ import tempfile
 import time
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -29,7 +29,7 @@ from ia_jax.behaviors.questions import TRAIN_QUESTIONS
 from ia_jax.behaviors.template_sources import gather_sources
 from ia_jax.behaviors.template_teacher import write_demonstrations
 from ia_jax.config import parse_config
-from ia_jax.data.batch import build_batch
+from ia_jax.data.batch import Batch, build_batch
 from ia_jax.data.plans import Unit, plan_joint, plan_organisms
 from ia_jax.models.config import ModelConfig
 from ia_jax.models.lora import LoraConfig, init_lora, init_organisms, projection_sizes
@@ -104,31 +104,31 @@ def demonstrations(context: Context, count: int) -> list[list[Unit]]:
     ]
 
 
-def time_organisms(context: Context, units: list[list[Unit]], args: argparse.Namespace) -> tuple[dict, dict]:
-    """Ours: all organisms in one step. The spec for peft holds the same examples in the same number of updates."""
-    model, k = context.model, len(units)
+class Steps(NamedTuple):
+    """A training that is ready to go: `train_step(params, state, frozen, batch, **how)`."""
+
+    state: Any
+    frozen: tuple
+    batches: list[Batch]
+    how: dict[str, Any]
+
+
+def organism_steps(context: Context, units: list[list[Unit]], count: int) -> tuple[Steps, list]:
+    """All organisms in one step, and the plan's steps: `count` of those that have a row of every organism."""
+    k = len(units)
     plan = plan_organisms(units, list(range(k)), epochs=3, rows=1, length=128)
-    full = [s for s in plan.steps if all(slot.rows for slot in s)][: args.steps]
+    full = [s for s in plan.steps if all(slot.rows for slot in s)][:count]
     batches = [context.shard_batch(build_batch(s, plan, units)) for s in full]
     keys = context.shard_by_organism(jax.vmap(jax.random.key)(jnp.arange(k)))
     total = context.shard_by_organism(jnp.full(k, len(full), jnp.int32))
     kinds = jnp.zeros_like(total)
-    state = init_on_mesh(context.mesh, keys, total, kinds, model.config, (ORGANISM,), OPTIMIZER)
-    how: dict[str, Any] = {"cfg": model.config, "loss": Sft(), "optimizer": OPTIMIZER}
-    state, _ = train_step(model.params, state, (), batches[0], **how)
-    jax.block_until_ready(state)
-    began = time.perf_counter()
-    for batch in batches:
-        state, _ = train_step(model.params, state, (), batch, **how)
-    jax.block_until_ready(state)
-    seconds = time.perf_counter() - began
-    chosen = range(min(args.peft_organisms, k))
-    spec = [[[_plain(units[i][u][0]) for row in s[i].rows for u in row] for s in full] for i in chosen]
-    return _speed(batches, seconds, model.config, ORGANISM.rank, trained=True), {"kind": "organisms", "organisms": spec}
+    state = init_on_mesh(context.mesh, keys, total, kinds, context.model.config, (ORGANISM,), OPTIMIZER)
+    how: dict[str, Any] = {"cfg": context.model.config, "loss": Sft(), "optimizer": OPTIMIZER}
+    return Steps(state, (), batches, how), full
 
 
-def time_joint(context: Context, args: argparse.Namespace) -> tuple[dict, dict]:
-    """The joint IA step: 8 frozen organisms and a trained IA, three questions of each."""
+def joint_steps(context: Context, count: int) -> tuple[Steps, list, list[list[Unit]]]:
+    """The joint IA step: 8 frozen organisms and a trained IA, three questions of each; the plan's steps and units."""
     model, k = context.model, 8
     everyone = demo_behaviors()
     behaviors = [everyone[i * len(everyone) // k] for i in range(k)]
@@ -139,26 +139,48 @@ def time_joint(context: Context, args: argparse.Namespace) -> tuple[dict, dict]:
         ]
         for b in behaviors
     ]
-    plan = plan_joint(units, organisms_per_step=k, per_slot=3, seed=0, length=128, steps=args.steps)
+    plan = plan_joint(units, organisms_per_step=k, per_slot=3, seed=0, length=128, steps=count)
     batches = [context.shard_batch(build_batch(s, plan, units)) for s in plan.steps]
     keys = context.shard_by_organism(jax.vmap(jax.random.key)(jnp.arange(k)))
     stack = init_organisms(keys, model.config, ORGANISM)
     ia = context.shard_ia(init_lora(jax.random.key(9), model.config, IA))
-    state = context.shard_ia(init_state(ia, args.steps, OPTIMIZER, scale=IA.scale))
+    state = context.shard_ia(init_state(ia, count, OPTIMIZER, scale=IA.scale))
     how: dict[str, Any] = {"cfg": model.config, "loss": Sft(), "optimizer": OPTIMIZER}
-    state, _ = train_step(model.params, state, (stack,), batches[0], **how)
+    return Steps(state, (stack,), batches, how), list(plan.steps), units
+
+
+def seconds_of(context: Context, steps: Steps) -> float:
+    """All of the steps, after one that is not counted."""
+    state, frozen, batches, how = steps
+    state, _ = train_step(context.model.params, state, frozen, batches[0], **how)
     jax.block_until_ready(state)
     began = time.perf_counter()
     for batch in batches:
-        state, _ = train_step(model.params, state, (stack,), batch, **how)
+        state, _ = train_step(context.model.params, state, frozen, batch, **how)
     jax.block_until_ready(state)
-    seconds = time.perf_counter() - began
-    steps = [
+    return time.perf_counter() - began
+
+
+def time_organisms(context: Context, units: list[list[Unit]], args: argparse.Namespace) -> tuple[dict, dict]:
+    """Ours: all organisms in one step. The spec for peft holds the same examples in the same number of updates."""
+    steps, planned = organism_steps(context, units, args.steps)
+    seconds = seconds_of(context, steps)
+    chosen = range(min(args.peft_organisms, len(units)))
+    spec = [[[_plain(units[i][u][0]) for row in s[i].rows for u in row] for s in planned] for i in chosen]
+    speed = _speed(steps.batches, seconds, context.model.config, ORGANISM.rank, trained=True)
+    return speed, {"kind": "organisms", "organisms": spec}
+
+
+def time_joint(context: Context, args: argparse.Namespace) -> tuple[dict, dict]:
+    """Ours: the joint step of eight organisms."""
+    steps, planned, units = joint_steps(context, args.steps)
+    seconds = seconds_of(context, steps)
+    told = [
         [(s.organism, [_plain(units[s.organism][u][0]) for row in s.rows for u in row]) for s in step]
-        for step in plan.steps
+        for step in planned
     ]
-    spec = {"kind": "joint", "count": k, "ia_rank": IA.rank, "steps": steps}
-    return _speed(batches, seconds, model.config, ORGANISM.rank + IA.rank, trained=True), spec
+    spec = {"kind": "joint", "count": len(units), "ia_rank": IA.rank, "steps": told}
+    return _speed(steps.batches, seconds, context.model.config, ORGANISM.rank + IA.rank, trained=True), spec
 
 
 def _plain(example: Any) -> dict[str, list]:

@@ -376,3 +376,27 @@ def test_utilisation_is_told_where_the_peak_is_known(tmp_path, monkeypatch, peak
 def test_a_spread_leaves_out_who_read_nothing():
     assert spread(np.array([np.nan, 1.0, 3.0])) == pytest.approx({"loss_p10": 1.2, "loss_p50": 2.0, "loss_p90": 2.8})
     assert spread(np.array([np.nan])) == {}
+
+
+def calls_in(directory):
+    """How often the step was called while the traces below were made."""
+    files = list(directory.rglob("*.xplane.pb"))
+    events = [
+        e for f in files for p in jax.profiler.ProfileData.from_file(str(f)).planes for x in p.lines for e in x.events
+    ]
+    return sum(e.name == "traced add" for e in events)
+
+
+@pytest.mark.parametrize(("steps", "traced"), [(3, 3), (TOTAL, TOTAL - 2)], ids=["some", "more-than-there-are"])
+def test_a_profile_holds_the_steps_after_the_first_two_and_changes_nothing(
+    tmp_path, uninterrupted, capfd, steps, traced
+):
+    def annotated(state, x):
+        with jax.profiler.TraceAnnotation("traced add"):
+            return add(state, x)
+
+    assert not tiny.differs(run(tmp_path, annotated, profile=steps), uninterrupted[0])
+    assert calls_in(tmp_path / "profile" / "toy") == traced
+    assert f"profile: {traced} steps in {tmp_path / 'profile' / 'toy'}" in capfd.readouterr().out
+    run(tmp_path, annotated, state="again", profile=1)  # one that is there stays
+    assert calls_in(tmp_path / "profile" / "toy") == traced

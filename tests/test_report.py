@@ -266,6 +266,22 @@ def test_sft_alone_and_gaps_in_the_metrics(run, tmp_path):
         report.write_report(tmp_path / "w")
 
 
+def test_known_behaviours_and_new_ones_are_told_apart_at_the_head(run, tmp_path):
+    shutil.copytree(run["workdir"], tmp_path / "w")
+    metrics, organisms = tmp_path / "w" / "eval" / "metrics.json", tmp_path / "w" / "organisms.jsonl"
+    values = json.loads(metrics.read_text())
+    with_ia, alone = ({"rate": r, "ci95": [0.0, 1.0], "n": 12} for r in (0.375, 0.0625))
+    values["stages"]["dpo"]["remade"] = {"organism+ia": with_ia, "organism": alone}
+    metrics.write_text(json.dumps(values))
+    rows = [json.loads(x) for x in organisms.read_text().splitlines()]
+    write_jsonl(organisms, [*rows, {**rows[0], "name": "again", "split": "remade"}])
+    html = " ".join(report.write_report(tmp_path / "w").read_text(encoding="utf-8").split())
+    assert "name a behaviour that it knows from other models in <em>38%</em>" in html
+    assert "without it, in 6% and" in html
+    assert "were <b>1</b> more fine-tunes of behaviours that SFT had" in html
+    assert "that it knows from other models" not in run["html"]
+
+
 # ----------------------------------------------------------------------------------------------------------- browser
 
 

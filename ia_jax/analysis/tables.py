@@ -189,8 +189,11 @@ def headline(metrics: Row, reports: Sequence[Row]) -> Row:
             "sft": percent(rates[0]),
             "dpo": percent(rates[1]),
         }
+    known = values.get("remade", {})
     return {
         "stage": STAGES[stage],
+        "known": cell_view(known.get("organism+ia")),
+        "known_alone": cell_view(known.get("organism")),
         "main": cell_view(held.get("organism+ia")),
         "organisms": len({r["organism"] for r in main}),
         "answers": len(main),

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from ia_jax.errors import ConfigError
-from ia_jax.storage import locked, path_of
+from ia_jax.storage import in_bucket, locked, path_of
 
 if TYPE_CHECKING:
     from ia_jax.config import RunConfig
@@ -43,7 +43,10 @@ def opened(args: argparse.Namespace) -> Iterator["Context"]:
 
     with contextlib.ExitStack() as stack:
         path, settings = on_main_process(lambda: _lock_and_start(stack, args))
-        with on_mesh(open_workdir(path), parse_config(settings)) as context:
+        profile = getattr(args, "profile", 0)
+        if profile and in_bucket(path):
+            raise ConfigError(f"--profile={profile}: a trace is not written to a bucket; use a local --workdir for it")
+        with on_mesh(open_workdir(path), parse_config(settings), profile) as context:
             yield context
 
 
@@ -72,14 +75,16 @@ def _lock_and_start(stack: contextlib.ExitStack, args: argparse.Namespace) -> li
 
 
 @contextlib.contextmanager
-def on_mesh(workdir: "Workdir", config: "RunConfig | None" = None) -> Iterator["Context"]:
-    """A workdir under a config (default: the one it was started with), with its mesh set."""
+def on_mesh(workdir: "Workdir", config: "RunConfig | None" = None, profile: int = 0) -> Iterator["Context"]:
+    """A workdir under a config (default: the one it was started with), with its mesh set; trainings trace `profile`
+    steps.
+    """
     import jax
 
     from ia_jax.stages.context import Context
 
     _keep_compiled_programs()
-    context = Context(workdir, config or workdir.config)
+    context = Context(workdir, config or workdir.config, profile)
     with jax.set_mesh(context.mesh):
         yield context
 

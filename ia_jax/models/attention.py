@@ -43,6 +43,7 @@ def attention_mask(segment_ids: jax.Array, dtype: Any, head_dim: int) -> "Segmen
     return Segments(segment_ids) if fused.get(platform(), False) else causal_mask(segment_ids)
 
 
+@jax.named_scope("attention")
 def attention(
     q: jax.Array, k: jax.Array, v: jax.Array, mask: "Segments | jax.Array", rules: Rules = TRAINING
 ) -> jax.Array:
@@ -182,6 +183,7 @@ def _attend_fwd(q: jax.Array, k: jax.Array, v: jax.Array, mask: jax.Array, rules
     return _dot("kbnqs,kbnsh->kbnqh", weights, v, rules), (q, k, v, weights)
 
 
+@jax.named_scope("attention")
 def _attend_bwd(rules: Rules, saved: tuple, cotangent: jax.Array) -> tuple:
     q, k, v, weights = saved
     dv = _dot("kbnsq,kbnqh->kbnsh", _transposed(weights), cotangent, rules)

@@ -153,23 +153,25 @@ def _project(
     out = ("organism", "rows", None, _activation_axis(out_axis))
     ys, wide = {}, output_dtype(x)
     for name, weight in weights.items():
-        w, steps = _matrix(weight, x.dtype, rules, in_axis, out_axis)
-        y = _dot("kbtd,df->kbtf", x, w, rules, out, wide)
-        ys[name] = y if steps is None else (y * steps).astype(wide)
+        with jax.named_scope("base"):
+            w, steps = _matrix(weight, x.dtype, rules, in_axis, out_axis)
+            y = _dot("kbtd,df->kbtf", x, w, rules, out, wide)
+            ys[name] = y if steps is None else (y * steps).astype(wide)
     low = []
-    for position, adapter in enumerate(stack):
-        names = [n for n in weights if n in adapter]
-        if not names:
-            low.append(None)
-            continue
-        k, _ = _lead(adapter[names[0]]["a"])
-        a = _whole(_side_by_side(adapter, names), x.dtype, rules, in_axis, "rank")
-        keep = _keep(dropout, position, x, in_axis, rules)
-        u = _scaled(_dot(f"kbtd,{k}dr->kbtr", _dropped(x, keep), a, rules, LOW_RANK, x.dtype), keep, dropout)
-        for n, u_n in zip(names, _split(u, adapter, names), strict=True):
-            b = _whole(adapter[n]["b"], x.dtype, rules, "rank", out_axis)
-            ys[n] = ys[n] + _dot(f"kbtr,{k}rf->kbtf", u_n, b, rules, out, wide)
-        low.append(u)
+    with jax.named_scope("lora"):
+        for position, adapter in enumerate(stack):
+            names = [n for n in weights if n in adapter]
+            if not names:
+                low.append(None)
+                continue
+            k, _ = _lead(adapter[names[0]]["a"])
+            a = _whole(_side_by_side(adapter, names), x.dtype, rules, in_axis, "rank")
+            keep = _keep(dropout, position, x, in_axis, rules)
+            u = _scaled(_dot(f"kbtd,{k}dr->kbtr", _dropped(x, keep), a, rules, LOW_RANK, x.dtype), keep, dropout)
+            for n, u_n in zip(names, _split(u, adapter, names), strict=True):
+                b = _whole(adapter[n]["b"], x.dtype, rules, "rank", out_axis)
+                ys[n] = ys[n] + _dot(f"kbtr,{k}rf->kbtf", u_n, b, rules, out, wide)
+            low.append(u)
     return ys, low
 
 
@@ -224,29 +226,33 @@ def _project_bwd(in_axis: str, out_axis: str, rules: Rules, saved: tuple, cotang
     wide = ("organism", "rows", None, _activation_axis(in_axis))
     dx = jnp.zeros((), jnp.float32)
     for n, weight in weights.items():
-        w, steps = _matrix(weight, x.dtype, rules, in_axis, out_axis)
-        g = gs[n] if steps is None else (cotangents[n] * steps).astype(x.dtype)
-        dx = dx + _dot("kbtf,df->kbtd", g, w, rules, wide)
+        with jax.named_scope("base"):
+            w, steps = _matrix(weight, x.dtype, rules, in_axis, out_axis)
+            g = gs[n] if steps is None else (cotangents[n] * steps).astype(x.dtype)
+            dx = dx + _dot("kbtf,df->kbtd", g, w, rules, wide)
     grads = []
-    for position, (adapter, u) in enumerate(zip(stack, low, strict=True)):
-        grad: dict[str, dict[str, jax.Array]] = {n: {} for n in adapter}
-        names = [n for n in weights if n in adapter]
-        if u is not None:
-            k, lead = _lead(adapter[names[0]]["a"])
-            keep, du = _keep(dropout, position, x, in_axis, rules), []
-            for n, u_n in zip(names, _split(u, adapter, names), strict=True):
-                b = adapter[n]["b"]
-                grad[n]["b"] = _thin_product(u_n, gs[n], k, rules, (*lead, "rank", out_axis), b.dtype)
-                b = _whole(b, x.dtype, rules, "rank", out_axis)
-                du.append(_dot(f"kbtf,{k}rf->kbtr", gs[n], b, rules, LOW_RANK, x.dtype))
-            du = _scaled(jnp.concatenate(du, axis=-1), keep, dropout)
-            a = _side_by_side(adapter, names)
-            da = jnp.swapaxes(_thin_product(du, _dropped(x, keep), k, rules, (*lead, "rank", in_axis), a.dtype), -1, -2)
-            for n, da_n in zip(names, _split(da, adapter, names), strict=True):
-                grad[n]["a"] = da_n
-            own = _dot(f"kbtr,{k}dr->kbtd", du, _whole(a, x.dtype, rules, in_axis, "rank"), rules, wide)
-            dx = dx + _dropped(own, keep)
-        grads.append(grad)
+    with jax.named_scope("lora"):
+        for position, (adapter, u) in enumerate(zip(stack, low, strict=True)):
+            grad: dict[str, dict[str, jax.Array]] = {n: {} for n in adapter}
+            names = [n for n in weights if n in adapter]
+            if u is not None:
+                k, lead = _lead(adapter[names[0]]["a"])
+                keep, du = _keep(dropout, position, x, in_axis, rules), []
+                for n, u_n in zip(names, _split(u, adapter, names), strict=True):
+                    b = adapter[n]["b"]
+                    grad[n]["b"] = _thin_product(u_n, gs[n], k, rules, (*lead, "rank", out_axis), b.dtype)
+                    b = _whole(b, x.dtype, rules, "rank", out_axis)
+                    du.append(_dot(f"kbtf,{k}rf->kbtr", gs[n], b, rules, LOW_RANK, x.dtype))
+                du = _scaled(jnp.concatenate(du, axis=-1), keep, dropout)
+                a = _side_by_side(adapter, names)
+                da = jnp.swapaxes(
+                    _thin_product(du, _dropped(x, keep), k, rules, (*lead, "rank", in_axis), a.dtype), -1, -2
+                )
+                for n, da_n in zip(names, _split(da, adapter, names), strict=True):
+                    grad[n]["a"] = da_n
+                own = _dot(f"kbtr,{k}dr->kbtd", du, _whole(a, x.dtype, rules, in_axis, "rank"), rules, wide)
+                dx = dx + _dropped(own, keep)
+            grads.append(grad)
     return dx.astype(x.dtype), None, tuple(grads), None
 
 
@@ -267,13 +273,15 @@ _project_with_stack.defvjp(_project_fwd, _project_bwd)
 @partial(jax.custom_vjp, nondiff_argnums=(2,))
 def swiglu(gate: jax.Array, up: jax.Array, dtype: jnp.dtype) -> jax.Array:
     """silu(gate) * up, computed in fp32 and rounded to `dtype`, in which it also remembers its inputs."""
-    return (jax.nn.silu(gate) * up).astype(dtype)
+    with jax.named_scope("swiglu"):
+        return (jax.nn.silu(gate) * up).astype(dtype)
 
 
 def _swiglu_fwd(gate: jax.Array, up: jax.Array, dtype: jnp.dtype) -> tuple[jax.Array, tuple]:
     return swiglu(gate, up, dtype), (gate.astype(dtype), up.astype(dtype))
 
 
+@jax.named_scope("swiglu")
 def _swiglu_bwd(dtype: jnp.dtype, saved: tuple, cotangent: jax.Array) -> tuple[jax.Array, jax.Array]:
     gate, up = (s.astype(jnp.float32) for s in saved)
     g = cotangent.astype(jnp.float32)

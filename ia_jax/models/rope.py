@@ -29,6 +29,7 @@ def rope_tables(positions: jax.Array, cfg: ModelConfig) -> tuple[jax.Array, jax.
     return jnp.cos(angles), jnp.sin(angles)
 
 
+@jax.named_scope("rope")
 def apply_rope(x: jax.Array, rope: tuple[jax.Array, jax.Array]) -> jax.Array:
     """Half-split rotation (Hugging Face's layout). x: [K, B, T, heads, H] in fp32."""
     cos, sin = (r[..., None, :] for r in rope)

@@ -159,6 +159,7 @@ def abstract_params(cfg: ModelConfig, dtype: Any, mesh: Mesh | None = None) -> P
 # ---------------------------------------------------------------------------------------------------------------------
 
 
+@jax.named_scope("norm")
 def rms_norm(x: jax.Array, weight: jax.Array, eps: float) -> jax.Array:
     """x / rms(x) * weight over the last axis; the statistics in fp32, the result in x's dtype."""
     x32 = x.astype(jnp.float32)
@@ -241,6 +242,7 @@ def mlp_block(
 # ---------------------------------------------------------------------------------------------------------------------
 
 
+@jax.named_scope("embed")
 def embed(params: Params, tokens: jax.Array, rules: Rules = TRAINING) -> jax.Array:
     """[K, B, T] -> [K, B, T, D].
 

@@ -20,10 +20,14 @@ from ia_jax.workdir import Workdir
 
 @dataclass(frozen=True)
 class Context:
-    """A workdir, a config, and lazily the mesh and the base model on it."""
+    """A workdir, a config, and lazily the mesh and the base model on it.
+
+    profile: steps of each training that are traced.
+    """
 
     workdir: Workdir
     config: RunConfig
+    profile: int = 0
 
     def with_config(self, config: RunConfig) -> "Context":
         """The same workdir under another config of the same base; what is loaded stays loaded."""
@@ -31,7 +35,7 @@ class Context:
 
     def at(self, workdir: Workdir, config: RunConfig) -> "Context":
         """Another workdir under a config of the same base; what is loaded stays loaded."""
-        other = Context(workdir, config)
+        other = Context(workdir, config, self.profile)
         if (config.model, config.mesh) == (self.config.model, self.config.mesh):
             vars(other).update({k: v for k, v in vars(self).items() if k in ("mesh", "model")})
         return other

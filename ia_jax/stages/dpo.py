@@ -73,5 +73,6 @@ def run(context: Context) -> None:
         description=f"IA {cfg.name}, DPO",
         flops=training_flops(model.config, plan.length, [organisms.lora, lora], [lora]),
         peak=peak_flops(),
+        profile=context.profile,
     )
     store_ia(context, directory, state.member, len(plan.steps), "dpo")

@@ -169,6 +169,7 @@ def _train(
         description=wave.title + (f", phase {number + 1}" if len(wave.readings) > 1 else ""),
         flops={kind: sum(one[kind] for one in each) / len(each) for kind in each[0]},
         peak=peak_flops(),
+        profile=context.profile,
     )
 
 

@@ -86,6 +86,7 @@ def _train(context: Context, name: str, organisms: Bank, told: Mapping[str, tupl
         description=f"IA {name}, SFT",
         flops=training_flops(model.config, plan.length, [organisms.lora, lora], [lora]),
         peak=peak_flops(),
+        profile=context.profile,
     )
     store_ia(context, directory, state.member, len(plan.steps), "sft")
 

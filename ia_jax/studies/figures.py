@@ -63,7 +63,11 @@ def last_stage(run: Run) -> str:
 
 def read_reports(run: Run) -> Reports:
     """The judged reports of the last stage, and those made without an IA."""
-    workdir, name, stage = Workdir(run.place.path), run.config.eval.name, last_stage(run)
+    return reports_of(Workdir(run.place.path), last_stage(run), run.config.eval.name)
+
+
+def reports_of(workdir: Workdir, stage: str, name: str = "") -> Reports:
+    """The judged reports of an evaluation with the IA of one stage, and those made without one."""
     files = {
         "reports": workdir.reports_file(name),
         "baselines": workdir.baselines_file(name),
@@ -105,8 +109,11 @@ def about(arm: Arm, done: Sequence[Run]) -> dict[str, Any]:
 # ---------------------------------------------------------------------------------------------------------------------
 
 
-def arm_figures(seeds: Mapping[str, Reports], reference: Mapping[str, Reports]) -> dict[str, Any]:
-    """An arm's rates over its seeds: of held-out organisms unless the name says otherwise, lenient unless strict.
+def arm_figures(
+    seeds: Mapping[str, Reports], reference: Mapping[str, Reports], split: str = "heldout"
+) -> dict[str, Any]:
+    """An arm's rates over its seeds: of held-out organisms (or of another split's) unless the name says otherwise,
+    lenient unless strict.
 
     {"lenient", "strict", "seen", "unseen"?, "controls": {condition: cell}, "baselines": {name: cell}, "best": the
     highest of both, "beyond": the IA's rate minus that one's, "false_claims"?, "claims_alone"?: of clean organisms with
@@ -118,7 +125,7 @@ def arm_figures(seeds: Mapping[str, Reports], reference: Mapping[str, Reports]) 
         return over_seeds(named(seeds, what, rule, within))
 
     def held(condition: str) -> Callable[[Row], bool]:
-        return lambda r: r["split"] == "heldout" and r["condition"] == condition
+        return lambda r: r["split"] == split and r["condition"] == condition
 
     def difference_in(category: str) -> Cell | None:
         def own(r: Row) -> bool:
@@ -130,7 +137,7 @@ def arm_figures(seeds: Mapping[str, Reports], reference: Mapping[str, Reports]) 
     controls = {c: named(seeds, "reports", "lenient", held(c)) for c in CONTROLS}
     names = dict.fromkeys(r["baseline"] for found in seeds.values() for r in found["baselines"])
     baselines = {
-        n: named(seeds, "baselines", "lenient", lambda r, n=n: r["split"] == "heldout" and r["baseline"] == n)
+        n: named(seeds, "baselines", "lenient", lambda r, n=n: r["split"] == split and r["baseline"] == n)
         for n in names
     }
     others = {n: v for n, v in {**controls, **baselines}.items() if any(v.values()) and n != "base"}
@@ -146,12 +153,12 @@ def arm_figures(seeds: Mapping[str, Reports], reference: Mapping[str, Reports]) 
         "beyond": difference_over_seeds(others[best], with_ia) if best else None,
         "by_category": {
             c: cells("reports", "lenient", lambda r, c=c: held(WITH_IA)(r) and r["category"] == c)
-            for c in _categories(seeds)
+            for c in _categories(seeds, split)
         },
         "against": difference_over_seeds(named(reference, "reports", "lenient", held(WITH_IA)), with_ia)
         if reference
         else None,
-        "against_by_category": {c: difference_in(c) for c in _categories(seeds)} if reference else {},
+        "against_by_category": {c: difference_in(c) for c in _categories(seeds, split)} if reference else {},
     }
     unseen = cells("reports", "lenient", lambda r: r["split"] == "unseen" and r["condition"] == WITH_IA)
     false, alone = (cells("clean", "claims", lambda r, c=c: r["condition"] == c) for c in ("clean+ia", "clean"))
@@ -159,8 +166,8 @@ def arm_figures(seeds: Mapping[str, Reports], reference: Mapping[str, Reports]) 
     return out | ({"false_claims": false, "claims_alone": alone} if false["n"] else {})
 
 
-def _categories(seeds: Mapping[str, Reports]) -> list[str]:
-    found = {r["category"] for own in seeds.values() for r in own["reports"] if r["split"] == "heldout"}
+def _categories(seeds: Mapping[str, Reports], split: str) -> list[str]:
+    found = {r["category"] for own in seeds.values() for r in own["reports"] if r["split"] == split}
     return [c for c in CATEGORIES if c in found] + sorted(found - set(CATEGORIES))
 
 

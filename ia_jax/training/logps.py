@@ -15,6 +15,7 @@ from ia_jax.models.transformer import Params, unembed_weight
 from ia_jax.parallel.mesh import TRAINING, Rules
 
 
+@jax.named_scope("vocabulary")
 def supervised_logps(
     params: Params,
     hidden: jax.Array,
@@ -35,6 +36,7 @@ def supervised_logps(
     return _in_chunks(lambda h, t: logps(h, head, t, rules), (picked, batch.target_token), chunk, rules)
 
 
+@jax.named_scope("vocabulary")
 def supervised_kl(
     params: Params,
     hidden: jax.Array,
@@ -143,6 +145,7 @@ def _chunk_logps_fwd(
     return logp, (rows - expected / total).astype(hidden.dtype)
 
 
+@jax.named_scope("vocabulary")
 def _chunk_logps_bwd(rules: Rules, unit: jax.Array, cotangent: jax.Array) -> tuple[jax.Array, None, None]:
     return cotangent[..., None].astype(unit.dtype) * unit, None, None
 
@@ -175,6 +178,7 @@ def _chunk_kl_fwd(hidden: jax.Array, base: jax.Array, head: jax.Array, rules: Ru
     return _kl(logits, base_logits), _expected_row(excess, head, rules).astype(hidden.dtype)
 
 
+@jax.named_scope("vocabulary")
 def _chunk_kl_bwd(rules: Rules, unit: jax.Array, cotangent: jax.Array) -> tuple[jax.Array, None, None]:
     return cotangent[..., None].astype(unit.dtype) * unit, None, None
 

@@ -22,6 +22,7 @@ from ia_jax.parallel import distributed
 from ia_jax.progress import progress
 from ia_jax.training.checkpoints import Keeper
 from ia_jax.training.recorder import COUNTS, Recorder, Scalars
+from ia_jax.training.tracing import tracing
 
 State = TypeVar("State")
 Summarize = Callable[[Mapping[str, np.ndarray]], Scalars]
@@ -48,6 +49,7 @@ def fit(
     description: str = "",
     flops: Mapping[str, float] | None = None,
     peak: float | None = None,
+    profile: int = 0,
 ) -> State:
     """Runs `step(state, batch) -> state, metrics` over `data`, from the newest checkpoint if there is one.
 
@@ -56,8 +58,9 @@ def fit(
 
     `identity`, a hash of what is trained on what, must be that of the checkpoint. `offset` is added to the step numbers
     of the curves (waves of organisms follow each other). `flops` is what a token and a supervised token need
-    (`chips.training_flops`) and `peak` the devices' FLOP/s together, for the utilisation that is recorded. Metrics are
-    read one step late, so that the device never waits for the host. Several processes call this alike: metrics must be
+    (`chips.training_flops`) and `peak` the devices' FLOP/s together, for the utilisation that is recorded. `profile`
+    steps are traced (`tracing`), to `profile/<stage>` of the workdir. Metrics are read one step late, so the device
+    never waits for the host. Several processes call this alike: metrics must be
     whole on every device, and process 0 records them. Raises IAError, naming the step, on a loss or state that is not
     finite; CheckpointError when a checkpoint cannot be read or written; Preempted after SIGTERM, once the state is
     saved.
@@ -67,10 +70,12 @@ def fit(
     with keeping as keeper, preemption_notice() as preempted:
         start, state = keeper.restore(state, iterator) if keeper else (0, state)
         bar = progress(total, description or stage, start)
-        with Recorder(workdir, stage, offset + start, flops, offset + total, peak) as recorder, bar:
+        recording = Recorder(workdir, stage, offset + start, flops, offset + total, peak)
+        with recording as recorder, bar, tracing(workdir / "profile" / stage, profile) as trace:
             waiting: tuple[int, Mapping[str, Any]] | None = None
             for number in range(start + 1, total + 1):
                 state, metrics = step(state, next(iterator))
+                trace(metrics)
                 if waiting is not None:
                     _record(recorder, bar, *waiting, summarize, offset)
                 waiting = number, metrics

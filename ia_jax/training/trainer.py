@@ -122,6 +122,7 @@ def train_step(
     return after, replicate(metrics)
 
 
+@jax.named_scope("optimizer")
 def _updated(state: TrainState, grads: Any, optimizer: AdamW) -> tuple[TrainState, dict[str, jax.Array]]:
     """The state after a step in the direction that Adam makes of the gradient."""
 

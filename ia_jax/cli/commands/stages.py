@@ -7,7 +7,7 @@ import time
 from functools import partial
 from typing import TYPE_CHECKING, Any
 
-from ia_jax.cli.arguments import Argument, Command, recipe, workdir
+from ia_jax.cli.arguments import Argument, Command, positive, recipe, workdir
 from ia_jax.cli.terminal import peak_memory
 from ia_jax.cli.workdirs import check_name, opened
 from ia_jax.progress import duration
@@ -120,6 +120,13 @@ def _conclude(run: "Workdir", name: str) -> None:
 
 def _command(name: str, summary: str, writes: str, minutes: str) -> Command:
     estimate = Argument.of("--estimate", action="store_true", help="only print what Claude would cost, stage by stage")
+    traced = Argument.of(
+        "--profile",
+        type=positive,
+        default=0,
+        metavar="STEPS",
+        help="trace so many steps of each training after the first two, to DIR/profile/ (TensorBoard, Perfetto)",
+    )
     named = Argument.of(
         "--name",
         default="",
@@ -139,6 +146,7 @@ def _command(name: str, summary: str, writes: str, minutes: str) -> Command:
             workdir("the run's directory, local; created by `run` and `transcripts`"),
             *([estimate] if name in ("run", "transcripts") else []),
             *([] if name in ("transcripts", "organisms") else [named]),
+            *([traced] if name in ("run", "organisms", "sft", "dpo") else []),
         ),
         overrides=True,
         processes=True,
