@@ -493,6 +493,7 @@ def names():
     [
         ("all-gather", "bf16", (8192, 14336), 4, "weights"),
         ("all-gather", "bf16", (1, 14336, 8192), 4, "weights"),
+        ("all-gather", "s8", (8192, 14336), 4, "weights"),  # a base in int8
         ("all-gather", "bf16", (64128, 8192), 4, "weights"),
         ("all-gather", "bf16", (4096, 8192), 4, "weights"),
         ("all-gather", "bf16", (4096, 8192), 2, "activations"),  # two rows of hidden states have the shape of a matrix

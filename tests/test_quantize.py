@@ -18,6 +18,7 @@ from ia_jax.models.lora import PROJECTIONS, adapter_shardings
 from ia_jax.models.number_type import Choice
 from ia_jax.models.project import project
 from ia_jax.models.quantize import Int8, dequantize, quantize
+from ia_jax.models.sampling import generate_tokens
 from ia_jax.models.sources import SafetensorsSource
 from ia_jax.models.transformer import abstract_params, param_shardings
 from ia_jax.models.weights import assemble, load_model, quantization_of
@@ -99,6 +100,13 @@ def test_a_step_on_a_mesh_is_that_of_the_dequantized_base_on_one_device():
     with jax.set_mesh(mesh):
         spread = step(jax.device_put(params, param_shardings(INT8, mesh)), INT8, place)
     assert tiny.worst(spread, wanted) < 1e-5
+
+
+def test_generation_is_that_of_the_dequantized_base():
+    params, prompts = quantized(tiny.params(CFG)), [[np.array([5, 9, 2]), np.array([7, 1])]]
+    stack = (tiny.adapter(1, CFG),)
+    got = generate_tokens(params, INT8, prompts, stack, [0], max_new_tokens=6)
+    assert got == generate_tokens(as_floats(params), CFG, prompts, stack, [0], max_new_tokens=6)
 
 
 def test_loading_on_a_mesh_gives_the_same_and_holds_one_layer_in_floats(tmp_path, monkeypatch):
