@@ -31,12 +31,16 @@ class ModelSection:
         TPUs, GPUs and CPUs with AVX512-BF16 or AMX, fp32 on other CPUs).
     revision: commit, branch or tag of a hub id ("": its main branch).
     remat: what the backward pass computes again to save memory.
+    quantization: "int8" holds the matrices of the base's layers in int8 with a step for every output channel, half of
+        bf16's memory; embeddings, norms and adapters stay in dtype (docs/int8.md). "": all in dtype. An adapter is of a
+        base that is held as it was in training.
     """
 
     name: str = "smollm2"
     dtype: str = AUTO
     revision: str = ""
     remat: str = "none"
+    quantization: str = ""
 
 
 @dataclass(frozen=True)

@@ -26,6 +26,7 @@ from ia_jax.evals.audit_settings import CIPHERS, SCAFFOLDS
 from ia_jax.models.known import local_architecture
 from ia_jax.models.lora import LoraConfig, layers_on
 from ia_jax.models.number_type import AUTO
+from ia_jax.models.quantize import QUANTIZATIONS
 from ia_jax.models.transformer import REMAT_POLICIES
 from ia_jax.models.weights import DTYPES
 from ia_jax.storage import path_of, read_json
@@ -140,6 +141,7 @@ CHOICES: dict[str, tuple[str, ...]] = {
     "questions": tuple(BANKS),
     "model.dtype": (*DTYPES, AUTO),
     "model.remat": tuple(REMAT_POLICIES),
+    "model.quantization": QUANTIZATIONS,
     "behaviors.spread": tuple(SPREADS),
     "behaviors.heldout_categories": CATEGORIES,
     "behaviors.clean_sorts": tuple(CLEAN_SORTS),

@@ -94,9 +94,10 @@ def test_a_gguf_base_is_written_as_it_is_read(tmp_path, monkeypatch):
 
 
 @pytest.mark.parametrize("scaling", [None, tiny.LLAMA3, RopeScaling("linear", 4.0)])
-@pytest.mark.parametrize("family", ["llama", "qwen3"])
+@pytest.mark.parametrize("family", ["llama", "mistral", "qwen2", "qwen3"])
 def test_a_config_written_is_the_config_read(family, scaling):
     cfg = dataclasses.replace(tiny.TINY, family=family, qk_norm=family == "qwen3", rope_scaling=scaling)
+    cfg = dataclasses.replace(cfg, qkv_bias=family == "qwen2")
     if scaling is not None and scaling.kind == "linear":  # of which the other fields say nothing
         written = config_to_json(cfg)
         assert config_from_json(written).rope_scaling.factor == 4.0

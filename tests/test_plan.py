@@ -57,6 +57,13 @@ from tests import tiny
 ROOT = Path(__file__).parent.parent
 # As the hub shows them, from the safetensors' own headers.
 PUBLISHED = {
+    "Qwen/Qwen2.5-0.5B-Instruct": 494_032_768,
+    "Qwen/Qwen2.5-1.5B-Instruct": 1_543_714_304,
+    "Qwen/Qwen2.5-3B-Instruct": 3_085_938_688,
+    "Qwen/Qwen2.5-7B-Instruct": 7_615_616_512,
+    "Qwen/Qwen2.5-14B-Instruct": 14_770_033_664,
+    "Qwen/Qwen2.5-32B-Instruct": 32_763_876_352,
+    "Qwen/Qwen2.5-72B-Instruct": 72_706_203_648,
     "Qwen/Qwen3-0.6B": 596_049_920,
     "Qwen/Qwen3-1.7B": 1_720_574_976,
     "Qwen/Qwen3-4B": 4_022_468_096,
@@ -64,6 +71,7 @@ PUBLISHED = {
     "Qwen/Qwen3-14B": 14_768_307_200,
     "Qwen/Qwen3-32B": 32_762_123_264,
     "meta-llama/Llama-3.3-70B-Instruct": 70_553_706_496,
+    "mistralai/Mistral-7B-Instruct-v0.3": 7_248_023_552,
 }
 
 
@@ -485,6 +493,7 @@ def names():
     [
         ("all-gather", "bf16", (8192, 14336), 4, "weights"),
         ("all-gather", "bf16", (1, 14336, 8192), 4, "weights"),
+        ("all-gather", "s8", (8192, 14336), 4, "weights"),  # a base in int8
         ("all-gather", "bf16", (64128, 8192), 4, "weights"),
         ("all-gather", "bf16", (4096, 8192), 4, "weights"),
         ("all-gather", "bf16", (4096, 8192), 2, "activations"),  # two rows of hidden states have the shape of a matrix

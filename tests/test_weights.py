@@ -4,6 +4,7 @@ import json
 import math
 import re
 import shutil
+from dataclasses import replace
 
 import jax
 import jax.numpy as jnp
@@ -35,6 +36,7 @@ LLAMA = {
     "tie_word_embeddings": True,
     "hidden_act": "silu",
 }
+QWEN2 = LLAMA | {"model_type": "qwen2", "use_sliding_window": False}
 QWEN3 = LLAMA | {"model_type": "qwen3", "head_dim": 8, "tie_word_embeddings": False, "use_sliding_window": False}
 
 
@@ -65,7 +67,9 @@ def checkpoint(directory, config, shards=1, dtype=np.float32, change=None):
     return tensors
 
 
-@pytest.mark.parametrize("config", [LLAMA, QWEN3, QWEN3 | {"attention_bias": True}], ids=["llama", "qwen3", "bias"])
+@pytest.mark.parametrize(
+    "config", [LLAMA, QWEN2, QWEN3, QWEN3 | {"attention_bias": True}], ids=["llama", "qwen2", "qwen3", "bias"]
+)
 @pytest.mark.parametrize("shards", [1, 3])
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
 def test_every_weight_arrives_where_it_belongs(tmp_path, config, shards, dtype):
@@ -83,7 +87,7 @@ def test_every_weight_arrives_where_it_belongs(tmp_path, config, shards, dtype):
         np.testing.assert_array_equal(value, tensors[name], err_msg=name)
 
 
-@pytest.mark.parametrize("config", [LLAMA, QWEN3], ids=["tied", "untied"])
+@pytest.mark.parametrize("config", [QWEN2, QWEN3], ids=["tied, biases", "untied"])
 def test_sharded_placement_equals_the_plain_one(tmp_path, config):
     checkpoint(tmp_path, config, shards=3)
     cfg, plain = read_weights(tmp_path)
@@ -482,6 +486,23 @@ def test_qwen3():
     assert cfg.head_dim == 8
     assert cfg.q_size == 32
     assert cfg.kv_size == 16
+
+
+def test_mistral_has_a_window_unless_its_file_says_that_it_has_none():
+    mistral = LLAMA | {"model_type": "mistral"}
+    cfg = config_from_json(mistral | {"sliding_window": None})
+    assert replace(cfg, family="llama") == config_from_json(LLAMA)
+    for own, words in (({}, "must be null, and stated"), ({"sliding_window": 16, "use_sliding_window": False}, "16")):
+        with pytest.raises(ConfigError, match=f"sliding_window = .*{words}"):
+            config_from_json(mistral | own)
+    with pytest.raises(ConfigError, match="num_key_value_heads is missing"):
+        config_from_json(without(mistral, "num_key_value_heads") | {"sliding_window": None})
+
+
+def test_qwen2_has_biases_on_q_k_and_v():
+    cfg = config_from_json(QWEN2 | {"sliding_window": 4096, "max_window_layers": 3})
+    assert {n for n in weight_specs(cfg)["layers"] if n.endswith("bias")} == {"q_bias", "k_bias", "v_bias"}
+    assert replace(cfg, family="llama", qkv_bias=False) == config_from_json(LLAMA)
 
 
 @pytest.mark.parametrize(

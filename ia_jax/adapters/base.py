@@ -1,6 +1,6 @@
 """What an adapter's base is: its configuration and fingerprint, without loading its weights, and its public name."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from ia_jax.models.config import ModelConfig
@@ -12,7 +12,11 @@ PUBLISHED = {EMBEDDED: "HuggingFaceTB/SmolLM2-135M-Instruct"}
 # By a part of the public name. An adapter is a derivative, so its card says what the base allows.
 LICENCES = {
     "smollm2": "Apache-2.0",
+    "qwen2.5-3b": "Qwen Research License",
+    "qwen2.5-72b": "Qwen License",
+    "qwen2.5": "Apache-2.0",
     "qwen3": "Apache-2.0",
+    "mistral-7b": "Apache-2.0",
     "llama-3.1": "Llama 3.1 Community License",
     "llama-3.3": "Llama 3.3 Community License",
 }
@@ -27,13 +31,14 @@ class Identity:
     fingerprint: str
 
 
-def identify(name: str | Path, revision: str | None = None) -> Identity:
+def identify(name: str | Path, revision: str | None = None, quantization: str = "") -> Identity:
     """The identity of a base: `Model.config`, `.name` and `.fingerprint` as `load_model` has them.
 
     Reads its configuration and a few rows of every tensor. Raises ConfigError for what `load_model` would refuse.
     """
     source = open_source(name, revision)
-    return Identity(source.config, str(name), fingerprint(source))
+    cfg = replace(source.config, quantization=quantization)
+    return Identity(cfg, str(name), fingerprint(source, quantization))
 
 
 def published_name(name: str) -> str:

@@ -24,6 +24,7 @@ from ia_jax.adapters.save import RENEWABLE, save_adapter, save_adapters, save_or
 from ia_jax.errors import BaseMismatchError, CheckpointError, ConfigError
 from ia_jax.models.config import ModelConfig
 from ia_jax.models.lora import Adapter, lora_shapes
+from ia_jax.models.weights import quantization_of
 from ia_jax.parallel.distributed import on_main_process
 from ia_jax.storage import each, in_bucket
 
@@ -192,10 +193,14 @@ def _read_leaves(path: epath.Path, record: Record) -> Leaves:
         ) from error
 
 
+def _named(base: str, fingerprint: str) -> str:
+    held = quantization_of(fingerprint)
+    return f"{base} (fingerprint {fingerprint[:12]}{f', in {held}' if held else ''})"
+
+
 def _check_base(path: epath.Path, record: Record, base: Base, allow_other_base: bool) -> None:
     meta = record.metadata
-    made_for = f"{meta.base_name} (fingerprint {meta.base_fingerprint[:12]})"
-    loaded = f"{base.name} (fingerprint {base.fingerprint[:12]})"
+    made_for, loaded = _named(meta.base_name, meta.base_fingerprint), _named(base.name, base.fingerprint)
     if meta.base_fingerprint != base.fingerprint and not allow_other_base:
         raise BaseMismatchError(
             f"{path}: adapter {meta.name!r} was made for {made_for}, but the base loaded is {loaded}; load the former, "

@@ -18,7 +18,8 @@ class RopeScaling:
 class ModelConfig:
     """Hyperparameters of a Llama-like decoder, under Hugging Face's names. Hashable, so it can be a static argument.
 
-    `qk_norm` is Qwen3's RMS norm on every query and key head; `attention_bias` adds biases to q, k, v and o.
+    `qk_norm` is Qwen3's RMS norm on every query and key head; `attention_bias` adds biases to q, k, v and o, `qkv_bias`
+    (Qwen2) to q, k and v alone. `quantization` says how the projections are held (`models.quantize`); no file has it.
     """
 
     family: str
@@ -36,6 +37,8 @@ class ModelConfig:
     qk_norm: bool = False
     attention_bias: bool = False
     max_position_embeddings: int = 8192
+    qkv_bias: bool = False
+    quantization: str = ""
 
     @property
     def q_size(self) -> int:
@@ -44,3 +47,8 @@ class ModelConfig:
     @property
     def kv_size(self) -> int:
         return self.num_key_value_heads * self.head_dim
+
+    @property
+    def biased(self) -> tuple[str, ...]:
+        """The projections that have a bias."""
+        return ("q", "k", "v", "o") if self.attention_bias else ("q", "k", "v") if self.qkv_bias else ()

@@ -6,7 +6,13 @@ from typing import Any, NoReturn
 from ia_jax.errors import ConfigError
 from ia_jax.models.config import ModelConfig, RopeScaling
 
-FAMILIES = ("llama", "qwen3")
+# transformers' class of each family.
+FAMILIES = {
+    "llama": "LlamaForCausalLM",
+    "mistral": "MistralForCausalLM",
+    "qwen2": "Qwen2ForCausalLM",
+    "qwen3": "Qwen3ForCausalLM",
+}
 _MOE_FIELDS = ("num_experts", "num_local_experts", "n_routed_experts")
 
 
@@ -18,10 +24,11 @@ def config_from_json(config: dict[str, Any]) -> ModelConfig:
     _check_supported(config)
     theta, scaling = _rope(config)
     hidden, heads = _required(config, "hidden_size"), _required(config, "num_attention_heads")
-    llama = family == "llama"
-    # Absent or null in old Llama files; Qwen3 always states both.
-    kv_heads = config.get("num_key_value_heads") or (heads if llama else _required(config, "num_key_value_heads"))
-    head_dim = config.get("head_dim") or (hidden // heads if llama else _required(config, "head_dim"))
+    # Absent or null in old Llama files; Qwen3 always states both, the others may leave out the second.
+    kv_heads = config.get("num_key_value_heads") or (
+        heads if family == "llama" else _required(config, "num_key_value_heads")
+    )
+    head_dim = config.get("head_dim") or (_required(config, "head_dim") if family == "qwen3" else hidden // heads)
     if heads % kv_heads:
         _unsupported("num_key_value_heads", kv_heads, f"a divisor of num_attention_heads = {heads}")
     return ModelConfig(
@@ -38,24 +45,26 @@ def config_from_json(config: dict[str, Any]) -> ModelConfig:
         rope_scaling=scaling,
         tie_word_embeddings=bool(config.get("tie_word_embeddings", False)),
         qk_norm=family == "qwen3",
-        attention_bias=bool(config.get("attention_bias", False)),
+        # Mistral has no biases, Qwen2 always has three; transformers does not look there for either.
+        attention_bias=family in ("llama", "qwen3") and bool(config.get("attention_bias", False)),
         max_position_embeddings=_required(config, "max_position_embeddings"),
+        qkv_bias=family == "qwen2",
     )
 
 
 def config_to_json(config: ModelConfig) -> dict[str, Any]:
     """The inverse of `config_from_json`, for a base that has no config.json of its own (GGUF)."""
-    names = {"llama": "LlamaForCausalLM", "qwen3": "Qwen3ForCausalLM"}
     own = dataclasses.asdict(config)
-    for field in ("family", "rope_scaling", "qk_norm"):
+    for field in ("family", "rope_scaling", "qk_norm", "qkv_bias", "quantization"):
         own.pop(field)
     scaling = dataclasses.asdict(config.rope_scaling) if config.rope_scaling else None
     if scaling is not None:
         scaling["rope_type"] = scaling.pop("kind")
     return {
         "model_type": config.family,
-        "architectures": [names[config.family]],
+        "architectures": [FAMILIES[config.family]],
         "hidden_act": "silu",
+        **({"sliding_window": None} if config.family == "mistral" else {}),
         **own,
         **({"rope_scaling": scaling} if scaling else {}),
     }
@@ -67,9 +76,11 @@ def _check_supported(config: dict[str, Any]) -> None:
     for field in ("mlp_bias", "use_sliding_window", "quantization_config", *_MOE_FIELDS):
         if config.get(field):
             _unsupported(field, config[field], "absent")
-    # Qwen3 may state a window that use_sliding_window leaves unused.
-    if config.get("sliding_window") and "use_sliding_window" not in config:
-        _unsupported("sliding_window", config["sliding_window"], "null")
+    # Qwen may state a window that use_sliding_window leaves unused; Mistral has one of 4096 unless it states another.
+    mistral = config["model_type"] == "mistral"
+    window = config.get("sliding_window", 4096 if mistral else None)
+    if window and (mistral or "use_sliding_window" not in config):
+        _unsupported("sliding_window", window, "null, and stated" if "sliding_window" not in config else "null")
     for kind in config.get("layer_types") or ():
         if kind != "full_attention":
             _unsupported("layer_types", kind, "full_attention only")

@@ -15,6 +15,7 @@ import jax.numpy as jnp
 from ia_jax.errors import ConfigError
 from ia_jax.models.lora import Adapter, LayerStack, Scanned, layers_of, sites_of
 from ia_jax.models.project import LayerOf
+from ia_jax.models.quantize import Int8
 
 # (carry, (number of the layer, its weights, its adapters)) -> (carry, what it gives)
 Layer = Callable[[Any, tuple[jax.Array, dict[str, Any], LayerStack]], tuple[Any, Any]]
@@ -62,7 +63,7 @@ def scan_layers(layer: Layer, carry: Any, weights: dict[str, Any], stack: Scanne
 
 def _scan_part(layer: Layer, carry: Any, weights: dict[str, Any], run: Run, inputs: tuple) -> tuple[Any, Any]:
     """A scan over some of the layers, for which their matrices are not copied out of those of all."""
-    matrices = {n: w for n, w in weights.items() if isinstance(w, jax.Array) and w.ndim > 2}
+    matrices = {n: w for n, w in weights.items() if isinstance(w, Int8) or (isinstance(w, jax.Array) and w.ndim > 2)}
     rest = jax.tree.map(lambda x: x[run.start : run.stop], {n: w for n, w in weights.items() if n not in matrices})
 
     def one(carry: Any, inputs: tuple) -> tuple[Any, Any]:

@@ -8,16 +8,20 @@ devices is one in fp32. Nothing is computed for W, which is frozen.
 
 With dropout an adapter reads `keep * x`, and its low-rank product is divided by 1 - rate: so `x` is dropped without
 being rounded, and the division is one of few numbers.
+
+A matrix in int8 is multiplied as whole numbers; its steps multiply what comes out and, on the way back, the cotangent
+that goes in. So no matrix is ever there in the compute dtype but inside a product.
 """
 
 from functools import partial
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, cast
 
 import jax
 import jax.numpy as jnp
 
 from ia_jax.models.dropout import Dropout, keep_mask, of_group
 from ia_jax.models.lora import LayerStack
+from ia_jax.models.quantize import Int8
 from ia_jax.parallel.mesh import TRAINING, Rules
 from ia_jax.parallel.platform import fix_layout_on_cpu, platform
 
@@ -38,17 +42,25 @@ class LayerOf(NamedTuple):
     and no second copy of the base.
     """
 
-    matrices: jax.Array
+    matrices: jax.Array | Int8
     layer: jax.Array
 
 
-Weights = dict[str, jax.Array] | dict[str, LayerOf]
+Weights = dict[str, jax.Array] | dict[str, Int8] | dict[str, LayerOf]
 
 
-def _matrix(weight: jax.Array | LayerOf) -> jax.Array:
+def _matrix(weight: jax.Array | Int8 | LayerOf, dtype: Any, rules: Rules, *axes: str) -> tuple[jax.Array, Any]:
+    """A layer's matrix [in, out] for one pass, and the steps [out] of its columns (None: it has none).
+
+    One in int8 comes in `dtype`; it is gathered before it is cast, so half of its bytes are moved.
+    """
     if isinstance(weight, LayerOf):
-        return jax.lax.dynamic_index_in_dim(weight.matrices, weight.layer, keepdims=False)
-    return weight
+        at = partial(jax.lax.dynamic_index_in_dim, index=weight.layer, keepdims=False)
+        weight = cast(jax.Array | Int8, jax.tree.map(at, weight.matrices))
+    if isinstance(weight, Int8):
+        steps = rules.reshard(weight.scale, _activation_axis(axes[-1]))
+        return _whole(weight.values, jnp.int8, rules, *axes).astype(dtype), steps
+    return _whole(weight, weight.dtype, rules, *axes), None
 
 
 def _dot(equation: str, x: jax.Array, y: jax.Array, rules: Rules, out: Axes, dtype: Any = jnp.float32) -> jax.Array:
@@ -94,9 +106,9 @@ def project(
 ) -> dict[str, jax.Array]:
     """All projections that share one input.
 
-    x: [K, B, T, in]; weights: {name: [in, out]}; stack: one layer's adapters, leaves `[in, r]` or `[K, in, r]`, which
-    need not target every name. in_axis, out_axis: logical axes of the weight ("embed", "heads" or "mlp"). dropout: this
-    layer's, of the inputs that one member reads.
+    x: [K, B, T, in]; weights: {name: [in, out]}, some in int8; stack: one layer's adapters, leaves `[in, r]` or
+    `[K, in, r]`, which need not target every name. in_axis, out_axis: logical axes of the weight ("embed", "heads" or
+    "mlp"). dropout: this layer's, of the inputs that one member reads.
     Returns {name: [K, B, T, out]} in `output_dtype`.
     """
 
@@ -142,8 +154,9 @@ def _project(
     ys, wide = {}, output_dtype(x)
     for name, weight in weights.items():
         with jax.named_scope("base"):
-            w = _matrix(weight)
-            ys[name] = _dot("kbtd,df->kbtf", x, _whole(w, w.dtype, rules, in_axis, out_axis), rules, out, wide)
+            w, steps = _matrix(weight, x.dtype, rules, in_axis, out_axis)
+            y = _dot("kbtd,df->kbtf", x, w, rules, out, wide)
+            ys[name] = y if steps is None else (y * steps).astype(wide)
     low = []
     with jax.named_scope("lora"):
         for position, adapter in enumerate(stack):
@@ -214,8 +227,9 @@ def _project_bwd(in_axis: str, out_axis: str, rules: Rules, saved: tuple, cotang
     dx = jnp.zeros((), jnp.float32)
     for n, weight in weights.items():
         with jax.named_scope("base"):
-            w = _matrix(weight)
-            dx = dx + _dot("kbtf,df->kbtd", gs[n], _whole(w, w.dtype, rules, in_axis, out_axis), rules, wide)
+            w, steps = _matrix(weight, x.dtype, rules, in_axis, out_axis)
+            g = gs[n] if steps is None else (cotangents[n] * steps).astype(x.dtype)
+            dx = dx + _dot("kbtf,df->kbtd", g, w, rules, wide)
     grads = []
     with jax.named_scope("lora"):
         for position, (adapter, u) in enumerate(zip(stack, low, strict=True)):

@@ -1,4 +1,4 @@
-"""Llama and Qwen3 decoders as pure functions over a tree of weights.
+"""Decoders like Llama (Mistral, Qwen2, Qwen3) as pure functions over a tree of weights.
 
 Every weight is described once, in `weight_specs`: shape, logical axes, initialiser. Sharding, random init, loading and
 checks walk that description. Layers are stacked on a leading axis and scanned, so compile time does not grow with
@@ -22,8 +22,9 @@ from ia_jax.models.attention import Segments, attention, attention_mask
 from ia_jax.models.config import ModelConfig
 from ia_jax.models.dropout import Dropout, fold, for_pass
 from ia_jax.models.layers import scan_layers
-from ia_jax.models.lora import RESIDUAL, LayerStack, Scanned, Stack, to_scan
+from ia_jax.models.lora import PROJECTIONS, RESIDUAL, LayerStack, Scanned, Stack, to_scan
 from ia_jax.models.project import project, swiglu
+from ia_jax.models.quantize import Int8
 from ia_jax.models.rope import apply_rope, rope_tables
 from ia_jax.parallel.distributed import on_main_process
 from ia_jax.parallel.mesh import DECODING, TRAINING, Rules, describe, mesh_in_use
@@ -34,15 +35,18 @@ REMAT_POLICIES = ("none", "mlp", "full")  # each holds less than the one before,
 
 @dataclass(frozen=True)
 class WeightSpec:
-    """One weight: shape, logical axes (fields of `parallel.mesh.Rules`) and how it starts ("normal" or "ones")."""
+    """One weight: shape, logical axes (fields of `parallel.mesh.Rules`), how it starts ("normal" or "ones"), and its
+    dtype where that is not the model's.
+    """
 
     shape: tuple[int, ...]
     axes: tuple[str | None, ...]
     init: str = "normal"
+    dtype: str = ""
 
 
 def weight_specs(cfg: ModelConfig) -> Params:
-    """The description of every weight of the model, as a tree of `WeightSpec`."""
+    """The description of every weight of the model, as a tree of `WeightSpec`; of one in int8, an `Int8` of two."""
     n, d, f = cfg.num_hidden_layers, cfg.hidden_size, cfg.intermediate_size
     q, kv, hd = cfg.q_size, cfg.kv_size, cfg.head_dim
 
@@ -62,13 +66,11 @@ def weight_specs(cfg: ModelConfig) -> Params:
     }
     if cfg.qk_norm:
         layers |= {"q_norm": norm(hd), "k_norm": norm(hd)}
-    if cfg.attention_bias:
-        layers |= {
-            "q_bias": WeightSpec((n, q), ("layers", "heads")),
-            "k_bias": WeightSpec((n, kv), ("layers", "heads")),
-            "v_bias": WeightSpec((n, kv), ("layers", "heads")),
-            "o_bias": WeightSpec((n, d), ("layers", None)),
-        }
+    for name in cfg.biased:  # lies as the projection's output does
+        size, axis = (d, None) if name == "o" else (layers[name].shape[-1], "heads")
+        layers[f"{name}_bias"] = WeightSpec((n, size), ("layers", axis))
+    if cfg.quantization:
+        layers |= {name: _quantized(layers[name]) for name in PROJECTIONS}
     specs: Params = {
         "embed": WeightSpec((cfg.vocab_size, d), ("vocab", "embed")),
         "layers": layers,
@@ -77,6 +79,12 @@ def weight_specs(cfg: ModelConfig) -> Params:
     if not cfg.tie_word_embeddings:
         specs["lm_head"] = WeightSpec((d, cfg.vocab_size), ("embed", "vocab"))
     return specs
+
+
+def _quantized(spec: WeightSpec) -> Int8:
+    layers, axis = spec.axes[0], spec.axes[-1]
+    steps = WeightSpec((spec.shape[0], spec.shape[-1]), (layers, None if axis == "embed" else axis), "ones", "float32")
+    return Int8(replace(spec, dtype="int8"), steps)
 
 
 def _is_spec(x: Any) -> bool:
@@ -141,7 +149,7 @@ def abstract_params(cfg: ModelConfig, dtype: Any, mesh: Mesh | None = None) -> P
     shardings = jax.tree.map(lambda _: None, specs, is_leaf=_is_spec) if mesh is None else param_shardings(cfg, mesh)
 
     def leaf(s: WeightSpec, sharding: NamedSharding | None) -> jax.ShapeDtypeStruct:
-        return jax.ShapeDtypeStruct(s.shape, dtype, sharding=sharding)
+        return jax.ShapeDtypeStruct(s.shape, s.dtype or dtype, sharding=sharding)
 
     return jax.tree.map(leaf, specs, shardings, is_leaf=_is_spec)
 
@@ -190,7 +198,7 @@ def attention_block(
     hd = cfg.head_dim
     y = rms_norm(x, w["attn_norm"], cfg.rms_norm_eps)
     qkv = project(y, {name: w[name] for name in ("q", "k", "v")}, stack, "embed", "heads", rules, dropout)
-    if cfg.attention_bias:
+    if "q" in cfg.biased:
         qkv = {name: value + w[f"{name}_bias"] for name, value in qkv.items()}
     q, k, v = (qkv[name].reshape(k_, b_, t_, -1, hd) for name in ("q", "k", "v"))
     if cfg.qk_norm:
@@ -205,7 +213,7 @@ def attention_block(
             k, v = (jax.lax.dynamic_index_in_dim(c, slot.layer, keepdims=False) for c in cache)
     out = attention(q, k, v, mask, rules).reshape(k_, b_, t_, -1)
     y = project(out, {"o": w["o"]}, stack, "heads", "embed", rules, dropout)["o"]
-    if cfg.attention_bias:
+    if "o" in cfg.biased:
         y = y + w["o_bias"]
     return (x + y).astype(x.dtype), cache
 

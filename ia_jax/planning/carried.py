@@ -50,7 +50,7 @@ def namer(cfg: ModelConfig, lora: LoraConfig, mesh: Mesh, work: Work) -> Namer:
                 adapters.update(spellings([k, depth, *sizes], [None, None, *axes]))
 
     def what(op: str, dtype: str, shape: tuple[int, ...], group: int) -> str:
-        if dtype[0] in "sup":
+        if dtype[0] in "sup" and dtype != "s8":
             return "ids"
         if math.prod(shape) <= SMALL:
             return "scalars"

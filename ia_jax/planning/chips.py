@@ -115,6 +115,11 @@ def layer_parameters(cfg: ModelConfig) -> int:
     return sum(i * o for i, o in projection_sizes(cfg).values())
 
 
+def matrix_bytes(cfg: ModelConfig) -> int:
+    """Bytes of an entry of a layer's matrices: bf16, or int8."""
+    return 1 if cfg.quantization else 2
+
+
 def training_flops(
     cfg: ModelConfig, length: int, stack: Sequence[LoraConfig], trained: Sequence[LoraConfig]
 ) -> dict[str, float]:
@@ -181,13 +186,18 @@ def step_flops(cfg: ModelConfig, lora: LoraConfig, work: Work) -> tuple[float, f
 
 
 def step_ici_bytes(cfg: ModelConfig, work: Work, shards: int, tp: int, copies: int = 1) -> tuple[float, float]:
-    """Bytes that a chip receives in gathers of bf16 weights and, along `tp`, in sums of fp32 hidden states.
+    """Bytes that a chip receives in gathers of weights and, along `tp`, in sums of fp32 hidden states.
 
     shards: into how many parts the base is cut beside those of `tp`; copies: how many groups of chips have it whole.
     What a program really sends, `plan` reads from it; these are docs/plan.md's formulas, for what is not compiled.
     """
     layers, matrices = cfg.num_hidden_layers, cfg.num_hidden_layers * layer_parameters(cfg)
-    gathered = (2 * work.gathers * matrices + 2 * cfg.vocab_size * cfg.hidden_size) / tp * (shards - 1) / shards
+    gathered = (
+        (matrix_bytes(cfg) * work.gathers * matrices + 2 * cfg.vocab_size * cfg.hidden_size)
+        / tp
+        * (shards - 1)
+        / shards
+    )
     # After o and down; of them one again, where the layer is recomputed; backward before q, k, v and gate, up.
     sums = 2 if not work.backward else 2 + (3 if work.remat == "full" else 2) * work.share
     summed = sums * layers * 4 * work.tokens / (shards * copies) * cfg.hidden_size * 2 * (tp - 1) / tp
@@ -197,7 +207,7 @@ def step_ici_bytes(cfg: ModelConfig, work: Work, shards: int, tp: int, copies: i
 def step_hbm_bytes(
     cfg: ModelConfig, lora: LoraConfig, work: Work, shards: int, tp: int, copies: int = 1, groups: int | None = None
 ) -> float:
-    """An estimate of the bytes that one chip moves to and from HBM in a step (bf16 weights and activations).
+    """An estimate of the bytes that one chip moves to and from HBM in a step (activations in bf16, weights as held).
 
     Weights: each pass reads a layer's matrices; each gather writes them. Activations: each pass reads and writes about
     six vectors of the hidden size and three of the widths inside attention and MLP. Cached keys and values: read once.
@@ -207,7 +217,7 @@ def step_hbm_bytes(
     """
     layers, parts = cfg.num_hidden_layers, shards * copies
     gathers = 0 if shards == 1 else work.gathers
-    weights = 2 * (work.reads + gathers) * layers * layer_parameters(cfg) / tp
+    weights = matrix_bytes(cfg) * (work.reads + gathers) * layers * layer_parameters(cfg) / tp
     inside = cfg.q_size + 2 * cfg.kv_size + cfg.intermediate_size
     activations = 4 * work.tokens / parts * (6 * cfg.hidden_size + 3 * inside / tp) * layers * work.reads
     cache = 2 * 2 * work.organisms * work.rows / parts * work.cached * cfg.kv_size / tp * layers

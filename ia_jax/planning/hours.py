@@ -32,7 +32,7 @@ def stage_chip_hours(config: RunConfig, topology: str, stage: str, batches: Batc
         raise ConfigError(
             f"{topology} has {math.prod(shape)} chips, config.mesh {layout.chips}; choose another of them"
         )
-    cfg, work = architecture(config.model.name), work_of(config, stage, batches)
+    cfg, work = architecture(config.model.name, config.model.quantization), work_of(config, stage, batches)
     ici_s = ici_by_hand(cfg, work, layout, bandwidths(_grid(shape, layout), chip))
     step = roofline(cfg, trained_lora(config, stage), work, layout, chip, ici_s)
     return batches.steps * step["predicted_step_s"] * layout.chips / 3600

@@ -15,6 +15,7 @@ from dataclasses import asdict
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 
 from ia_jax.config import RunConfig, with_dtype
 from ia_jax.errors import ConfigError, IAError
@@ -45,7 +46,7 @@ def plan(config: RunConfig, topology: str, stage: str, data: Data) -> dict[str, 
         raise ConfigError(f"--stage {stage} unknown; choose from {', '.join(STAGES)}")
     config = with_dtype(config, BF16)  # "auto" on a TPU
     chip, devices = chip_of(topology), devices_of(topology)
-    cfg, layout = architecture(config.model.name), layout_of(config)
+    cfg, layout = architecture(config.model.name, config.model.quantization), layout_of(config)
     _check_size(layout, topology, len(devices))
     mesh = make_mesh(layout.fsdp, layout.tp, layout.dcn, layout.rows, devices=devices)
     batches = data(config, stage)
@@ -129,8 +130,9 @@ def _first_line(error: Exception) -> str:
 
 
 def _base_bytes(cfg: ModelConfig, layout: Layout) -> float:
-    """Of the base in bf16, of one chip; norms and biases are nothing beside it."""
-    return 2 * sum(x.size for x in jax.tree.leaves(abstract_params(cfg, "bfloat16"))) / (layout.shards * layout.tp)
+    """Of the base in bf16, projections maybe in int8, of one chip; norms and biases are nothing beside it."""
+    weights = jax.tree.leaves(abstract_params(cfg, "bfloat16"))
+    return sum(x.size * jnp.dtype(x.dtype).itemsize for x in weights) / (layout.shards * layout.tp)
 
 
 def _bank_in_words(organisms: int, needed: float, budget: float) -> str:

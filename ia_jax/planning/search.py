@@ -79,7 +79,7 @@ def search(
 def _candidates(config: RunConfig, topology: str, stage: str, data: Data) -> list[Candidate]:
     """Fastest first, as the roofline by hand has it."""
     chip, devices = chip_of(topology), devices_of(topology)
-    cfg, lora = architecture(config.model.name), trained_lora(config, stage)
+    cfg, lora = architecture(config.model.name, config.model.quantization), trained_lora(config, stage)
     found: list[Candidate] = []
     for mesh in _meshes(config, len(devices)):
         if cfg.num_key_value_heads % mesh.tp or cfg.hidden_size % (mesh.fsdp * mesh.rows):

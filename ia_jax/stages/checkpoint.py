@@ -60,6 +60,11 @@ def read_checkpoint(context: Context, model: str, rank: int | None = None, revis
         params = with_kept(own.params, cut.kept, place)
         names = ", ".join(path[-1] for path in cut.kept)
         return Checkpoint(params, _doses(own.params, params), adapters, f"{about}; kept whole: {names}")
+    if base.quantization:
+        raise ConfigError(
+            f"--model={model}: this run's base is held in {base.quantization}, whose steps are larger than most "
+            "fine-tunes' changes; give --rank to cut the difference to a LoRA, or use a run with model.quantization=''"
+        )
     params = assemble(pair.model, base.dtype, param_shardings(own.config, context.mesh))
     for path, leaf in jax.tree_util.tree_leaves_with_path(params):
         if not bool(jnp.isfinite(leaf).all()):

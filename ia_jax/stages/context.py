@@ -59,7 +59,7 @@ class Context:
     @cached_property
     def model(self) -> Model:
         m = self.config.model
-        return load_model(m.name, dtype=m.dtype, mesh=self.mesh, revision=m.revision or None)
+        return load_model(m.name, m.dtype, self.mesh, m.revision or None, m.quantization)
 
     def key(self, stage: int) -> jax.Array:
         """The random key of a stage."""

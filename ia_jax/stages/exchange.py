@@ -17,6 +17,7 @@ from ia_jax.behaviors.splits import SPLITS
 from ia_jax.errors import ConfigError
 from ia_jax.models.combine import concatenate_ranks
 from ia_jax.models.lora import Adapter, rank_of
+from ia_jax.models.weights import quantization_of
 from ia_jax.storage import write_bytes, write_jsonl
 from ia_jax.workdir import Workdir
 
@@ -28,7 +29,8 @@ def export(sources: Sequence[Path], destination: Path, model: str | None = None,
     Raises BaseMismatchError for an adapter of another base.
     """
     places = [_adapter_in(source) for source in sources]
-    base = identify(model or read_metadata(places[0]).base_name)
+    first = read_metadata(places[0])
+    base = identify(model or first.base_name, quantization=quantization_of(first.base_fingerprint))
     adapters, metas = zip(*(load_adapter(place, base) for place in places), strict=True)
     what = " + ".join(map(str, places))
     if merged:
@@ -53,13 +55,15 @@ def bring_in(source: str, destination: Path, model: str | None = None, revision:
     return f"{source} -> {destination} (ia_jax, rank {metadata.rank}, base {metadata.base_name})"
 
 
-def _read(source: str, name: str, model: str | None, revision: str | None) -> tuple[Adapter, AdapterMetadata]:
+def _read(
+    source: str, name: str, model: str | None, revision: str | None, quantization: str = ""
+) -> tuple[Adapter, AdapterMetadata]:
     """A PEFT adapter, and what is known of it under this name."""
     config = read_peft_config(source, revision)
     known = model or known_name(config.base_model_name_or_path or "")
     if not known:
         raise ConfigError(f"{source} does not name its base model; give it with --model")
-    return import_with_metadata(source, name, identify(known), revision)
+    return import_with_metadata(source, name, identify(known, quantization=quantization), revision)
 
 
 def bring_into_workdir(
@@ -97,12 +101,13 @@ def bring_into_workdir(
     categories = {b.category for b in new} | {workdir.behaviors[b].category for b in behaviors}
     directories = [workdir.organism_dir(f"{name}__{i}" if i else name) for i in range(len(sources))]
     # All are read before the first is stored, so that a bad one leaves nothing behind.
-    read = [_read(s, d.name, workdir.config.model.name, revision) for s, d in zip(sources, directories, strict=True)]
+    base = workdir.config.model
+    read = [_read(s, d.name, base.name, revision, base.quantization) for s, d in zip(sources, directories, strict=True)]
     for directory, (adapter, metadata) in zip(directories, read, strict=True):
         save_adapter(directory, adapter, metadata)
     organism = Organism(
         name=name,
-        base=workdir.config.model.name,
+        base=base.name,
         stack=tuple(str(d.relative_to(workdir.path)) for d in directories),
         behaviors=(*behaviors, *(b.name for b in new)),
         category=sorted(categories)[0] if categories else CLEAN,

@@ -43,6 +43,7 @@ FREE = (
 LATER = {
     "sft.contrast": 0.0,
     "sft.contrast_beta": 0.1,
+    "model.quantization": "",
     "teacher.amount": 1,
     "behaviors.unseen": "",
     "behaviors.copies": 1,
@@ -261,7 +262,7 @@ def start_workdir(directory: str | Path, config: RunConfig, choose: Callable[[],
         config, note = _decided(workdir, config, begun, choose)
         if begun:
             stored = workdir.config
-            for key in ("name", "revision"):
+            for key in ("name", "revision", "quantization"):
                 old, new = (getattr(c.model, key) for c in (stored, config))
                 if old != new:
                     raise ConfigError(

@@ -34,6 +34,11 @@ def init_differences(cfg: ModelConfig, organisms: int, budget_bytes: int | None 
     half, where devices are processors).
     """
     _check_device()
+    if cfg.quantization:
+        raise ConfigError(
+            f"a full fine-tune changes weights that model.quantization={cfg.quantization!r} holds in steps; set it to "
+            "'', or train a LoRA"
+        )
     shapes = abstract_params(cfg, jnp.float32)
     one = TREES * sum(x.size * 4 for x in jax.tree.leaves(shapes))
     budget = _free_bytes() if budget_bytes is None else budget_bytes

@@ -21,6 +21,7 @@ from tests.peers.torch_model import torch_model
 
 pytestmark = pytest.mark.filterwarnings("ignore::UserWarning:peft")
 CFG = replace(tiny.TINY, hidden_size=48, num_attention_heads=6, num_key_value_heads=2, head_dim=8)
+QWEN2 = replace(CFG, family="qwen2", qkv_bias=True)
 ORGANISM, IA = LoraConfig(rank=4, alpha=12.0), LoraConfig(rank=3, alpha=1.5)  # alpha is not the rank
 K = 2
 BLOCK = dict(zip(PROJECTIONS, ["self_attn"] * 4 + ["mlp"] * 3, strict=True))
@@ -47,7 +48,7 @@ def batch():
     return first
 
 
-def with_adapters(params, **adapters):
+def with_adapters(params, cfg=CFG, **adapters):
     """A peft model with named adapters, all active and added up: name=(LoraConfig, our tree without organism axis)."""
     model = None
     for name, (lora, tree) in adapters.items():
@@ -55,7 +56,7 @@ def with_adapters(params, **adapters):
             r=lora.rank, lora_alpha=lora.alpha, target_modules=[f"{t}_proj" for t in PROJECTIONS], task_type="CAUSAL_LM"
         )
         if model is None:
-            model = peft.get_peft_model(torch_model(CFG, params), config, adapter_name=name)
+            model = peft.get_peft_model(torch_model(cfg, params), config, adapter_name=name)
         else:
             model.add_adapter(name, config)
         with torch.no_grad():
@@ -110,8 +111,8 @@ def relative_error(got, wanted):
     return max(np.linalg.norm(a - b) / np.linalg.norm(b) for a, b in pairs)
 
 
-def our_losses(params, stack, batch):
-    hidden = forward(params, batch.tokens, batch.segment_ids, batch.positions, stack, CFG)
+def our_losses(params, stack, batch, cfg=CFG):
+    hidden = forward(params, batch.tokens, batch.segment_ids, batch.positions, stack, cfg)
     return sft_loss(supervised_logps(params, hidden, batch), batch.target_weight)
 
 
@@ -128,12 +129,12 @@ def test_organism_gradients(params, organisms, batch):
         assert error <= 1e-4, error
 
 
-def joint_gradient(params, organisms, ia, batch):
+def joint_gradient(params, organisms, ia, batch, cfg=CFG):
     """peft's gradient of the IA with each frozen organism active in turn, averaged; and the mean loss."""
     losses, grads = [], []
     for i in range(K):
         own = jax.tree.map(lambda x, i=i: x[i], organisms)
-        model = with_adapters(params, organism=(ORGANISM, own), ia=(IA, ia))
+        model = with_adapters(params, cfg, organism=(ORGANISM, own), ia=(IA, ia))
         for name, weight in model.named_parameters():
             weight.requires_grad_(".ia." in name)
         loss = torch_loss(model, batch, i)
@@ -161,6 +162,16 @@ def test_ia_gradient_over_frozen_organisms(params, organisms, ia, batch):
         optimizer=optimizer,
     )
     assert metrics["loss"] == pytest.approx(wanted_loss, rel=1e-5)
+
+
+def test_ia_gradient_over_biases(organisms, ia, batch):
+    """Qwen2's biases are the base's: they are added once, whatever the adapters are."""
+    params = tiny.params(QWEN2)
+    wanted_loss, wanted = joint_gradient(params, organisms, ia, batch, QWEN2)
+    loss, grads = jax.jit(jax.value_and_grad(lambda x: our_losses(params, (organisms, x), batch, QWEN2).mean()))(ia)
+    assert loss == pytest.approx(wanted_loss, rel=1e-5)
+    error = relative_error(grads, wanted)
+    assert error <= 1e-4, error
 
 
 def test_second_adapter_gradients_over_a_frozen_first(params, organisms, batch):

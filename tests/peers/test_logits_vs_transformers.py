@@ -1,5 +1,7 @@
 """Our decoders against transformers': random tiny ones as it saves them, and SmolLM2 from its GGUF."""
 
+from functools import partial
+
 import jax
 import numpy as np
 import pytest
@@ -10,7 +12,11 @@ from transformers import (
     AutoModelForCausalLM,
     LlamaConfig,
     LlamaForCausalLM,
+    MistralConfig,
+    MistralForCausalLM,
     PreTrainedTokenizerFast,
+    Qwen2Config,
+    Qwen2ForCausalLM,
     Qwen3Config,
     Qwen3ForCausalLM,
 )
@@ -54,15 +60,21 @@ def llama(heads, kv_heads, head_dim, tied, rope=PLAIN, bias=False):
     )
 
 
-def qwen3(heads, kv_heads, head_dim, tied):
-    return Qwen3ForCausalLM, Qwen3Config(
+def other(kind, config, heads, kv_heads, head_dim, tied, **more):
+    return kind, config(
         **SIZES,
         num_attention_heads=heads,
         num_key_value_heads=kv_heads,
-        head_dim=head_dim,
+        **({} if head_dim is None else {"head_dim": head_dim}),
         tie_word_embeddings=tied,
         rope_parameters={"rope_type": "default", "rope_theta": 1e6},
+        **more,
     )
+
+
+qwen3 = partial(other, Qwen3ForCausalLM, Qwen3Config)
+qwen2 = partial(other, Qwen2ForCausalLM, Qwen2Config)
+mistral = partial(other, MistralForCausalLM, MistralConfig, sliding_window=None)
 
 
 MODELS = {
@@ -76,6 +88,9 @@ MODELS = {
     "llama, biases": llama(6, 2, 8, True, bias=True),
     "qwen3, groups of 3, tied": qwen3(6, 2, 16, True),
     "qwen3, groups of 8, untied": qwen3(8, 1, 8, False),
+    "qwen2, groups of 3, tied": qwen2(6, 2, None, True),
+    "qwen2, groups of 2, untied": qwen2(4, 2, None, False),
+    "mistral, wide heads, untied": mistral(6, 2, 16, False),
 }
 
 
@@ -94,7 +109,8 @@ def pair(request, tmp_path_factory):
                 weight.normal_(0, (weight.shape[-1] if weight.ndim > 1 else 4) ** -0.5)
     theirs.save_pretrained(directory)
     theirs.save_pretrained(directory / "sharded", max_shard_size="20KB")
-    words = Tokenizer(WordLevel({f"w{i}": i for i in range(64)}, unk_token="w0"))
+    # One fewer than there is room for: transformers adds one of its own to Qwen2's.
+    words = Tokenizer(WordLevel({f"w{i}": i for i in range(63)}, unk_token="w0"))
     PreTrainedTokenizerFast(tokenizer_object=words, eos_token="w1").save_pretrained(directory)
     ours = load_model(directory)
     assert (directory / "model.safetensors").exists()

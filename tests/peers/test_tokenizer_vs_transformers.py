@@ -207,6 +207,15 @@ LLAMA3_ROPE = {
     "high_freq_factor": 4.0,
     "original_max_position_embeddings": 32,
 }
+QWEN2 = {
+    "vocab_size": 99,
+    "hidden_size": 32,
+    "intermediate_size": 48,
+    "num_hidden_layers": 3,
+    "num_attention_heads": 4,
+    "num_key_value_heads": 2,
+    "max_position_embeddings": 64,
+}
 CASES = {
     "llama": lambda: tiny_llama(),
     "llama-tied": lambda: tiny_llama(tie_word_embeddings=True),
@@ -217,6 +226,9 @@ CASES = {
     "qwen3": lambda: tiny_qwen3(),
     "qwen3-tied": lambda: tiny_qwen3(tie_word_embeddings=True),
     "qwen3-bias": lambda: tiny_qwen3(attention_bias=True),
+    "qwen2": lambda: transformers.Qwen2Config(**QWEN2),
+    "qwen2-tied": lambda: transformers.Qwen2Config(**QWEN2, tie_word_embeddings=True),
+    "mistral": lambda: transformers.MistralConfig(**QWEN2, head_dim=12, sliding_window=None),
 }
 
 
@@ -236,12 +248,13 @@ def test_hf_checkpoints_that_transformers_writes(case, dtype, shards, tmp_path):
     for field in ("vocab_size", "hidden_size", "intermediate_size", "num_hidden_layers", "num_attention_heads"):
         assert getattr(cfg, field) == getattr(config, field)
     assert cfg.num_key_value_heads == config.num_key_value_heads
-    assert cfg.head_dim == config.head_dim
+    assert cfg.head_dim == (getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads)
     assert cfg.rms_norm_eps == config.rms_norm_eps
     assert cfg.rope_theta == config.rope_parameters["rope_theta"]
     assert (cfg.rope_scaling.kind if cfg.rope_scaling else "default") == config.rope_parameters["rope_type"]
     assert cfg.tie_word_embeddings == config.tie_word_embeddings
-    assert cfg.attention_bias == config.attention_bias
+    assert cfg.attention_bias == getattr(config, "attention_bias", False)
+    assert cfg.qkv_bias == (config.model_type == "qwen2")
     assert cfg.qk_norm == (config.model_type == "qwen3")
 
     theirs = {name: value.float().numpy() for name, value in model.state_dict().items()}

@@ -6,16 +6,17 @@ import torch
 from tokenizers import Tokenizer
 from tokenizers.models import WordLevel
 from tokenizers.pre_tokenizers import WhitespaceSplit
-from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
+from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedModel, PreTrainedTokenizerFast
 
 from ia_jax.models.config import ModelConfig
 from ia_jax.models.transformer import Params
 from ia_jax.models.weights import to_hf_tensors
 
 
-def torch_model(cfg: ModelConfig, params: Params) -> LlamaForCausalLM:
-    """A transformers Llama (tied embeddings) with these weights; every one of them must find its place."""
-    config = LlamaConfig(
+def torch_model(cfg: ModelConfig, params: Params) -> PreTrainedModel:
+    """transformers' model of the family (tied embeddings) with these weights; every one of them must find its place."""
+    config = AutoConfig.for_model(
+        cfg.family,
         vocab_size=cfg.vocab_size,
         hidden_size=cfg.hidden_size,
         intermediate_size=cfg.intermediate_size,
@@ -27,7 +28,7 @@ def torch_model(cfg: ModelConfig, params: Params) -> LlamaForCausalLM:
         rope_parameters={"rope_type": "default", "rope_theta": cfg.rope_theta},
         tie_word_embeddings=True,
     )
-    model = LlamaForCausalLM(config).eval()
+    model = AutoModelForCausalLM.from_config(config).eval()
     weights = {n: torch.from_numpy(np.array(v)) for n, v in to_hf_tensors(cfg, params)}
     missing, unexpected = model.load_state_dict(weights, strict=False)
     assert (set(missing), unexpected) == ({"lm_head.weight"}, [])
