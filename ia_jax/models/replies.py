@@ -76,6 +76,4 @@ def write_replies(
         tokens = max(len(x) for own in prompts for x in own) + max_new_tokens
         rows = rows_at_once(model.config, tokens)
         found = generate_in_slots(*args, rows=rows, positions=at_once, on_done=on_done, **how)
-    return [
-        [Reply(str(tokenizer.decode(x, skip_special_tokens=True)).strip(), end) for x, end in own] for own in found
-    ]
+    return [[Reply(str(tokenizer.decode(x, skip_special_tokens=True)).strip(), end) for x, end in own] for own in found]
