@@ -5,8 +5,9 @@
 Both sides decode about 96 rows at once and give the same tokens in fp32. Static batches are what `write_replies` made
 before: 10 organisms in each, one row for every prompt of the organism that has most, until the last row has ended.
 Stop tokens are so many that replies end after 1 to 80 tokens. Rounds of both alternate; times are processor time, which
-other work on the machine changes little, as medians with their range. What it does not show: a base whose weights take longer to read than its rows to multiply gains less than the
-row-steps say, and replies that are all of one length gain nothing.
+other work on the machine changes little, as medians with their range. What it does not show: a base whose weights take
+longer to read than its rows to multiply gains less than the row-steps say, and replies that are all of one length gain
+only what packing several organisms' last rows saves.
 """
 
 import argparse
