@@ -1,6 +1,6 @@
 """Continuous batching against static batches: 300 prompts of mixed lengths over 40 adapters, on a small random model.
 
-    python benchmarks/continuous_batching.py            # about a minute; a table
+    python benchmarks/continuous_batching.py  # two minutes of a processor, half of them compiling; a table
 
 Both sides decode about 96 rows at once and give the same tokens in fp32. Static batches are what `write_replies` made
 before: 10 organisms in each, one row for every prompt of the organism that has most, until the last row has ended.
