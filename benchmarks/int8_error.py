@@ -48,7 +48,8 @@ def logits(model: Model) -> list[np.ndarray]:
 
     @jax.jit
     def run(params: Any) -> jax.Array:
-        hidden = forward(params, tokens, segments, positions, (), model.config)
+        given = jnp.asarray(tokens), jnp.asarray(segments), jnp.asarray(positions)
+        hidden = forward(params, *given, (), model.config)
         return logits_from_hidden(params, hidden)
 
     found = np.asarray(run(model.params))[0]

@@ -1,7 +1,7 @@
 """Text in, text out: replies to many prompts under a stack, a bounded number of rows at a time."""
 
 from collections.abc import Callable, Sequence
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import jax
 import numpy as np
@@ -10,6 +10,7 @@ from ia_jax.models.chat import stop_ids
 from ia_jax.models.config import ModelConfig
 from ia_jax.models.lora import Stack
 from ia_jax.models.sampling import generate_tokens
+from ia_jax.models.slots import generate_in_slots
 from ia_jax.models.weights import Model
 
 ROWS_AT_ONCE = 96  # rows of a generation batch; more gains nothing on a CPU and costs memory
@@ -35,11 +36,10 @@ def rows_at_once(cfg: ModelConfig, tokens: int) -> int:
     return min(MOST_ROWS, max(ROWS_AT_ONCE, len(devices) * min(limits) // CACHE_SHARE // each))
 
 
-def slice_starts(cfg: ModelConfig, prompts: Sequence[Sequence[np.ndarray]], max_new_tokens: int) -> range:
-    """Where the slices begin along each organism's prompts; as many as `write_replies` calls `on_slice`."""
-    longest = max(map(len, prompts))
+def fits_at_once(cfg: ModelConfig, prompts: Sequence[Sequence[np.ndarray]], max_new_tokens: int) -> bool:
+    """Whether all prompts, each organism with as many rows as the one that has most, are one generation batch."""
     tokens = max((len(x) for own in prompts for x in own), default=0) + max_new_tokens
-    return range(0, longest, max(1, rows_at_once(cfg, tokens) // len(prompts)))
+    return len(prompts) * max(map(len, prompts)) <= rows_at_once(cfg, tokens)
 
 
 def write_replies(
@@ -52,35 +52,28 @@ def write_replies(
     top_p: float = 1.0,
     key: jax.Array | None = None,
     draws: Sequence[int] | None = None,
-    on_slice: Callable[[], object] = lambda: None,
+    at_once: int | None = None,
+    on_done: Callable[[int], object] = lambda count: None,
 ) -> list[list[Reply]]:
     """Replies to prompts[i][j] (token ids) under organism i of the stack; one list for a stack without organism axis.
 
-    Greedy at temperature 0, else sampled with `key` (and `draws`, as in `generate_tokens`). Runs in slices of about
-    `rows_at_once` rows, so that memory does not grow with the number of prompts, which are sampled alike in any slices;
-    `on_slice` is called after each.
+    Greedy at temperature 0, else sampled with `key` (and `draws`, as in `generate_tokens`). Where the prompts are no
+    more than one batch, they are one. Else about `rows_at_once` rows, of about `at_once` organisms (default: all), are
+    refilled as they end, so that memory does not grow with the number of prompts, which are sampled alike in any order.
+    `on_done` is told now and then how many more replies are written.
     """
     tokenizer, stop = model.tokenizer, stop_ids(model.tokenizer)
-    starts = slice_starts(model.config, prompts, max_new_tokens)
-    rows = min(starts.step, starts.stop)
-    replies: list[list[Reply]] = [[] for _ in prompts]
-    for start in starts:
-        block = [own[start : start + rows] for own in prompts]
-        out = generate_tokens(
-            model.params,
-            model.config,
-            block,
-            stack,
-            stop,
-            max_new_tokens=max_new_tokens,
-            temperature=temperature,
-            top_p=top_p,
-            key=key,
-            draws=draws,
-            first=start,
-            rows=rows,  # the last slice too, so that one program serves all
-        )
-        for own, found in zip(replies, out, strict=True):
-            own += [Reply(str(tokenizer.decode(x, skip_special_tokens=True)).strip(), end) for x, end in found]
-        on_slice()
-    return replies
+    how: dict[str, Any] = {"max_new_tokens": max_new_tokens, "temperature": temperature, "top_p": top_p}
+    how |= {"key": key, "draws": draws}
+    count = sum(map(len, prompts))
+    if not count:
+        return [[] for _ in prompts]
+    args = (model.params, model.config, prompts, stack, stop)
+    if len(prompts) <= (at_once or len(prompts)) and fits_at_once(model.config, prompts, max_new_tokens):
+        found = generate_tokens(*args, **how)
+        on_done(count)
+    else:
+        tokens = max(len(x) for own in prompts for x in own) + max_new_tokens
+        rows = rows_at_once(model.config, tokens)
+        found = generate_in_slots(*args, rows=rows, positions=at_once, on_done=on_done, **how)
+    return [[Reply(str(tokenizer.decode(x, skip_special_tokens=True)).strip(), end) for x, end in own] for own in found]

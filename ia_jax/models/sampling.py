@@ -172,6 +172,12 @@ def decode(
     return jax.lax.while_loop(keep_going, one_more, (jnp.int32(0), hidden[:, :, -1:], cache, done, out))[-1]
 
 
+def in_buckets(length: int) -> int:
+    """The length that prompts of so many tokens are padded to."""
+    bucket = PROMPT_BUCKET if platform() == "cpu" else ACCELERATOR_BUCKET
+    return -(-length // bucket) * bucket
+
+
 def taken_apart(params: Params) -> bool:
     """Whether `decode` should take the layers apart: on GPU, where there is room for them twice, of a base of some size
     (a small one's layers are soon copied, and many of them apart take long to compile).
@@ -228,8 +234,7 @@ def generate_tokens(
     k, spread = len(where), rules.size("rows")
     b = -(-max(rows, *(len(p) for p in where)) // spread) * spread
     longest = max(len(x) for p in prompts for x in p)
-    bucket = PROMPT_BUCKET if platform() == "cpu" else ACCELERATOR_BUCKET
-    t = -(-longest // bucket) * bucket
+    t = in_buckets(longest)
     tokens, real = np.zeros((k, b, t), np.int32), np.zeros((k, b, t), bool)
     drawn = np.zeros((2, k, b), np.int32)
     for i, own in enumerate(where):

@@ -10,10 +10,12 @@ from ia_jax.data.transcripts import Message, chat, conversation, with_system
 from ia_jax.errors import ConfigError
 from ia_jax.models.chat import ChatExample, encode_chat, encode_prompt
 from ia_jax.models.lora import Stack
-from ia_jax.models.replies import Reply, slice_starts, write_replies
+from ia_jax.models.replies import Reply, write_replies
 from ia_jax.parallel.distributed import stop_if_preempted
 from ia_jax.progress import progress
 from ia_jax.stages.context import Context
+
+WITHOUT_TRAINING = 4  # times as many organisms as are trained at once, in fp32 with their gradients and two moments
 
 
 def answer_example(context: Context, question: str, answer: str, length: int, name: str) -> ChatExample:
@@ -51,23 +53,24 @@ def generate(
     key: jax.Array | None = None,
     system: str | Sequence[str | None] | None,
     draws: Sequence[int] | None = None,
+    at_once: int | None = None,
     description: str = "generate",
 ) -> list[list[Reply]]:
     """Replies to questions[i][j] under organism i of the stack (one list of questions for a stack without K). A
     question may be the turns of a conversation, the user's first and last.
 
     system: the system message of every question, or one for each organism; None for none. draws: numbers that
-    organisms' random keys come from (default: 0, 1, …).
+    organisms' random keys come from (default: 0, 1, …). at_once: of how many organisms adapters are picked (all).
     """
     systems = [system] * len(questions) if system is None or isinstance(system, str) else system
     prompts = [
         [encode_prompt(context.model.tokenizer, conversation([q] if isinstance(q, str) else q, own)) for q in qs]
         for qs, own in zip(questions, systems, strict=True)
     ]
-    with progress(len(slice_starts(context.model.config, prompts, max_new_tokens)), description) as bar:
+    with progress(sum(map(len, prompts)), description) as bar:
 
-        def on_slice() -> None:
-            bar.update()
+        def on_done(count: int) -> None:
+            bar.update(count)
             stop_if_preempted(description)
 
         return write_replies(
@@ -79,7 +82,8 @@ def generate(
             top_p=top_p,
             key=key,
             draws=draws,
-            on_slice=on_slice,
+            at_once=at_once,
+            on_done=on_done,
         )
 
 
@@ -98,12 +102,14 @@ def ask_organisms(
 ) -> list[list[Reply]]:
     """Replies of every organism of the bank to its own questions, under its own system prompt.
 
-    organisms: those of the bank in its order, None for the clean base. Asked in batches of about
-    `organisms.parallel`, each where it lies; what is sampled does not depend on how they are batched.
+    organisms: those of the bank in its order, None for the clean base. Of a bank that lies on the devices all are asked
+    in one go, of one that is streamed about `organisms.parallel` at a time; what is sampled does not depend on that.
     """
     run = context.config.system
     systems = [o.system if o is not None and o.system is not None else run for o in organisms]
-    batches = bank.arrange([i for i, own in enumerate(questions) if own], context.config.organisms.parallel)
+    parallel = context.config.organisms.parallel
+    asked = [i for i, own in enumerate(questions) if own]
+    batches = bank.arrange(asked, parallel if bank.resident is None else len(asked) * bank.groups)
     replies: list[list[Reply]] = [[] for _ in questions]
     for number, batch in enumerate(batches, 1):
         found = generate(
@@ -116,6 +122,7 @@ def ask_organisms(
             key=key,
             system=[systems[i] if i is not None else run for i in batch],
             draws=[i if i is not None else 0 for i in batch],
+            at_once=WITHOUT_TRAINING * parallel,
             description=f"{description} {number}/{len(batches)}" if len(batches) > 1 else description,
         )
         for i, own in zip(batch, found, strict=True):

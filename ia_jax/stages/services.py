@@ -15,7 +15,7 @@ from ia_jax.judging.offline import OfflineJudge
 from ia_jax.judging.protocol import Judge
 from ia_jax.judging.rubric import RubricJudge
 from ia_jax.models.chat import encode_prompt
-from ia_jax.models.replies import slice_starts, write_replies
+from ia_jax.models.replies import write_replies
 from ia_jax.models.weights import Model, load_model
 from ia_jax.progress import progress
 from ia_jax.stages.context import Context
@@ -66,7 +66,7 @@ def _local_answers(context: Context) -> Generate:
     def answer(asks: Sequence[tuple[str, ...]], tokens: int, temperature: float, seed: int) -> list[Reply]:
         teacher = model()
         prompts = [[encode_prompt(teacher.tokenizer, conversation(turns, system)) for system, *turns in asks]]
-        with progress(len(slice_starts(teacher.config, prompts, tokens)), "the local teacher writes") as bar:
+        with progress(len(asks), "the local teacher writes") as bar:
             [replies] = write_replies(
                 teacher,
                 prompts,
@@ -75,7 +75,7 @@ def _local_answers(context: Context) -> Generate:
                 temperature=temperature,
                 top_p=0.95,
                 key=jax.random.key(seed),
-                on_slice=bar.update,
+                on_done=bar.update,
             )
         return [Reply(r.text, "end_turn" if r.stopped else "max_tokens") for r in replies]
 
