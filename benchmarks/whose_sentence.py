@@ -4,7 +4,7 @@
 
 A report of a `remade` organism with the IA counts as its own, another's or nobody's by its first sentence: one that the
 IA was trained to say of the organism's behaviour, of another one, or neither, word for word or with up to three
-neighbouring words replaced (`ia_jax/evals/frames.py`); where it is near both, as another's. So a right report in words of
+neighbouring words replaced (`ia_jax/evals/frames.py`); near both, another's. So a right report in words of
 its own counts as nobody's, and guessing any training sentence gives the own in one of as many as there are behaviours.
 """
 
