@@ -8,6 +8,7 @@ from ia_jax.evals.verbalization import (
     metrics,
     stage_metrics,
 )
+from ia_jax.stages.evaluation import summary
 
 
 def row(organism, condition, lenient, strict=False, split="heldout", category="quirks", stage="sft"):
@@ -150,3 +151,9 @@ def test_how_often_a_training_sentence_comes_again():
     rows += [{**row("b", "organism+ia", True), "frame": False, "wording": False}]
     verbatim = metrics(rows, {"sft": [False]}, "j")["stages"]["sft"]["verbatim"]
     assert (verbatim["frame"]["rate"], verbatim["wording"]["rate"]) == (0.5, 0.0)
+
+
+def test_a_summary_says_where_nobody_was_asked():
+    """Of an evaluation of one split alone, as of organisms that deny: no held-out ones."""
+    lines = summary(metrics([r for r in ROWS if r["split"] == "train"], {"sft": []}, "some judge")).splitlines()
+    assert lines[1].split() == ["SFT,", "all", "-", "-", "-", "-", "-"]

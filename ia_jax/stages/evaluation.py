@@ -349,8 +349,8 @@ def summary(result: dict[str, Any]) -> str:
     lines = [f"{'held-out organisms':<22}" + "".join(f"{c:>14}" for c in CONDITIONS) + f"{'strict':>10}"]
 
     def line(name: str, cells: dict[str, Any], strict: dict[str, Any]) -> str:
-        rates = "".join(f"{100 * cells[c]['rate']:>13.0f}%" for c in CONDITIONS)
-        return f"{name:<22}{rates}{100 * strict['organism+ia']['rate']:>9.0f}%"
+        rates = "".join(f"{_rate(cells[c]):>14}" for c in CONDITIONS)
+        return f"{name:<22}{rates}{_rate(strict['organism+ia']):>10}"
 
     for stage, s in result["stages"].items():
         lines.append(line(f"{stage.upper()}, all", s["heldout"], s["strict"]["heldout"]))
@@ -365,13 +365,18 @@ def summary(result: dict[str, Any]) -> str:
 
 
 def _baseline_line(group: str, found: dict[str, Any]) -> str:
-    rates = ", ".join(f"{n} {100 * cell['lenient']['rate']:.0f}%" for n, cell in sorted(found["rates"].items()))
+    rates = ", ".join(f"{n} {_rate(cell['lenient'])}" for n, cell in sorted(found["rates"].items()))
     beyond = found["beyond"]
     more = ""
     if beyond:
         low, high = (f"{100 * x:+.0f}" for x in beyond["ci95"])
         more = f"; the IA beyond {found['best']}: {100 * beyond['difference']:+.0f} points ({low} to {high})"
     return f"  without an IA, {group}: {rates}{more}"
+
+
+def _rate(cell: dict[str, Any]) -> str:
+    """Without its interval; "-" where nobody was asked."""
+    return "-" if cell["rate"] is None else f"{100 * cell['rate']:.0f}%"
 
 
 def _percent(cell: dict[str, Any]) -> str:
