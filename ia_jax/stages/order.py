@@ -42,7 +42,7 @@ STAGES = (
         "run",
         "train the organisms, many at once, and check that each shows its behaviour",
         "organisms/<organism>/ (Orbax), behavior_checks.jsonl",
-        "about 10 minutes; continues from its last checkpoint, bit for bit",
+        "about 20 minutes; continues from its last checkpoint, bit for bit",
     ),
     Stage(
         "sft",
@@ -50,7 +50,7 @@ STAGES = (
         "run",
         "train the introspection adapter (IA) jointly over the train organisms",
         "ia/<name>/: adapter (Orbax), peft, state (checkpoints); name: sft",
-        "about 4 minutes; continues from its last checkpoint, bit for bit",
+        "about 15 minutes; continues from its last checkpoint, bit for bit",
     ),
     Stage(
         "preferences",
@@ -74,7 +74,7 @@ STAGES = (
         "run",
         "what held-out organisms report, under the four conditions, after SFT and after DPO",
         "eval/reports.jsonl and metrics.json, or in eval/<name>/",
-        "about 1 minute",
+        "about 4 minutes",
     ),
     Stage("report", "", "", "write the report that a person opens", "report.html (self-contained)", "seconds"),
 )
