@@ -37,7 +37,7 @@ def context(tmp_path, monkeypatch):
             workdir.organisms_file, (organism_of(behaviors[n], "m", s, {}).to_json() for n, s in splits.items())
         )
         write_jsonl(workdir.checks_file, CHECKS)
-        monkeypatch.setattr(selection, "is_complete", lambda directory: True)
+        monkeypatch.setattr(selection, "are_complete", lambda directories: [True] * len(directories))
         return SimpleNamespace(workdir=workdir, config=RunConfig(organisms=OrganismsSection(keep_failed=keep_failed)))
 
     return make
