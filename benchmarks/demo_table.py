@@ -28,11 +28,11 @@ def main() -> None:
     args = parser.parse_args()
     runs = {str(run.config.seed): run for run in map(open_workdir, args.workdirs)}
     stages = list(next(iter(runs.values())).metrics(args.name)["stages"])
+    reports = {stage: {s: reports_of(run, stage, args.name) for s, run in runs.items()} for stage in stages}
     for split, title in TITLES.items():
         print(f"\n| {title} | " + " | ".join(f"seed {s}" for s in runs) + " | all |")
         print("|---|" + "---|" * (len(runs) + 1))
-        for stage in stages:
-            seeds = {s: reports_of(run, stage, args.name) for s, run in runs.items()}
+        for stage, seeds in reports.items():
             columns = [arm_figures({s: own}, {}, split) for s, own in seeds.items()] + [arm_figures(seeds, {}, split)]
             table(stage, split, columns, seeds)
         without_ia(columns, split)

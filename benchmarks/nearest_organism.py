@@ -9,13 +9,16 @@ For each held-out organism the description of the one that the IA was trained on
 import argparse
 from typing import Any
 
+from demo_table import row, shown
+
 from ia_jax.cli.workdirs import on_mesh
-from ia_jax.evals.intervals import rate, rate_over_seeds
+from ia_jax.evals.intervals import rate
 from ia_jax.judging.protocol import Item
 from ia_jax.stages.baselines import nearest_organisms
 from ia_jax.stages.context import open_organisms
 from ia_jax.stages.selection import present
 from ia_jax.stages.services import judge_of
+from ia_jax.studies.figures import over_seeds
 from ia_jax.workdir import open_workdir
 
 SPLITS = ("remade", "heldout")
@@ -30,8 +33,7 @@ def main() -> None:
         for split, named in of_run(run).items():
             found[split][str(run.config.seed)] = named
     for split, by_seed in found.items():
-        cells = {s: rate(own) for s, own in by_seed.items()} | {"all": rate_over_seeds(by_seed)}
-        print(split, {s: (c["rate"], c["ci95"], c["organisms"]) for s, c in cells.items()})
+        row(f"{split}, the nearest organism", [shown(c) for c in (*map(rate, by_seed.values()), over_seeds(by_seed))])
 
 
 def of_run(run: Any) -> dict[str, dict[str, list[bool]]]:

@@ -128,6 +128,17 @@ class Workdir:
     def ia_dir(self, name: str) -> Path:
         return self.path / "ia" / name
 
+    def seen_file(self, ia: str) -> Path:
+        return self.ia_dir(ia) / "organisms.json"
+
+    def seen(self, ia: str) -> list[str]:
+        """The organisms that this IA was trained on by SFT, clean ones too. Raises ConfigError where none are named."""
+        file = self.seen_file(ia)
+        try:
+            return list(json.loads(file.read_text(encoding="utf-8")))
+        except (OSError, ValueError) as error:
+            raise ConfigError(f"{file} cannot be read ({error}); run `ia-jax sft` again") from None
+
     def preferences_file(self, name: str = "dpo") -> Path:
         return self.path / "preferences" / f"{name}.jsonl"
 

@@ -12,11 +12,10 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from ia_jax.models.attention import Segments, attention_mask
 from ia_jax.models.config import ModelConfig
 from ia_jax.models.layers import each_layer
 from ia_jax.models.lora import Adapter, Member, Picked, Scanned, Stack, leaf_axes, map_leaves, to_scan
-from ia_jax.models.sampling import pick_tokens, unstack
+from ia_jax.models.sampling import pick_tokens, prompt_layout, unstack
 from ia_jax.models.transformer import (
     KVCache,
     Params,
@@ -88,10 +87,7 @@ def read(
     r, parts, t = tokens.shape
     dtype = params["embed"].dtype
     fresh = init_cache(cfg, r, parts, t, dtype, rules)
-    positions = jnp.maximum(jnp.cumsum(real, -1) - 1, 0)
-    mask = attention_mask(real.astype(jnp.int32), dtype, cfg.head_dim)  # padding sees padding
-    if not isinstance(mask, Segments):
-        mask = real[:, :, None, :] & (jnp.arange(t) <= jnp.arange(t)[:, None])
+    positions, mask = prompt_layout(real, t, dtype, cfg.head_dim)
     adapters = to_scan(_beside(stack), rules, dtype)
     params = reshard_params(params, cfg, rules)
     hidden, fresh = forward_cached(params, tokens, positions, mask, adapters, cfg, fresh, jnp.int32(0), rules)

@@ -134,10 +134,7 @@ def decode(
     slots = jnp.arange(length)
     filled = jnp.concatenate([real, jnp.ones((k, b, max_new_tokens), bool)], -1)
     lengths = real.sum(-1)
-    positions = jnp.maximum(jnp.cumsum(real, -1) - 1, 0)
-    mask = attention_mask(real.astype(jnp.int32), dtype, cfg.head_dim)  # padding sees padding
-    if not isinstance(mask, Segments):
-        mask = filled[:, :, None, :held] & (slots[None, :held] <= jnp.arange(t)[:, None])
+    positions, mask = prompt_layout(real, held, dtype, cfg.head_dim)
     hidden, cache = forward_cached(params, tokens, positions, mask, adapters, cfg, cache, jnp.int32(0), rules)
     if unrolled:
         widths = ((0, 0),) * 4 + ((0, max_new_tokens), (0, 0))
@@ -170,6 +167,19 @@ def decode(
     out = jnp.full((k, b, max_new_tokens), -1, jnp.int32)
     done = lengths == 0  # a row of nothing but padding fills a batch up
     return jax.lax.while_loop(keep_going, one_more, (jnp.int32(0), hidden[:, :, -1:], cache, done, out))[-1]
+
+
+def prompt_layout(real: jax.Array, held: int, dtype: Any, head_dim: int) -> tuple[jax.Array, Segments | jax.Array]:
+    """Positions [K, B, T] of prompts that are padded on the left, and what their tokens see of a cache of `held`
+    places, of which they take the first T. real: [K, B, T], False = padding.
+    """
+    t = real.shape[-1]
+    positions = jnp.maximum(jnp.cumsum(real, -1) - 1, 0)
+    mask = attention_mask(real.astype(jnp.int32), dtype, head_dim)  # padding sees padding
+    if not isinstance(mask, Segments):
+        there = jnp.pad(real, ((0, 0), (0, 0), (0, held - t)))
+        mask = there[:, :, None, :] & (jnp.arange(held) <= jnp.arange(t)[:, None])
+    return positions, mask
 
 
 def in_buckets(length: int) -> int:

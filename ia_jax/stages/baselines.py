@@ -1,6 +1,5 @@
 """What is said of held-out organisms without an adapter: the reports of `evals.baselines`, asked for by the way."""
 
-import json
 import zlib
 from collections.abc import Mapping, Sequence
 from functools import partial
@@ -105,26 +104,22 @@ def baseline_rows(
 def training_descriptions(context: Context) -> dict[str, tuple[str, ...]]:
     """{organism that the IA was trained on: what it was trained to say of it}, without the clean ones."""
     workdir = context.workdir
-    truths = {n: workdir.truths(n) for n in seen_organisms(context)}
+    truths = {n: workdir.truths(n) for n in workdir.seen(context.config.sft.name)}
     return {n: tuple(w for b in own for w in b.wordings) for n, own in truths.items() if own}
-
-
-def seen_organisms(context: Context) -> list[str]:
-    """Those that the IA `sft.name` was trained on, clean ones too."""
-    return json.loads((context.workdir.ia_dir(context.config.sft.name) / "organisms.json").read_text())
 
 
 def nearest_organisms(context: Context, bank: Bank, organisms: Sequence[Organism | None]) -> list[str | None]:
     """Of each organism the description of the one that the IA was trained on whose adapter is most alike; that there is
     nothing, if that is a clean one. It says what a look-up by weights would, and can name no behaviour that is new.
     """
-    seen = on_main_process(lambda: seen_organisms(context))
-    known = [context.workdir.organisms[n] for n in seen if n in context.workdir.organisms]
+    workdir = context.workdir
+    seen = on_main_process(lambda: workdir.seen(context.config.sft.name))
+    known = [workdir.organisms[n] for n in seen if n in workdir.organisms]
     if not known:
         return [None] * len(organisms)
     found = cosines(bank, open_organisms(context, known), context.config.organisms.parallel)
     nearest = [known[int(row.argmax())].name for row in found[: len(organisms)]]
-    truths = [context.workdir.truths(name) for name in nearest]
+    truths = [workdir.truths(name) for name in nearest]
     return [t[0].description if t else report_of_word(None) for t in truths]
 
 

@@ -3,7 +3,6 @@
 Its rows are kept one model at a time in `ia/<name>/evidence.jsonl`, so that a killed calibration goes on where it was.
 """
 
-import json
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -131,18 +130,9 @@ def null_bank(context: Context, directories: Sequence[Sequence[str | Path]]) -> 
 def trained_on(context: Context, ia: str) -> list[str]:
     """Organisms that an IA was trained on: by SFT, and the dpo split where it is not the one that SFT left."""
     workdir, config = context.workdir, context.config
-    file = workdir.ia_dir(ia) / "organisms.json"
-    if not file.exists():
-        file = workdir.ia_dir(config.sft.name) / "organisms.json"
-    names = [n for n in _names_in(file) if n in workdir.organisms]
+    own = ia if workdir.seen_file(ia).exists() else config.sft.name
+    names = [n for n in workdir.seen(own) if n in workdir.organisms]
     return names if ia == config.sft.name else [*names, *workdir.named("dpo")]
-
-
-def _names_in(file: Path) -> list[str]:
-    try:
-        return list(json.loads(file.read_text(encoding="utf-8")))
-    except (OSError, ValueError) as error:
-        raise ConfigError(f"{file} cannot be read ({error}); run `ia-jax sft` again") from None
 
 
 def descriptions(context: Context, ia: str) -> list[str]:

@@ -19,7 +19,7 @@ from ia_jax.judging.protocol import Item, Judge, Verdict
 from ia_jax.models.replies import Reply
 from ia_jax.parallel.distributed import on_main_process
 from ia_jax.stages.asking import ask_organisms, generate
-from ia_jax.stages.baselines import baseline_rows, seen_organisms
+from ia_jax.stages.baselines import baseline_rows
 from ia_jax.stages.context import Context, open_organisms
 from ia_jax.stages.order import evaluated, is_done
 from ia_jax.stages.selection import present, usable
@@ -199,7 +199,7 @@ def _without_adapter(
 def _some_of_training(context: Context) -> list[Organism]:
     """`eval.train_organisms` of those that the IA was trained on."""
     config = context.config
-    seen = set(on_main_process(lambda: seen_organisms(context)))
+    seen = set(on_main_process(lambda: context.workdir.seen(config.sft.name)))
     train = [o for o in usable(context, *config.sft.splits) if o.name in seen and not o.clean]
     rng = np.random.default_rng([config.seed, 6])
     return [train[i] for i in sorted(rng.permutation(len(train))[: config.eval.train_organisms])]
@@ -381,4 +381,4 @@ def _rate(cell: dict[str, Any]) -> str:
 
 def _percent(cell: dict[str, Any]) -> str:
     low, high = cell["ci95"]
-    return "-" if cell["rate"] is None else f"{100 * cell['rate']:.0f}% ({100 * low:.0f}-{100 * high:.0f})"
+    return _rate(cell) if cell["rate"] is None else f"{_rate(cell)} ({100 * low:.0f}-{100 * high:.0f})"

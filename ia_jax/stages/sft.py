@@ -65,7 +65,7 @@ def _train(context: Context, name: str, organisms: Bank, told: Mapping[str, tupl
     everyone = {**told, CLEAN: ()} if cfg.clean_slot else told
     units = [_units(context, n, everyone) for n in everyone]
     plan = sft_plan(config, units, plan_groups(context, directory))
-    on_main_process(lambda: write_json(directory / "organisms.json", list(told)))
+    on_main_process(lambda: write_json(context.workdir.seen_file(name), list(told)))
     ia = context.shard_ia(init_lora(context.key(3), model.config, lora))
     state = context.shard_ia(init_state(ia, len(plan.steps), cfg.optimizer, scale=lora.scale, keys=context.key(8)))
     loss = of_descriptions(cfg.contrast, cfg.contrast_beta)

@@ -49,7 +49,7 @@ def tracing(directory: Path, steps: int) -> Iterator[Callable[[Any], None]]:
     finally:
         if running:  # there were fewer steps
             stop()
-    if seen <= WARM:
+    if seen <= WARM and is_main_process():
         print(
             f"profile: {directory.name} has no more than {WARM} steps here, and these go before the trace", flush=True
         )

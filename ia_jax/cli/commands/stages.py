@@ -143,7 +143,7 @@ def _command(name: str, summary: str, writes: str, minutes: str) -> Command:
         examples=(f"ia-jax {name} --config=configs/smollm2_demo.py --workdir=runs/demo",),
         arguments=(
             *recipe(required=False, more="; may be left out where the workdir has a config.json"),
-            workdir("the run's directory, local; created by `run` and `transcripts`"),
+            workdir("the run's directory, local or gs://; created by `run` and `transcripts`"),
             *([estimate] if name in ("run", "transcripts") else []),
             *([] if name in ("transcripts", "organisms") else [named]),
             *([traced] if name in ("run", "organisms", "sft", "dpo") else []),
