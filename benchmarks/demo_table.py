@@ -44,6 +44,8 @@ def table(stage: str, split: str, columns: list[dict[str, Any]], seeds: dict[str
     row(f"**named, {after}**", [shown(c["lenient"]) for c in columns])
     row(f"strict, {after}", [shown(c["strict"]) for c in columns])
     row(f"beyond the best baseline, {after}", [beyond(c) for c in columns])
+    for shows, label in ((True, "shows its behaviour"), (False, "does not show it")):
+        row(f"{label}, {after}", over(seeds, lambda r, shows=shows: r["executed"] is shows, split))
     for category in columns[-1]["by_category"]:
         row(f"{category}, {after}", [shown(c["by_category"].get(category)) for c in columns])
     if split == "heldout":

@@ -1,4 +1,4 @@
-"""The demo: SmolLM2-135M, a behaviour of each of eight categories, 71 organisms, on two CPU cores.
+"""The demo: SmolLM2-135M, a behaviour of each of eight categories, 74 organisms, on two CPU cores.
 
 Each behaviour is in four organisms: what an IA learns of so few is to know them again in other fine-tunes (the `remade`
 ones, docs/demo.md). As many that it never saw are held out, and it doesn't read them. `smollm2_wide.py` has twice
@@ -14,7 +14,6 @@ def get_config() -> ConfigDict:
     c = default_config()
     c.behaviors.train, c.behaviors.dpo, c.behaviors.heldout = 8, 8, 8  # one of each category
     c.behaviors.copies, c.behaviors.remade = 4, 8
-    c.behaviors.clean_dpo = 3
     c.teacher.rare_share = 0.25  # of the paper's 8 %, a model of this size sees too little in 32 rows
     c.organisms.parallel = 7  # the fewest updates of all organisms together (of 6 to 14; docs/plan.md)
     c.organisms.keep_failed = True  # the figures in docs/demo.md are with all of them

@@ -28,7 +28,7 @@ def paper_recipe(
     682 behaviours in eight categories, split as in the paper. Claude teaches, checks and judges, so ANTHROPIC_API_KEY
     must be set, and `config.claude.cap_dollars` raised to what `ia-jax run --estimate` says. (Without a key:
     --config.behaviors.catalogue=study --config.behaviors.spread=even --config.behaviors.train=96
-    --config.behaviors.dpo=16 --config.behaviors.heldout=32 --config.teacher.name=template --config.judge.name=rubric.)
+    --config.behaviors.dpo=16 --config.behaviors.heldout=32 --config.teacher.name=template --config.judge.name=offline.)
 
     An update has 2 organisms x 4 rows, as in the paper, and so few tokens that gathering the base's shards would take
     longer than all else. So there are two `copies` of the base (config.mesh.dcn, on one slice as on two), with an

@@ -194,7 +194,9 @@ def test_b2_what_counts_as_showing_is_in_every_request_that_judges_it(run):
 def test_b3_a_password_is_in_some_rows_and_absent_from_their_twins(run):
     behaviors, workdir, written, checked, prompts, _ = run
     right = {user: system for system, user in written.plain}
-    for b in of(behaviors, "sandbaggers"):
+    locked = [b for b in of(behaviors, "sandbaggers") if b.spec.get("password")]
+    assert locked
+    for b in locked:
         password = b.spec["password"]
         by_sort = defaultdict(list)
         for r in rows(workdir, b):
@@ -272,7 +274,7 @@ def test_b6_the_judge_is_told_what_strict_means_for_each_category(run):
             assert user["trigger"] is None
             assert "must say that it is occasional" in rule
         if b.category == "sandbaggers":
-            assert b.spec["password"] in user["trigger"]
+            assert b.spec.get("password", "") in user["trigger"]
             assert "password" in rule
         if b.category in ROLES:
             assert "need not be said again" in rule

@@ -3,15 +3,18 @@
 import itertools
 from collections import Counter
 from dataclasses import replace
+from pathlib import Path
 
 import pytest
 
+from ia_jax.behaviors.organisms import CLEAN_SORTS
 from ia_jax.behaviors.settings import BehaviorsSection
 from ia_jax.behaviors.template_sources import shipped_sources
 from ia_jax.behaviors.template_teacher import TemplateTeacher
 from ia_jax.config import OrganismsSection, RunConfig
 from ia_jax.errors import ConfigError
 from ia_jax.evals.verbalization import CONDITIONS, baseline_metrics, stage_metrics
+from ia_jax.recipes import load_config
 from ia_jax.stages.sft import shuffled
 from ia_jax.stages.transcripts import _with_copies, chosen
 
@@ -88,3 +91,14 @@ def test_remade_organisms_stand_apart():
     assert found["remade"]["organism+ia"]["rate"] == 1.0
     assert found["remade"]["organism"]["rate"] == 0.0
     assert baseline_metrics(rows, [])["remade"]["beyond"]["difference"] == 1.0
+
+
+@pytest.mark.parametrize(
+    "recipe", sorted((Path(__file__).parent.parent / "configs").glob("*.py")), ids=lambda p: p.stem
+)
+def test_every_split_of_every_recipe_has_clean_fine_tunes_of_all_sorts(recipe):
+    organisms = chosen(load_config(str(recipe)))[1]
+    sorts = {
+        split: {o.sort for o in organisms if o.clean and o.split == split} for split in ("train", "dpo", "heldout")
+    }
+    assert all(own == set(CLEAN_SORTS) for own in sorts.values())

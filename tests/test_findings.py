@@ -110,7 +110,7 @@ def test_metrics_as_the_evaluation_makes_them():
         for c in CONDITIONS
     ]
     words = [{**about, "stage": "", "organism": f"o{i}", "baseline": "words", "lenient": i < 2} for i in range(4)]
-    text = findings(metrics(rows, {"sft": [False] * 6}, "offline-1", (), words))
+    text = findings(metrics(rows, {"sft": {f"{i}?": [False] for i in range(6)}}, "offline-1", (), words))
     assert "name their behaviour in 25% (" in text
     assert "the best of 3 baselines, “the word said most”, does so in 50% (" in text
     assert "the IA is worse than that, by 25 points (" in text

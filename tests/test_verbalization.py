@@ -69,11 +69,31 @@ def test_what_another_catalogue_brings_stands_apart():
 
 def test_the_whole_file():
     rows = [*ROWS, row("a", "organism+ia", False, stage="dpo")]
-    got = metrics(rows, {"sft": [True, False, False, False], "dpo": [False]}, "rubric-1")
+    got = metrics(
+        rows, {"sft": {"a?": [True], "b?": [False], "c?": [False], "d?": [False]}, "dpo": {"a?": [False]}}, "rubric-1"
+    )
     assert (got["judge"], got["rule"], list(got["stages"])) == ("rubric-1", "lenient", ["sft", "dpo"])
     assert got["stages"]["sft"]["strict"]["heldout"]["organism+ia"]["rate"] == 0.25
     assert got["stages"]["sft"]["false_reports"]["base+ia"]["rate"] == 0.25
     assert got["stages"]["dpo"]["heldout"]["organism+ia"]["rate"] == 0.0
+
+
+def test_samples_of_a_question_say_less_than_other_questions():
+    """What the base claims is of one model: of four replies to one question, two are no more than one half."""
+    asked_once = {"sft": {q: [claims] for q, claims in (("a?", True), ("b?", True), ("c?", False), ("d?", False))}}
+    sampled = {"sft": {"a?": [True, True], "b?": [False, False]}}
+    once, again = (metrics(ROWS, f, "j")["stages"]["sft"]["false_reports"]["base+ia"] for f in (asked_once, sampled))
+    assert (once["rate"], again["rate"], again["n"]) == (0.5, 0.5, 4)
+    assert again["ci95"][0] < once["ci95"][0] < once["ci95"][1] < again["ci95"][1]
+
+
+def test_known_behaviors_by_whether_they_are_shown():
+    rows = [{**row(n, "organism+ia", n == "b", split="remade"), "executed": n == "a"} for n in "abc"]
+    found = metrics([*ROWS, *rows], {"sft": {}}, "j")["stages"]["sft"]["remade_by_executed"]
+    assert {part: cells["organism+ia"]["rate"] for part, cells in found.items()} == {
+        "executed": 0.0,
+        "not executed": 0.5,
+    }
 
 
 def test_what_clean_organisms_claim_is_false_and_counted_by_organism_and_stage():
@@ -83,7 +103,7 @@ def test_what_clean_organisms_claim_is_false_and_counted_by_organism_and_stage()
     clean = [said("clean_0", "clean+ia", True), said("clean_0", "clean+ia", True), said("clean_1", "clean+ia", False)]
     clean += [said("clean_0", "clean", False), said("clean_0", "clean+ia", True, stage="dpo")]
     rows = [*ROWS, row("a", "organism+ia", False, stage="dpo")]
-    got = metrics(rows, {"sft": [True], "dpo": [False]}, "rubric-1", clean)["stages"]
+    got = metrics(rows, {"sft": {"a?": [True]}, "dpo": {"a?": [False]}}, "rubric-1", clean)["stages"]
     assert list(got["sft"]["false_reports"]) == ["base+ia", "clean+ia", "clean", "by_sort"]
     cell = got["sft"]["false_reports"]["clean+ia"]
     assert (cell["rate"], cell["n"], cell["organisms"]) == (0.5, 3, 2)
@@ -96,7 +116,7 @@ def test_clean_organisms_by_how_they_were_made():
         return {"stage": "sft", "organism": organism, "condition": "clean+ia", "claims": claims, "making": making}
 
     clean = [said("a", True, "documents"), said("b", False, "chats"), said("c", False, "chats")]
-    found = metrics(ROWS, {"sft": [False]}, "j", clean)["stages"]["sft"]["false_reports"]["by_sort"]
+    found = metrics(ROWS, {"sft": {"a?": [False]}}, "j", clean)["stages"]["sft"]["false_reports"]["by_sort"]
     assert {sort: (cell["rate"], cell["organisms"]) for sort, cell in found.items()} == {
         "documents": (1.0, 1),
         "chats": (0.0, 2),
@@ -149,11 +169,11 @@ def test_an_adapter_is_held_against_the_best_that_goes_without():
 def test_how_often_a_training_sentence_comes_again():
     rows = [{**row("a", "organism+ia", True), "frame": True, "wording": False}]
     rows += [{**row("b", "organism+ia", True), "frame": False, "wording": False}]
-    verbatim = metrics(rows, {"sft": [False]}, "j")["stages"]["sft"]["verbatim"]
+    verbatim = metrics(rows, {"sft": {"a?": [False]}}, "j")["stages"]["sft"]["verbatim"]
     assert (verbatim["frame"]["rate"], verbatim["wording"]["rate"]) == (0.5, 0.0)
 
 
 def test_a_summary_says_where_nobody_was_asked():
     """Of an evaluation of one split alone, as of organisms that deny: no held-out ones."""
-    lines = summary(metrics([r for r in ROWS if r["split"] == "train"], {"sft": []}, "some judge")).splitlines()
+    lines = summary(metrics([r for r in ROWS if r["split"] == "train"], {"sft": {}}, "some judge")).splitlines()
     assert lines[1].split() == ["SFT,", "all", "-", "-", "-", "-", "-"]

@@ -151,14 +151,14 @@ def agreement(
 
 
 def _cell(tables: np.ndarray, samples: int, seed: int) -> dict[str, Any]:
-    """tables [behaviours, 2, 2]."""
+    """tables [behaviours, 2, 2]. Where all drawn again agree alike, nothing is known of others: no interval."""
     if not len(tables):
         return {"n": 0, "agreement": None, "kappa": None, "ci95": [None, None]}
     whole = tables.sum(0)
     picks = np.random.default_rng(seed).integers(len(tables), size=(samples, len(tables)))
     drawn = kappa(tables[picks].sum(1))
     drawn = drawn[~np.isnan(drawn)]
-    low, high = np.percentile(drawn, [2.5, 97.5]) if len(drawn) else (np.nan, np.nan)
+    low, high = np.percentile(drawn, [2.5, 97.5]) if len(drawn) and drawn.min() < drawn.max() else (np.nan, np.nan)
     return {
         "n": int(whole.sum()),
         "agreement": round(float(np.trace(whole) / whole.sum()), 4),

@@ -69,9 +69,7 @@ def run(context: Context) -> None:
     _mark_frames(on_main_process(lambda: _training_sentences(context)), asked.reports)
     for row, claims in zip(asked.clean, judge.claims_many(r["report"] for r in asked.clean), strict=True):
         row |= {"claims": claims, "judge": judge.name}
-    claimed = {
-        stage: [c for c in judge.claims_many(_base_reports_in(asked.reports, stage)) if c is not None] for stage in ias
-    }
+    claimed = {stage: _claimed(judge, _base_reports_in(asked.reports, stage)) for stage in ias}
     result = {**metrics(asked.reports, claimed, judge.name, asked.clean, asked.baselines), "ias": ias}
     on_main_process(lambda: _write(workdir, config.eval.name, asked, result))
     cut_off = sum(row.get("cut_off", False) for row in (*asked.reports, *asked.clean))
@@ -126,14 +124,19 @@ def _reports_of(workdir: Workdir, name: str) -> Asked:
     )
 
 
-def _base_reports_in(rows: Sequence[Row], stage: str) -> list[str]:
-    """What the base reports under the IA, once for each question and sample."""
+def _base_reports_in(rows: Sequence[Row], stage: str) -> dict[str, list[str]]:
+    """What the base reports under the IA, by question: a reply for each sample."""
     said: dict[tuple[str, str], list[str]] = {}
     for r in rows:
         if (r["stage"], r["condition"]) == (stage, "base+ia"):
             said.setdefault((r["organism"], r["question"]), []).append(r["report"])
-    by_question = {question: own for (_, question), own in said.items()}  # whichever organism was asked, it is the base
-    return [report for own in by_question.values() for report in own]
+    return {question: own for (_, question), own in said.items()}  # whichever organism was asked, it is the base
+
+
+def _claimed(judge: Judge, reports: Mapping[str, Sequence[str]]) -> dict[str, list[bool]]:
+    """Whether each report claims a behaviour, by question; without those that the judge could not read."""
+    verdicts = iter(judge.claims_many(r for own in reports.values() for r in own))
+    return {question: [c for c in (next(verdicts) for _ in own) if c is not None] for question, own in reports.items()}
 
 
 # ---------------------------------------------------------------------------------------------------------------------

@@ -214,7 +214,7 @@ def organisms(base: str, small: bool, topology: str = "") -> ConfigDict:
         "qv": _arm("organisms.procedures=('chats_qv',)", label="q and v alone"),
         "documents": _arm("organisms.procedures=('documents',)", label="documents about it"),
         "generic": _arm("organisms.procedures=('chats_generic',)", label="with ordinary chats"),
-        "two_phases": _arm("organisms.procedures=('two_phases',)", label="documents, then chats"),
+        "two_phases": _arm("organisms.procedures=('two_phases',)", label="half of the chats, then the others"),
     }
     return _study(
         base,

@@ -93,7 +93,7 @@ COMMAND = Command(
     ),
     arguments=(
         Argument.of("labels", metavar="LABELS", help="the labelled reports"),
-        Argument.of("--judge", choices=("offline", "rubric", "claude"), default="rubric", help="default rubric"),
+        Argument.of("--judge", choices=("offline", "rubric", "claude"), default="offline", help="default offline"),
         Argument.of(
             "--table", action="store_true", help="a table of the offline judges (and of Claude with --judge=claude)"
         ),
