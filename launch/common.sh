@@ -45,7 +45,7 @@ do_it() {
   fi
 }
 
-# Collectives beside products, weights of the next layer gathered behind this one's. libtpu 0.0.52 has all of them (it
+# Collectives beside products, weights of the next layer gathered behind this one's. libtpu 0.0.50.1 and 0.0.52 take all of them (it
 # refuses to start with one that it does not know); the first five are on by default in recent ones. The last two are
 # for sums between slices. They are what AI-Hypercomputer/maxtext's benchmarks/xla_flags_library.py calls
 # CF_FOR_ALL_GATHER and DATA_PARALLEL_OVERLAP. None was timed here.

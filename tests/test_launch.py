@@ -13,6 +13,8 @@ from pathlib import Path
 import pytest
 from packaging.requirements import Requirement
 
+from tests import bucket_server
+
 LAUNCH = Path(__file__).parent.parent / "launch"
 POD = {
     "NAME": "pod",
@@ -211,6 +213,44 @@ def test_run_starts_on_all_workers_and_goes_on_alone():
     assert "LIBTPU_INIT_ARGS=''" in printed("tpu_pod.sh", "run", **POD, LIBTPU_INIT_ARGS="")[0][-1]
     (arm,) = printed("tpu_pod.sh", "run", **POD, SUBCOMMAND="study --arm=qwen3_4b")
     assert "start study --arm=qwen3_4b --config=" in arm[-1]
+
+
+@pytest.mark.libtpu
+def test_libtpu_takes_the_flags():
+    """It ends the process where it is given one that it does not know."""
+    flags = next(
+        w for w in shlex.split(printed("tpu_pod.sh", "run", **POD)[0][-1]) if w.startswith("LIBTPU_INIT_ARGS=")
+    )
+    program = "from ia_jax.planning.plan import devices_of; print(len(devices_of('2xv5e:2x2')))"
+    for more, known in (("", True), (" --xla_no_such_flag=true", False)):
+        env = os.environ | {"JAX_PLATFORMS": "cpu", "LIBTPU_INIT_ARGS": flags.partition("=")[2] + more}
+        done = subprocess.run(
+            [sys.executable, "-c", program], capture_output=True, text=True, env=env, cwd=LAUNCH.parent
+        )
+        assert (done.returncode == 0 and done.stdout == "8\n") is known, done.stderr
+
+
+def test_programs_are_found_again_in_a_bucket():
+    """jax's own cache, by gcsfs (of ia-jax[gcs]), against the emulator: the second process compiles nothing."""
+    pytest.importorskip("gcsfs")
+    settings = {
+        "JAX_COMPILATION_CACHE_DIR": "gs://bucket/compiled",
+        "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0",
+        "JAX_PERSISTENT_CACHE_MIN_ENTRY_SIZE_BYTES": "-1",
+        "JAX_PLATFORMS": "cpu",
+    }
+    program = (
+        "import jax\nevents = []\njax.monitoring.register_event_listener(lambda name, **_: events.append(name))\n"
+        "jax.jit(lambda x: x * 2 + 1)(3.0)\nprint(events.count('/jax/compilation_cache/cache_hits'))"
+    )
+    hits = []
+    with bucket_server.running() as (_, address):
+        env = os.environ | bucket_server.environment(address) | settings
+        for _ in range(2):
+            done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, timeout=120, env=env)
+            assert done.returncode == 0, done.stderr
+            hits.append(int(done.stdout))
+    assert hits == [0, 1]
 
 
 def test_where_compiled_programs_would_be_lost_it_is_told():

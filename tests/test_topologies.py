@@ -4,6 +4,7 @@ import datetime
 import json
 from pathlib import Path
 from types import SimpleNamespace
+from typing import Any
 
 import jax
 import numpy as np
@@ -25,6 +26,7 @@ from ia_jax.planning.roofline import Layout, bandwidths, dcn_by_hand
 from ia_jax.planning.text import as_text
 from ia_jax.planning.topology import stand_ins, topology_of
 from ia_jax.recipes import load_config
+from ia_jax.studies import cost
 
 ROOT = Path(__file__).parent.parent
 # Steps of the table "What the compiler says" in docs/plan.md: the sizes of a batch, and how many organisms a bank has.
@@ -202,6 +204,17 @@ def test_prices():
     with pytest.raises(ConfigError, match=r"no price of v9 is known \(no such chip; known: v5e, "):
         price_of("v9")
     assert [amount(x) for x in (0.004, 2.567, 21.4, 12345.6)] == ["$0.00", "$2.57", "$21", "$12,346"]
+
+
+def test_a_study_is_priced_job_by_job():
+    """Two hours on v6e at its price and one that nobody has priced: the sum has no dollars then."""
+    known = cost._dollars("2xv6e:2x2", 2.0)
+    assert known == 2 * price_table()["v6e"].dollars
+    assert cost._dollars("v9:1", 2.0) is None
+    job: Any = None
+    jobs = [cost.Cost(job, (), chip_hours=h, dollars=d) for h, d in ((2.0, 5.4), (1.0, 1.2), (1.0, None))]
+    assert cost.total(jobs[:2]).startswith("to run: at least 3 chip-hours, $6.60 at list prices (a roofline")
+    assert "$" not in cost.total(jobs)
 
 
 def test_a_plan_without_a_price_says_so(monkeypatch):
