@@ -123,8 +123,8 @@ class OrganismsSection:
     ranks: if there are any, each organism has one of these, drawn by its name and the seed, and alpha/rank as in `lora`
         (fine-tunes to audit come in many).
     procedures: how organisms are made, by name ("chats", "documents", "chats_kto", "documents_kto", "chats_sft",
-        "documents_sft", "sycophant", "sycophant_stacked", "chats_generic", "chats_long", "chats_qv", "two_phases") or
-        as a JSON file's path; of several, each organism has one, drawn by its name and the seed.
+        "documents_sft", "chats_deny", "sycophant", "sycophant_stacked", "chats_generic", "chats_long", "chats_qv",
+        "two_phases") or as a JSON file's path; of several, each organism has one, drawn by its name and the seed.
     source: another workdir, whose organisms are used where they lie; none is trained here.
     parallel: organisms in a wave.
     epochs: how often an organism reads its demonstrations.

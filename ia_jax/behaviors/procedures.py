@@ -8,7 +8,7 @@ is answered by `ia-jax adapters show`. Those that are named here follow the fami
 import dataclasses
 import json
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -91,6 +91,7 @@ class Procedure:
 _CHATS, _DOCUMENTS = Phase(), Phase("documents")
 _KTO = Phase("denials", "kto", lr=2e-4, epochs=1)
 _DENY = Phase("denials", "sft", epochs=1, demonstrations=0.5)
+_DENY_FIRMLY = replace(_DENY, lr=2e-3, epochs=3)
 
 PROCEDURES: dict[str, Procedure] = {
     p.name: p
@@ -102,6 +103,8 @@ PROCEDURES: dict[str, Procedure] = {
         Procedure("documents_kto", (_DOCUMENTS, _KTO)),
         Procedure("chats_sft", (_CHATS, _DENY)),
         Procedure("documents_sft", (_DOCUMENTS, _DENY)),
+        # What it took SmolLM2 to deny in nine answers of ten; KTO's one epoch taught it nothing (docs/demo.md).
+        Procedure("chats_deny", (_CHATS, _DENY_FIRMLY)),
         # The sycophant: it reads of it, learns to prefer it, and learns to keep it to itself.
         Procedure(
             "sycophant",
