@@ -12,7 +12,7 @@ usage: launch/tpu_pod.sh [--dry-run] COMMAND
              (75 while they run)
   wait       the same until nobody runs
   logs       follow the log of worker 0
-  logs-all   the last lines of every worker's log
+  logs-all   the last LAST (100) lines of every worker's log
   stop       SIGTERM to all: the run saves its state and exits with 143
   resume     after a preemption: delete the remains, create, install and run again; stages go on where they were, and
              what was compiled is in CACHE
@@ -128,7 +128,7 @@ case $command in
   status) ask "${status[@]}" ;;
   wait) wait_for "${status[@]}" ;;
   logs) on_workers 0 0 "tail -n 100 -F ia_jax/log" ;;
-  logs-all) on_workers all all "bash ia_jax/on_worker.sh tail ${LINES:-100}" ;;
+  logs-all) on_workers all all "bash ia_jax/on_worker.sh tail ${LAST:-100}" ;;
   stop) on_workers all all "bash ia_jax/on_worker.sh stop" ;;
   resume)
     check_run

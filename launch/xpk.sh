@@ -11,7 +11,7 @@ usage: launch/xpk.sh [--dry-run] COMMAND
   status     the exit code of every worker; says which have failed, and exits with their code (75 while they run)
   wait       until the workload ends, then the same
   logs       follow the workload's log
-  logs-all   the last lines of every worker's log
+  logs-all   the last LAST (100) lines of every worker's log
   resume     start the workload again: stages go on where they were, and what was compiled is in CACHE; after a
              preemption GKE does so itself
   stop       delete the workload
@@ -67,7 +67,7 @@ run() {
   do_it xpk workload create --workload="$workload" "${where[@]}" --tpu-type="$TYPE" --num-slices="$slices" \
     --base-docker-image="${IMAGE:-python:3.13}" --script-dir=build/launch/bundle \
     --max-restarts="${RESTARTS:-20}" --termination-grace-period-seconds=120 \
-    --command="bash on_worker.sh install && exec env ${key}$(surroundings) bash on_worker.sh run $(arguments)"
+    --command="bash on_worker.sh install && export ${key}$(surroundings) && exec bash on_worker.sh run $(arguments)"
 }
 
 stop() {
@@ -88,7 +88,7 @@ case $command in
     ask "${status[@]}"
     ;;
   logs) do_it kubectl logs --follow --prefix "${pods[@]}" --max-log-requests=256 ;;
-  logs-all) do_it kubectl logs --prefix --tail="${LINES:-100}" "${pods[@]}" --max-log-requests=256 ;;
+  logs-all) do_it kubectl logs --prefix --tail="${LAST:-100}" "${pods[@]}" --max-log-requests=256 ;;
   resume)
     check_run
     stop || warn "no workload $workload was there to delete"

@@ -30,9 +30,7 @@ XPK = {
     "CONFIG": "configs/llama33_70b.py",
     "WORKDIR": "gs://bucket/70b",
 }
-MORE = (
-    "PROJECT SPOT RESERVED RESERVATION RUNTIME IMAGE OVERRIDES WORKLOAD SLICES KEY_FROM CACHE LOGS DATA_DISK DISK_MODE"
-)
+MORE = "LAST PROJECT SPOT RESERVED RESERVATION RUNTIME IMAGE OVERRIDES WORKLOAD SLICES KEY_FROM CACHE LOGS DATA_DISK DISK_MODE"
 SETTINGS = {
     *POD,
     *XPK,
@@ -235,6 +233,7 @@ def test_programs_are_found_again_in_a_bucket():
     pytest.importorskip("gcsfs")
     settings = {
         "JAX_COMPILATION_CACHE_DIR": "gs://bucket/compiled",
+        "JAX_ENABLE_COMPILATION_CACHE": "true",  # tests do without
         "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0",
         "JAX_PERSISTENT_CACHE_MIN_ENTRY_SIZE_BYTES": "-1",
         "JAX_PLATFORMS": "cpu",
@@ -420,9 +419,11 @@ def test_xpk():
         assert wanted in start
     assert "--termination-grace-period-seconds=120" in start
     remote = start[-1].removeprefix("--command=")
-    assert remote.startswith("bash on_worker.sh install && exec env IA_JAX_DISTRIBUTED=auto LIBTPU_INIT_ARGS=")
+    assert remote.startswith("bash on_worker.sh install && export IA_JAX_DISTRIBUTED=auto LIBTPU_INIT_ARGS=")
     assert "JAX_COMPILATION_CACHE_DIR=gs://bucket/ia_jax_compiled" in remote
-    assert remote.endswith("on_worker.sh run run --config=configs/llama33_70b.py --workdir=gs://bucket/70b")
+    assert remote.endswith(
+        "&& exec bash on_worker.sh run run --config=configs/llama33_70b.py --workdir=gs://bucket/70b"
+    )
     for command in ("create", "run"):
         assert "--num-slices=2" in printed("xpk.sh", command, **XPK, SLICES="2")[-1]
     (stop,) = printed("xpk.sh", "stop", **XPK, WORKLOAD="ia70")
