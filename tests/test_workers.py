@@ -128,6 +128,8 @@ def test_programs_are_found_again_in_a_bucket():
         "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0",
         "JAX_PERSISTENT_CACHE_MIN_ENTRY_SIZE_BYTES": "-1",
         "JAX_PLATFORMS": "cpu",
+        "NO_GCE_CHECK": "true",  # nobody is asked for credentials
+        "GCSFS_EXPERIMENTAL_ZB_HNS_SUPPORT": "false",
     }
     program = (
         "import jax\nevents = []\njax.monitoring.register_event_listener(lambda name, **_: events.append(name))\n"
