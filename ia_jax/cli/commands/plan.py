@@ -58,7 +58,7 @@ COMMAND = Command(
     "collectives, FLOPs, the step time that a roofline allows, chip-hours and dollars (docs/plan.md). GPUs, and all\n"
     "else with --by-hand, are not compiled for: a roofline by hand.",
     writes="nothing",
-    time="a minute or more of compiling, which needs: pip install 'ia-jax[tpu]'; with --by-hand seconds",
+    time="a minute or more of compiling, which needs: pip install 'ia-jax[tpu]'; with --by-hand half a minute",
     examples=(
         "ia-jax plan --config=configs/llama33_70b.py --topology=v5p:2x2x4 --stage=sft",
         "ia-jax plan --config=configs/qwen3_14b.py --topology=v6e:2x4 --stage=organisms --json",
@@ -70,7 +70,7 @@ COMMAND = Command(
         *recipe(required=False),
         Argument.of("--topology", required=True, metavar="CHIP:SHAPE", help="like v5p:4x4x4, 2xv5e:8x8 or h100:8"),
         Argument.of("--stage", required=True, metavar="STAGE", help="organisms, sft, dpo or sample"),
-        Argument.of("--by-hand", action="store_true", help="compile nothing: a roofline from formulas, in seconds"),
+        Argument.of("--by-hand", action="store_true", help="compile nothing: a roofline from formulas"),
         Argument.of(
             "--price",
             metavar="DOLLARS",
