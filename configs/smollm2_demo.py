@@ -16,7 +16,7 @@ def get_config() -> ConfigDict:
     c.behaviors.copies, c.behaviors.remade = 4, 8
     c.behaviors.clean_dpo = 3
     c.teacher.rare_share = 0.25  # of the paper's 8 %, a model of this size sees too little in 32 rows
-    c.organisms.parallel = 10  # full rows; on two cores an organism's update costs 0.33 s at 12 and 0.39 s at 21
+    c.organisms.parallel = 7  # the fewest updates of all organisms together (of 6 to 14; docs/plan.md)
     c.organisms.keep_failed = True  # the figures in docs/demo.md are with all of them
     c.organisms.optimizer.lr = 3e-3
     c.organisms.epochs = 2

@@ -42,7 +42,7 @@ STAGES = (
         "run",
         "train the organisms, many at once, and check that each shows its behaviour",
         "organisms/<organism>/ (Orbax), behavior_checks.jsonl",
-        "about 20 minutes; continues from its last checkpoint, bit for bit",
+        "about 15 minutes; continues from its last checkpoint, bit for bit",
     ),
     Stage(
         "sft",
@@ -50,7 +50,7 @@ STAGES = (
         "run",
         "train the introspection adapter (IA) jointly over the train organisms",
         "ia/<name>/: adapter (Orbax), peft, state (checkpoints); name: sft",
-        "about 15 minutes; continues from its last checkpoint, bit for bit",
+        "about 10 minutes; continues from its last checkpoint, bit for bit",
     ),
     Stage(
         "preferences",

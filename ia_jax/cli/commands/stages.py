@@ -155,7 +155,10 @@ def _command(name: str, summary: str, writes: str, minutes: str) -> Command:
 
 COMMANDS = (
     _command(
-        "run", "all stages in order; skips what is finished", "all of the workdir, report.html last", "about 40 minutes"
+        "run",
+        "all stages in order; skips what is finished",
+        "all of the workdir, report.html last",
+        "about half an hour",
     ),
     *(_command(s.name, s.summary, s.writes, s.minutes) for s in STAGES),
 )
