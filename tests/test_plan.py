@@ -35,7 +35,6 @@ from ia_jax.planning.carried import namer
 from ia_jax.planning.chips import (
     CHIPS,
     Work,
-    chip_of,
     layer_parameters,
     peak_flops,
     step_flops,
@@ -44,6 +43,7 @@ from ia_jax.planning.chips import (
     training_flops,
 )
 from ia_jax.planning.roofline import Layout, bandwidths, roofline
+from ia_jax.planning.topology import topology_of
 from ia_jax.recipes import load_config
 from ia_jax.stages.planned import Planned, example_of, planned
 from ia_jax.stages.transcripts import chosen
@@ -197,15 +197,15 @@ def test_a_plan_of_organisms_has_their_largest_rank():
 
 
 def test_chips_are_known_by_the_topologys_name():
-    assert chip_of("v5p:4x4x4") is CHIPS["v5p"]
+    assert topology_of("v5p:4x4x4").chip is CHIPS["v5p"]
     with pytest.raises(ConfigError, match=r"no chip 'v9'; known: v5e, v5p, v6e"):
-        chip_of("v9:2x2")
+        topology_of("v9:2x2")
     for topology, hint in (
         ("v5e:2x2x4", "2 axes; write it like v5e:4x4"),
         ("v5p:4x4", "3 axes; write it like v5p:4x4x4"),
     ):
         with pytest.raises(ConfigError, match=hint):
-            chip_of(topology)
+            topology_of(topology)
 
 
 def torus(*lengths, shape):
@@ -430,10 +430,12 @@ def test_the_peak_of_the_devices_in_use(monkeypatch, kind, flops):
 
 
 @pytest.mark.libtpu
-@pytest.mark.parametrize("name", CHIPS)
+@pytest.mark.parametrize("name", [n for n, chip in CHIPS.items() if chip.libtpu])
 def test_chips_are_known_by_what_jax_calls_them(name):
-    device = plan.devices_of(f"{name}:2x2x1" if name == "v5p" else f"{name}:2x2")[0]
-    assert device.device_kind in CHIPS[name].kinds
+    chip = CHIPS[name]
+    devices = plan.devices_of(f"{name}:2x2x1" if chip.axes == 3 else f"{name}:2x2")
+    assert devices[0].device_kind in chip.kinds
+    assert len(devices) == 4 * chip.cores
 
 
 def test_training_flops_count_each_adapter_by_its_own_rank():

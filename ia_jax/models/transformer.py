@@ -15,7 +15,7 @@ from typing import Any, NamedTuple, cast
 
 import jax
 import jax.numpy as jnp
-from jax.sharding import Mesh, NamedSharding
+from jax.sharding import AbstractMesh, Mesh, NamedSharding
 
 from ia_jax.errors import ConfigError
 from ia_jax.models.attention import Segments, attention, attention_mask
@@ -91,7 +91,7 @@ def _is_spec(x: Any) -> bool:
     return isinstance(x, WeightSpec)
 
 
-def check_mesh(cfg: ModelConfig, mesh: Mesh) -> None:
+def check_mesh(cfg: ModelConfig, mesh: Mesh | AbstractMesh) -> None:
     """Raises ConfigError unless the mesh divides what it is to spread: heads, vocabulary, MLP and hidden size."""
     on_tp = {
         "key/value heads": cfg.num_key_value_heads,
@@ -112,7 +112,7 @@ def check_mesh(cfg: ModelConfig, mesh: Mesh) -> None:
                 )
 
 
-def param_shardings(cfg: ModelConfig, mesh: Mesh, rules: Rules = TRAINING) -> Params:
+def param_shardings(cfg: ModelConfig, mesh: Mesh | AbstractMesh, rules: Rules = TRAINING) -> Params:
     """A NamedSharding for every weight. Raises ConfigError where the mesh does not divide the model."""
     check_mesh(cfg, mesh)
     return jax.tree.map(lambda s: rules.sharding(mesh, *s.axes), weight_specs(cfg), is_leaf=_is_spec)
@@ -143,7 +143,7 @@ def room_for_another(params: Params) -> bool:
     return on_main_process(fits)
 
 
-def abstract_params(cfg: ModelConfig, dtype: Any, mesh: Mesh | None = None) -> Params:
+def abstract_params(cfg: ModelConfig, dtype: Any, mesh: Mesh | AbstractMesh | None = None) -> Params:
     """Shapes and dtypes (and shardings) of the weights, without any data: for compiling and for restoring."""
     specs = weight_specs(cfg)
     shardings = jax.tree.map(lambda _: None, specs, is_leaf=_is_spec) if mesh is None else param_shardings(cfg, mesh)

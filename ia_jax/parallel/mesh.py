@@ -1,8 +1,8 @@
 """The device mesh, and the rules that say on which of its axes each logical axis of an array lies.
 
 A mesh has four axes, whatever their sizes (one device is 1 x 1 x 1 x 1):
-    dcn     slices, each with the whole base and organisms of its own; all that crosses the slow network between them is
-            the gradient of what they share
+    dcn     copies of the base, each with organisms of its own; one or more on every slice. All that crosses the slow
+            network between slices is the gradient of what the copies share
     fsdp    organisms, and shards of the frozen base
     rows    the rows of one organism, and further shards of the base
     tp      heads, MLP columns and vocabulary
@@ -113,12 +113,14 @@ def make_mesh(fsdp: int = 1, tp: int = 1, dcn: int = 1, rows: int = 1, devices: 
         raise ConfigError(f"mesh {shape} needs {count} devices, {len(devices)} are visible")
     devices = devices[:count]
     slices = len({getattr(d, "slice_index", 0) for d in devices}) if devices[0].platform == "tpu" else 1
-    if slices not in (1, dcn):
-        raise ConfigError(f"mesh {shape} is over {slices} slices; set --config.mesh.dcn={slices}")
+    if dcn % slices:
+        raise ConfigError(f"mesh {shape} is over {slices} slices; set --config.mesh.dcn={slices}, or a multiple of it")
     # A torus axis may be split: 32 x 2 fits no union of whole axes of a 4x4x4 slice, and jax.make_mesh refuses it.
     split = {"allow_split_physical_axes": True}
     if slices > 1:
-        grid = mesh_utils.create_hybrid_device_mesh((1, fsdp, rows, tp), (dcn, 1, 1, 1), devices, **split)
+        grid = mesh_utils.create_hybrid_device_mesh(
+            (dcn // slices, fsdp, rows, tp), (slices, 1, 1, 1), devices, **split
+        )
     else:
         grid = mesh_utils.create_device_mesh((dcn, fsdp, rows, tp), devices, **split)
     return Mesh(grid, MESH_AXES, axis_types=(AxisType.Explicit,) * len(MESH_AXES))

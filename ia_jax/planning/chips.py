@@ -9,18 +9,21 @@ from dataclasses import dataclass, replace
 
 import jax
 
-from ia_jax.errors import ConfigError
 from ia_jax.models.config import ModelConfig
 from ia_jax.models.lora import LoraConfig, layers_on, projection_sizes
 
 
 @dataclass(frozen=True)
 class Chip:
-    """Peaks of one chip: bf16 FLOP/s, bytes/s of HBM, and bytes/s of one ICI link in one direction.
+    """Peaks of one device: bf16 FLOP/s, bytes/s of HBM, and bytes/s of one ICI link in one direction.
 
-    `kinds`: what JAX calls it (`Device.device_kind`). `axes` of the torus, each of which closes into a ring where its
-    length is a multiple of `ring`; otherwise its ends have one neighbour on it. `capacity`: bytes of HBM that the TPU
-    compiler allows a program (a little less than what is advertised).
+    A device is what JAX shows: a chip, or one of its `cores` where JAX shows them singly (v7x: two, which share the
+    chip's links and are joined by `die` bytes/s). `kinds`: what JAX calls it (`Device.device_kind`). `axes` of the
+    torus, each of which closes into a ring where its length is a multiple of `ring`; otherwise its ends have one
+    neighbour on it. Of GPUs, an axis is a node behind switches: every group of it has the whole `link`, and `ring` is
+    how many there are. `capacity`: bytes of HBM that the TPU compiler allows a program (a little less than what is
+    advertised). `dcn`: bytes/s of a device's share of the network between slices. `libtpu`: what libtpu calls it; ""
+    where there is no compiler to plan with.
     """
 
     name: str
@@ -32,31 +35,61 @@ class Chip:
     ring: int
     capacity: float
     source: str
+    dcn: float
+    libtpu: str = ""
+    cores: int = 1
+    die: float = 0.0
 
 
 _DOCS = "docs.cloud.google.com/tpu/docs"
 GIB = 2**30
-# FLOP/s, HBM and capacity as those pages give them. They give ICI as "bidirectional bandwidth per chip" (400, 1200 and
-# 800 GB/s): all links of a chip (4, 6 and 4) and both directions together, so one link in one direction carries 50, 100
-# and 100 GB/s. That, and which axes are rings, agrees with jax-ml.github.io/scaling-book/tpus, whose present edition
-# puts a link a tenth lower (45 and 90 GB/s).
+# FLOP/s, HBM and capacity as those pages give them. They give ICI as "bidirectional bandwidth per chip" (400, 1200, 800
+# and 1200 GB/s): all links of a chip (4, 6, 4 and 6) and both directions together, so one link in one direction carries
+# 50, 100, 100 and 100 GB/s. That, and which axes are rings, agrees with jax-ml.github.io/scaling-book/tpus, whose
+# present edition puts a link a tenth lower (45 and 90 GB/s). The network between slices: "DCN bandwidth per chip" of
+# v5p (50 Gb/s), that of a pod over its 256 chips for v5e (25 Gb/s); v6e's and v7x's 100 Gb/s are from memory. libtpu
+# says neither what a program may use of v7x's 96 GiB; a sixty-fourth is left out, as it does on v5e.
+# GPUs: NVIDIA's data sheets, dense bf16. NVLink has 900 GB/s both ways; the network is that of Google's a3-highgpu-8g
+# and a3-ultragpu-8g (100 and 400 Gb/s a GPU, from memory).
 CHIPS = {
-    "v5e": Chip("v5e", ("TPU v5 lite", "TPU v5e"), 197e12, 819e9, 50e9, 2, 16, 15.75 * GIB, f"{_DOCS}/v5e"),
-    "v5p": Chip("v5p", ("TPU v5", "TPU v5p"), 459e12, 2765e9, 100e9, 3, 4, 95 * GIB, f"{_DOCS}/v5p"),
-    "v6e": Chip("v6e", ("TPU v6 lite", "TPU v6e"), 918e12, 1600e9, 100e9, 2, 16, 31.25 * GIB, f"{_DOCS}/v6e"),
+    "v5e": Chip(
+        "v5e", ("TPU v5 lite", "TPU v5e"), 197e12, 819e9, 50e9, 2, 16, 15.75 * GIB, f"{_DOCS}/v5e", 3.125e9, "v5e"
+    ),
+    "v5p": Chip("v5p", ("TPU v5", "TPU v5p"), 459e12, 2765e9, 100e9, 3, 4, 95 * GIB, f"{_DOCS}/v5p", 6.25e9, "v5p"),
+    "v6e": Chip(
+        "v6e", ("TPU v6 lite", "TPU v6e"), 918e12, 1600e9, 100e9, 2, 16, 31.25 * GIB, f"{_DOCS}/v6e", 12.5e9, "v6e"
+    ),
+    "v7x": Chip(
+        "v7x",
+        ("TPU7x",),
+        2307e12 / 2,
+        7380e9 / 2,
+        100e9 / 2,
+        3,
+        4,
+        96 * GIB * 63 / 64,
+        f"{_DOCS}/tpu7x",
+        12.5e9 / 2,
+        "tpu7x",
+        cores=2,
+        die=600e9,
+    ),
+    "h100": Chip(
+        "h100",
+        ("NVIDIA H100 80GB HBM3",),
+        989e12,
+        3350e9,
+        450e9,
+        1,
+        8,
+        80e9,
+        "nvidia.com/en-us/data-center/h100",
+        12.5e9,
+    ),
+    "h200": Chip(
+        "h200", ("NVIDIA H200",), 989e12, 4800e9, 450e9, 1, 8, 141e9, "nvidia.com/en-us/data-center/h200", 50e9
+    ),
 }
-
-
-def chip_of(topology: str) -> Chip:
-    """The chip of a topology like "v5p:4x4x4". Raises ConfigError for one that is unknown or has not so many axes."""
-    name, _, lengths = topology.partition(":")
-    if name not in CHIPS:
-        raise ConfigError(f"--topology {topology}: no chip {name!r}; known: {', '.join(CHIPS)} (as in v5p:4x4x4)")
-    chip = CHIPS[name]
-    if lengths.count("x") + 1 != chip.axes:
-        like = f"{name}:{'x'.join('4' * chip.axes)}"
-        raise ConfigError(f"--topology {topology}: {name} is a torus of {chip.axes} axes; write it like {like}")
-    return chip
 
 
 def peak_flops() -> float | None:
@@ -147,10 +180,10 @@ def _base_flops(cfg: ModelConfig, length: int, cached: int = 0) -> tuple[float, 
 
 def _lora_flops(cfg: ModelConfig, loras: Sequence[LoraConfig], lowest: int = 0) -> float:
     """Of one token, forward, from layer `lowest` on. Vectors are additions, which count as nothing."""
-    return 2.0 * sum(_entries(cfg, lora, lowest) for lora in loras if lora.rank)
+    return 2.0 * sum(adapter_entries(cfg, lora, lowest) for lora in loras if lora.rank)
 
 
-def _entries(cfg: ModelConfig, lora: LoraConfig, lowest: int = 0) -> int:
+def adapter_entries(cfg: ModelConfig, lora: LoraConfig, lowest: int = 0) -> int:
     """Numbers in an adapter's leaves, from layer `lowest` on."""
     on = layers_on(cfg, lora) or range(cfg.num_hidden_layers)
     sizes = projection_sizes(cfg)
@@ -223,7 +256,7 @@ def step_hbm_bytes(
     cache = 2 * 2 * work.organisms * work.rows / parts * work.cached * cfg.kv_size / tp * layers
     own = max(1, work.organisms // (groups or parts))
     trained, frozen = (own, 0) if work.adapters == work.trained else (work.trained, own)
-    adapters = 24 * trained * _entries(cfg, lora) / tp
-    adapters += 2 * (2 + work.reads) * frozen * _entries(cfg, work.frozen or lora) / tp
+    adapters = 24 * trained * adapter_entries(cfg, lora) / tp
+    adapters += 2 * (2 + work.reads) * frozen * adapter_entries(cfg, work.frozen or lora) / tp
     head = 2 * (1 if shards == 1 else 2) * cfg.vocab_size * cfg.hidden_size / tp
     return weights + activations + cache + adapters + head

@@ -8,6 +8,7 @@ import re
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 
+SLICES = "recv-from-slices"  # not a name of HLO: what libtpu makes of the part of a collective that crosses slices
 OPS = ("all-gather", "all-reduce", "reduce-scatter", "all-to-all", "collective-permute", "ragged-all-to-all")
 _BITS = {"pred": 8, "s4": 4, "u4": 4, "bf16": 16, "f16": 16, "f32": 32, "f64": 64}
 
@@ -32,7 +33,7 @@ class Collective:
     def wire_bytes(self) -> float:
         """Bytes that a chip receives in a step, by the ring algorithms."""
         share = (self.group - 1) / self.group
-        passes = {"all-reduce": 2 * share, "collective-permute": 1.0}.get(self.op, share)
+        passes = {"all-reduce": 2 * share, "collective-permute": 1.0, SLICES: 1.0}.get(self.op, share)
         return self.bytes * self.count * passes
 
 
@@ -112,6 +113,7 @@ _TYPE = re.compile(r"(\w+)\[([\d,]*)\]")
 def _collective(line: str, scatter: bool, what: Namer) -> Iterator[tuple]:
     match = _LINE.search(line)
     if not match:
+        yield from _from_slices(line)
         return
     types = [(t, tuple(int(x) for x in dims.split(",") if x)) for t, dims in _TYPE.findall(match[1])]
     op = "reduce-scatter" if scatter else match[2]
@@ -120,10 +122,23 @@ def _collective(line: str, scatter: bool, what: Namer) -> Iterator[tuple]:
         types = types[len(types) // 2 :]
     group = _group_size(line)
     for dtype, shape in types:
-        size = math.prod(shape) * _BITS.get(dtype, int((re.search(r"\d+", dtype) or ["32"])[0])) // 8
+        size = _bytes(dtype, shape)
         if op == "reduce-scatter" and not scatter:
             size *= group
         yield op, size, group, what(op, dtype, shape, group), f"{dtype}[{','.join(map(str, shape))}]"
+
+
+def _from_slices(line: str) -> Iterator[tuple]:
+    """What the host receives from other slices and hands to the chip; it counts as a group of one."""
+    match = re.search(r"= \((\w+\[[\d,]*\]).*?\) recv\(.*xla_megascale_runtime", line)
+    if match:
+        dtype, dims = _TYPE.findall(match[1])[0]
+        shape = tuple(int(x) for x in dims.split(",") if x)
+        yield SLICES, _bytes(dtype, shape), 1, "from slices", match[1]
+
+
+def _bytes(dtype: str, shape: Shape) -> int:
+    return math.prod(shape) * _BITS.get(dtype, int((re.search(r"\d+", dtype) or ["32"])[0])) // 8
 
 
 def _group_size(line: str) -> int:

@@ -3,7 +3,7 @@
 The jitted functions that the stages call are lowered with shapes and shardings in place of arrays, for the batches that
 the stage's own plan has, and compiled by the libtpu that `jax[tpu]` brings, on a machine without a TPU. Memory is the
 compiler's own account; collectives are read from the program; FLOPs are counted by hand (`chips.step_flops`); the step
-time is a roofline, so a lower bound.
+time is a roofline, so a lower bound. `plan_by_hand` compiles nothing: for GPUs, and where seconds matter.
 """
 
 import importlib.util
@@ -26,10 +26,12 @@ from ia_jax.models.transformer import abstract_params
 from ia_jax.parallel.mesh import make_mesh
 from ia_jax.planning.batches import Batches
 from ia_jax.planning.carried import namer
-from ia_jax.planning.chips import GIB, chip_of
-from ia_jax.planning.hlo import collectives
-from ia_jax.planning.roofline import Layout, bandwidths, ici_by_hand, roofline
+from ia_jax.planning.chips import GIB
+from ia_jax.planning.hlo import SLICES, collectives
+from ia_jax.planning.hours import memory_by_hand, stage_chip_hours, step_by_hand
+from ia_jax.planning.roofline import Layout, bandwidths, dcn_by_hand, ici_by_hand, roofline
 from ia_jax.planning.steps import STAGES, bank_gib, lower, trained_lora, work_of
+from ia_jax.planning.topology import Topology, topology_of
 
 # What a stage of a config reads. Raises ConfigError for a stage that the config does not have.
 Data = Callable[[RunConfig, str], Batches]
@@ -42,10 +44,9 @@ def plan(config: RunConfig, topology: str, stage: str, data: Data) -> dict[str, 
     Raises ConfigError where the topology, the mesh or the stage does not exist, IAError where libtpu is not installed.
     A program that does not fit the chips is reported (`fits` false, and what the compiler said), not raised.
     """
-    if stage not in STAGES:
-        raise ConfigError(f"--stage {stage} unknown; choose from {', '.join(STAGES)}")
+    where = _where(topology, stage)
     config = with_dtype(config, BF16)  # "auto" on a TPU
-    chip, devices = chip_of(topology), devices_of(topology)
+    chip, devices = where.chip, devices_of(where)
     cfg, layout = architecture(config.model.name, config.model.quantization), layout_of(config)
     _check_size(layout, topology, len(devices))
     mesh = make_mesh(layout.fsdp, layout.tp, layout.dcn, layout.rows, devices=devices)
@@ -53,18 +54,7 @@ def plan(config: RunConfig, topology: str, stage: str, data: Data) -> dict[str, 
     work, lora = work_of(config, stage, batches), trained_lora(config, stage)
     needed = bank_gib(config, cfg, batches, mesh) if batches.bank else 0.0
     budget = config.organisms.bank_gib or SHARE_FOR_BANK * (chip.capacity - _base_bytes(cfg, layout)) / GIB
-    report: dict[str, Any] = {
-        "topology": topology,
-        "chips": len(devices),
-        "stage": stage,
-        "model": config.model.name,
-        "mesh": {a: n for a, n in asdict(layout).items() if n > 1 or a in ("fsdp", "tp")},
-        "batch": {"organisms": work.organisms, "rows": work.rows, "length": batches.length, "targets": work.targets},
-        "fill": round(batches.fill, 4),
-        "data": batches.source,
-        "bank": _bank_in_words(batches.bank, needed, budget),
-        "remat": work.remat,
-    }
+    report = _heading(config, where, stage, batches) | {"bank": _bank_in_words(batches.bank, needed, budget)}
     start = time.monotonic()
     with jax.set_mesh(mesh):
         lowered = lower(config, cfg, stage, mesh, batches, needed <= budget)
@@ -83,12 +73,62 @@ def plan(config: RunConfig, topology: str, stage: str, data: Data) -> dict[str, 
         "activation_gathers": sum(c.count for c in found if c.op == "all-gather" and c.what == "activations"),
     }
     speed = bandwidths(mesh.devices, chip)
-    ici_s = sum(c.wire_bytes / speed.get(c.group, chip.link) for c in found)
+    ici_s = sum(c.wire_bytes / speed.get(c.group, chip.link) for c in found if c.op != SLICES)
+    dcn_s = sum(c.wire_bytes / chip.dcn for c in found if c.op == SLICES)
     if stage == "sample":  # of one new token, as everything else
-        ici_s /= config.eval.max_new_tokens
-    report |= roofline(cfg, lora, work, layout, chip, ici_s)
+        ici_s, dcn_s = ici_s / config.eval.max_new_tokens, dcn_s / config.eval.max_new_tokens
+    report |= roofline(cfg, lora, work, layout, chip, ici_s, dcn_s)
     report |= {"steps": batches.steps, "chip_hours": _chip_hours(config, cfg, report, layout, speed, data)}
-    return report | {"peaks": f"{chip.source} (bf16 {chip.flops / 1e12:.0f} TFLOP/s)", "compile_s": round(seconds, 1)}
+    return report | {"peaks": _peaks(where), "compile_s": round(seconds, 1)}
+
+
+def plan_by_hand(config: RunConfig, topology: str, stage: str, data: Data) -> dict[str, Any]:
+    """As `plan`, from docs/plan.md's formulas alone: without a compiler (`compile_s` is missing), so for GPUs too.
+
+    Of memory it has what stays there, and so knows only what does not fit; of collectives what the formulas have.
+    """
+    where = _where(topology, stage)
+    config = with_dtype(config, BF16)
+    batches = data(config, stage)
+    report = _heading(config, where, stage, batches)
+    report |= step_by_hand(config, where, stage, batches) | memory_by_hand(config, where, stage, batches)
+    hours = {}
+    for other in STAGES:
+        try:
+            hours[other] = stage_chip_hours(config, topology, other, data(config, other))
+        except ConfigError:  # a run without DPO, say
+            continue
+    return report | {"steps": batches.steps, "chip_hours": _rounded(hours), "peaks": _peaks(where)}
+
+
+def _where(topology: str, stage: str) -> Topology:
+    if stage not in STAGES:
+        raise ConfigError(f"--stage {stage} unknown; choose from {', '.join(STAGES)}")
+    return topology_of(topology)
+
+
+def _heading(config: RunConfig, where: Topology, stage: str, batches: Batches) -> dict[str, Any]:
+    work = work_of(config, stage, batches)
+    return {
+        "topology": where.name,
+        "chips": where.chips,
+        "stage": stage,
+        "model": config.model.name,
+        "mesh": {a: n for a, n in asdict(layout_of(config)).items() if n > 1 or a in ("fsdp", "tp")},
+        "batch": {"organisms": work.organisms, "rows": work.rows, "length": batches.length, "targets": work.targets},
+        "fill": round(batches.fill, 4),
+        "data": batches.source,
+        "remat": work.remat,
+    }
+
+
+def _peaks(where: Topology) -> str:
+    each = "" if where.chip.cores == 1 else f" for each of a chip's {where.chip.cores} devices"
+    return f"{where.chip.source} (bf16 {where.chip.flops / 1e12:.0f} TFLOP/s{each})"
+
+
+def _rounded(hours: dict[str, float]) -> dict[str, float]:
+    return {**{s: round(h, 3) for s, h in hours.items()}, "total": round(sum(hours.values()), 3)}
 
 
 def layout_of(config: RunConfig) -> Layout:
@@ -96,7 +136,6 @@ def layout_of(config: RunConfig) -> Layout:
 
 
 def _check_size(layout: Layout, topology: str, devices: int) -> None:
-    """A run over several slices is none that can be planned; `dcn` copies of the base on one are."""
     if layout.chips != devices:
         shape = " x ".join(f"{a}={n}" for a, n in asdict(layout).items() if n > 1 or a in ("fsdp", "tp"))
         raise ConfigError(
@@ -105,8 +144,11 @@ def _check_size(layout: Layout, topology: str, devices: int) -> None:
         )
 
 
-def devices_of(topology: str) -> Sequence[Any]:
-    """The devices of a slice that is not there. Raises as `plan` does."""
+def devices_of(topology: str | Topology) -> Sequence[Any]:
+    """The devices of slices that are not there. Raises as `plan` does."""
+    where = topology_of(topology) if isinstance(topology, str) else topology
+    if not where.chip.libtpu:
+        raise ConfigError(f"{where.name} is no TPU, so there is no compiler for it here; ask without --search")
     # libtpu is to ask the cloud nothing about this machine and print nothing about it; and plans may run side by side.
     os.environ.setdefault("TPU_SKIP_MDS_QUERY", "1")
     os.environ.setdefault("TPU_WORKER_HOSTNAMES", "localhost")
@@ -117,12 +159,13 @@ def devices_of(topology: str) -> Sequence[Any]:
     if importlib.util.find_spec("libtpu") is None:
         raise IAError("plan needs libtpu, which is not installed; pip install 'ia-jax[tpu]'")
     try:
-        return topologies.get_topology_desc(platform="tpu", topology_name=topology).devices
+        several = {"num_slices": where.slices} if where.slices > 1 else {}
+        return topologies.get_topology_desc(platform="tpu", topology_name=where.of_libtpu, **several).devices
     except jax.errors.JaxRuntimeError as error:
         text = _first_line(error)
         if "libtpu" in text:
             raise IAError(f"libtpu does not start: {text}") from error
-        raise ConfigError(f"--topology {topology} does not exist ({text}); examples: v5e:4x4, v5p:4x4x4") from error
+        raise ConfigError(f"--topology {where.name} does not exist ({text}); examples: v5e:4x4, v5p:4x4x4") from error
 
 
 def _first_line(error: Exception) -> str:
@@ -172,7 +215,7 @@ def _chip_hours(
     data: Data,
 ) -> dict[str, float]:
     """Chip-hours of each stage, at least: this one's predicted step, and the others' by hand."""
-    chip = chip_of(report["topology"])
+    where = topology_of(report["topology"])
     hours: dict[str, float] = {}
     for stage in STAGES:
         try:
@@ -183,6 +226,8 @@ def _chip_hours(
         if stage != report["stage"]:
             work = work_of(config, stage, batches)
             ici_s = ici_by_hand(cfg, work, layout, speed)
-            step = roofline(cfg, trained_lora(config, stage), work, layout, chip, ici_s)
-        hours[stage] = batches.steps * step["predicted_step_s"] * layout.chips / 3600
-    return {**{s: round(h, 3) for s, h in hours.items()}, "total": round(sum(hours.values()), 3)}
+            lora = trained_lora(config, stage)
+            dcn_s = dcn_by_hand(cfg, lora, work, layout, where.chip, where.slices)
+            step = roofline(cfg, lora, work, layout, where.chip, ici_s, dcn_s)
+        hours[stage] = batches.steps * step["predicted_step_s"] * where.chips / 3600
+    return _rounded(hours)

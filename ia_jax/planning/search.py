@@ -16,10 +16,10 @@ from ia_jax.errors import ConfigError
 from ia_jax.models.known import architecture
 from ia_jax.models.transformer import REMAT_POLICIES
 from ia_jax.parallel.mesh import make_mesh
-from ia_jax.planning.chips import chip_of
 from ia_jax.planning.plan import Data, devices_of, layout_of, plan
-from ia_jax.planning.roofline import bandwidths, ici_by_hand, roofline
+from ia_jax.planning.roofline import bandwidths, dcn_by_hand, ici_by_hand, roofline
 from ia_jax.planning.steps import trained_lora, work_of
+from ia_jax.planning.topology import topology_of
 
 T = TypeVar("T")
 
@@ -78,22 +78,26 @@ def search(
 
 def _candidates(config: RunConfig, topology: str, stage: str, data: Data) -> list[Candidate]:
     """Fastest first, as the roofline by hand has it."""
-    chip, devices = chip_of(topology), devices_of(topology)
+    where = topology_of(topology)
+    chip, devices = where.chip, devices_of(where)
     cfg, lora = architecture(config.model.name, config.model.quantization), trained_lora(config, stage)
     found: list[Candidate] = []
     for mesh in _meshes(config, len(devices)):
         if cfg.num_key_value_heads % mesh.tp or cfg.hidden_size % (mesh.fsdp * mesh.rows):
             continue
-        where = tuple(f"--config.mesh.{axis}={getattr(mesh, axis)}" for axis in ("dcn", "fsdp", "rows", "tp"))
+        axes = tuple(f"--config.mesh.{axis}={getattr(mesh, axis)}" for axis in ("dcn", "fsdp", "rows", "tp"))
+        if mesh.dcn % where.slices:
+            continue
         speed = bandwidths(make_mesh(mesh.fsdp, mesh.tp, mesh.dcn, mesh.rows, devices=devices).devices, chip)
         for variant, overrides, size in _variants(replace(config, mesh=mesh), stage):
             batches, layout = data(variant, stage), layout_of(variant)
             if batches.organisms % layout.groups or batches.rows % mesh.rows:
                 continue
             work = work_of(variant, stage, batches)
-            step = roofline(cfg, lora, work, layout, chip, ici_by_hand(cfg, work, layout, speed))
+            between = dcn_by_hand(cfg, lora, work, layout, chip, where.slices)
+            step = roofline(cfg, lora, work, layout, chip, ici_by_hand(cfg, work, layout, speed), between)
             bound = work.fill * work.tokens / step["predicted_step_s"]
-            found.append(Candidate(variant, (*where, *overrides), size, bound))
+            found.append(Candidate(variant, (*axes, *overrides), size, bound))
     if not found:
         raise ConfigError(
             f"no mesh of {len(devices)} chips divides {data(config, stage).organisms} organisms and "

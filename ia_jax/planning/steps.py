@@ -6,7 +6,7 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
-from jax.sharding import Mesh
+from jax.sharding import AbstractMesh, Mesh
 
 from ia_jax.config import RunConfig
 from ia_jax.data.batch import Batch, Beside, batch_shardings
@@ -46,10 +46,29 @@ def work_of(config: RunConfig, stage: str, batches: Batches) -> Work:
     return Work(k, b, t, targets, 2 if frozen else 1, trained=1, frozen=frozen, share=share, **shape)
 
 
-def bank_gib(config: RunConfig, cfg: ModelConfig, batches: Batches, mesh: Mesh) -> float:
+def bank_gib(config: RunConfig, cfg: ModelConfig, batches: Batches, mesh: Mesh | AbstractMesh) -> float:
     """GiB of each device that a resident bank of all the stage's organisms takes."""
     bank = _placed(_adapter(config, cfg, "organisms", _bank_rows(batches, mesh)), mesh, organisms=True)
-    return sum(math.prod(x.sharding.shard_shape(x.shape)) * 2 for x in jax.tree.leaves(bank)) / 2**30
+    return _bytes_here(bank) * 2 / jnp.dtype(config.model.dtype).itemsize / 2**30
+
+
+def argument_gib(config: RunConfig, cfg: ModelConfig, stage: str, mesh: Mesh | AbstractMesh, batches: Batches) -> float:
+    """GiB of each device that stay there during a stage: the base, its organisms, what is trained and its two moments.
+
+    Not what a step leaves for its backward pass, nor what generation caches: that is the compiler's to say.
+    """
+    base = _bytes_here(abstract_params(cfg, jnp.dtype(config.model.dtype), mesh))
+    many = (batches.organisms,) if stage == "organisms" else ()
+    ours = _placed(_adapter(config, cfg, stage, *many), mesh, organisms=bool(many))
+    entries = sum(math.prod(x.sharding.shard_shape(x.shape)) for x in jax.tree.leaves(ours))
+    bank = bank_gib(config, cfg, batches, mesh) if batches.bank else 0.0
+    return (base + entries * (4 if stage == "sample" else 12)) / 2**30 + bank
+
+
+def _bytes_here(tree: Any) -> int:
+    """Of one device, of arrays of these shapes and shardings."""
+    leaves = jax.tree.leaves(tree)
+    return sum(math.prod(x.sharding.shard_shape(x.shape)) * jnp.dtype(x.dtype).itemsize for x in leaves)
 
 
 def lower(config: RunConfig, cfg: ModelConfig, stage: str, mesh: Mesh, batches: Batches, resident: bool) -> Any:
@@ -93,7 +112,7 @@ def lower(config: RunConfig, cfg: ModelConfig, stage: str, mesh: Mesh, batches: 
     return train_step.lower(base, state, (picked,), _batch(batches, mesh), beside, cfg=cfg, loss=loss, **how)
 
 
-def _bank_rows(batches: Batches, mesh: Mesh) -> int:
+def _bank_rows(batches: Batches, mesh: Mesh | AbstractMesh) -> int:
     groups = TRAINING.size("organism", mesh)
     return math.ceil(batches.bank / groups) * groups
 
@@ -111,7 +130,7 @@ def _integers(*dims: int) -> jax.ShapeDtypeStruct:
     return jax.ShapeDtypeStruct(dims, jnp.int32)
 
 
-def _placed(tree: Any, mesh: Mesh, organisms: bool = False) -> Any:
+def _placed(tree: Any, mesh: Mesh | AbstractMesh, organisms: bool = False) -> Any:
     shardings = adapter_shardings(tree, mesh, organisms)
     return jax.tree.map(lambda x, s: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=s), tree, shardings)
 

@@ -4,9 +4,12 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 
 from ia_jax.config import RunConfig
+from ia_jax.errors import ConfigError
 from ia_jax.models.known import architecture
 from ia_jax.planning.batches import Batches
 from ia_jax.planning.hours import stage_chip_hours
+from ia_jax.planning.prices import amount, price_of
+from ia_jax.planning.topology import topology_of
 from ia_jax.progress import duration
 from ia_jax.stages.expected import SPAN, not_known, stage_seconds
 from ia_jax.stages.planned import planned
@@ -22,12 +25,15 @@ PLANNED = {"organisms": "organisms", "sft": "sft", "dpo": "dpo", "eval": "sample
 
 @dataclass(frozen=True)
 class Cost:
-    """A job that is left, and what it takes at least: seconds here, or chip-hours; or why neither is known."""
+    """A job that is left, and what it takes at least: seconds here, or chip-hours (with what those cost at list prices,
+    where that is known); or why neither is known.
+    """
 
     job: Job
     left: tuple[str, ...]
     seconds: float | None = None
     chip_hours: float | None = None
+    dollars: float | None = None
     unknown: str = ""
 
 
@@ -84,7 +90,8 @@ def _cost(job: Job, left: tuple[str, ...], config: RunConfig, topology: str, mac
         if not here:
             asked = config if "preferences" in left else _without_pairs(config)
             read = {s: count(asked if s == "sample" else config, s) for s in (PLANNED[x] for x in work)}
-            return Cost(job, left, chip_hours=sum(stage_chip_hours(config, topology, s, b) for s, b in read.items()))
+            hours = sum(stage_chip_hours(config, topology, s, b) for s, b in read.items())
+            return Cost(job, left, chip_hours=hours, dollars=_dollars(topology, hours))
         batches = {s: count(config, s) for s in work if s in TRAINED}
         rate = machine.rate(config.model.dtype)
         seconds = stage_seconds(config, architecture(config.model.name), batches, rate, machine.cores)
@@ -92,6 +99,13 @@ def _cost(job: Job, left: tuple[str, ...], config: RunConfig, topology: str, mac
         return Cost(job, left, unknown=f"what there is to do cannot be counted ({' '.join(str(error).split())})")
     small = ORGANISMS if taken else ()
     return Cost(job, left, seconds=sum(x for s, x in seconds.items() if s in left and s not in small))
+
+
+def _dollars(topology: str, hours: float) -> float | None:
+    try:
+        return hours * price_of(topology_of(topology).chip.name).dollars
+    except ConfigError:
+        return None
 
 
 def _without_pairs(config: RunConfig) -> RunConfig:
@@ -131,7 +145,9 @@ def total(found: Sequence[Cost]) -> str:
     if seconds:
         parts.append(f"{duration(SPAN[0] * sum(seconds))} to {duration(SPAN[1] * sum(seconds))} on this machine")
     if hours:
-        parts.append(f"at least {sum(hours):.3g} chip-hours (a roofline by hand, docs/plan.md)")
+        dollars = [c.dollars for c in found if c.chip_hours is not None]
+        price = "" if None in dollars else f", {amount(sum(d or 0 for d in dollars))} at list prices"
+        parts.append(f"at least {sum(hours):.3g} chip-hours{price} (a roofline by hand, docs/plan.md)")
     unknown = sum(bool(c.unknown) for c in found)
     if unknown:
         parts.append(f"{unknown} of unknown length")
@@ -142,6 +158,7 @@ def _amount(cost: Cost) -> str:
     if cost.unknown:
         return f"not known: {cost.unknown}"
     if cost.chip_hours is not None:
-        return f"at least {cost.chip_hours:.3g} chip-hours"
+        price = "" if cost.dollars is None else f", {amount(cost.dollars)}"
+        return f"at least {cost.chip_hours:.3g} chip-hours{price}"
     assert cost.seconds is not None
     return f"about {max(1, round(cost.seconds / 60))} min"

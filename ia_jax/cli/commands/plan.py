@@ -12,9 +12,11 @@ from ia_jax.errors import ConfigError, IAError
 
 def _plan(args: argparse.Namespace) -> None:
     os.environ["JAX_PLATFORMS"] = "cpu"  # a TPU of this machine, if there is one, is not to be taken
-    from ia_jax.planning.plan import plan
+    from ia_jax.planning.plan import plan, plan_by_hand
+    from ia_jax.planning.prices import price_of, priced
     from ia_jax.planning.search import interruptible, search
     from ia_jax.planning.text import as_text
+    from ia_jax.planning.topology import topology_of
     from ia_jax.recipes import load_config, override
     from ia_jax.stages.planned import planned
 
@@ -25,11 +27,17 @@ def _plan(args: argparse.Namespace) -> None:
         config = override(workdir.config, args.overrides)
     else:
         raise ConfigError("plan needs --config=FILE, or a run's --workdir=DIR")
+    chip = topology_of(args.topology).chip
+    if args.price is not None:
+        price_of(chip.name, args.price)  # a mistake in it is known before minutes of compiling
     data = planned(workdir)
     if args.search:
         found = search(config, args.topology, args.stage, data, _progress)
+    elif args.by_hand or not chip.libtpu:
+        found = [plan_by_hand(config, args.topology, args.stage, data)]
     else:
         found = [interruptible(lambda: plan(config, args.topology, args.stage, data))]
+    found = [priced(report, args.price) for report in found]
     if args.json:
         print(json.dumps(found if args.search else found[0]))
     else:
@@ -47,18 +55,27 @@ COMMAND = Command(
     run=_plan,
     summary="compile a stage's step for a TPU slice that you do not have",
     text="Compile the true step of a stage for a TPU topology, here and without a TPU; report memory per chip,\n"
-    "collectives, FLOPs, the step time that a roofline allows, and chip-hours (docs/plan.md).",
+    "collectives, FLOPs, the step time that a roofline allows, chip-hours and dollars (docs/plan.md). GPUs, and all\n"
+    "else with --by-hand, are not compiled for: a roofline by hand.",
     writes="nothing",
-    time="a minute or more of compiling; needs: pip install 'ia-jax[tpu]'",
+    time="a minute or more of compiling, which needs: pip install 'ia-jax[tpu]'; with --by-hand half a minute",
     examples=(
         "ia-jax plan --config=configs/llama33_70b.py --topology=v5p:2x2x4 --stage=sft",
         "ia-jax plan --config=configs/qwen3_14b.py --topology=v6e:2x4 --stage=organisms --json",
+        "ia-jax plan --config=configs/llama33_70b.py --topology=2xv5p:2x2x2 --stage=sft    two slices",
+        "ia-jax plan --config=configs/qwen3_8b.py --topology=h100:4 --stage=sft --price=2.5    by hand",
         "ia-jax plan --workdir=runs/70b --topology=v5p:2x2x4 --stage=dpo --search",
     ),
     arguments=(
         *recipe(required=False),
-        Argument.of("--topology", required=True, metavar="CHIP:SHAPE", help="like v5p:4x4x4 or v5e:8x8"),
+        Argument.of("--topology", required=True, metavar="CHIP:SHAPE", help="like v5p:4x4x4, 2xv5e:8x8 or h100:8"),
         Argument.of("--stage", required=True, metavar="STAGE", help="organisms, sft, dpo or sample"),
+        Argument.of("--by-hand", action="store_true", help="compile nothing: a roofline from formulas"),
+        Argument.of(
+            "--price",
+            metavar="DOLLARS",
+            help="what an hour of one chip costs (default: list price, as ia_jax/planning/prices.json has it)",
+        ),
         Argument.of("--search", action="store_true", help="try meshes, rows and remat policies; print the best first"),
         Argument.of(
             "--workdir",
