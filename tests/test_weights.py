@@ -108,8 +108,9 @@ def test_a_process_reads_every_row_once_whatever_its_devices_hold(tmp_path, monk
 
     def counted(name, index):
         seen.extend((name, row) for row in range(*index[0].indices(source.shapes[name][0])))
-        assert {i.indices(n)[:2] == (0, n) for i, n in zip(index[1:], source.shapes[name][1:], strict=True)} <= {True}
-        return read(name, index)
+        value = read(name, index)
+        assert value.shape[1:] == source.shapes[name][1:]
+        return value
 
     monkeypatch.setattr(source, "read", counted)
     params = assemble(source, shardings=param_shardings(config_from_json(LLAMA), make_mesh(fsdp=4, tp=2)))

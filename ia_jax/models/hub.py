@@ -51,10 +51,11 @@ def download(name: str, revision: str | None) -> Path:
 
 @dataclasses.dataclass(frozen=True)
 class _Files:
-    """What is to be fetched: a commit, and its files with their sizes."""
+    """A commit, its files with their sizes, and those that are to be fetched: process 0 looks that up for all."""
 
     commit: str
     sizes: dict[str, int]
+    missing: list[str]
 
 
 def cached(name: str, revision: str | None, cache: str) -> Path:
@@ -70,15 +71,14 @@ def cached(name: str, revision: str | None, cache: str) -> Path:
     if wanted is None:
         return home
     files = _Files(**wanted)
-    there = files_in(home)
-    missing = [f for f, size in files.sizes.items() if f not in there or there[f].size != size]
-    mine = share(sorted(missing, key=lambda f: -files.sizes[f]))  # large and small ones for everybody
+    mine = share(sorted(files.missing, key=lambda f: -files.sizes[f]))  # large and small ones for everybody
     with progress(len(mine), f"fetching {name} into {cache}") as bar:
         for file in mine:
             _bring(name, files, file, home)
             bar.update()
     from_every_process(None)
-    on_main_process(lambda: storage.write_json(home / FETCHED, {"model": name, **dataclasses.asdict(files)}))
+    note = {"model": name, "commit": files.commit, "sizes": files.sizes}
+    on_main_process(lambda: storage.write_json(home / FETCHED, note))
     return home
 
 
@@ -94,11 +94,14 @@ def _wanted(name: str, revision: str | None, home: Path) -> dict[str, Any] | Non
         raise _failed(name, error) from error
     sizes = {s.rfilename: int(s.size or 0) for s in info.siblings or []}
     sizes = {f: n for f, n in sizes.items() if any(fnmatch.fnmatchcase(f, p) for p in (*SMALL, *WEIGHTS))}
-    files = _Files(str(info.sha), {f: n for f, n in sizes.items() if "/" not in f})
+    there = files_in(home)
+    sizes = {f: n for f, n in sizes.items() if "/" not in f}
+    files = _Files(str(info.sha), sizes, [f for f, n in sizes.items() if f not in there or there[f].size != n])
     if "config.json" not in files.sizes:
         raise ConfigError(f"{name}: the hub has no config.json there; name a model in Hugging Face's layout")
     _bring(name, files, "config.json", home)
     read_hf_config(home)
+    files = dataclasses.replace(files, missing=[f for f in files.missing if f != "config.json"])
     return dataclasses.asdict(files)
 
 

@@ -15,7 +15,6 @@ from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from functools import partial
-from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 import jax
@@ -185,7 +184,7 @@ def place(of: Reading, source: "TensorSource", dtype: np.dtype, tick: Callable[[
                 _assign(part[block.tensor - box.tensors[0], first - box.rows[0] : last - box.rows[0]], cut)
         return source.nbytes(name) // source.shapes[name][0] * (block.last - block.first)
 
-    _all(take, _blocks(of, source), in_flight(Path(source.where)), tick)
+    _all(take, _blocks(of, source), in_flight(source.where), tick)
     if of.sharding is None:
         return jax.numpy.asarray(next(iter(parts.values())))
     arrays = [jax.device_put(parts[bounds], d) for bounds, devices in of.places.items() for d in devices or ()]

@@ -42,6 +42,8 @@ def read_into(file: StoredFile, start: int, into: memoryview) -> None:
     Requests to a bucket that fail or break off are made again, as all are. Raises FileNotFoundError where the file has
     gone or was written anew, IAError where it ends too early.
     """
+    if not len(into):
+        return
     if in_bucket(file.path):
         from ia_jax.storage import bucket
 
@@ -57,7 +59,7 @@ def read_into(file: StoredFile, start: int, into: memoryview) -> None:
             done += got
 
 
-def in_flight(path: Path) -> int:
+def in_flight(path: os.PathLike[str] | str) -> int:
     """How many reads at once make sense there."""
     if in_bucket(path):
         from ia_jax.storage import bucket
