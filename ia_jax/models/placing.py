@@ -28,7 +28,8 @@ from ia_jax.storage.ranges import in_flight
 if TYPE_CHECKING:
     from ia_jax.models.sources import TensorSource
 
-BLOCK = 16 * 2**20  # stored bytes that are read at once
+BLOCK = 8 * 2**20  # stored bytes that are read at once
+STRIP = 64  # rows that are transposed at once: few enough for the processor's cache, twice as fast as all
 SHOWN = 256 * 2**20  # bytes from which on it is shown how far reading has come
 
 Bounds = tuple[tuple[int, int], ...]  # from and to, of each axis
@@ -229,7 +230,9 @@ def _aligned(shape: tuple[int, ...], dtype: np.dtype) -> np.ndarray:
 def _assign(to: np.ndarray, value: np.ndarray) -> None:
     if to.dtype == value.dtype and to.itemsize == 2:  # numpy moves a foreign type one by one, integers at once
         to, value = to.view(np.uint16), value.view(np.uint16)
-    to[...] = value
+    step = len(value) if to.flags.c_contiguous or to.ndim < 2 else STRIP
+    for row in range(0, len(value), step):
+        to[row : row + step] = value[row : row + step]
 
 
 @partial(jax.jit, static_argnames=("spec", "goal", "transposed"))
