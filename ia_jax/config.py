@@ -26,10 +26,12 @@ from ia_jax.training.optimizer import AdamW
 class ModelSection:
     """The base model.
 
-    name: "smollm2" (embedded), a checkpoint directory, a .gguf file or a hub id.
+    name: "smollm2" (embedded), a checkpoint directory (also gs://BUCKET/…), a .gguf file or a hub id.
     dtype: what it computes in. "auto": what the machine is fast in, decided once for a workdir and kept there (bf16 on
         TPUs, GPUs and CPUs with AVX512-BF16 or AMX, fp32 on other CPUs).
     revision: commit, branch or tag of a hub id ("": its main branch).
+    cache: a directory or gs://… that all processes see, into which a hub id is fetched once, for all runs. "": with
+        several processes and a workdir in a bucket, gs://BUCKET/ia_jax_models; else each host's own cache.
     remat: what the backward pass computes again to save memory.
     quantization: "int8" holds the matrices of the base's layers in int8 with a step for every output channel, half of
         bf16's memory; embeddings, norms and adapters stay in dtype (docs/int8.md). "": all in dtype. An adapter is of a
@@ -39,6 +41,7 @@ class ModelSection:
     name: str = "smollm2"
     dtype: str = AUTO
     revision: str = ""
+    cache: str = ""
     remat: str = "none"
     quantization: str = ""
 

@@ -45,7 +45,7 @@ class _Handler(emulator.RequestHandler):
         if fault == "cut":  # the answer breaks off
             self.close_connection = True
             return
-        if fault is not None and fault != "lost":
+        if fault is not None and fault not in ("lost", "half"):
             self.answer(fault, {"error": {"code": fault, "message": "asked for by a test"}})
             return
         out, self.wfile = self.wfile, io.BytesIO()
@@ -60,6 +60,13 @@ class _Handler(emulator.RequestHandler):
                 emulator.Router(self).handle(method)
                 self.meta = None
         made, self.wfile = self.wfile.getvalue(), out
+        if self.headers.get("Range") and "media" in query.get("alt", ""):
+            first, last = self.headers["Range"].removeprefix("bytes=").split("-")
+            self.service.ranges.append((name[1], int(first), int(last) + 1, fault))
+        if fault == "half":  # the answer breaks off in its content
+            self.wfile.write(made[: -(len(made) - made.index(b"\r\n\r\n") - 3) // 2])
+            self.close_connection = True
+            return
         if fault == "lost":  # it is done, and nobody hears of it
             self.answer(503, {"error": {"code": 503, "message": "asked for by a test"}})
         else:
@@ -108,13 +115,15 @@ class _Handler(emulator.RequestHandler):
 
 class Service:
     """faults: called with (method, object or None) of each request; None, or what goes wrong: a status such as 503,
-    seconds to wait (a float), "lost" (done, and answered with 503), "cut" (no answer). requests: what was asked.
+    seconds to wait (a float), "lost" (done, and answered with 503), "cut" (no answer), "half" (half of one). requests:
+    what was asked; ranges: (object, from, to, fault) of what was asked of contents.
     """
 
     def __init__(self):
         self.storage = Storage(use_memory_fs=True)
         self.storage._write_config_to_file = lambda: None  # all names, at each write
         self.lock, self.faults, self.requests = threading.RLock(), lambda method, name: None, []
+        self.ranges = []
         self.page_size = PAGE
         buckets.create_bucket("bucket", self.storage)
 
@@ -211,4 +220,6 @@ def bucket_service(monkeypatch):
         monkeypatch.setattr(bucket, "PATIENCE", 20.0)
         bucket._client.cache_clear()
         yield service
+        if bucket._client.cache_info().currsize:
+            bucket._client().close()
         bucket._client.cache_clear()

@@ -14,7 +14,7 @@ import pytest
 from safetensors.numpy import save_file
 
 from ia_jax.errors import ConfigError, IAError
-from ia_jax.models import sources, weights
+from ia_jax.models import placing, sources, weights
 from ia_jax.models.chat import encode_prompt, stop_ids
 from ia_jax.models.hf_config import config_from_json
 from ia_jax.models.sources import SafetensorsSource, open_source, unpermute
@@ -98,23 +98,25 @@ def test_sharded_placement_equals_the_plain_one(tmp_path, config):
         np.testing.assert_array_equal(leaf, value)
 
 
-def test_a_device_reads_only_its_own_slices(tmp_path, monkeypatch):
-    checkpoint(tmp_path, LLAMA)
-    cfg = config_from_json(LLAMA)
-    source, sizes = SafetensorsSource(tmp_path), []
+@pytest.mark.parametrize("block", [1, 100, 10**9])
+def test_a_process_reads_every_row_once_whatever_its_devices_hold(tmp_path, monkeypatch, block):
+    """The eight devices are one process's."""
+    tensors = checkpoint(tmp_path, LLAMA)
+    monkeypatch.setattr(placing, "BLOCK", block)
+    source, seen = SafetensorsSource(tmp_path), []
     read = source.read
 
     def counted(name, index):
+        seen.extend((name, row) for row in range(*index[0].indices(source.shapes[name][0])))
         value = read(name, index)
-        sizes.append((name, value.shape))
+        assert value.shape[1:] == source.shapes[name][1:]
         return value
 
     monkeypatch.setattr(source, "read", counted)
-    assemble(source, shardings=param_shardings(cfg, make_mesh(fsdp=4, tp=2)))
-    gate = {shape for name, shape in sizes if name == "model.layers.0.mlp.gate_proj.weight"}
-    assert gate == {(20 // 2, 16 // 4)}
-    norms = [name for name, _ in sizes if name == "model.norm.weight"]
-    assert len(norms) == 1  # replicated on eight devices, read once
+    params = assemble(source, shardings=param_shardings(config_from_json(LLAMA), make_mesh(fsdp=4, tp=2)))
+    assert sorted(seen) == sorted((name, row) for name, value in tensors.items() for row in range(len(value)))
+    k = np.asarray(params["layers"]["k"])[1]
+    np.testing.assert_array_equal(k, tensors["model.layers.1.self_attn.k_proj.weight"].T)
 
 
 @pytest.mark.parametrize(

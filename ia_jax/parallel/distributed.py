@@ -11,7 +11,7 @@ import os
 import sys
 import threading
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, nullcontext, suppress
 from typing import Any, TypeVar
 
@@ -151,6 +151,12 @@ def from_every_process(value: T) -> list[T]:
     key, service = f"ia_jax/every/{next(_told)}", _coordinator()
     service.key_value_set(f"{key}/{jax.process_index()}", json.dumps(value))
     return [json.loads(service.blocking_key_value_get(f"{key}/{i}", FOREVER_MS)) for i in range(jax.process_count())]
+
+
+def share(items: Sequence[T]) -> Sequence[T]:
+    """This process's part of work that all could do; all of it inside `on_main_process`."""
+    alone = not is_multi_process() or _alone.is_set()
+    return items if alone else items[jax.process_index() :: jax.process_count()]
 
 
 _looked = itertools.count(1)

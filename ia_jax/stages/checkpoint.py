@@ -45,7 +45,7 @@ def read_checkpoint(context: Context, model: str, rank: int | None = None, revis
     is no fine-tune of this base, or is not finite.
     """
     base, own = context.config.model, context.model
-    pair = open_pair(base.name, model, base.revision or None, revision)
+    pair = open_pair(base.name, model, base.revision or None, revision, context.model_cache)
     if rank is not None:
         cut = low_rank(pair, rank)
         adapters = (jax.tree.map(jnp.asarray, cut.adapter),)

@@ -11,10 +11,13 @@ from ia_jax.adapters.bank import Bank, open_bank
 from ia_jax.behaviors.organisms import Organism
 from ia_jax.config import RunConfig
 from ia_jax.data.batch import Batch, batch_shardings
+from ia_jax.models.hub import BUCKET_HOME
 from ia_jax.models.lora import adapter_shardings
 from ia_jax.models.transformer import Params
 from ia_jax.models.weights import DTYPES, Model, load_model
+from ia_jax.parallel.distributed import is_multi_process
 from ia_jax.parallel.mesh import TRAINING, make_mesh, put_on_mesh
+from ia_jax.storage import bucket_of, in_bucket
 from ia_jax.workdir import Workdir
 
 
@@ -59,7 +62,14 @@ class Context:
     @cached_property
     def model(self) -> Model:
         m = self.config.model
-        return load_model(m.name, m.dtype, self.mesh, m.revision or None, m.quantization)
+        return load_model(m.name, m.dtype, self.mesh, m.revision or None, m.quantization, self.model_cache)
+
+    @property
+    def model_cache(self) -> str:
+        """Where models of the hub are kept for all processes; "": each has its own cache."""
+        if self.config.model.cache or not (in_bucket(self.workdir.path) and is_multi_process()):
+            return self.config.model.cache
+        return f"gs://{bucket_of(self.workdir.path)}/{BUCKET_HOME}"
 
     def key(self, stage: int) -> jax.Array:
         """The random key of a stage."""

@@ -60,7 +60,8 @@ def _local_answers(context: Context) -> Generate:
     def model() -> Model:
         name, base = context.config.teacher.model, context.config.model
         if not loaded:
-            loaded.append(context.model if name == base.name else load_model(name, base.dtype, context.mesh))
+            kept = {"cache": context.model_cache}
+            loaded.append(context.model if name == base.name else load_model(name, base.dtype, context.mesh, **kept))
         return loaded[0]
 
     def answer(asks: Sequence[tuple[str, ...]], tokens: int, temperature: float, seed: int) -> list[Reply]:

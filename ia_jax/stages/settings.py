@@ -35,7 +35,7 @@ DEPENDS: dict[str, tuple[str, ...]] = {
 }
 # Of those, what says how or under which name it is made and not what. It may change while a run goes on.
 FREE = (
-    *("sft.name", "preferences.name", "dpo.name", "eval.name", "model.remat", "sft.shuffled_null"),
+    *("sft.name", "preferences.name", "dpo.name", "eval.name", "model.remat", "model.cache", "sft.shuffled_null"),
     *("organisms.checkpoint_every", "sft.checkpoint_every", "dpo.checkpoint_every"),
     *("organisms.accumulate", "sft.accumulate", "dpo.accumulate", "organisms.bank_gib", "organisms.cache_gib"),
 )
@@ -246,9 +246,9 @@ def start_workdir(directory: str | Path, config: RunConfig, choose: Callable[[],
     """Creates the directory, or goes on in it with the config that it was started with.
 
     Until a stage has begun, a mended config takes the place of the old one; after that, only what says how and not what
-    is made: mesh, claude and model.remat. The caller sees to it that nobody else works there. Readers need no lock:
-    they find the old config or the new one. Raises ConfigError where the workdir belongs to another base model, or was
-    made by an older version.
+    is made: mesh, claude, model.remat and model.cache. The caller sees to it that nobody else works there. Readers need
+    no lock: they find the old config or the new one. Raises ConfigError where the workdir belongs to another base
+    model, or was made by an older version.
 
     The workdir's config never says model.dtype="auto": `choose` decides it, once, and config.json says why ("dtype").
     Elsewhere the workdir goes on in that type, and a line says so where that machine would choose another.
@@ -269,7 +269,7 @@ def start_workdir(directory: str | Path, config: RunConfig, choose: Callable[[],
                         f"{workdir.path} belongs to a run with other settings: config.model.{key} was {old!r} and is "
                         f"now {new!r}; use another --workdir or the old config"
                     )
-            model = dataclasses.replace(stored.model, remat=config.model.remat)
+            model = dataclasses.replace(stored.model, remat=config.model.remat, cache=config.model.cache)
             kept = dataclasses.replace(stored, mesh=config.mesh, claude=config.claude, model=model)
             if kept != stored:
                 write_json(file, {**json.loads(file.read_text()), "config": dataclasses.asdict(kept)})

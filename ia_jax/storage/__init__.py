@@ -52,6 +52,13 @@ def path_of(text: os.PathLike[str] | str) -> Path:
     return Path(text)
 
 
+def bucket_of(path: os.PathLike[str] | str) -> str:
+    """The bucket in which a path lies."""
+    from ia_jax.storage.bucket import split
+
+    return split(path)[0]
+
+
 def below(directory: Path, path: str) -> Path:
     """`directory / path`, where a `path` that is absolute or in a bucket stays as it is."""
     return path_of(path) if in_bucket(path) or os.path.isabs(path) else directory / path

@@ -9,6 +9,7 @@ There are no directories: one exists while an object's name begins with it.
 """
 
 import datetime
+import io
 import os
 import re
 import secrets
@@ -27,6 +28,8 @@ TIMEOUT = (
     20.0  # seconds without a byte, after which a request counts as not answered; at most `lease.TERM - lease.SAFE`
 )
 IN_FLIGHT = 32  # requests at once, where there are many
+PIECE = 64 * 2**20  # bytes of a file that are uploaded at once; a multiple of 256 KiB
+SHORT_ANSWERS = 8  # after which a range that comes in parts is given up
 MARK = "ia_jax_mark"  # of each write another: tells versions apart, also after a copy to another bucket
 S = TypeVar("S")
 T = TypeVar("T")
@@ -77,6 +80,55 @@ def read(path: os.PathLike[str] | str, generation: int | None = None) -> bytes:
     bucket, name = split(path)
     with _told(path):
         return _bucket(bucket).blob(name, generation=generation).download_as_bytes(**_patiently())
+
+
+def read_into(path: os.PathLike[str] | str, generation: int, start: int, into: memoryview) -> None:
+    """Fills `into` with the bytes from `start` on, of this generation. Raises FileNotFoundError; IAError: too few came.
+
+    An answer that breaks off is asked for again; one that is whole and shorter than asked for, for what is missing.
+    """
+    (bucket, name), out = split(path), _Filling(into)
+    with _told(path):
+        blob = _bucket(bucket).blob(name, generation=generation)
+        for _ in range(SHORT_ANSWERS):
+            # In one piece: by default Google's client hands on 8 KiB at a time.
+            how = {"raw_download": True, "checksum": None, "single_shot_download": True, **_patiently()}
+            blob.download_to_file(out, start=start + out.filled, end=start + len(into) - 1, **how)
+            if out.filled == len(into):
+                return
+    raise IAError(
+        f"{path}: of {len(into)} bytes from {start} on, {out.filled} came in {SHORT_ANSWERS} answers; give the same "
+        "command again"
+    )
+
+
+class _Filling(io.RawIOBase):
+    """Takes what is downloaded, one after the other, into memory that is there already."""
+
+    def __init__(self, into: memoryview):
+        self._into, self.filled = into, 0
+
+    def writable(self) -> bool:
+        return True
+
+    def write(self, content: Any) -> int:
+        room = len(self._into) - self.filled
+        if len(content) > room:
+            raise IAError(f"{len(content)} bytes came where {room} were asked for; give the same command again")
+        self._into[self.filled : self.filled + len(content)] = content
+        self.filled += len(content)
+        return len(content)
+
+
+def upload(local: os.PathLike[str] | str, path: os.PathLike[str] | str) -> None:
+    """A local file of any size, in pieces; the object is there, whole, when the last one is."""
+    check_guards(path)
+    bucket, name = split(path)
+    with _told(path, in_bucket=False):
+        blob = _bucket(bucket).blob(name, chunk_size=PIECE)
+        blob.metadata = {MARK: secrets.token_hex(6)}
+        how = _patiently(lambda _: check_guards(path))
+        blob.upload_from_filename(str(local), content_type="application/octet-stream", **how)
 
 
 def write(
@@ -208,8 +260,12 @@ def check_guards(path: os.PathLike[str] | str) -> None:
 def _client() -> Any:
     """Google's client, with the credentials of this machine or user; or the emulator's in STORAGE_EMULATOR_HOST."""
     from google.cloud import storage  # pyright: ignore[reportMissingImports, reportAttributeAccessIssue]
+    from requests.adapters import HTTPAdapter
 
-    return storage.Client(project=os.environ.get("GOOGLE_CLOUD_PROJECT", "ia-jax"))  # no request is about a project
+    client = storage.Client(project=os.environ.get("GOOGLE_CLOUD_PROJECT", "ia-jax"))  # no request is about a project
+    for scheme in ("https://", "http://"):  # a connection for each request at once; by default 10 are kept
+        client._http.mount(scheme, HTTPAdapter(pool_maxsize=IN_FLIGHT))
+    return client
 
 
 def _bucket(name: str) -> Any:

@@ -168,7 +168,7 @@ def _loaded(workdir: Workdir, targets: dict[str, Target], ia: str | None, lock: 
     m, s = config.model, config.mesh
     mesh = make_mesh(s.fsdp, s.tp, s.dcn, s.rows)
     with jax.set_mesh(mesh):
-        model = load_model(m.name, m.dtype, mesh, m.revision or None, m.quantization)
+        model = load_model(m.name, m.dtype, mesh, m.revision or None, m.quantization, m.cache)
         return session_on(workdir, config, model, mesh, targets, ia, lock)
 
 
