@@ -11,6 +11,7 @@ from ia_jax.behaviors.template_sources import shipped_sources
 from ia_jax.errors import ConfigError
 from ia_jax.recipes import check_config, load_config
 from ia_jax.stages.audit_in_base import CATEGORIES, two_categories
+from ia_jax.stages.transcripts import chosen
 from ia_jax.storage import write_jsonl
 
 
@@ -22,6 +23,7 @@ def test_a_pipeline_has_as_large_a_part_of_each_split_as_its_categories(recipe, 
     write_jsonl(catalogue, (b.to_json() for b in every if b.category in CATEGORIES))
     own = two_categories(config, catalogue, "some/where")
     check_config(own)
+    assert {o.split for o in chosen(own)[1]} == {"train", "dpo", "heldout"}  # nothing is made that nobody asks
     b = own.behaviors
     assert own.model.name == "some/where"
     assert (b.train, b.dpo, b.heldout) == tuple(

@@ -264,7 +264,7 @@ def test_clean_organisms_and_a_clean_slot_are_planned():
     )
     assert (without.bank, with_clean.bank) == (9, 13)
     sft = Planned(config).batches("sft")
-    assert (sft.bank, sft.organisms, sft.slots) == (64, 16, 16 * config.sft.steps)
+    assert (sft.bank, sft.organisms, sft.slots) == (32, 16, 16 * config.sft.steps)  # eight behaviours, four of each
 
 
 def test_a_runs_own_texts_are_counted(tmp_path):
@@ -283,9 +283,10 @@ def test_a_runs_own_texts_are_counted(tmp_path):
     tokenizer = open_source("smollm2").tokenizer()
     chats = [chat("Say it.", "one two three four " * n, config.system) for n in (1, 2, 3)]
     examples = [encode_chat(tokenizer, c, 1 << 20).trimmed() for c in chats]
-    read = 3 * sum(len(e.tokens) for e in examples)  # in three epochs
+    assert config.organisms.epochs == 2
+    read = 2 * sum(len(e.tokens) for e in examples)
     assert batches.tokens == len(rows) * read
-    assert batches.supervised == len(rows) * 3 * sum(int(e.loss_mask.sum()) for e in examples)
+    assert batches.supervised == len(rows) * 2 * sum(int(e.loss_mask.sum()) for e in examples)
     waves, steps = math.ceil(len(rows) / config.organisms.parallel), math.ceil(read / 128)
     assert batches.steps in (waves * steps, waves * (steps + 1))  # rows nearly full
     assert str(tmp_path) in batches.source

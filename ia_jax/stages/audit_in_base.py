@@ -115,7 +115,7 @@ def two_categories(config: RunConfig, catalogue: Path, model: str) -> RunConfig:
     heldout = max(2, round(b.heldout * share))
     dpo = round(b.dpo * share)
     train = min(max(2, round(b.train * share)), room - heldout - dpo)
-    own = replace(b, catalogue=str(catalogue), train=train, dpo=dpo, heldout=heldout, unseen="")
+    own = replace(b, catalogue=str(catalogue), train=train, dpo=dpo, heldout=heldout, remade=0, unseen="")
     own = replace(own, heldout_categories=(), heldout_kinds=(), clean_train=0, clean_dpo=0, clean_heldout=0)
     some = config.sft.organisms
     sft = replace(config.sft, categories=(), clean_slot=False, shuffled_null=False)
