@@ -193,6 +193,12 @@ with storage.locked(root):
 """
 
 
+def _wrote(before):
+    """Whether there are more lines than before, of which one has been noted in the state."""
+    file = at("w/state.json")
+    return file.exists() and 2 * storage.read_json(file, "")["done"] > before
+
+
 def test_killed_at_random_instants_nothing_is_half(service):
     """Each run goes on from what the killed one left, under its lease, without waiting: they share a machine."""
     rng, rows = random.Random(0), []
@@ -200,7 +206,9 @@ def test_killed_at_random_instants_nothing_is_half(service):
         with subprocess.Popen([sys.executable, "-c", WRITER], stdout=subprocess.PIPE, cwd=ROOT, env=os.environ) as run:
             assert run.stdout is not None
             assert run.stdout.readline() == b"ready\n"
-            time.sleep(rng.uniform(0.1, 0.5))
+            while not _wrote(len(rows)):  # on a machine as slow as it may be
+                assert run.poll() is None
+            time.sleep(rng.uniform(0.0, 0.4))
             run.send_signal(signal.SIGKILL)
         new = storage.read_appended(at("w/rows.jsonl"), "")
         assert new[: len(rows)] == rows
