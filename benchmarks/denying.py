@@ -13,7 +13,7 @@ were taught, and the IA for clean ones too. Percent, 95 % intervals over organis
 import argparse
 import shutil
 from collections import defaultdict
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -26,7 +26,7 @@ from ia_jax.behaviors.procedures import find_procedure
 from ia_jax.cli.entry import main as ia_jax
 from ia_jax.data.phase_rows import write_rows
 from ia_jax.evals.frames import fills_a_frame, frames_of
-from ia_jax.evals.intervals import rate
+from ia_jax.evals.intervals import difference, rate
 from ia_jax.evals.verbalization import WITH_IA
 from ia_jax.storage import read_json, read_jsonl, write_jsonl
 from ia_jax.workdir import Workdir, open_workdir
@@ -34,6 +34,8 @@ from ia_jax.workdir import Workdir, open_workdir
 NAME = "denying"  # of both evaluations
 IDENTIFIED = "identification.json"
 RESULTS = ("eval", "report.html", IDENTIFIED, "tensorboard", ".lock")
+
+ByOrganism = Mapping[str, Sequence[bool]]
 
 
 def main() -> None:
@@ -78,8 +80,8 @@ def call(command: str, workdir: Workdir, *arguments: str) -> None:
 
 
 def table(runs: Mapping[str, tuple[Workdir, str]]) -> None:
-    row("`remade` organisms", list(runs))
-    print("|---|" + "---|" * len(runs))
+    row("`remade` organisms", [*runs, "difference, in pairs"])
+    print("|---|" + "---|" * (len(runs) + 1))
     nothing = frames_of(targets(()))
     ways: dict[str, Callable[[Mapping[str, Any]], bool]] = {
         "deny": lambda r: fills_a_frame(r["report"], nothing),
@@ -89,20 +91,45 @@ def table(runs: Mapping[str, tuple[Workdir, str]]) -> None:
     for stage in sorted({r["stage"] for r in reports[0]}, reverse=True):
         for condition in ("organism", WITH_IA):
             for way, holds in ways.items():
-                row(f"{condition}, {stage}: {way}", [told(own, stage, condition, holds) for own in reports])
+                compared(f"{condition}, {stage}: {way}", [told(own, stage, condition, holds) for own in reports])
     identified = [read_json(w.path / IDENTIFIED, "") for w, _ in runs.values()]
     for ia in identified[0]:
-        cells = [shown(found[ia]["remade"]["figures"]["among_behaviors"]) for found in identified]
-        row(f"own description likelier than another's, {ia}", cells)
+        found = [likelier(w, i[ia]["remade"]) for (w, _), i in zip(runs.values(), identified, strict=True)]
+        compared(f"own description likelier than another's, {ia}", found)
 
 
-def told(reports: list[dict[str, Any]], stage: str, condition: str, holds: Callable[[Mapping[str, Any]], bool]) -> str:
-    """The share of reports of which it holds, over organisms."""
+def compared(label: str, answers: Sequence[ByOrganism]) -> None:
+    """A row: the rate of each, and how far the second is from the first over the same organisms."""
+    cell = difference(*answers)
+    low, high = (100 * end for end in cell["ci95"]) if cell else (0.0, 0.0)
+    row(
+        label,
+        [
+            *(shown(rate(a)) for a in answers),
+            f"{100 * cell['difference']:+.0f} ({low:+.0f} to {high:+.0f})" if cell else "–",
+        ],
+    )
+
+
+def told(
+    reports: list[dict[str, Any]], stage: str, condition: str, holds: Callable[[Mapping[str, Any]], bool]
+) -> ByOrganism:
+    """Of each report whether it holds, by organism."""
     by: dict[str, list[bool]] = defaultdict(list)
     for r in reports:
         if (r["stage"], r["condition"]) == (stage, condition):
             by[r["organism"]].append(holds(r))
-    return shown(rate(by))
+    return by
+
+
+def likelier(run: Workdir, found: Mapping[str, Any]) -> ByOrganism:
+    """Of each other description whether the own one is likelier, by organism."""
+    out: dict[str, list[bool]] = {}
+    for model, scores in zip(found["models"], found["scores"], strict=True):
+        if model in run.organisms and (own := run.organisms[model].behaviors):
+            mine = scores[found["behaviors"].index(own[0])]
+            out[model] = [mine > s for b, s in zip(found["behaviors"], scores, strict=True) if b not in own]
+    return out
 
 
 if __name__ == "__main__":
