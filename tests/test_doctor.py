@@ -286,8 +286,8 @@ def test_the_first_lines_of_a_run():
     first, second = opening(config, "runs/demo", STAGES, ()).splitlines()
     assert first == "runs/demo: smollm2 in bfloat16, judged by offline"
     assert second == (
-        "  104 organisms with a behaviour and 18 clean ones are trained; the IA learns from 70, is refined on 14 "
-        "(DPO), and is asked about 38 that it never saw"
+        "  56 organisms with a behaviour and 18 clean ones are trained; the IA learns from 38, is refined on 14 "
+        "(DPO), and is asked about 22 that it never saw"
     )
     *_, last = opening(config, "runs/demo", ("dpo", "eval"), ("transcripts", "organisms")).splitlines()
     assert last == "  already done: transcripts, organisms; left: dpo, eval"
