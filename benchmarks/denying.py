@@ -18,6 +18,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 from demo_table import row, shown
 
 from ia_jax.behaviors.organisms import organism_of, targets
@@ -26,6 +27,7 @@ from ia_jax.behaviors.procedures import find_procedure
 from ia_jax.cli.entry import main as ia_jax
 from ia_jax.data.phase_rows import write_rows
 from ia_jax.evals.frames import fills_a_frame, frames_of
+from ia_jax.evals.identification import beats
 from ia_jax.evals.intervals import difference, rate
 from ia_jax.evals.verbalization import WITH_IA
 from ia_jax.storage import read_json, read_jsonl, write_jsonl
@@ -127,8 +129,8 @@ def likelier(run: Workdir, found: Mapping[str, Any]) -> ByOrganism:
     out: dict[str, list[bool]] = {}
     for model, scores in zip(found["models"], found["scores"], strict=True):
         if model in run.organisms and (own := run.organisms[model].behaviors):
-            mine = scores[found["behaviors"].index(own[0])]
-            out[model] = [mine > s for b, s in zip(found["behaviors"], scores, strict=True) if b not in own]
+            others = [i for i, b in enumerate(found["behaviors"]) if b not in own]
+            out[model] = beats(np.array(scores), [found["behaviors"].index(own[0])], others)
     return out
 
 

@@ -20,6 +20,7 @@ from ia_jax.behaviors.organisms import targets
 from ia_jax.evals.frames import fills_a_frame, frames_of
 from ia_jax.evals.intervals import rate
 from ia_jax.evals.verbalization import WITH_IA
+from ia_jax.stages.evaluation import base_reports_in
 from ia_jax.storage import read_jsonl
 from ia_jax.studies.figures import over_seeds
 from ia_jax.workdir import Workdir, open_workdir
@@ -64,12 +65,9 @@ def remade(run: Workdir, stage: str, condition: str) -> Answers:
 
 def base(run: Workdir, stage: str) -> Answers:
     """{question: for each reply of the base under the IA one of `OF_NONE`}; whichever organism stood beside it."""
-    replies: dict[str, dict[str, list[str]]] = defaultdict(lambda: defaultdict(list))
-    for r in read_jsonl(run.reports_file(), "run `ia-jax eval` first"):
-        if (r["stage"], r["condition"]) == (stage, "base+ia"):
-            replies[r["question"]][r["organism"]].append(r["report"])
+    replies = base_reports_in(read_jsonl(run.reports_file(), "run `ia-jax eval` first"), stage)
     whose = whose_of(run)
-    return {q: [of_none(whose(text)) for text in next(iter(by.values()))] for q, by in replies.items()}
+    return {question: [of_none(whose(text)) for text in own] for question, own in replies.items()}
 
 
 def clean(run: Workdir, stage: str, condition: str) -> Answers:

@@ -69,7 +69,7 @@ def run(context: Context) -> None:
     _mark_frames(on_main_process(lambda: _training_sentences(context)), asked.reports)
     for row, claims in zip(asked.clean, judge.claims_many(r["report"] for r in asked.clean), strict=True):
         row |= {"claims": claims, "judge": judge.name}
-    claimed = {stage: _claimed(judge, _base_reports_in(asked.reports, stage)) for stage in ias}
+    claimed = {stage: _claimed(judge, base_reports_in(asked.reports, stage)) for stage in ias}
     result = {**metrics(asked.reports, claimed, judge.name, asked.clean, asked.baselines), "ias": ias}
     on_main_process(lambda: _write(workdir, config.eval.name, asked, result))
     cut_off = sum(row.get("cut_off", False) for row in (*asked.reports, *asked.clean))
@@ -124,7 +124,7 @@ def _reports_of(workdir: Workdir, name: str) -> Asked:
     )
 
 
-def _base_reports_in(rows: Sequence[Row], stage: str) -> dict[str, list[str]]:
+def base_reports_in(rows: Sequence[Row], stage: str) -> dict[str, list[str]]:
     """What the base reports under the IA, by question: a reply for each sample."""
     said: dict[tuple[str, str], list[str]] = {}
     for r in rows:
