@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from ia_jax.errors import IAError
-from ia_jax.storage import in_bucket, replacing
+from ia_jax.storage import each, in_bucket, replacing
 
 LOCAL_IN_FLIGHT = 4  # reads at once from a disk
 
@@ -71,8 +71,6 @@ def in_flight(path: os.PathLike[str] | str) -> int:
 @contextmanager
 def local_copies(files: list[StoredFile]) -> Iterator[Path]:
     """A temporary directory with a copy of each of these (small) files, for libraries that want a local one."""
-    from ia_jax.storage import each
-
     with tempfile.TemporaryDirectory() as directory:
         contents = each(lambda f: f.path.read_bytes(), files, many=True)
         for file, content in zip(files, contents, strict=True):
