@@ -113,7 +113,7 @@ def test_evaluated_reports_say_whether_they_were_cut_off(stage, capsys, tokens, 
 def test_the_local_teacher_says_why_an_answer_ended(oracle):  # noqa: F811
     whole = config(oracle.model.name, "one device")
     local = replace(whole, teacher=replace(whole.teacher, name="local", model=oracle.model.name))
-    answer = _local_answers(SimpleNamespace(model=oracle.model, config=local))
+    answer = _local_answers(SimpleNamespace(model=oracle.model, config=local, model_cache=""))
     for tokens, reason in ((4, "max_tokens"), (7, "end_turn")):
         [reply] = answer([("Be kind.", "Is it?")], tokens, 0.0, 0)
         assert reply.stop_reason == reason
