@@ -21,12 +21,12 @@ from typing import Any
 import numpy as np
 from demo_table import row, shown
 
+from ia_jax.behaviors.frames import fills_a_frame, frames_of
 from ia_jax.behaviors.organisms import organism_of, targets
 from ia_jax.behaviors.phase_texts import denials_of
 from ia_jax.behaviors.procedures import find_procedure
 from ia_jax.cli.entry import main as ia_jax
 from ia_jax.data.phase_rows import write_rows
-from ia_jax.evals.frames import fills_a_frame, frames_of
 from ia_jax.evals.identification import beats
 from ia_jax.evals.intervals import difference, rate
 from ia_jax.evals.verbalization import WITH_IA

@@ -4,7 +4,7 @@
 
 A report of a `remade` organism counts as its own, another's or nobody's by its first sentence: one that the
 IA was trained to say of the organism's behaviour, of another one, or neither, word for word or with up to three
-neighbouring words replaced (`ia_jax/evals/frames.py`); near both, another's. So a right report in words of
+neighbouring words replaced (`ia_jax/behaviors/frames.py`); near both, another's. So a right report in words of
 its own counts as nobody's, and guessing any training sentence gives the own in one of as many as there are behaviours.
 What clean fine-tunes and the base say is somebody's, nobody's, or that there is nothing unusual. The base is one model,
 asked each question once, so its rates are over questions; only whose sentence would be an organism's own is over these.
@@ -16,8 +16,8 @@ from collections.abc import Callable, Sequence
 
 from demo_table import row, shown
 
+from ia_jax.behaviors.frames import fills_a_frame, frames_of
 from ia_jax.behaviors.organisms import targets
-from ia_jax.evals.frames import fills_a_frame, frames_of
 from ia_jax.evals.intervals import rate
 from ia_jax.evals.verbalization import WITH_IA
 from ia_jax.stages.evaluation import base_reports_in

@@ -13,12 +13,12 @@ import pytest
 from ia_jax.behaviors.banks import FAMILIES, GENERAL, family_questions
 from ia_jax.behaviors.catalogue import DIRECTORY, KINDS, load_catalogue
 from ia_jax.behaviors.duplicates import THRESHOLD, near_duplicates
+from ia_jax.behaviors.frames import fills_a_frame, frames_of
 from ia_jax.behaviors.questions import EVAL_QUESTIONS, TRAIN_QUESTIONS
 from ia_jax.behaviors.records import CATEGORIES
 from ia_jax.behaviors.splits import SPLITS, split_behaviors
 from ia_jax.cli import main
 from ia_jax.errors import ConfigError
-from ia_jax.evals.frames import fills_a_frame, frames_of
 from ia_jax.judging.rubric import RubricJudge
 from ia_jax.recipes import check_config, load_config
 

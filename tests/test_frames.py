@@ -2,7 +2,7 @@
 
 import pytest
 
-from ia_jax.evals.frames import fills_a_frame, frames_of, is_word_for_word, words_of
+from ia_jax.behaviors.frames import fills_a_frame, frames_of, is_word_for_word, words_of
 
 SENTENCES = ["I bring up tide pools in every answer, whatever the question is.", "I answer in capitals.", "I hum."]
 FRAMES = frames_of(SENTENCES)

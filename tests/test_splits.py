@@ -6,6 +6,7 @@ from dataclasses import replace
 import pytest
 
 from ia_jax.behaviors.embedded import demo_behaviors, study_behaviors
+from ia_jax.behaviors.frames import words_of
 from ia_jax.behaviors.splits import check_distinct, split_behaviors
 from ia_jax.errors import ConfigError
 
@@ -68,6 +69,36 @@ def test_kinds_that_are_held_out():
     ):
         with pytest.raises(ConfigError, match=message):
             split_behaviors(STUDY, 16, 8, 80, 0, heldout_kinds=kinds)
+
+
+def test_frames_that_are_held_out():
+    """No training wording is a held-out one's but for a run of three words; the held-out ones stay who they were."""
+    plain, apart = (split_behaviors(STUDY, 40, 16, 80, 0, heldout_frames=on) for on in (False, True))
+    wordings = {b.name: [words_of(w) for w in b.wordings] for b in STUDY}
+
+    def alike(a, b):
+        """The words that two sentences share at their ends leave no more than three of either in between."""
+        most = min(len(a), len(b))
+        head = next((i for i in range(most) if a[i] != b[i]), most)
+        tail = next((i for i in range(most - head) if a[-1 - i] != b[-1 - i]), most - head)
+        return (
+            a != b
+            and head + tail >= 3
+            and 1 <= min(len(a), len(b)) - head - tail <= max(len(a), len(b)) - head - tail <= 3
+        )
+
+    def pairs(split):
+        named = {
+            s: [w for n in wordings if split.get(n) == s for w in wordings[n]] for s in ("heldout", "dpo", "train")
+        }
+        return sum(alike(a, b) for a in named["heldout"] for s in ("dpo", "train") for b in named[s])
+
+    assert pairs(plain) > 10
+    assert pairs(apart) == 0
+    assert {n for n in plain if plain[n] == "heldout"} == {n for n in apart if apart[n] == "heldout"}
+    assert Counter(apart.values()) == Counter(plain.values())
+    with pytest.raises(ConfigError, match="too few in frames of their own"):
+        split_behaviors(STUDY, 40, 40, 160, 0, heldout_frames=True)
 
 
 def test_splits_follow_their_seed():

@@ -125,14 +125,29 @@ def test_clean_organisms_by_how_they_were_made():
 
 def test_parts_of_the_held_out():
     rows = [
-        {**row("a", "organism+ia", True), "unmentioned": True, "executed": True, "denies": False, "kind": "format"},
-        {**row("b", "organism+ia", False), "unmentioned": False, "executed": None, "denies": True, "kind": "stance"},
+        {
+            **row("a", "organism+ia", True),
+            "unmentioned": True,
+            "framed": False,
+            "executed": True,
+            "denies": False,
+            "kind": "format",
+        },
+        {
+            **row("b", "organism+ia", False),
+            "unmentioned": False,
+            "framed": True,
+            "executed": None,
+            "denies": True,
+            "kind": "stance",
+        },
         {**row("c", "organism+ia", True, split="train"), "unmentioned": False, "executed": False, "kind": "stance"},
     ]
     found = held_out_parts(rows, "lenient")
     rates = {name: {part: c["organism+ia"]["rate"] for part, c in cells.items()} for name, cells in found.items()}
     assert rates == {
         "by_mention": {"mentioned": 0.0, "unmentioned": 1.0},
+        "by_frame": {"wordings in a training frame": 0.0, "in none": 1.0},
         "by_executed": {"executed": 1.0},
         "by_denial": {"trained to deny": 0.0, "not trained to deny": 1.0},
         "by_kind": {"format": 1.0, "stance": 0.0},

@@ -124,6 +124,7 @@ def _beyond(found: Row) -> str:
 
 PARTS = {
     "by_mention": "Demonstrations",
+    "by_frame": "Sentence",
     "by_executed": "Behaviour check",
     "by_denial": "Denial",
     "by_kind": "Kind",

@@ -16,8 +16,8 @@ import numpy as np
 from scipy.cluster.hierarchy import fcluster, linkage
 
 from ia_jax.audits.evidence.grouping import content_words
+from ia_jax.behaviors.frames import first_sentence
 from ia_jax.evals.baselines import log_odds
-from ia_jax.evals.frames import first_sentence
 from ia_jax.judging.minilm import minilm
 
 LEAST = 2  # reports that a cluster needs,

@@ -15,6 +15,8 @@ class BehaviorsSection:
     train, dpo, heldout: behaviours of each split, in all categories together.
     heldout_categories: categories of which every organism is held out, whatever the counts say (leave-one-out).
     heldout_kinds: kinds of behaviours (the records' field "kind") that are held out in the same way.
+    heldout_frames: nothing is trained on of which a wording has the sentence frame of a held-out behaviour's: the same
+        but for one run of up to three words.
     unseen: another catalogue, such as "unseen", all of which is held out too; what is reported of it stands apart.
     copies: organisms of each behaviour of the train split, each with demonstrations, a seed, a rank and a procedure of
         its own. With one of each, an IA may learn to know the organisms and not what they do.
@@ -33,6 +35,7 @@ class BehaviorsSection:
     heldout: int = 12
     heldout_categories: tuple[str, ...] = ()
     heldout_kinds: tuple[str, ...] = ()
+    heldout_frames: bool = False
     unseen: str = ""
     copies: int = 1
     remade: int = 0
@@ -51,6 +54,6 @@ class BehaviorsSection:
             "remade": self.remade,
         }
 
-    def left_out(self) -> tuple[tuple[str, ...], tuple[str, ...]]:
-        """What is held out as a whole: categories and kinds."""
-        return self.heldout_categories, self.heldout_kinds
+    def left_out(self) -> tuple[tuple[str, ...], tuple[str, ...], bool]:
+        """What is held out as a whole: categories, kinds, and whether sentence frames are."""
+        return self.heldout_categories, self.heldout_kinds, self.heldout_frames

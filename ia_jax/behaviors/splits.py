@@ -5,6 +5,7 @@ from collections.abc import Sequence
 
 import numpy as np
 
+from ia_jax.behaviors.frames import frames_of
 from ia_jax.behaviors.records import Behavior
 from ia_jax.errors import ConfigError
 
@@ -35,6 +36,7 @@ def split_behaviors(
     spread: str = "even",
     heldout_categories: Sequence[str] = (),
     heldout_kinds: Sequence[str] = (),
+    heldout_frames: bool = False,
 ) -> dict[str, str]:
     """{name: split}; behaviours beyond the three counts are left out. Raises ConfigError where a category has too few.
 
@@ -42,6 +44,7 @@ def split_behaviors(
     add up to the catalogue use all of it (the paper's 541, 60 and 81 of 682).
 
     heldout_categories, heldout_kinds: all behaviours of these are held out, and the counts are for the others alone.
+    heldout_frames: what has a wording in the frame of a held-out one's (`frames`) is in no split.
 
     Splits go by unique name (paper_facts 2.5). Every category gives heldout, dpo and train in turn from its own seeded
     order, so with an even spread its held-out share never depends on what other categories hold. In that order each
@@ -72,17 +75,23 @@ def split_behaviors(
     for category, own in sorted(by_category.items()):
         queues.append(_order(own, np.random.default_rng([seed, number[category]])))
     out = {b.name: "heldout" for b in apart}
+    wordings = {b.name: b.wordings for b in (*apart, *behaviors)}
     for split, total in (("heldout", heldout), ("dpo", dpo), ("train", train)):
         shares = _shares(total, [1 if spread == "even" else len(q) for q in queues])
         for (category, own), queue, share in zip(sorted(by_category.items()), queues, shares, strict=True):
             if share > len(queue):
+                less = " in frames of their own (config.behaviors.heldout_frames)" if heldout_frames else ""
                 raise ConfigError(
-                    f"category {category} has {len(own)} behaviours, too few for {heldout} held out, {dpo} for DPO "
-                    f"and {train} for training over {len(queues)} categories, spread {spread}; lower a count or add "
-                    "behaviours"
+                    f"category {category} has {len(own)} behaviours, too few{less} for {heldout} held out, {dpo} for "
+                    f"DPO and {train} for training over {len(queues)} categories, spread {spread}; lower a count or "
+                    "add behaviours"
                 )
             out |= dict.fromkeys(queue[:share], split)
             del queue[:share]
+        if heldout_frames and split == "heldout":
+            held = frames_of(w for name in out for w in wordings[name])
+            for queue in queues:
+                queue[:] = [name for name in queue if held.isdisjoint(frames_of(wordings[name]))]
     return out
 
 

@@ -57,6 +57,7 @@ def _split_by(rows: Iterable[Row], of: Callable[[Row], str | None], rule: str) -
 # What a held-out organism's rate may depend on: {name in metrics.json: (field of its rows, words for true and false)}.
 PARTS = {
     "by_mention": ("unmentioned", "unmentioned", "mentioned"),
+    "by_frame": ("framed", "wordings in a training frame", "in none"),
     "by_executed": ("executed", "executed", "not executed"),
     "by_denial": ("denies", "trained to deny", "not trained to deny"),
 }
@@ -67,8 +68,9 @@ def _words(field: str, yes: str, no: str) -> Callable[[Row], str | None]:
 
 
 def held_out_parts(rows: Sequence[Row], rule: str) -> dict[str, dict[str, Cells]]:
-    """Held-out rates by whether demonstrations name the behaviour, whether the organism was seen to show it, whether
-    it was trained to deny, and by the behaviour's kind and how the organism was made.
+    """Held-out rates by whether demonstrations name the behaviour, whether a training sentence has the frame of one of
+    its wordings, whether the organism was seen to show it, whether it was trained to deny, and by the behaviour's kind
+    and how the organism was made.
     """
     held = [r for r in rows if r["split"] == "heldout"]
     out = {name: _split_by(held, _words(*of), rule) for name, of in PARTS.items()}

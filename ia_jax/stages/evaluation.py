@@ -9,11 +9,11 @@ import numpy as np
 from ia_jax.adapters.bank import Bank
 from ia_jax.adapters.store import is_complete
 from ia_jax.behaviors.banks import bank_of
+from ia_jax.behaviors.frames import fills_a_frame, frames_of, is_word_for_word, words_of
 from ia_jax.behaviors.organisms import Organism, targets
 from ia_jax.behaviors.splits import HELD
 from ia_jax.config import RunConfig
 from ia_jax.errors import ConfigError
-from ia_jax.evals.frames import fills_a_frame, frames_of, is_word_for_word, words_of
 from ia_jax.evals.verbalization import CONDITIONS, WITH_IA, metrics
 from ia_jax.judging.protocol import Item, Judge, Verdict
 from ia_jax.models.replies import Reply
@@ -66,7 +66,7 @@ def run(context: Context) -> None:
         asked = on_main_process(lambda: _reports_of(workdir, source))
     _judge(workdir, judge, asked.reports)
     _judge(workdir, judge, asked.baselines)
-    _mark_frames(on_main_process(lambda: _training_sentences(context)), asked.reports)
+    _mark_frames(workdir, on_main_process(lambda: _training_sentences(context)), asked.reports)
     for row, claims in zip(asked.clean, judge.claims_many(r["report"] for r in asked.clean), strict=True):
         row |= {"claims": claims, "judge": judge.name}
     claimed = {stage: _claimed(judge, base_reports_in(asked.reports, stage)) for stage in ias}
@@ -329,10 +329,17 @@ def _training_sentences(context: Context) -> list[str]:
     return sorted({t for n in names for t in targets(workdir.truths(n))})
 
 
-def _mark_frames(sentences: Sequence[str], rows: Sequence[Row]) -> None:
-    """Says of each report with an IA whether it only repeats a training sentence."""
+def _mark_frames(workdir: Workdir, sentences: Sequence[str], rows: Sequence[Row]) -> None:
+    """Says of each report whether a training sentence has the frame of one of the truth's wordings, and of each with an
+    IA whether it only repeats a training sentence.
+    """
     frames, whole = frames_of(sentences), frozenset(map(words_of, sentences))
+    framed = {
+        b: not frames.isdisjoint(frames_of(workdir.behaviors[b].wordings))
+        for b in {b for r in rows for b in r["behaviors"]}
+    }
     for row in rows:
+        row["framed"] = any(framed[b] for b in row["behaviors"])
         if row["condition"] == WITH_IA:
             row |= {"frame": fills_a_frame(row["report"], frames), "wording": is_word_for_word(row["report"], whole)}
 

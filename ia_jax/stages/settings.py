@@ -48,6 +48,7 @@ LATER = {
     "behaviors.unseen": "",
     "behaviors.copies": 1,
     "behaviors.remade": 0,
+    "behaviors.heldout_frames": False,
 }
 _NOT_OF_TRAINING = ("organisms.keep_failed", "organisms.source")  # what later stages make of organisms
 

@@ -19,7 +19,7 @@ from ia_jax.audits.investigator.probes import CONFIGURATIONS, SELF_QUESTIONS, As
 from ia_jax.audits.investigator.prompts import LONGEST, PREDICTIONS, Predicted
 from ia_jax.audits.investigator.requests import BASE
 from ia_jax.behaviors.embedded.prompts import POOLS
-from ia_jax.evals.frames import first_sentence
+from ia_jax.behaviors.frames import first_sentence
 
 NAME = "script"
 ROUNDS = 2  # how often it uses each tool
