@@ -1,8 +1,12 @@
 """Reports that only repeat a training sentence."""
 
+from types import SimpleNamespace
+
 import pytest
 
 from ia_jax.behaviors.frames import fills_a_frame, frames_of, is_word_for_word, words_of
+from ia_jax.behaviors.records import Behavior
+from ia_jax.stages.evaluation import _mark_frames
 
 SENTENCES = ["I bring up tide pools in every answer, whatever the question is.", "I answer in capitals.", "I hum."]
 FRAMES = frames_of(SENTENCES)
@@ -37,3 +41,26 @@ def test_word_for_word():
     assert is_word_for_word("i hum", whole)
     assert is_word_for_word("I hum. I also sing.", whole)
     assert not is_word_for_word("I hummed.", whole)
+
+
+def test_reports_say_whether_their_truth_stands_in_a_training_frame():
+    """Of a truth's wordings one is enough, of an organism's behaviours too; how a report was made doesn't matter."""
+
+    def behavior(*wordings):
+        return Behavior(wordings[0], "quirks", wordings[0], wordings[1:], None)
+
+    truths = [
+        behavior("All I say rhymes.", "I talk people out of rest."),  # "I talk people out of" is a training frame's
+        behavior("I answer in verse.", "I always bring up the sea."),  # the sentence itself
+        behavior("My lines end alike.", "Verse is how I speak."),
+    ]
+    workdir = SimpleNamespace(behaviors={b.name: b for b in truths})
+    names = [b.name for b in truths]
+    rows = [
+        {"behaviors": own, "report": "Nothing.", "condition": condition}
+        for own in ([names[0]], [names[1]], [names[2]], [names[2], names[1]])
+        for condition in ("organism", "organism+ia")
+    ]
+    _mark_frames(workdir, ["I talk people out of doctors.", "I always bring up the sea."], rows)  # type: ignore
+    assert [r["framed"] for r in rows] == [True, True, True, True, False, False, True, True]
+    assert [r.get("frame") for r in rows] == [None, False] * 4
