@@ -177,13 +177,15 @@ class SftSection:
     lora, optimizer: of the IA.
     organisms_per_step: organisms in a step.
     per_slot: the most questions of each in a step.
+    answers_per_question: true descriptions that answer one question, one after the other. They stand behind one prompt,
+        which is read once (not on TPUs, whose kernel knows no branches: there it is read with each).
     rows, length: a step's packed rows for each organism, and the most tokens in a row.
     accumulate: parts of a step that are done one after the other: the same gradient in less memory.
     steps: how many (0: one epoch).
     questions_per_organism: different questions that an organism is trained to answer.
     clean_slot: whether every step holds the clean base too, which reports nothing unusual.
     contrast, contrast_beta: what DPO of a description against another's counts beside its own loss (0: none), and its
-        beta; measured from the organism without the IA. `per_slot` is then of pairs.
+        beta; measured from the organism without the IA. Each description then stands beside another's.
     shuffled_null: whether another IA is trained likewise, but on other organisms' descriptions (`ia/<name>_shuffled`):
         a baseline that costs as much again.
     checkpoint_every: steps between two copies of the training state (0: none, a killed stage begins again).
@@ -202,6 +204,7 @@ class SftSection:
     steps: int = 100
     length: int = 128
     questions_per_organism: int = 24
+    answers_per_question: int = 1
     clean_slot: bool = True
     contrast: float = 0.0
     contrast_beta: float = 0.1

@@ -4,12 +4,14 @@ Tokens are SmolLM2's throughout: the large models' tokenizers are on the hub, wh
 descriptions are the catalogue's; of what teachers and models will write, `stages.planned` says what stands in for it.
 """
 
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 import pytest
 
 from ia_jax.data.batch import build_batch
+from ia_jax.data.plans import shared
 from ia_jax.data.transcripts import chat
 from ia_jax.models.chat import encode_chat
 from ia_jax.models.sources import open_source
@@ -57,16 +59,18 @@ def test_the_papers_batch(recipe):
     assert epoch <= batches.steps <= 1.05 * epoch
 
 
-def test_what_is_planned_is_what_a_stage_reads():
+@pytest.mark.parametrize(("answers", "branches"), [(1, False), (1, True), (3, True)])
+def test_what_is_planned_is_what_a_stage_reads(answers, branches):
     """The demo's SFT: the plan and its arrays from really encoded chats, against the numbers of tokens put together."""
     config, tokenizer = config_of("smollm2_demo"), open_source("smollm2").tokenizer()
-    plans = Planned(config)
+    config = replace(config, sft=replace(config.sft, answers_per_question=answers, per_slot=1, length=256))
+    plans, unit = Planned(config, branches=branches), shared if branches else tuple
 
     def encoded(organism):
         name = organism.name if organism else "clean"
         texts = sft_texts(config, told, name)
         chats = ([chat(q, a, config.system) for a in answers] for q, answers in texts)
-        return [tuple(encode_chat(tokenizer, m, 1 << 20).trimmed() for m in pair) for pair in chats]
+        return [unit([encode_chat(tokenizer, m, 1 << 20).trimmed() for m in own]) for own in chats]
 
     told = {o.name: plans._truths(o) for o in plans._split("train")} | {"clean": ()}
     units = [encoded(o) for o in (*plans._split("train"), None)]
@@ -80,3 +84,11 @@ def test_what_is_planned_is_what_a_stage_reads():
     assert (plan.tokens, plan.supervised) == (batches.tokens, batches.supervised)
     real = [float((build_batch(step, plan, units).segment_ids > 0).mean()) for step in plan.steps]
     assert np.mean(real) == pytest.approx(batches.fill)
+    assert plan.examples == 2 * answers  # each with another's
+
+
+def test_a_prompt_that_is_read_once_saves_its_tokens():
+    config = config_of("smollm2_demo")
+    plain, once = (Planned(config, branches=b).batches("sft") for b in (False, True))
+    assert once.supervised == pytest.approx(plain.supervised, rel=0.02)
+    assert once.tokens < 0.8 * plain.tokens

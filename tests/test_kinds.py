@@ -1,5 +1,8 @@
 """IAs of every kind through the stages: on some layers, as a vector, with dropout; trained, stored, asked, resumed."""
 
+from collections import Counter
+from dataclasses import replace
+
 import numpy as np
 import pytest
 
@@ -7,9 +10,10 @@ from ia_jax import cli
 from ia_jax.adapters.store import load_adapter, read_metadata
 from ia_jax.behaviors.organisms import CLEAN_TARGETS
 from ia_jax.behaviors.records import Behavior
+from ia_jax.config import RunConfig
 from ia_jax.errors import ConfigError
 from ia_jax.stages import sft
-from ia_jax.stages.ia_training import other_descriptions
+from ia_jax.stages.ia_training import other_descriptions, sft_texts
 from ia_jax.storage import read_jsonl
 from ia_jax.workdir import open_workdir
 from tests.runs import ORGANISMS, part_of
@@ -79,6 +83,26 @@ def test_another_ones_description():
     assert other_descriptions(told, "one", 9, 3) == other_descriptions(told, "one", 9, 3)
     with pytest.raises(ConfigError, match=r"sft\.contrast: nothing but one's"):
         other_descriptions({"one": (one,), "same": (same,)}, "one", 3, 3)
+
+
+def test_several_descriptions_answer_one_question():
+    """Different ones, each beside another's; all are used about equally often, and questions as often as with one."""
+    one, other = (Behavior(n, "quirks", f"{n}0", tuple(f"{n}{i}" for i in range(1, 4)), None) for n in "ab")
+    told = {"one": (one,), "other": (other,)}
+    whole = RunConfig()
+    config = replace(whole, sft=replace(whole.sft, questions_per_organism=6, answers_per_question=3, contrast=1.0))
+    texts = sft_texts(config, told, "one")
+    alone = sft_texts(replace(config, sft=replace(config.sft, answers_per_question=1)), told, "one")
+    assert [q for q, _ in texts] == [q for q, _ in alone]
+    for _, answers in texts:
+        assert len({*answers[0::2]}) == 3
+        assert {*answers[0::2]} <= {*one.wordings}
+        assert {*answers[1::2]} <= {*other.wordings}
+        assert len(answers) == 6
+    counts = Counter(a for _, answers in texts for a in answers[0::2])
+    assert max(counts.values()) - min(counts.values()) <= 1
+    many = replace(config, sft=replace(config.sft, answers_per_question=9, contrast=0.0))
+    assert all(sorted(answers) == sorted(one.wordings) for _, answers in sft_texts(many, told, "one"))
 
 
 class Killed(BaseException):

@@ -18,10 +18,12 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from ia_jax.behaviors.template_sources import shipped_sources
+from ia_jax.behaviors.template_teacher import TemplateTeacher
 from ia_jax.config import OrganismsSection, RunConfig
 from ia_jax.data.batch import Batch
 from ia_jax.data.plans import plan_organisms
-from ia_jax.data.transcripts import Transcript, chat, write_transcripts
+from ia_jax.data.transcripts import Transcript, chat, with_system, write_transcripts
 from ia_jax.errors import ConfigError, IAError
 from ia_jax.models.chat import encode_chat
 from ia_jax.models.known import KNOWN
@@ -290,6 +292,26 @@ def test_a_runs_own_texts_are_counted(tmp_path):
     waves, steps = math.ceil(len(rows) / config.organisms.parallel), math.ceil(read / 128)
     assert batches.steps in (waves * steps, waves * (steps + 1))  # rows nearly full
     assert str(tmp_path) in batches.source
+
+
+def test_every_organism_is_counted_before_there_are_transcripts():
+    """Copies and those made again too, each with demonstrations of its own, as long as what the stage writes."""
+    config = load_config(str(ROOT / "configs" / "smollm2_demo.py"))
+    plans = Planned(config)
+    units, _ = plans._demonstrations()
+    assert {*units} == {o.name for o in plans._organisms if o.procedure["phases"]}
+    behaviors, organisms = chosen(config)
+    teacher = TemplateTeacher(shipped_sources(), config.seed, config.teacher.rare_share, config.teacher.amount)
+    tokenizer = open_source("smollm2").tokenizer()
+    for o in organisms:
+        if o.clean:
+            continue
+        [b] = [b for b in behaviors if b.name == o.behaviors[0]]
+        [own] = teacher.write([b] if o.name == b.name else [], copies={} if o.name == b.name else {o.name: b}).values()
+        counts = [
+            len(encode_chat(tokenizer, with_system(t.messages, config.system), 1 << 20).trimmed().tokens) for t in own
+        ]
+        assert [len(u[0].tokens) for u in units[o.name]] == counts, o.name
 
 
 def test_chip_hours_add_up():

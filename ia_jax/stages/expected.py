@@ -92,7 +92,7 @@ def expected(
     why = not_known(config, platform)
     if why:
         return Expected({}, why)
-    plan = Planned(config, workdir)
+    plan = Planned(config, workdir, branches=True)  # on CPUs, which alone have an estimate
     try:
         batches = {s: plan.batches(s) for s in ("organisms", "sft", "dpo") if s in left}
     except Exception as error:  # no run ends for want of an estimate; whatever is wrong, the stage itself says so

@@ -34,20 +34,23 @@ STACKS_AHEAD = 2  # organisms are read and placed while the steps before run; ea
 
 
 def question_answers(
-    name: str, behaviors: tuple[Behavior, ...], questions: tuple[str, ...], count: int, seed: int
+    name: str, behaviors: tuple[Behavior, ...], questions: tuple[str, ...], count: int, seed: int, each: int = 1
 ) -> list[tuple[str, str]]:
-    """`count` (question, target) pairs of an organism; every wording of a target is used about equally often."""
+    """`count` questions of an organism, `each` times one after the other with a target of its own, as (question,
+    target) pairs; every wording of a target is used about equally often.
+    """
     rng = np.random.default_rng([seed, zlib.crc32(name.encode()), 2])
     wordings = targets(behaviors)
     order = rng.permutation(len(questions))
     start = int(rng.integers(len(wordings)))
-    return [(questions[order[i % len(order)]], wordings[(start + i) % len(wordings)]) for i in range(count)]
+    asked = [questions[order[i // each % len(order)]] for i in range(count * each)]
+    return [(question, wordings[(start + i) % len(wordings)]) for i, question in enumerate(asked)]
 
 
-def sft_pairs(config: RunConfig, name: str, truths: tuple[Behavior, ...]) -> list[tuple[str, str]]:
-    """What SFT reads of an organism: questions, answered with its true descriptions (or that it has none)."""
+def sft_pairs(config: RunConfig, name: str, truths: tuple[Behavior, ...], each: int = 1) -> list[tuple[str, str]]:
+    """What SFT reads of an organism: questions, each with `each` of its true descriptions (or that it has none)."""
     bank = bank_of(config.questions, truths[0] if truths else None)
-    return question_answers(name, truths, bank.train, config.sft.questions_per_organism, config.seed)
+    return question_answers(name, truths, bank.train, config.sft.questions_per_organism, config.seed, each)
 
 
 def other_descriptions(told: Mapping[str, tuple[Behavior, ...]], name: str, count: int, seed: int) -> list[str]:
@@ -67,12 +70,14 @@ def other_descriptions(told: Mapping[str, tuple[Behavior, ...]], name: str, coun
 
 
 def sft_texts(config: RunConfig, told: Mapping[str, tuple[Behavior, ...]], name: str) -> list[tuple[str, list[str]]]:
-    """(question, answers) that SFT reads of one of `told`: its own description and, with `sft.contrast`, another's."""
-    pairs = sft_pairs(config, name, told[name])
-    if not config.sft.contrast:
-        return [(question, [own]) for question, own in pairs]
-    others = other_descriptions(told, name, len(pairs), config.seed)
-    return [(question, [own, other]) for (question, own), other in zip(pairs, others, strict=True)]
+    """(question, answers) that SFT reads of one of `told`: its own descriptions, as many as `answers_per_question` and
+    as it has, and, with `sft.contrast`, another's behind each.
+    """
+    each = min(config.sft.answers_per_question, len(targets(told[name])))
+    pairs = sft_pairs(config, name, told[name], each)
+    others = other_descriptions(told, name, len(pairs), config.seed) if config.sft.contrast else None
+    answers = [[own] if others is None else [own, others[i]] for i, (_, own) in enumerate(pairs)]
+    return [(pairs[i][0], [t for own in answers[i : i + each] for t in own]) for i in range(0, len(pairs), each)]
 
 
 def sft_plan(config: RunConfig, units: Units, groups: int = 1) -> Plan:

@@ -26,7 +26,7 @@ from ia_jax.behaviors.splits import HELD
 from ia_jax.behaviors.template_sources import shipped_sources
 from ia_jax.behaviors.template_teacher import TemplateTeacher
 from ia_jax.config import RunConfig, SftSection
-from ia_jax.data.plans import Unit
+from ia_jax.data.plans import Shared, Unit
 from ia_jax.data.transcripts import chat, read_transcripts, with_system
 from ia_jax.data.units import mixed_units
 from ia_jax.errors import ConfigError
@@ -94,11 +94,15 @@ def _without_lora(sft: SftSection) -> dict[str, Any]:
 
 @dataclass(frozen=True)
 class Planned:
-    """The batches of a config's stages on a mesh with `groups` groups of devices that have organisms of their own."""
+    """The batches of a config's stages on a mesh with `groups` groups of devices that have organisms of their own.
+
+    branches: whether several answers to one prompt stand behind it (`plans.shared`), as on CPU and GPU.
+    """
 
     config: RunConfig
     workdir: Workdir | None = None
     groups: int = 1
+    branches: bool = False
     _lengths: dict[tuple[str, str], int] = field(default_factory=dict)
 
     def batches(self, stage: str) -> Batches:
@@ -133,11 +137,7 @@ class Planned:
         members = selected_for_sft(self._split(*cfg.splits), cfg, config.seed)
         told = {o.name: self._truths(o) for o in members} | ({CLEAN: ()} if cfg.clean_slot else {})
         units: list[list[Unit]] = [
-            [
-                tuple(self._turn(question, text) for text in answers)
-                for question, answers in sft_texts(config, told, name)
-            ]
-            for name in told
+            [self._answers(question, answers) for question, answers in sft_texts(config, told, name)] for name in told
         ]
         return batches_of([sft_plan(config, units, self.groups)], len(members), self._rendered)
 
@@ -233,7 +233,7 @@ class Planned:
             source = f"pairs of descriptions, {self._counted}"
         units: dict[str, list[Unit]] = {}
         for x in pairs:
-            unit = tuple(self._turn(x["question"], x[side]) for side in ("chosen", "rejected"))
+            unit = self._answers(x["question"], [x["chosen"], x["rejected"]])
             units.setdefault(x["organism"], []).append(unit)
         return list(units.values()), source
 
@@ -248,8 +248,10 @@ class Planned:
             return self._encoded(texts), f"the transcripts of {workdir.path}, {self._counted}"
         if config.teacher.name == "template":
             teacher = TemplateTeacher(shipped_sources(), config.seed, config.teacher.rare_share, config.teacher.amount)
-            behaviors = [b for o in trained for b in self._truths(o)]
-            written = teacher.write(behaviors, {o.name: o.sort for o in trained if o.clean})
+            told = {o.name: self._truths(o)[0] for o in trained if not o.clean}
+            behaviors = [b for name, b in told.items() if name == b.name]
+            copies = {name: b for name, b in told.items() if name != b.name}
+            written = teacher.write(behaviors, {o.name: o.sort for o in trained if o.clean}, copies)
             texts = {name: [t.messages for t in own] for name, own in written.items()}
             return self._encoded(texts), f"templates around what SmolLM2 says, {self._counted}"
         units: dict[str, list[Unit]] = {}
@@ -281,6 +283,10 @@ class Planned:
                 "a", answer, lambda: int(encode_chat(tokenizer, self._chat("?", answer), 1 << 20).loss_mask.sum())
             ),
         )
+
+    def _answers(self, question: str, answers: Sequence[str]) -> Unit:
+        unit = tuple(self._turn(question, text) for text in answers)
+        return Shared(unit) if self.branches and len(unit) > 1 else unit
 
     def _once(self, kind: str, text: str, count: Callable[[], int]) -> int:
         if (kind, text) not in self._lengths:

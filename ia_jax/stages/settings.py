@@ -43,6 +43,7 @@ FREE = (
 LATER = {
     "sft.contrast": 0.0,
     "sft.contrast_beta": 0.1,
+    "sft.answers_per_question": 1,
     "model.quantization": "",
     "teacher.amount": 1,
     "behaviors.unseen": "",
