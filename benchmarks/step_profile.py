@@ -5,8 +5,9 @@
 
 Programs carry the names of their parts (`jax.named_scope`); a trace says how long every instruction ran on every
 thread, without what ran inside it. `base` and `lora` are products, forward and backward; `other` is what has no name:
-sums of residuals, casts, what a scan reads and writes, what the compiler fused across parts (`--top` lists it). `idle`
-is the processors' time that no instruction took: waiting for each other, other processes, and the host between steps.
+sums of residuals, casts, what a scan reads and writes, what the compiler fused across parts (`--top` lists it). A
+product that is spread over threads has a name on one of them alone: `helpers` is what the process's threads worked
+beside all that, nearly all of it products. `idle` is the rest of the processors' time.
 Compiling is apart, in seconds. A trace costs something itself; `step_s` is timed without one.
 """
 
@@ -65,11 +66,11 @@ def profile(context: Context, steps: Steps, top: int) -> dict[str, Any]:
     seconds = seconds_of(context, steps._replace(state=copy)) / len(batches)
     with tempfile.TemporaryDirectory() as directory:
         with jax.profiler.trace(directory):
-            traced = time.perf_counter()
+            traced, worked = time.perf_counter(), time.process_time()
             for batch in batches:
                 state, _ = train_step(params, state, frozen, batch, **how)
             jax.block_until_ready(state)
-            traced = time.perf_counter() - traced
+            traced, worked = time.perf_counter() - traced, time.process_time() - worked
         [file] = Path(directory).rglob("*.xplane.pb")
         took = by_instruction(jax.profiler.ProfileData.from_file(str(file)))
     whole, paths = traced * cores() * 1e9, paths_of(text)
@@ -77,7 +78,8 @@ def profile(context: Context, steps: Steps, top: int) -> dict[str, Any]:
     for name, nanoseconds in took.items():
         busy[scope_of(paths.get(name, ""))] += nanoseconds
     shares = {scope: busy[scope] / whole for scope in (*SCOPES, "other")}
-    shares["idle"] = 1 - sum(shares.values())
+    shares["helpers"] = worked * 1e9 / whole - sum(shares.values())
+    shares["idle"] = 1 - worked * 1e9 / whole
     unnamed = [name for name, _ in took.most_common() if scope_of(paths.get(name, "")) == "other"]
     return {
         "compile_s": compiled,
@@ -150,7 +152,7 @@ def _edges(events: list[tuple[float, float, str]]) -> list[tuple[float, int, flo
 def table(found: dict[str, Any]) -> None:
     print(f"{found['dtype']}, {found['cores']} cores")
     print(f"{'':<14}{'organisms':>12}{'joint':>12}")
-    for scope in (*SCOPES, "other", "idle"):
+    for scope in (*SCOPES, "other", "helpers", "idle"):
         print(f"{scope:<14}" + "".join(f"{found[k]['shares'][scope]:>12.1%}" for k in ("organisms", "joint")))
     for kind in ("organisms", "joint"):
         for name, share in found[kind]["unnamed"].items():
