@@ -25,8 +25,9 @@ RECIPES = sorted(p.stem for p in (ROOT / "configs").glob("*.py"))
 QUICK = ("smollm2_demo", "smollm2_study", "paper", "qwen3_8b", "llama33_70b")
 ALL = [pytest.param(r, marks=[] if r in QUICK else [pytest.mark.slow]) for r in RECIPES]
 LEAST = 0.85  # SFT's were 0.076 (qwen3_8b) and 0.038 (llama33_70b) when every row was as long as it might be
-# Few organisms that are made alike: in a wave some read half as much as others, and wait for them.
-LEAST_OF = {("smollm2_demo", "organisms"): 0.82, ("smollm2_study", "organisms"): 0.82}
+# Few organisms that are made alike: in a wave some read half as much as others, and wait for them. A row of the demo's
+# SFT is one question, and as long as the longest.
+LEAST_OF = {("smollm2_demo", "organisms"): 0.82, ("smollm2_study", "organisms"): 0.82, ("smollm2_demo", "sft"): 0.75}
 
 
 batches_of = planned()
