@@ -52,7 +52,7 @@ def table(stage: str, split: str, columns: list[dict[str, Any]], seeds: dict[str
         row(f"trained on, {after}", [shown(c["seen"]) for c in columns])
         row(f"false: clean fine-tunes, {after}", [shown(c.get("false_claims")) for c in columns])
         row(f"no word of it in the data, {after}", over(seeds, lambda r: r["unmentioned"]))
-        row(f"no wording of it in a training sentence's frame, {after}", over(seeds, lambda r: r.get("framed") is False))
+        row(f"no training sentence has its frame, {after}", over(seeds, lambda r: r.get("framed") is False))
         row(f"base + IA, {after}", [shown(c["controls"]["base+ia"]) for c in columns])
     row(f"a training sentence, {after}", over(seeds, lambda _: True, split, "frame"))
 

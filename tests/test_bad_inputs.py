@@ -69,7 +69,7 @@ def test_arguments(refused, argv, culprit):
         ("--config.mesh.dcn=3", "config.sft.organisms_per_step=16 must be a multiple of config.mesh.dcn=3 x fsdp=1"),
         ("--config.sft.accumulate=2", "config.sft.rows=1 must be a multiple of accumulate=2"),
         ("--config.mesh.rows=2", "config.organisms.rows=1 must be a multiple of config.mesh.rows=2"),
-        ("--config.sft.rows=4", "config.sft.per_slot=2 must be a multiple of config.sft.rows=4"),
+        ("--config.sft.rows=4", "config.sft.per_slot=1 must be a multiple of config.sft.rows=4"),
         ("--config.dpo.rows=3", "config.dpo.per_slot=2 must be a multiple of config.dpo.rows=3"),
         ("--config.sft.per_slot=-1", "config.sft.per_slot"),
         (

@@ -209,8 +209,8 @@ def test_seconds_by_hand():
     batches = Batches(10, 12, 1, 128, 96, 5, tokens=1000, supervised=0, slots=120)
     found = stage_seconds(config, cfg, {"organisms": batches}, 200e9, 2)
     assert set(found) == set(STAGES)
-    # 106.2 M weights in 30 layers, two FLOPs each forward, and back through the upper 15, which have adapters; of rank 8
-    # these are 1.22 M, six each; attention is one in a hundred.
+    # 106.2 M weights in 30 layers, two FLOPs each forward, and back through the upper 15, whose adapters of rank 8
+    # are 1.22 M, six each; attention is one in a hundred.
     flops = 1000 * (3 * 106.2e6 + 6 * 1.22e6) * 1.01
     assert found["organisms"] - expected.STARTING == pytest.approx(flops / 200e9 + flops / 200e9, rel=0.02)
     # 14 organisms and the base, six questions, four samples, 32 tokens; of 134.5 M weights two FLOPs each; an eighth.
