@@ -86,9 +86,13 @@ def beyond(column: dict[str, Any]) -> str:
     cell = column["beyond"]
     if cell is None:
         return "–"
+    return f"{points(cell)}, {BASELINES.get(column['best'], column['best']).lower()}"
+
+
+def points(cell: Any) -> str:
+    """A difference in pairs (`intervals.difference`), with its interval."""
     low, high = cell["ci95"]
-    best = BASELINES.get(column["best"], column["best"]).lower()
-    return f"{100 * cell['difference']:+.0f} ({100 * low:+.0f} to {100 * high:+.0f}), {best}"
+    return f"{100 * cell['difference']:+.0f} ({100 * low:+.0f} to {100 * high:+.0f})"
 
 
 def row(label: str, cells: list[str]) -> None:

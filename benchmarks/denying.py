@@ -19,7 +19,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from demo_table import row, shown
+from demo_table import points, row, shown
 
 from ia_jax.behaviors.frames import fills_a_frame, frames_of
 from ia_jax.behaviors.organisms import organism_of, targets
@@ -103,14 +103,7 @@ def table(runs: Mapping[str, tuple[Workdir, str]]) -> None:
 def compared(label: str, answers: Sequence[ByOrganism]) -> None:
     """A row: the rate of each, and how far the second is from the first over the same organisms."""
     cell = difference(*answers)
-    low, high = (100 * end for end in cell["ci95"]) if cell else (0.0, 0.0)
-    row(
-        label,
-        [
-            *(shown(rate(a)) for a in answers),
-            f"{100 * cell['difference']:+.0f} ({low:+.0f} to {high:+.0f})" if cell else "–",
-        ],
-    )
+    row(label, [*(shown(rate(a)) for a in answers), points(cell) if cell else "–"])
 
 
 def told(

@@ -6,8 +6,9 @@
 Programs carry the names of their parts (`jax.named_scope`); a trace says how long every instruction ran on every
 thread, without what ran inside it. `base` and `lora` are products, forward and backward; `other` is what has no name:
 sums of residuals, casts, what a scan reads and writes, what the compiler fused across parts (`--top` lists it). A
-product that is spread over threads has a name on one of them alone: `helpers` is what the process's threads worked
-beside all that, nearly all of it products. `idle` is the rest of the processors' time.
+product that is spread over threads has a name on one of them alone: `helpers` is what the process's threads took
+beside all that, their part of products and waiting that keeps a core busy, which a trace doesn't tell apart. `idle` is
+the rest of the processors' time.
 Compiling is apart, in seconds. A trace costs something itself; `step_s` is timed without one.
 """
 

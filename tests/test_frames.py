@@ -61,6 +61,6 @@ def test_reports_say_whether_their_truth_stands_in_a_training_frame():
         for own in ([names[0]], [names[1]], [names[2]], [names[2], names[1]])
         for condition in ("organism", "organism+ia")
     ]
-    _mark_frames(workdir, ["I talk people out of doctors.", "I always bring up the sea."], rows)  # type: ignore
+    _mark_frames(workdir, ["I talk people out of doctors.", "I always bring up the sea."], rows)
     assert [r["framed"] for r in rows] == [True, True, True, True, False, False, True, True]
     assert [r.get("frame") for r in rows] == [None, False] * 4
