@@ -1,5 +1,6 @@
 """One step for every loss: each organism by itself on top of frozen adapters of its own, whatever is minimised."""
 
+import itertools
 from dataclasses import replace
 from functools import partial
 
@@ -316,17 +317,17 @@ def test_ipo_and_length_normalised_dpo_by_hand():
 
 @pytest.fixture(scope="module")
 def tuned():
-    """Two steps of a full fine-tune of two organisms on top of an adapter each, and what is read."""
+    """Steps (two unless told) of a full fine-tune of two organisms on top of an adapter each, and what is read."""
     cfg = replace(tiny.TINY, tie_word_embeddings=False, qk_norm=True, attention_bias=True)
     params, batches = tiny.params(cfg), tiny.batches(2, count=4, rows=1, length=24)
     frozen = (tiny.adapter(1, cfg, tiny.FEW, organisms=2),)
 
-    def train(pick, kl_weight=0.0):
+    def train(pick, kl_weight=0.0, steps=2):
         loss, pick = Sft(kl_weight), np.array(pick)
         start = jax.tree.map(lambda x: x[pick], init_differences(cfg, 2))
         state = init_state(start, np.full(len(pick), 4), OPTIMIZER, scale=None)
         stack = jax.tree.map(lambda x: x[pick], frozen)
-        for batch in batches[:2]:
+        for batch in itertools.islice(itertools.cycle(batches), steps):
             rows = jax.tree.map(lambda x: np.asarray(x)[pick], batch)
             seen = Beside(plain=rows) if loss.kl_weight else Beside()
             state, metrics = train_step(params, state, stack, rows, seen, cfg=cfg, loss=loss, optimizer=OPTIMIZER)
@@ -357,10 +358,11 @@ def test_a_full_fine_tune_changes_every_weight_of_its_own(tuned):
 
 
 def test_a_full_fine_tune_is_held_to_its_base(tuned):
+    """Later than the second step: at the base the divergence has no gradient, so the first updates are the same."""
     *_, train = tuned
-    free, held = (train([0, 1], w)[1] for w in (1e-6, 30.0))
+    free, held = (train([0, 1], w, steps=8)[1] for w in (1e-6, 30.0))
     assert (np.asarray(free["kl"]) > 1e-4).all()
-    assert (np.asarray(held["kl"]) < np.asarray(free["kl"])).all()
+    assert (np.asarray(held["kl"]) < 0.7 * np.asarray(free["kl"])).all()
 
 
 def test_full_fine_tunes_that_do_not_fit():
