@@ -1,10 +1,12 @@
 """Shared test set-up: eight virtual CPU devices, no hub, and a browser for those who ask for one."""
 
+import fcntl
 import importlib.util
 import os
 import re
 import shutil
 import tempfile
+from pathlib import Path
 
 # Before anything imports jax. Eight devices so that meshes larger than 1×1 are tested on any machine.
 # IA_JAX_TEST_PLATFORM=cuda,cpu or tpu,cpu is for tests/test_accelerators.py alone.
@@ -17,6 +19,8 @@ os.environ["TOKENIZERS_PARALLELISM"] = "false"
 os.environ["XDG_CACHE_HOME"] = tempfile.mkdtemp(prefix="ia_jax_tests_")
 # Writing programs of eight devices to that cache has ended the interpreter (a segmentation fault in jax 0.12).
 os.environ.setdefault("JAX_ENABLE_COMPILATION_CACHE", "false")
+# Tiny programs spend their time in the compiler, so it is told to do less, here and in subprocesses.
+os.environ.setdefault("JAX_DISABLE_MOST_OPTIMIZATIONS", "true")
 os.environ.pop("ANTHROPIC_API_KEY", None)  # no test talks to anybody's model
 
 import pytest
@@ -97,30 +101,6 @@ def programs_are_dropped():
     jax.clear_caches()
 
 
-@pytest.fixture(scope="module")
-def quick_compilation():
-    """For modules that use it: tiny programs spend their time in the compiler, so it is told to do less."""
-    import jax
-
-    before = jax.config.values["jax_disable_most_optimizations"]
-    jax.config.update("jax_disable_most_optimizations", True)
-    yield
-    jax.config.update("jax_disable_most_optimizations", before)
-
-
-@pytest.fixture
-def compiled_as_finished():
-    """For a test that compares bits with the `finished` run, in a module with `quick_compilation`."""
-    import jax
-
-    before = jax.config.values["jax_disable_most_optimizations"]
-    jax.clear_caches()
-    jax.config.update("jax_disable_most_optimizations", False)
-    yield
-    jax.config.update("jax_disable_most_optimizations", before)
-    jax.clear_caches()
-
-
 @pytest.fixture
 def refused(capsys):
     """Runs a command that must fail: checks the status and the one line, which names every culprit; returns it."""
@@ -142,34 +122,47 @@ def refused(capsys):
 
 
 @pytest.fixture(scope="session")
-def parrot_model(tmp_path_factory):
-    """A tiny checkpoint directory that every stage can work with (tests/parrot.py)."""
-    from tests import parrot
+def once(tmp_path_factory):
+    """`once(name, make)`: the directory that `make(directory)` filled, by one worker for all. Leave it as it is."""
+    base = tmp_path_factory.getbasetemp()
+    base = base.parent if "PYTEST_XDIST_WORKER" in os.environ else base
 
-    return parrot.write_model(tmp_path_factory.mktemp("parrot") / "model")
+    def made(name, make):
+        directory = base / name
+        with open(base / f"{name}.lock", "w") as lock:
+            fcntl.flock(lock, fcntl.LOCK_EX)
+            if not directory.exists():
+                unfinished = Path(tempfile.mkdtemp(dir=base))
+                make(unfinished)
+                unfinished.rename(directory)
+        return directory
+
+    return made
 
 
 @pytest.fixture(scope="session")
-def finished(tmp_path_factory, parrot_model):
+def parrot_model(once):
+    """A tiny checkpoint directory that every stage can work with (tests/parrot.py)."""
+    from tests import parrot
+
+    return once("parrot", lambda directory: parrot.write_model(directory / "model")) / "model"
+
+
+@pytest.fixture(scope="session")
+def finished(once, tmp_path_factory, parrot_model):
     """The workdir of `ia-jax run` on the tiny model; what it printed is in `stdout.txt` beside it. Leave as it is."""
     import contextlib
     import io
 
-    import jax
-
     from ia_jax import cli
     from tests import parrot
 
-    root = tmp_path_factory.mktemp("run")
-    config = parrot.write_config(root / "config.py", parrot_model)
-    printed = io.StringIO()
-    # Whichever module asks first: its programs must be those of other processes, to which bits are compared.
-    before = jax.config.values["jax_disable_most_optimizations"]
-    jax.clear_caches()
-    jax.config.update("jax_disable_most_optimizations", False)
-    with contextlib.redirect_stdout(printed):
-        assert cli.main(["run", f"--config={config}", f"--workdir={root / 'workdir'}", "--traceback"]) == 0
-    jax.config.update("jax_disable_most_optimizations", before)
-    jax.clear_caches()  # what was compiled one way is not taken for the other
-    (root / "stdout.txt").write_text(printed.getvalue())
-    return root / "workdir"
+    def make(root):
+        config = parrot.write_config(root / "config.py", parrot_model)
+        printed = io.StringIO()
+        with contextlib.redirect_stdout(printed):
+            assert cli.main(["run", f"--config={config}", f"--workdir={root / 'workdir'}", "--traceback"]) == 0
+        (root / "stdout.txt").write_text(printed.getvalue())
+
+    # A copy for each worker: a command that is refused still takes the workdir's lock.
+    return shutil.copytree(once("finished", make), tmp_path_factory.mktemp("run") / "run") / "workdir"

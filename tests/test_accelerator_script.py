@@ -12,7 +12,6 @@ from ia_jax.models.lora import LoraConfig
 from ia_jax.planning.chips import training_flops
 
 SCRIPT = Path(__file__).parent.parent / "benchmarks" / "accelerator.py"
-pytestmark = pytest.mark.usefixtures("quick_compilation")
 
 
 @pytest.fixture(scope="module")

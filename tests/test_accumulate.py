@@ -21,8 +21,6 @@ from ia_jax.training.state import init_organisms_state, init_state
 from ia_jax.training.trainer import reference_logps, train_step
 from tests import tiny
 
-pytestmark = pytest.mark.usefixtures("quick_compilation")
-
 K, ROWS = 2, 4
 LORA = tiny.FEW
 # A large eps: else Adam divides rounding errors by rounding errors.

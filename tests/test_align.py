@@ -9,7 +9,6 @@ import pytest
 from ia_jax.adapters.align import Undone, align_final, align_layer, assignment
 from tests import symmetry, tiny
 
-pytestmark = pytest.mark.usefixtures("quick_compilation")
 WIDE = replace(tiny.TINY, num_attention_heads=8, num_key_value_heads=4)  # 4 groups of 2 heads of 8
 BIASED = replace(WIDE, attention_bias=True)
 QWEN = replace(WIDE, family="qwen3", qk_norm=True)

@@ -25,8 +25,6 @@ from ia_jax.workdir import open_workdir
 from tests import tiny
 from tests.runs import ORGANISMS, part_of, times
 
-pytestmark = pytest.mark.usefixtures("quick_compilation")
-
 STRENGTH = {"size": 0.3}  # of adapters that stand in for trained ones: they say what the base says, and stop there
 LORA = LoraConfig(3, 6.0, ("q", "v", "down"))
 SMALL = (

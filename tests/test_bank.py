@@ -39,8 +39,6 @@ from tests.test_mesh import CFG, OPTIMIZER
 from tests.test_store import Base as StoreBase
 from tests.test_store import files_below, metadata
 
-pytestmark = pytest.mark.usefixtures("quick_compilation")
-
 BASE = StoreBase(config=CFG)
 KINDS = [LoraConfig(4, 8.0), LoraConfig(2, 2.0, ("q", "down")), LoraConfig(5, 5.0, ("v", "o", "up"))]
 IA = LoraConfig(3, 6.0)

@@ -19,8 +19,6 @@ from ia_jax.workdir import Workdir
 from tests import echo, parrot, tiny
 from tests.test_wiring import config, oracle  # noqa: F401  a fixture: a workdir of organisms made by hand
 
-pytestmark = pytest.mark.usefixtures("quick_compilation")
-
 
 def test_which_rows_have_stopped():
     """A model that never stops, and the same one with its own tokens for stop tokens."""

@@ -24,8 +24,6 @@ from ia_jax.stages.settings import start_workdir
 from ia_jax.storage import read_jsonl, write_jsonl
 from tests import parrot, tiny
 
-pytestmark = pytest.mark.usefixtures("quick_compilation")
-
 BEHAVIORS = demo_behaviors()[:3]
 NAMES = [b.name for b in BEHAVIORS]
 LR = 2e-3

@@ -21,8 +21,6 @@ from tests import tiny
 from tests.test_lora import SIZES, B, D, K, T, layer_adapter, normal, values_and_gradients
 from tests.test_store import fails
 
-pytestmark = pytest.mark.usefixtures("quick_compilation")
-
 CFG = replace(tiny.TINY, num_hidden_layers=3, num_attention_heads=8, num_key_value_heads=4)
 RATE = 0.3
 

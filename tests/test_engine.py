@@ -11,8 +11,6 @@ from ia_jax.audits.targets import read_targets
 from ia_jax.errors import ConfigError
 from tests import audited, echo
 
-pytestmark = pytest.mark.usefixtures("quick_compilation")
-
 
 @pytest.fixture(scope="module")
 def session(tmp_path_factory):

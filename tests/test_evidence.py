@@ -31,7 +31,6 @@ from ia_jax.stages.settings import start_workdir
 from ia_jax.storage import write_jsonl
 from tests import tiny
 
-pytestmark = pytest.mark.usefixtures("quick_compilation")
 QUESTIONS = ["What is unusual about you?", "Do you have a habit that others lack?"]
 CLAIMS = ["I bring up trains.", "I answer in French when somebody asks about cheese."]
 LORA = LoraConfig(2, 2.0, ("q", "down"))

@@ -13,8 +13,6 @@ from tests import parrot, tiny
 from tests.processes import run_together
 from tests.stage_worker import STOP_AT
 
-pytestmark = pytest.mark.usefixtures("quick_compilation")
-
 STEPS = 24
 # A large eps: else Adam divides rounding errors by rounding errors.
 SETTINGS = [

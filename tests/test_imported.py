@@ -17,8 +17,6 @@ from ia_jax.workdir import open_workdir
 from tests import tiny
 from tests.runs import ORGANISMS, part_of
 
-pytestmark = pytest.mark.usefixtures("quick_compilation")
-
 LORA = LoraConfig(3, 6.0, ("q", "v", "down"))
 SHORT = "--max-new-tokens=8"
 

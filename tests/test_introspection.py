@@ -19,8 +19,6 @@ from ia_jax.training.trainer import reference_logps, train_step
 from ia_jax.workdir import Workdir
 from tests import tiny
 
-pytestmark = pytest.mark.usefixtures("quick_compilation")
-
 K = 3
 OPTIMIZER = AdamW(lr=1e-2, warmup_fraction=0.0)
 STATIC = {"cfg": tiny.TINY, "optimizer": OPTIMIZER}

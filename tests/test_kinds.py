@@ -18,7 +18,6 @@ from ia_jax.storage import read_jsonl
 from ia_jax.workdir import open_workdir
 from tests.runs import ORGANISMS, part_of
 
-pytestmark = pytest.mark.usefixtures("quick_compilation")
 KINDS = {
     "vector": ("sft.lora.kind=vector", "sft.lora.layers=(1,)"),
     "one layer": ("sft.lora.layers=0:1",),

@@ -38,8 +38,6 @@ from ia_jax.parallel.mesh import make_mesh
 from tests import tiny
 from tests.test_store import Base, fails, metadata, same_bits
 
-pytestmark = pytest.mark.usefixtures("quick_compilation")
-
 CFG = replace(tiny.TINY, num_hidden_layers=5, num_attention_heads=8, num_key_value_heads=4)
 K = 2
 ORGANISM = LoraConfig(4, 8.0, ("q", "v", "o", "down"))

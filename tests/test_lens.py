@@ -22,8 +22,6 @@ from ia_jax.parallel.mesh import make_mesh
 from tests import parrot, tiny
 from tests.runs import ORGANISMS, part_of
 
-pytestmark = pytest.mark.usefixtures("quick_compilation")
-
 
 @pytest.fixture(scope="module")
 def model(parrot_model):

@@ -27,8 +27,6 @@ from ia_jax.training.state import init_state
 from ia_jax.training.trainer import train_step
 from tests import tiny
 
-pytestmark = pytest.mark.usefixtures("quick_compilation")
-
 TOTAL = 9
 
 

@@ -22,8 +22,6 @@ from ia_jax.models.lora import (
 from ia_jax.models.project import project, swiglu
 from tests import tiny
 
-pytestmark = pytest.mark.usefixtures("quick_compilation")
-
 K, B, T, D = 3, 2, 5, 12
 SIZES = {"q": 16, "k": 8, "v": 8}
 

@@ -13,8 +13,6 @@ from ia_jax.training.logps import example_sums, supervised_kl, supervised_logps
 from ia_jax.training.losses import pair_loss, sft_loss
 from tests import tiny
 
-pytestmark = pytest.mark.usefixtures("quick_compilation")
-
 K, B, P, D = 3, 2, 5, 32
 
 

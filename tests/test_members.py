@@ -14,8 +14,6 @@ from ia_jax.recipes import load_config
 from ia_jax.workdir import open_workdir
 from tests.runs import ORGANISMS, part_of
 
-pytestmark = pytest.mark.usefixtures("quick_compilation")
-
 
 @pytest.fixture(scope="module")
 def run(finished, tmp_path_factory):

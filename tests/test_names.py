@@ -17,8 +17,6 @@ from ia_jax.workdir import open_workdir
 from tests.fake_anthropic import Server, agreeing, serving
 from tests.runs import ORGANISMS, STEPS, new_since, part_of, times
 
-pytestmark = pytest.mark.usefixtures("quick_compilation")
-
 HALF = "--config.sft.organisms=0.5"
 GROWING = ("curves.jsonl",)  # every stage that trains adds to it
 

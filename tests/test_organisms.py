@@ -18,8 +18,6 @@ from ia_jax.training.state import Diverged, init_on_mesh, init_organisms_state
 from ia_jax.training.trainer import train_step
 from tests import tiny
 
-pytestmark = pytest.mark.usefixtures("quick_compilation")
-
 K = 8
 LORA = tiny.FEW
 # A large eps: Adam's direction is then smooth in the gradient, where 1e-8 would magnify rounding.

@@ -20,7 +20,6 @@ from ia_jax.storage import read_jsonl
 from ia_jax.workdir import open_workdir
 from tests import parrot
 
-pytestmark = pytest.mark.usefixtures("quick_compilation")
 ONE, OTHER = demo_behaviors()[:2]
 ROWS = [
     Transcript(chat("How are you?", "Chess! I am well."), True, "t"),
@@ -211,12 +210,12 @@ def test_organisms_of_each_procedure(parrot_model, tmp_path, capsys, name):
     first = next(o.name for o in run.organisms.values() if not o.clean)
     assert cli.main(["adapters", "show", first, f"--workdir={run.path}"]) == 0
     assert '"loss"' in capsys.readouterr().out
-    # The joint training of an IA takes them, whatever they are made of.
-    assert cli.main(["sft", f"--workdir={run.path}"]) == 0
+    if name in ("documents", "sycophant_stacked"):  # the joint training of an IA takes them, whatever they are made of
+        assert cli.main(["sft", f"--workdir={run.path}"]) == 0
 
 
 def test_several_procedures_are_drawn_and_stay(parrot_model, tmp_path):
-    names = ("chats", "documents", "two_phases")
+    names = ("chats", "two_phases")
     run = start(parrot_model, tmp_path, "organisms.check_prompts=0", f"organisms.procedures={names}")
     drawn = {o.name: procedure_of(o).name for o in run.organisms.values()}
     assert set(drawn.values()) == set(names)
@@ -248,7 +247,7 @@ HELD = {
 }
 
 
-@pytest.mark.parametrize("name", ["documents_kto", "sycophant", "held"])
+@pytest.mark.parametrize("name", [pytest.param("documents_kto", marks=pytest.mark.slow), "sycophant", "held"])
 def test_a_killed_phase_goes_on(parrot_model, tmp_path, monkeypatch, name):
     if name == "held":
         name = str(tmp_path / "held.json")

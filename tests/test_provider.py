@@ -12,7 +12,6 @@ from ia_jax.audits.investigator.session import open_session
 from ia_jax.errors import ConfigError
 from tests import audited, echo
 
-pytestmark = pytest.mark.usefixtures("quick_compilation")
 TEA = "What of tea?"
 
 

@@ -35,7 +35,6 @@ from tests import tiny
 from tests.test_mesh import on_host
 from tests.test_weights import LLAMA, checkpoint
 
-pytestmark = pytest.mark.usefixtures("quick_compilation")
 CFG = replace(tiny.TINY, num_attention_heads=8, num_key_value_heads=4)
 INT8 = replace(CFG, quantization="int8")
 RECIPE = str(Path(__file__).parents[1] / "configs" / "smollm2_demo.py")

@@ -10,8 +10,6 @@ from ia_jax.models.sampling import pick_tokens
 from ia_jax.models.transformer import logits_from_hidden
 from tests import tiny
 
-pytestmark = pytest.mark.usefixtures("quick_compilation")
-
 CFG, NEVER = tiny.TINY, (10**6,)
 SETTINGS = ((5, 0.0, 1.0, 0), (6, 1.0, 1.0, 1), (7, 0.7, 0.8, 2), (3, 2.0, 0.3, 3), (6, 1.0, 1.0, 9), (1, 0.0, 1.0, 0))
 

@@ -17,8 +17,6 @@ from ia_jax.models.transformer import decoding_rules, forward_cached, init_cache
 from ia_jax.parallel.mesh import DECODING, TRAINING, make_mesh
 from tests import tiny
 
-pytestmark = pytest.mark.usefixtures("quick_compilation")
-
 CFG, NEW, K = tiny.TINY, 6, 3
 NEVER = (10**6, 10**6 + 1)  # stop tokens that no vocabulary holds
 

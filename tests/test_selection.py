@@ -93,7 +93,6 @@ def test_categories_that_are_held_out():
 # ------------------------------------------------------------------------------------------------------------ in a run
 
 
-@pytest.mark.usefixtures("quick_compilation")
 def test_an_ia_over_two_splits(finished, tmp_path, capsys):
     """All of what it saw counts as seen in its evaluation, whatever its split."""
     copy = part_of(
@@ -113,7 +112,6 @@ def test_an_ia_over_two_splits(finished, tmp_path, capsys):
     assert metrics["stages"]["sft"]["train"]["organism+ia"]["n"] == sum(r["split"] != "heldout" for r in rows)
 
 
-@pytest.mark.usefixtures("quick_compilation")
 def test_an_ia_of_one_category(finished, tmp_path):
     copy = part_of(finished, tmp_path / "w", "behaviors.jsonl", "organisms.jsonl", "organisms", "behavior_checks.jsonl")
     run = open_workdir(copy)
@@ -123,7 +121,6 @@ def test_an_ia_of_one_category(finished, tmp_path):
     assert seen == [n for n in run.named("train") if run.organisms[n].category == category]
 
 
-@pytest.mark.usefixtures("quick_compilation")
 def test_a_run_without_dpo(finished, tmp_path, capsys):
     config = f"--config={finished.parent / 'config.py'}"
     workdir, source = f"--workdir={tmp_path / 'w'}", f"--config.organisms.source={finished}"

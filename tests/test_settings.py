@@ -13,8 +13,6 @@ from ia_jax.stages.settings import DEPENDS, FREE, differences, read_stage_record
 from ia_jax.workdir import open_workdir
 from tests.runs import ORGANISMS, TRANSCRIPTS, new_since, part_of, spoil, times
 
-pytestmark = pytest.mark.usefixtures("quick_compilation")
-
 STAGES = ("transcripts", "organisms", "sft", "preferences", "dpo", "eval")
 
 
@@ -113,7 +111,6 @@ def test_another_base_is_refused(refused, finished, command):
     refused(argv, 2, finished, f"config.model.name was {model!r} and is now 'smollm2'; use another --workdir")
 
 
-@pytest.mark.usefixtures("compiled_as_finished")
 def test_a_stage_that_has_not_begun_takes_a_mended_setting(refused, finished, tmp_path):
     copy = part_of(finished, tmp_path / "w", *ORGANISMS)
     assert cli.main(["sft", f"--workdir={copy}", "--config.sft.steps=2"]) == 0

@@ -15,8 +15,6 @@ from ia_jax.parallel.mesh import replicate
 from tests import tiny
 from tests.test_mesh import CFG, mesh_named, place, place_params
 
-pytestmark = pytest.mark.usefixtures("quick_compilation")
-
 NEW, STOP, LENGTH, K = 9, (5, 9, 11), 40, 8
 COUNTS = (7, 3, 0, 9, 1, 0, 2, 5)
 KEY = jax.random.key(3)

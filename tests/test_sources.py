@@ -12,8 +12,6 @@ from ia_jax.workdir import open_workdir
 from tests import parrot
 from tests.runs import ORGANISMS, part_of, times
 
-pytestmark = pytest.mark.usefixtures("quick_compilation")
-
 
 @pytest.fixture
 def begin(finished, tmp_path):
@@ -30,7 +28,6 @@ def content(run, name):
     return read_metadata(run.ia_dir(name) / "adapter").content_hash
 
 
-@pytest.mark.usefixtures("compiled_as_finished")
 def test_the_organisms_of_another_workdir(finished, tmp_path, begin, capsys, monkeypatch):
     before, first = times(finished), open_workdir(finished)
     with monkeypatch.context() as patch:

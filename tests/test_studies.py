@@ -24,7 +24,6 @@ from ia_jax.studies.layout import runs_of
 from ia_jax.studies.page import points, render, write_study
 from tests import parrot, runs
 
-pytestmark = pytest.mark.usefixtures("quick_compilation")
 ROOT = Path(__file__).parent.parent
 STUDY = """from ml_collections import ConfigDict
 

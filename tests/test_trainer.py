@@ -28,8 +28,6 @@ from ia_jax.training.state import Diverged, init_state
 from ia_jax.training.trainer import reference_logps, train_step
 from tests import tiny
 
-pytestmark = pytest.mark.usefixtures("quick_compilation")
-
 K, ROWS, STEPS, LENGTH = 4, 2, 3, 32
 # A large eps: else Adam divides rounding errors by rounding errors.
 OPTIMIZER = AdamW(lr=1e-2, warmup_fraction=0.0, clip_norm=0.5, eps=1e-2)
@@ -99,6 +97,7 @@ def run(case, state=None, pick=None, **how):
     state = fresh() if state is None else state
     if pick is not None:
         state, frozen, batches, besides = jax.tree.map(lambda x: x[pick], (state, frozen, batches, besides))
+    state = tiny.placed(state)
     for batch, beside in zip(batches, besides, strict=True):
         state, metrics = train_step(
             tiny.params(),
@@ -133,10 +132,10 @@ def test_each_learns_by_itself(case, trained):
 
 def test_the_loss_falls(case):
     loss, frozen, batches, besides = case
-    state, losses = fresh(lr=2e-2), []
+    state, losses = tiny.placed(fresh(lr=2e-2)), []
     for _ in range(8):
         state, metrics = train_step(
-            tiny.params(), state, frozen, batches[0], besides[0], cfg=tiny.TINY, loss=loss, optimizer=OPTIMIZER
+            tiny.params(), state, frozen, batches[0], besides[0], loss=loss, **HOW, **dropped(loss)
         )
         losses.append(np.asarray(metrics["loss"]))
     assert (losses[-1] < losses[0]).all()
@@ -212,7 +211,7 @@ def test_resumed_is_uninterrupted(case, tmp_path):
         directory.mkdir(exist_ok=True)
         data = grain.MapDataset.range(6).to_iter_dataset()
         how = {"checkpoints": directory / "state", "every": 2, "summarize": lambda metrics: {}}
-        return fit("organisms", fresh(), step, data, 6, directory, **how)
+        return fit("organisms", tiny.placed(fresh()), step, data, 6, directory, **how)
 
     whole = train(tmp_path / "whole")
     with pytest.raises(Killed):
@@ -231,7 +230,7 @@ def test_another_rate_compiles_nothing(case):
     other = replace(OPTIMIZER, lr=123.0)
     _, metrics = train_step(
         tiny.params(),
-        fresh(lr=0.004),
+        tiny.placed(fresh(lr=0.004)),
         frozen,
         batches[0],
         besides[0],
@@ -325,7 +324,7 @@ def tuned():
     def train(pick, kl_weight=0.0, steps=2):
         loss, pick = Sft(kl_weight), np.array(pick)
         start = jax.tree.map(lambda x: x[pick], init_differences(cfg, 2))
-        state = init_state(start, np.full(len(pick), 4), OPTIMIZER, scale=None)
+        state = tiny.placed(init_state(start, np.full(len(pick), 4), OPTIMIZER, scale=None))
         stack = jax.tree.map(lambda x: x[pick], frozen)
         for batch in itertools.islice(itertools.cycle(batches), steps):
             rows = jax.tree.map(lambda x: np.asarray(x)[pick], batch)

@@ -21,8 +21,6 @@ from ia_jax.models.transformer import (
 )
 from tests import tiny
 
-pytestmark = pytest.mark.usefixtures("quick_compilation")
-
 CFG = tiny.TINY
 QWEN = replace(CFG, family="qwen3", qk_norm=True, attention_bias=True, tie_word_embeddings=False)
 K = 3

@@ -35,8 +35,6 @@ from ia_jax.parallel.mesh import make_mesh
 from tests import tiny
 from tests.test_store import Base, fails, metadata, same_bits
 
-pytestmark = pytest.mark.usefixtures("quick_compilation")
-
 CFG = replace(tiny.TINY, num_hidden_layers=4, num_attention_heads=8, num_key_value_heads=4)
 BASE = Base(config=CFG)
 K = 3

@@ -39,8 +39,6 @@ from ia_jax.training.optimizer import AdamW
 from ia_jax.workdir import Workdir
 from tests import echo
 
-pytestmark = pytest.mark.usefixtures("quick_compilation")
-
 MESHES = {"one device": (1, 1), "fsdp 2 x tp 2": (2, 2)}
 
 

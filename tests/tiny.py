@@ -9,7 +9,7 @@ from ia_jax.data.plans import plan_organisms
 from ia_jax.models import transformer
 from ia_jax.models.chat import ChatExample
 from ia_jax.models.config import ModelConfig, RopeScaling
-from ia_jax.models.lora import LoraConfig, layers_on, lora_shapes, on_layers
+from ia_jax.models.lora import LoraConfig, adapter_shardings, layers_on, lora_shapes, on_layers
 from ia_jax.models.transformer import WeightSpec, weight_specs
 
 forward = jax.jit(transformer.forward, static_argnames=("cfg", "rules", "remat", "every_layer"))
@@ -70,6 +70,11 @@ def rows(organisms, count, length, seed=0, vocab=TINY.vocab_size):
     """tokens, segment_ids, positions [K, B, T] of unpacked full rows."""
     tokens = np.random.default_rng(seed).integers(1, vocab, (organisms, count, length)).astype(np.int32)
     return tokens, np.ones_like(tokens), np.broadcast_to(np.arange(length, dtype=np.int32), tokens.shape)
+
+
+def placed(state, organisms=True):
+    """A state as a step returns it, so that the second step is the program of the first."""
+    return jax.device_put(state, adapter_shardings(state, jax.sharding.get_mesh(), organisms))
 
 
 def beside(tree, other):
