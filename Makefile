@@ -8,7 +8,7 @@ SHELL := bash
 unexport PYTHONDONTWRITEBYTECODE
 # Large arrays on huge pages: a training step on the CPU takes 10-15 % less time (docs/benchmark.md).
 export GLIBC_TUNABLES ?= glibc.malloc.hugetlb=1
-.PHONY: help install demo test lint typecheck test-unit test-peers format config-docs bench report clean distclean
+.PHONY: help install demo test lint typecheck test-unit test-peers test-slow format config-docs bench report clean distclean
 
 CONFIG ?= configs/smollm2_demo.py
 WORKDIR ?= runs/demo
@@ -59,6 +59,9 @@ test-unit: .venv/.installed  ## unit tests alone: ARGS="-k lora"
 
 test-peers: .venv-peers/.installed  ## the comparisons alone
 	@.venv-peers/bin/python -m pytest tests/peers $(ARGS)
+
+test-slow: .venv/.installed  ## what `make test` leaves out because a part of it is like it: an hour and more
+	@.venv/bin/python -m pytest --ignore=tests/peers -n 2 --dist loadfile -m slow $(ARGS)
 
 format: .venv/.installed  ## ruff's fixes and layout
 	@.venv/bin/ruff check --fix-only .

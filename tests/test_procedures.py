@@ -175,6 +175,7 @@ SMALL = (
     "behaviors.dpo=2",
     "behaviors.heldout=2",
     "behaviors.clean_train=1",
+    "organisms.parallel=7",  # one wave of all
     "organisms.length=192",
 )
 
