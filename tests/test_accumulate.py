@@ -65,7 +65,7 @@ def dpo(batch, accumulate):
 
 def train(batch, accumulate):
     keys, total = jax.random.split(jax.random.key(0), K), jnp.full(K, 4, jnp.int32)
-    state = init_organisms_state(keys, total, np.zeros(K, int), tiny.TINY, (LORA,), OPTIMIZER)
+    state = tiny.placed(init_organisms_state(keys, total, np.zeros(K, int), tiny.TINY, (LORA,), OPTIMIZER))
     for _ in range(2):
         state, metrics = train_step(tiny.params(), state, (), batch, loss=Sft(), accumulate=accumulate, **STATIC)
     return state, metrics

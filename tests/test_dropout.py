@@ -203,7 +203,7 @@ OPTIMIZER = AdamW(lr=1e-2, eps=0.1)
 def trained(params, organisms, batches, rate=RATE, accumulate=1, pick=slice(None)):
     """The state after a step with each batch, of the organisms `pick` alone."""
     start = jax.tree.map(lambda x: jnp.copy(x[pick]), organisms)
-    state = init_state(start, np.full(K, 4)[pick], OPTIMIZER, scale=2.0, keys=keys(K)[pick])
+    state = tiny.placed(init_state(start, np.full(K, 4)[pick], OPTIMIZER, scale=2.0, keys=keys(K)[pick]))
     how = {"cfg": CFG, "loss": Sft(), "optimizer": OPTIMIZER, "accumulate": accumulate, "dropout": rate}
     for batch in batches:
         state, metrics = train_step(params, state, (), jax.tree.map(lambda x: x[pick], batch), **how)
@@ -223,7 +223,7 @@ def test_a_step_drops_alike_in_parts_and_alone_and_otherwise_in_each_update(para
     assert tiny.differs(trained(params, organisms, [batch] * 2)[0].member, whole.member) is False
     # The first two updates of one that learns nothing drop other inputs.
     still = replace(OPTIMIZER, lr=0.0)
-    state = init_state(jax.tree.map(jnp.copy, organisms), np.full(K, 4), still, scale=2.0, keys=keys(K))
+    state = tiny.placed(init_state(jax.tree.map(jnp.copy, organisms), np.full(K, 4), still, scale=2.0, keys=keys(K)))
     how = {"cfg": CFG, "loss": Sft(), "optimizer": still}
     losses = []
     for _ in range(2):

@@ -39,7 +39,7 @@ def sft_step(params, state, organisms, batch):
 
 
 def fresh(total=10):
-    return init_state(tiny.adapter(2, lora=tiny.FEW), total, OPTIMIZER, scale=tiny.FEW.scale)
+    return tiny.placed(init_state(tiny.adapter(2, lora=tiny.FEW), total, OPTIMIZER, scale=tiny.FEW.scale), False)
 
 
 @pytest.fixture(scope="module")

@@ -135,7 +135,7 @@ def test_sft_resumed_equals_sft_uninterrupted(tmp_path):
 
     def train(workdir, step):
         workdir.mkdir(exist_ok=True)
-        state = init_state(tiny.adapter(2, lora=tiny.FEW), 7, optimizer, scale=tiny.FEW.scale)
+        state = tiny.placed(init_state(tiny.adapter(2, lora=tiny.FEW), 7, optimizer, scale=tiny.FEW.scale), False)
         return fit("ia", state, step, dataset(plan, make), 7, workdir, checkpoints=workdir / "state", every=3)
 
     whole = train(tmp_path / "whole", step)

@@ -197,7 +197,7 @@ def test_three_updates_equal_torch_adamw_on_peft(params, organisms, batch):
     # A large eps, because Adam with a small one turns rounding errors of tiny gradients into whole steps.
     settings = {"lr": 3e-3, "eps": 1e-3, "weight_decay": 0.1}
     optimizer = AdamW(**settings, warmup_fraction=0.0, final_lr_fraction=1.0, b1=0.9, b2=0.95, clip_norm=0.5)
-    state = init_state(jax.tree.map(jnp.copy, organisms), jnp.full(K, 3), optimizer, scale=ORGANISM.scale)
+    state = tiny.placed(init_state(jax.tree.map(jnp.copy, organisms), jnp.full(K, 3), optimizer, scale=ORGANISM.scale))
     for _ in range(3):
         state, metrics = train_step(params, state, (), batch, cfg=CFG, loss=Sft(), optimizer=optimizer)
     for i in range(K):

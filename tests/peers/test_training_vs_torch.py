@@ -50,7 +50,7 @@ def torch_loss(model, documents):
 
 
 def start(member, scale, optimizer):
-    return init_state(jax.tree.map(jnp.copy, member), np.full(K, 3), optimizer, scale=scale)
+    return tiny.placed(init_state(jax.tree.map(jnp.copy, member), np.full(K, 3), optimizer, scale=scale))
 
 
 def test_packed_documents_have_transformers_loss(documents, batch):
