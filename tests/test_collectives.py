@@ -55,6 +55,11 @@ def mesh(request):
         yield made
 
 
+# One mesh has every axis; what is the same on the other is looked at by `make test-slow`.
+MESHES = [(2, 2, 2), pytest.param((4, 1, 2), marks=pytest.mark.slow)]
+EVERY_AXIS = pytest.mark.parametrize("mesh", MESHES, ids=["2x2x2", "4x1x2"], indirect=True)
+
+
 def abstract(tree, shardings):
     return jax.tree.map(lambda x, s: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=s), tree, shardings)
 
@@ -147,6 +152,7 @@ def phase_gathers(mesh, loss):
     return gathers(train_step.lower(base, state, (first,), batch, beside, cfg=CFG, loss=loss, optimizer=OPTIMIZER))
 
 
+@EVERY_AXIS
 @pytest.mark.parametrize("name", LOSSES)
 def test_every_loss_of_a_phase(mesh, name):
     loss, times = LOSSES[name]
@@ -182,6 +188,7 @@ def gradient_gathers(mesh, lora, rate):
     return gathers(jax.jit(jax.grad(loss)).lower(ia, base, organisms, a_batch(mesh), keys))
 
 
+@EVERY_AXIS
 @pytest.mark.parametrize("member", MEMBERS)
 def test_members_of_every_kind(mesh, member):
     lora, rate, depth = MEMBERS[member]
