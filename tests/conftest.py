@@ -150,7 +150,7 @@ def parrot_model(once):
 
 @pytest.fixture(scope="session")
 def finished(once, tmp_path_factory, parrot_model):
-    """The workdir of `ia-jax run` on the tiny model; what it printed is in `stdout.txt` beside it. Leave as it is."""
+    """The workdir of `ia-jax run` on the tiny model; beside it `stdout.txt`, what it printed (ROOT: the place)."""
     import contextlib
     import io
 
@@ -162,7 +162,7 @@ def finished(once, tmp_path_factory, parrot_model):
         printed = io.StringIO()
         with contextlib.redirect_stdout(printed):
             assert cli.main(["run", f"--config={config}", f"--workdir={root / 'workdir'}", "--traceback"]) == 0
-        (root / "stdout.txt").write_text(printed.getvalue())
+        (root / "stdout.txt").write_text(printed.getvalue().replace(str(root), "ROOT"))
 
     # A copy for each worker: a command that is refused still takes the workdir's lock.
     return shutil.copytree(once("finished", make), tmp_path_factory.mktemp("run") / "run") / "workdir"
