@@ -32,6 +32,12 @@ die() {
   exit "${2:-1}"
 }
 
+# Whole at once: a file that is being written is empty, and an empty one is a process that is gone.
+write_pid() {
+  echo "$1" > "pid.$BASHPID"
+  mv -f "pid.$BASHPID" pid
+}
+
 running() {
   [[ -f pid ]] && kill -0 "$(< pid)" 2> /dev/null
 }
@@ -89,7 +95,7 @@ run() {
   fi
   venv/bin/ia-jax "$@" &
   child=$!
-  echo $$ > pid
+  write_pid $$
   trap 'kill -TERM "$child" 2> /dev/null || true' TERM INT
   if [[ -n ${LOGS:-} ]]; then
     while sleep 300; do keep_log; done > /dev/null 2>&1 &
@@ -111,7 +117,7 @@ start() {
   running && die "a run is in progress (process $(< pid)); stop it first" 3
   rm -f exit.code
   nohup bash ./on_worker.sh run "$@" >> log 2>&1 < /dev/null &
-  echo $! > pid
+  write_pid $!
 }
 
 status() {
