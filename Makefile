@@ -58,7 +58,7 @@ test-unit: .venv/.installed  ## unit tests alone: ARGS="-k lora"
 	@.venv/bin/python -m pytest --ignore=tests/peers -n 2 --dist loadfile $(ARGS)
 
 test-peers: .venv-peers/.installed  ## the comparisons alone
-	@.venv-peers/bin/python -m pytest tests/peers $(ARGS)
+	@.venv-peers/bin/python -m pytest tests/peers -n 2 --dist loadfile $(ARGS)
 
 test-slow: .venv/.installed  ## what `make test` leaves out because a part of it is like it: an hour and more
 	@.venv/bin/python -m pytest --ignore=tests/peers -n 2 --dist loadfile -m slow $(ARGS)

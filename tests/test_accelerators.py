@@ -55,7 +55,7 @@ def train_organisms(params, by_organism):
     state = init_organisms_state(
         keys, by_organism(jnp.full(K, 2, jnp.int32)), np.zeros(K, int), CFG, (tiny.LORA,), OPTIMIZER
     )
-    state = state.replace(member=by_organism(tiny.adapter(1, organisms=K)))
+    state = by_organism(state.replace(member=tiny.adapter(1, organisms=K)))
     for _ in range(2):
         state, metrics = train_step(params, state, (), by_organism(batch), **HOW)
     return {"loss": metrics["loss"], "grad_norm": metrics["grad_norm"], "adapters": state.member}
@@ -63,10 +63,8 @@ def train_organisms(params, by_organism):
 
 def train_ia(params, by_organism):
     [batch] = tiny.batches(K, count=8, rows=1, length=LENGTH)
-    stack, state = (
-        by_organism(tiny.adapter(1, organisms=K)),
-        init_state(tiny.adapter(2), 2, OPTIMIZER, scale=tiny.LORA.scale),
-    )
+    stack = by_organism(tiny.adapter(1, organisms=K))
+    state = tiny.placed(init_state(tiny.adapter(2), 2, OPTIMIZER, scale=tiny.LORA.scale), organisms=False)
     for _ in range(2):
         state, metrics = train_step(params, state, (stack,), by_organism(batch), **HOW)
     return {"loss": metrics["per_organism"], "grad_norm": metrics["grad_norm"], "adapters": state.member}

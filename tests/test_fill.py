@@ -22,7 +22,7 @@ from ia_jax.stages.planned import Planned, planned
 ROOT = Path(__file__).parent.parent
 RECIPES = sorted(p.stem for p in (ROOT / "configs").glob("*.py"))
 # The others have the data and the batches of one of these.
-QUICK = ("smollm2_demo", "smollm2_study", "paper", "qwen3_8b", "llama33_70b")
+QUICK = ("smollm2_demo", "smollm2_study", "paper", "llama33_70b")
 ALL = [pytest.param(r, marks=[] if r in QUICK else [pytest.mark.slow]) for r in RECIPES]
 LEAST = 0.85  # SFT's were 0.076 (qwen3_8b) and 0.038 (llama33_70b) when every row was as long as it might be
 # Few organisms that are made alike: in a wave some read half as much as others, and wait for them. A row of the demo's

@@ -31,7 +31,7 @@ def trained(finished, directory, *overrides):
     return copy, [f"--workdir={copy}", *(f"--config.{o}" for o in overrides)]
 
 
-@pytest.mark.parametrize("kind", [pytest.param(k, marks=[pytest.mark.slow] if k == "dropout" else []) for k in KINDS])
+@pytest.mark.parametrize("kind", [pytest.param(k, marks=[] if k == "vector" else [pytest.mark.slow]) for k in KINDS])
 def test_an_ia_of_each_kind_goes_through_all_stages(finished, tmp_path, kind, capsys):
     copy, argv = trained(finished, tmp_path / "w", *KINDS[kind])
     assert cli.main(["run", *argv]) == 0

@@ -1,6 +1,7 @@
 """Comparisons with torch, transformers, peft and trl; `make test` runs them in .venv-peers."""
 
 import importlib.util
+import os
 from pathlib import Path
 
 import pytest
@@ -28,8 +29,8 @@ def pytest_collection_modifyitems(items):
 
 @pytest.fixture(autouse=True, scope="session")
 def _torch_threads():
-    """Torch keeps to the cores that are there, and its random numbers are the same in every run."""
+    """Torch keeps to the cores that are there (one for each worker), and its random numbers are the same in every run."""
     import torch
 
-    torch.set_num_threads(2)
+    torch.set_num_threads(1 if "PYTEST_XDIST_WORKER" in os.environ else 2)
     torch.manual_seed(0)
