@@ -29,7 +29,7 @@ def pytest_collection_modifyitems(items):
 
 @pytest.fixture(autouse=True, scope="session")
 def _torch_threads():
-    """Torch keeps to the cores that are there (one for each worker), and its random numbers are the same in every run."""
+    """Torch keeps to the cores that are there (one a worker), and its random numbers are the same in every run."""
     import torch
 
     torch.set_num_threads(1 if "PYTEST_XDIST_WORKER" in os.environ else 2)
