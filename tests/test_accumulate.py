@@ -79,7 +79,7 @@ def test_sft_in_parts_is_the_whole(batch, parts):
     assert tiny.furthest(wanted.member, tiny.adapter(2, lora=LORA)) > 1e-3
 
 
-@pytest.mark.parametrize("parts", [2, 4])
+@pytest.mark.parametrize("parts", [2, pytest.param(4, marks=pytest.mark.slow)])
 def test_dpo_in_parts_is_the_whole(pairs, parts):
     ((state, metrics), reference), ((wanted, wanted_metrics), wanted_reference) = dpo(pairs, parts), dpo(pairs, 1)
     assert tiny.furthest(state.member, wanted.member) < 1e-6

@@ -98,7 +98,9 @@ def test_reports_that_end_are_paired_as_ever(stage, capsys):
 CONDITIONS = {"organism+ia", "organism", "base+ia", "base", "clean+ia", "clean"}
 
 
-@pytest.mark.parametrize(("tokens", "cut"), [(1, CONDITIONS), (4, {"base", "base+ia"}), (8, set())])
+@pytest.mark.parametrize(
+    ("tokens", "cut"), [(1, CONDITIONS), (4, {"base", "base+ia"}), pytest.param(8, set(), marks=pytest.mark.slow)]
+)
 def test_evaluated_reports_say_whether_they_were_cut_off(stage, capsys, tokens, cut):
     """An organism's report has 2 or 3 tokens and its end, the base's 6 or 7 and its end."""
     context, _ = stage(evaluation, "eval", tokens)

@@ -112,7 +112,7 @@ def test_no_rate_no_dropout(params):
     assert tiny.worst(dropped[1], plain[1]) > 1e-2
 
 
-@pytest.mark.parametrize("remat", ["mlp", "full"])
+@pytest.mark.parametrize("remat", [pytest.param("mlp", marks=pytest.mark.slow), "full"])
 def test_what_is_recomputed_is_dropped_alike(params, remat):
     stack, rows = (tiny.adapter(1, CFG, organisms=K), tiny.adapter(2, CFG)), tiny.rows(K, 2, 9)
     wanted = loss_and_gradient(params, stack, rows, Dropout(RATE, keys(K)))
@@ -161,7 +161,10 @@ def test_parts_of_the_rows_with_their_keys_are_the_whole(params):
     assert tiny.worst(jax.tree.map(jnp.add, parts[0][0], parts[1][0]), wanted) < 1e-5
 
 
-@pytest.mark.parametrize("shape", [(8, 1, 1), (2, 2, 2), (1, 4, 2)], ids=lambda s: "x".join(map(str, s)))
+SHAPES = [(2, 2, 2), *(pytest.param(s, marks=pytest.mark.slow) for s in ((8, 1, 1), (1, 4, 2)))]
+
+
+@pytest.mark.parametrize("shape", SHAPES, ids=lambda s: "x".join(map(str, s)))
 def test_a_mesh_is_one_device(params, shape):
     fsdp, rows_axis, tp = shape
     rows, drop = tiny.rows(8, 4, 9), keys(8)
