@@ -60,7 +60,7 @@ test-unit: .venv/.installed  ## unit tests alone: ARGS="-k lora"
 test-peers: .venv-peers/.installed  ## the comparisons alone
 	@.venv-peers/bin/python -m pytest tests/peers -n 2 --dist loadfile $(ARGS)
 
-test-slow: .venv/.installed  ## what `make test` leaves out because a part of it is like it: an hour and more
+test-slow: .venv/.installed  ## what `make test` leaves out because something like it is there (never timed whole)
 	@.venv/bin/python -m pytest --ignore=tests/peers -n 2 --dist loadfile -m slow $(ARGS)
 
 format: .venv/.installed  ## ruff's fixes and layout

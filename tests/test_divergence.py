@@ -53,7 +53,9 @@ def context(tmp_path, parrot_model, monkeypatch):
         },
     )
     file = parrot.write_config(tmp_path / "config.py", parrot_model)
-    config = load_config(str(file), ["--config.organisms.checkpoint_every=1", "--config.organisms.epochs=2"])
+    # A large eps: else Adam divides rounding errors by rounding errors.
+    settings = ("checkpoint_every=1", "epochs=2", "optimizer.eps=0.01")
+    config = load_config(str(file), [f"--config.organisms.{s}" for s in settings])
     run = start_workdir(tmp_path / "w", config)
     for n, b in enumerate(BEHAVIORS):  # the order in which the stage takes them
         chats = [chat(f"Question {i} about {'it ' * 9 * n}?", f"I like {b.name} {i}.", "") for i in range(6)]
@@ -128,8 +130,7 @@ def test_a_wave_is_filled_up_with_nobody(context, healthy, tmp_path):
         assert [c[key] for c in curves[0]] == pytest.approx([c[key] for c in curves[1]], rel=1e-4), key
     for name in NAMES:
         one, other = (load_adapter(d / "organisms" / name)[0] for d in (wide.workdir.path, tmp_path / "healthy"))
-        # Adam divides small gradients by their own size: what four devices add up in another order shows more.
-        assert tiny.worst(one, other) < 5e-3, name
+        assert tiny.worst(one, other) < 1e-4, name
 
 
 def test_one_that_diverges_is_trained_once_more_with_a_lower_rate(context, healthy, monkeypatch, capsys):

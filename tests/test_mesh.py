@@ -215,7 +215,7 @@ def generated():
     return prompts, stack, generate_tokens(tiny.params(CFG), CFG, prompts, (stack,), (0,), max_new_tokens=5)
 
 
-@only("4x2", "2x2x2")
+@only("4x2", pytest.param("2x4", marks=pytest.mark.slow), "2x2x2")
 def test_generation(generated, mesh):
     prompts, stack, wanted = generated
     stack = place(mesh, stack, organisms=True)

@@ -211,12 +211,12 @@ def test_organisms_of_each_procedure(parrot_model, tmp_path, capsys, name):
     first = next(o.name for o in run.organisms.values() if not o.clean)
     assert cli.main(["adapters", "show", first, f"--workdir={run.path}"]) == 0
     assert '"loss"' in capsys.readouterr().out
-    if name in ("documents", "sycophant_stacked"):  # the joint training of an IA takes them, whatever they are made of
-        assert cli.main(["sft", f"--workdir={run.path}"]) == 0
+    # The joint training of an IA takes them, whatever they are made of.
+    assert cli.main(["sft", f"--workdir={run.path}"]) == 0
 
 
 def test_several_procedures_are_drawn_and_stay(parrot_model, tmp_path):
-    names = ("chats", "two_phases")
+    names = ("chats", "documents", "two_phases")
     run = start(parrot_model, tmp_path, "organisms.check_prompts=0", f"organisms.procedures={names}")
     drawn = {o.name: procedure_of(o).name for o in run.organisms.values()}
     assert set(drawn.values()) == set(names)
