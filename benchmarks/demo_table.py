@@ -53,12 +53,13 @@ def table(stage: str, split: str, columns: list[dict[str, Any]], seeds: dict[str
         row(f"false: clean fine-tunes, {after}", [shown(c.get("false_claims")) for c in columns])
         row(f"no word of it in the data, {after}", over(seeds, lambda r: r["unmentioned"]))
         row(f"no training sentence has its frame, {after}", over(seeds, lambda r: r.get("framed") is False))
-        row(f"base + IA, {after}", [shown(c["controls"]["base+ia"]) for c in columns])
+    row(f"base + IA, {after}", [shown(c["controls"]["base+ia"]) for c in columns])
     row(f"a training sentence, {after}", over(seeds, lambda _: True, split, "frame"))
 
 
 def without_ia(columns: list[dict[str, Any]], split: str) -> None:
     row("organism alone", [shown(c["controls"]["organism"]) for c in columns])
+    row("base alone", [shown(c["controls"]["base"]) for c in columns])
     for name in columns[-1]["baselines"]:
         row(BASELINES.get(name, name).lower(), [shown(c["baselines"].get(name)) for c in columns])
     if split == "heldout":
