@@ -1,7 +1,7 @@
 """benchmarks/accelerator.py with tiny shapes: what it measures, what it leaves out, and what a failure costs."""
 
 import argparse
-import importlib.util
+import importlib
 import json
 from pathlib import Path
 
@@ -11,15 +11,24 @@ import pytest
 from ia_jax.models.lora import LoraConfig
 from ia_jax.planning.chips import training_flops
 
-SCRIPT = Path(__file__).parent.parent / "benchmarks" / "accelerator.py"
+BENCHMARKS = Path(__file__).parent.parent / "benchmarks"
+
+
+def module(name):
+    """A file of benchmarks/, which finds those beside it as when it is run."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.syspath_prepend(BENCHMARKS)
+        return importlib.import_module(name)
 
 
 @pytest.fixture(scope="module")
 def script():
-    spec = importlib.util.spec_from_file_location("accelerator", SCRIPT)
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
+    return module("accelerator")
+
+
+@pytest.fixture(scope="module")
+def models():
+    return module("accelerator_models")
 
 
 def rows_of(script, capsys, *argv):
@@ -29,7 +38,7 @@ def rows_of(script, capsys, *argv):
     return {r["case"]: r for r in (json.loads(x[len(script.MARK) :]) for x in printed if x.startswith(script.MARK))}
 
 
-def test_training_is_measured(script, capsys):
+def test_training_is_measured(script, models, capsys):
     rows = rows_of(script, capsys, "--sections=llama", '--known={"matmul_tflops": 0.01, "copy_gbs": 1.0}')
     assert list(rows) == ["sft K=4x1 none", "organisms K=4x1 none", "dpo K=2x1 none", "reference K=2x1"]
     for row in rows.values():
@@ -41,7 +50,7 @@ def test_training_is_measured(script, capsys):
         assert row["memory_gib"] > 0
     assert rows["dpo K=2x1 none"]["first_loss"] > 0
     # Useful work is what the mathematics needs: 64 tokens in segments of 8, half of them supervised.
-    cfg, lora, row = script.architecture("llama", True), LoraConfig(16, 32.0), rows["organisms K=4x1 none"]
+    cfg, lora, row = models.architecture("llama", True), LoraConfig(16, 32.0), rows["organisms K=4x1 none"]
     each = training_flops(cfg, 8, [lora], [lora])
     needed = 64 * (each["tokens"] + each["supervised_tokens"] / 2)
     assert row["tflops"] * 1e12 * row["step_ms"] / 1e3 == pytest.approx(needed, rel=1e-4)
@@ -54,9 +63,9 @@ def test_prefill_and_decode_are_measured(script, capsys):
     assert "error" not in rows["rows=4 decode"]
 
 
-def test_a_batch_is_full_and_half_supervised(script):
-    cfg = script.architecture("smollm2", True)
-    batch = jax.tree.map(jax.device_get, script.random_batch(cfg, k=3, rows=2, length=16, segments=4))
+def test_a_batch_is_full_and_half_supervised(models):
+    cfg = models.architecture("smollm2", True)
+    batch = jax.tree.map(jax.device_get, models.random_batch(cfg, k=3, rows=2, length=16, segments=4))
     assert (batch.segment_ids > 0).all()
     assert batch.target_weight.sum() == batch.tokens.size / 2
     for i, where in enumerate(batch.target_index[0, 1]):
