@@ -118,6 +118,7 @@ def variants(session: Session, flagged: bool) -> None:
 
 def _joined(to_scan: Callable, stack: Any, rules: Any, dtype: Any = None) -> Any:
     """Organisms and IA as one adapter of both ranks: one batched product where there are two."""
+    import jax
     import jax.numpy as jnp
 
     scanned = to_scan(stack, rules, dtype)
@@ -128,6 +129,7 @@ def _joined(to_scan: Callable, stack: Any, rules: Any, dtype: Any = None) -> Any
     def join(target: str, factor: str, axis: int) -> Any:
         x, y = own[target][factor], shared[target][factor]
         y = jnp.broadcast_to(y[:, None], (y.shape[0], x.shape[1], *y.shape[1:]))
+        y = jax.sharding.reshard(y, jax.typeof(x).sharding.spec)  # every organism's group holds it
         return jnp.concatenate([x.astype(y.dtype), y], axis)
 
     return ({t: {"a": join(t, "a", -1), "b": join(t, "b", -2)} for t in shared},)
