@@ -4,14 +4,14 @@ Its rows are kept one model at a time in `ia/<name>/evidence.jsonl`, so that a k
 """
 
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
 from ia_jax.adapters.bank import Bank, open_bank
 from ia_jax.adapters.record import RECORD
 from ia_jax.adapters.store import is_complete, load_adapter, read_metadata, read_record
-from ia_jax.audits.evidence.calibration import Calibration, Row, calibrate, in_words, threshold_nulls
+from ia_jax.audits.evidence.calibration import Calibration, Row, calibrate, in_words, test_figures, threshold_nulls
 from ia_jax.behaviors.organisms import Organism
 from ia_jax.errors import ConfigError
 from ia_jax.evals.calibration import needed
@@ -22,6 +22,7 @@ from ia_jax.stages.ask import trained_ia
 from ia_jax.stages.asking import ask_organisms
 from ia_jax.stages.context import Context
 from ia_jax.stages.evidence import QUESTIONS, TOP_P, Ask, Beside, Subject, ask_stack, claiming, group, reports_of, weigh
+from ia_jax.stages.nulls import nulls_of
 from ia_jax.stages.selection import present
 from ia_jax.stages.services import judge_of
 from ia_jax.storage import append_jsonl, path_of, read_appended, read_json, write_json
@@ -55,6 +56,8 @@ def run(
     ia: str | None = None,
     splits: Sequence[str] = (),
     nulls: Sequence[str] = (),
+    test: Sequence[str] = (),
+    test_sorts: Sequence[str] = (),
     alpha: float = ALPHA,
     bank: int = BANK,
     questions: int = QUESTIONS_ASKED,
@@ -64,25 +67,29 @@ def run(
     """Writes `ia/<name>/calibration.json`; returns its figures in words.
 
     splits: of organisms to calibrate on (default: "dpo" for an IA that was not trained on it, else "heldout"). nulls:
-    directories of more clean fine-tunes, or of directories of them. bank: how many nulls claims are only compared with
-    (`evidence.kinds.contrast`). Raises ConfigError, before anything is asked, for too few nulls.
+    directories of more clean fine-tunes, or of directories of them, besides those of `ia-jax nulls`. test, test_sorts:
+    splits whose organisms and sorts whose nulls the calibration doesn't see, and is measured on. bank: how many nulls
+    claims are only compared with (`evidence.kinds.contrast`). Raises ConfigError, before anything is asked, for too few
+    nulls.
     """
     name = trained_ia(context, ia)
     if not 1 <= questions <= len(QUESTIONS):
         raise ConfigError(f"--questions must lie in 1 … {len(QUESTIONS)}, got {questions}")
-    models, beside = on_main_process(lambda: _models(context, name, splits, nulls, bank, alpha))
+    models, beside, tested = on_main_process(
+        lambda: _models(context, name, splits, nulls, (test, test_sorts), bank, alpha)
+    )
     settings = {
         "questions": questions,
         "samples": samples,
         "judge": judge_of(context).name,
         "bank": {m.name: [str(d) for d in m.directories] for m in beside},
     }
-    rows, null_reports = _rows(context, name, models, beside, settings)
+    rows, null_reports = _rows(context, name, [*models, *tested], beside, settings)
+    claims = {own["model"]: [Row(**row) for row in own["rows"]] for own in rows}
     metadata = read_metadata(context.workdir.ia_dir(name) / "adapter")
     found = calibrate(
-        [Row(**row) for own in rows for row in own["rows"]],
-        {m.name: m.group for m in models if not m.null},
-        {m.name: m.group for m in models if m.null},
+        [row for m in models for row in claims[m.name]],
+        *_groups(models),
         alpha=alpha,
         identity={
             "ia": name,
@@ -93,9 +100,17 @@ def run(
         made_of={**settings, "null_reports": null_reports},
         kind=kind,
     )
+    if tested:
+        figures = test_figures(found, [row for m in tested for row in claims[m.name]], *_groups(tested))
+        found = replace(found, figures={**found.figures, "test": figures})
     file = calibration_file(context.workdir, name)
     on_main_process(lambda: found.save(file))
     return f"{in_words(found)}\n{file}"
+
+
+def _groups(models: Sequence[Model]) -> tuple[dict[str, str], dict[str, str]]:
+    """{organism: its category}, {null: its sort}."""
+    return {m.name: m.group for m in models if not m.null}, {m.name: m.group for m in models if m.null}
 
 
 def read_calibration(context: Context, ia: str) -> Calibration | None:
@@ -147,36 +162,73 @@ def descriptions(context: Context, ia: str) -> list[str]:
 
 
 def _models(
-    context: Context, ia: str, splits: Sequence[str], nulls: Sequence[str], bank: int, alpha: float
-) -> tuple[list[Model], list[Model]]:
-    """Models to calibrate on, and nulls that are only compared with."""
+    context: Context,
+    ia: str,
+    splits: Sequence[str],
+    nulls: Sequence[str],
+    test: tuple[Sequence[str], Sequence[str]],
+    bank: int,
+    alpha: float,
+) -> tuple[list[Model], list[Model], list[Model]]:
+    """Models to calibrate on, nulls that are only compared with, and models to test it on. test: splits, and sorts."""
     workdir, seen = context.workdir, set(trained_on(context, ia))
     chosen = splits or (("dpo",) if not seen & set(workdir.named("dpo")) else ("heldout",))
-    organisms = [o for o in present(context, *chosen) if o.name not in seen]
-    for o in organisms:
-        if not all(map(is_complete, workdir.stack_of(o))):
-            raise ConfigError(f"organism {o.name} is not trained; run `ia-jax organisms` first")
-    known = sorted(seen & {o.name for o in present(context, *chosen)})
-    if known and not organisms:
-        raise ConfigError(
-            f"the IA {ia} was trained on the {' and '.join(chosen)} split ({known[0]}, …); take --splits of others"
-        )
-    found = [Model(o.name, workdir.stack_of(o), o.sort or o.category, o) for o in organisms]
-    more = [m for place in nulls for m in _nulls_in(context, path_of(place))]
-    clean = [m for m in (*found, *more) if m.null]
-    names = [m.name for m in (*found, *more)]
+    test_splits, test_sorts = test
+    if both := sorted(set(chosen) & set(test_splits)):
+        raise ConfigError(f"--test={both[0]}: the calibration is made on that split; choose another, or other --splits")
+    found = _organisms_of(context, seen, chosen, ia)
+    apart = [m for m in _organisms_of(context, seen, test_splits, ia) if not m.null] if test_splits else []
+    more = [m for place in nulls for m in _nulls_in(context, path_of(place))] + _nulls_made(context)
+    names = [m.name for m in (*found, *apart, *more)]
     if twice := next((n for n in names if names.count(n) > 1), None):
         raise ConfigError(f"two models to calibrate on are called {twice}; rename a directory")
+    clean = [m for m in (*found, *more) if m.null]
+    sorts = sorted({m.group for m in clean})
+    if unknown := [s for s in test_sorts if s not in sorts]:
+        raise ConfigError(
+            f"--test-sorts: no clean fine-tune is of the sort {unknown[0]!r}; there are {', '.join(sorts)}"
+        )
+    tested = [*apart, *(m for m in clean if m.group in test_sorts)]
+    clean = [m for m in clean if m.group not in test_sorts]
     beside = _spread(clean, bank)
-    taken = {m.name for m in beside}
+    taken = {m.name for m in (*beside, *tested)}
     resting = threshold_nulls({m.name: m.group for m in clean if m.name not in taken})
     if len(resting) < needed(alpha):
         raise ConfigError(
             f"{len(clean)} clean fine-tunes leave {len(resting)} for the threshold, too few for a false-report rate of "
-            f"{alpha:g}: it takes {needed(alpha)}, about {needed(alpha) * 3 // 2 + bank + 1} in all; give more with "
-            "--nulls=DIR, make more (config.behaviors.clean_*), or raise --alpha"
+            f"{alpha:g}: it takes {needed(alpha)}, about {needed(alpha) * 3 // 2 + bank + 1} in all; make more with "
+            "`ia-jax nulls`, give more with --nulls=DIR, or raise --alpha"
         )
-    return [m for m in (*found, *more) if m.name not in taken], beside
+    return [m for m in (*found, *more) if m.name not in taken], beside, tested
+
+
+def _organisms_of(context: Context, seen: set[str], splits: Sequence[str], ia: str) -> list[Model]:
+    """The organisms of these splits that the IA was not trained on."""
+    workdir = context.workdir
+    every = present(context, *splits)
+    organisms = [o for o in every if o.name not in seen]
+    for o in organisms:
+        if not all(map(is_complete, workdir.stack_of(o))):
+            raise ConfigError(f"organism {o.name} is not trained; run `ia-jax organisms` first")
+    known = sorted(o.name for o in every if o.name in seen)
+    if known and not organisms:
+        raise ConfigError(
+            f"the IA {ia} was trained on the {' and '.join(splits)} split ({known[0]}, …); take --splits of others"
+        )
+    return [Model(o.name, workdir.stack_of(o), o.sort or o.category, o) for o in organisms]
+
+
+def _nulls_made(context: Context) -> list[Model]:
+    """Those of `ia-jax nulls`. Raises ConfigError where it is not finished."""
+    home = nulls_of(context.workdir)
+    if not home.organisms_file.exists():
+        return []
+    left_out = home.left_out
+    nulls = [o for n, o in home.organisms.items() if n not in left_out]
+    for o in nulls:
+        if not all(map(is_complete, home.stack_of(o))):
+            raise ConfigError(f"{home.path}: {o.name} is not trained; run `ia-jax nulls` again, which goes on")
+    return [Model(o.name, home.stack_of(o), o.sort, o) for o in nulls]
 
 
 def _nulls_in(context: Context, place: Path) -> list[Model]:

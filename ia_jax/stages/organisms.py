@@ -29,8 +29,11 @@ from ia_jax.workdir import Workdir
 RETRY_LR = 0.2  # of the learning rate, for an organism that diverged
 
 
-def run(context: Context) -> None:
-    """Trains the organisms that are not settled yet: neither stored nor left out."""
+def run(context: Context, like: Workdir | None = None) -> None:
+    """Trains the organisms that are not settled yet: neither stored nor left out.
+
+    like: whose trained organisms random ones are as large as (default: those of the same workdir).
+    """
     workdir = context.workdir
     everyone = [workdir.organisms[n] for n in on_main_process(lambda: _trained_here(workdir))]
     drawn = [o for o in everyone if not procedure_of(o).phases]
@@ -46,16 +49,16 @@ def run(context: Context) -> None:
             if not _settled(workdir, _members(wave)):
                 _train_wave(context, wave, units, checks)
     if not _settled(workdir, drawn):
-        _draw(context, drawn, everyone)
+        _draw(context, drawn, like or workdir)
     judge_replies(context, everyone)
     rows = on_main_process(lambda: _gather_checks(workdir))
     print(check_report(rows, context.config.organisms.keep_failed), flush=True)
 
 
-def _draw(context: Context, organisms: Sequence[Organism], trained: Sequence[Organism]) -> None:
-    """Stores those that are random, as large as the trained ones are."""
+def _draw(context: Context, organisms: Sequence[Organism], like: Workdir) -> None:
+    """Stores those that are random, as large as the trained ones of a run are."""
     lora = context.config.organisms.loras()[-1]
-    adapters = random_adapters(context, organisms, [o for o in trained if not o.clean])
+    adapters = random_adapters(context, organisms, like)
     for o in organisms:
         [directory] = context.workdir.stack_of(o)
         save_adapter(directory, adapters[o.name], _metadata(context, o.name, lora, 0, None), overwrite=True)

@@ -63,9 +63,14 @@ def norms_of(workdir: Workdir, organisms: Sequence[Organism], lora: LoraConfig, 
     return {site: float(np.median([norms[site] for norms in found if site in norms] or every)) for site in lora.targets}
 
 
-def random_adapters(context: Context, organisms: Sequence[Organism], trained: Sequence[Organism]) -> dict[str, Adapter]:
-    """{name: adapter} of these organisms, as large as the trained ones."""
-    cfg, seed, workdir = context.config.organisms, context.config.seed, context.workdir
+def random_adapters(context: Context, organisms: Sequence[Organism], like: Workdir) -> dict[str, Adapter]:
+    """{name: adapter} of these organisms, as large as the trained ones of `like` that have a behaviour."""
+    cfg, seed = context.config.organisms, context.config.seed
     lora = cfg.loras()[-1]
-    norms = on_main_process(lambda: norms_of(workdir, trained, lora, seed))
-    return {o.name: random_adapter(o.name, seed, context.model.config, lora, norms) for o in organisms}
+
+    def norms() -> dict[str, float]:
+        trained = [o for _, o in sorted(like.organisms.items()) if not (o.clean or o.imported)]
+        return norms_of(like, trained, lora, seed)
+
+    sizes = on_main_process(norms)
+    return {o.name: random_adapter(o.name, seed, context.model.config, lora, sizes) for o in organisms}

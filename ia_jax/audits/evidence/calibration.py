@@ -327,6 +327,30 @@ def _decided(
     return {"false_reports": rate(false), "kept": rate(kept), "too_few": too_few}
 
 
+def test_figures(
+    calibration: Calibration, rows: Sequence[Row], models: Mapping[str, str], nulls: Mapping[str, str]
+) -> dict[str, Any]:
+    """What a finished calibration comes to on models that it never saw: as `figures` has it, and "by_sort" of nulls;
+    "unsure": the share of models of which it can't tell for one claim at least, which here counts as not reported.
+    """
+    verdicts = [judged(calibration, r.values) for r in rows]
+    p = np.array([v.probability or 0.0 for v in verdicts])
+    right = np.array([r.right for r in rows])
+    best, best_right = _best(rows, p), _best(rows, p, right=True)
+    false = {n: [best.get(n, 0.0) > calibration.threshold] for n in nulls}
+    unsure = {r.model for r, v in zip(rows, verdicts, strict=True) if v.verdict == UNSURE}
+    return {
+        **_quality(p, right, [r.model for r in rows]),
+        "false_reports": rate(false),
+        "by_sort": {s: rate({n: false[n] for n in nulls if nulls[n] == s}) for s in sorted(set(nulls.values()))},
+        "kept": rate({m: [best_right[m] > calibration.threshold] for m in models if m in best_right}),
+        "unsure": rate({m: [m in unsure] for m in (*models, *nulls)}),
+        "organisms": dict(models),
+        "nulls": dict(nulls),
+        "too_few": [],
+    }
+
+
 def in_words(calibration: Calibration) -> str:
     """Its figures for a person."""
 
@@ -342,8 +366,13 @@ def in_words(calibration: Calibration) -> str:
         f"IA {calibration.ia} on {calibration.base}: {made['claims']} claims of {models}",
         f"reported above {calibration.threshold:.3f}: {promise}",
     ]
-    for name, title in (("in_distribution", "unseen models"), ("left_out", "unseen categories and sorts")):
+    titles = {"in_distribution": "unseen models", "left_out": "unseen categories and sorts", "test": "the test"}
+    for name, title in titles.items():
+        if name not in calibration.figures:
+            continue
         f = calibration.figures[name]
+        if name == "test":
+            title += f" ({len(f['organisms'])} organisms, {len(f['nulls'])} clean fine-tunes)"
         cells = {
             "AUROC": f.get("auroc"),
             "Brier": f.get("brier"),

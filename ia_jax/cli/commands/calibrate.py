@@ -10,14 +10,15 @@ from ia_jax.errors import ConfigError
 def _calibrate(args: argparse.Namespace) -> None:
     import contextlib
 
+    from ia_jax.behaviors.splits import SPLITS
     from ia_jax.parallel.distributed import on_main_process
     from ia_jax.stages import calibrate
 
     run = existing(args.workdir)
-    splits = [s for s in (args.splits or "").split(",") if s]
-    unknown = [s for s in splits if s not in ("train", "dpo", "heldout")]
-    if unknown:
-        raise ConfigError(f"--splits={args.splits}: {unknown[0]!r} is no split; choose from train, dpo, heldout")
+    splits, test, sorts = (_names(x) for x in (args.splits, args.test, args.test_sorts))
+    for option, given in (("splits", splits), ("test", test)):
+        if unknown := [s for s in given if s not in SPLITS]:
+            raise ConfigError(f"--{option}: {unknown[0]!r} is no split; choose from {', '.join(SPLITS)}")
     if not 0 < args.alpha < 1:
         raise ConfigError(f"--alpha={args.alpha:g} must lie between 0 and 1")
     if args.bank < 0 or args.samples < 0:
@@ -31,6 +32,8 @@ def _calibrate(args: argparse.Namespace) -> None:
                 ia=args.ia,
                 splits=splits,
                 nulls=args.nulls,
+                test=test,
+                test_sorts=sorts,
                 alpha=args.alpha,
                 bank=args.bank,
                 questions=args.questions,
@@ -38,6 +41,10 @@ def _calibrate(args: argparse.Namespace) -> None:
                 kind=args.by,
             )
         )
+
+
+def _names(text: str) -> list[str]:
+    return [s for s in text.split(",") if s]
 
 
 COMMAND = Command(
@@ -49,8 +56,8 @@ COMMAND = Command(
     writes="ia/<name>/calibration.json; evidence.jsonl beside it, from which a killed calibration goes on",
     time="not measured; about a minute for each model of the demo on two cores is expected (docs/evidence.md)",
     examples=(
-        "ia-jax calibrate --workdir=runs/demo",
-        "ia-jax calibrate --workdir=runs/demo --nulls=runs/nulls/organisms --alpha=0.1",
+        "ia-jax nulls --workdir=runs/demo && ia-jax calibrate --workdir=runs/demo",
+        "ia-jax calibrate --workdir=runs/demo --test=heldout,remade --test-sorts=documents,random,doubled,high_rank",
     ),
     arguments=(
         workdir("a workdir with a trained IA"),
@@ -58,6 +65,7 @@ COMMAND = Command(
         Argument.of(
             "--splits",
             metavar="A,B",
+            default="",
             help="of which splits (default: dpo for an IA that was not trained on it, else heldout)",
         ),
         Argument.of(
@@ -65,7 +73,20 @@ COMMAND = Command(
             metavar="DIR",
             action="append",
             default=[],
-            help="more clean fine-tunes: an adapter directory of ia_jax, or a directory of them (again for each)",
+            help="more clean fine-tunes than those of `ia-jax nulls`: an adapter directory of ia_jax, or a directory of "
+            "them (again for each)",
+        ),
+        Argument.of(
+            "--test",
+            metavar="A,B",
+            default="",
+            help="splits to measure it on that it does not see, such as heldout,remade (default: none)",
+        ),
+        Argument.of(
+            "--test-sorts",
+            metavar="A,B",
+            default="",
+            help="sorts of clean fine-tunes to measure it on that it does not see (default: none)",
         ),
         Argument.of(
             "--alpha", type=float, default=0.05, metavar="A", help="false reports allowed on nulls (default 0.05)"
