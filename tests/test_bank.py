@@ -35,9 +35,9 @@ from ia_jax.training.losses import Dpo, Sft, sft_loss
 from ia_jax.training.state import init_state
 from ia_jax.training.trainer import _token_logps, train_step
 from tests import tiny
+from tests.meshes import CFG, OPTIMIZER
 from tests.stored import Base as StoreBase
 from tests.stored import files_below, metadata
-from tests.test_mesh import CFG, OPTIMIZER
 
 BASE = StoreBase(config=CFG)
 KINDS = [LoraConfig(4, 8.0), LoraConfig(2, 2.0, ("q", "down")), LoraConfig(5, 5.0, ("v", "o", "up"))]
