@@ -9,6 +9,7 @@ from collections.abc import Iterable
 from pathlib import Path
 
 import numpy as np
+import pytest
 
 from ia_jax.analysis import report, tables
 from ia_jax.behaviors.records import CATEGORIES
@@ -240,6 +241,15 @@ def make_workdir(workdir: Path, organisms: int = 96, hostile: bool = True, seed:
         config["config"]["note"] = HOSTILE[2]
     (workdir / "config.json").write_text(json.dumps(config), encoding="utf-8")
     return metrics
+
+
+@pytest.fixture(scope="module")
+def run(tmp_path_factory):
+    workdir = tmp_path_factory.mktemp("run") / "work"
+    metrics = make_workdir(workdir)
+    path = report.write_report(workdir)
+    assert path == workdir / "report.html"
+    return {"workdir": workdir, "metrics": metrics, "path": path, "html": path.read_text(encoding="utf-8")}
 
 
 if __name__ == "__main__":

@@ -1,5 +1,6 @@
 """Copies of a finished run for tests to go on with, and what changed in them."""
 
+import hashlib
 import shutil
 
 from ia_jax.adapters.store import load_adapter, save_adapter
@@ -13,6 +14,12 @@ def times(directory):
     """When every file was last written; the lock and TensorBoard's files do not count."""
     files = [p for p in directory.rglob("*") if p.is_file() and p.name != ".lock" and "tensorboard" not in p.parts]
     return {str(p.relative_to(directory)): p.stat().st_mtime_ns for p in files}
+
+
+def contents(directory):
+    """The bytes of every file, hashed; the lock does not count."""
+    files = sorted(p for p in directory.rglob("*") if p.is_file() and p.name != ".lock")
+    return {str(p.relative_to(directory)): hashlib.sha256(p.read_bytes()).hexdigest() for p in files}
 
 
 def part_of(finished, destination, *names):

@@ -17,7 +17,7 @@ from ia_jax.training.losses import Sft
 from ia_jax.training.state import init_state
 from ia_jax.training.trainer import train_step
 from tests import tiny
-from tests.test_mesh import BATCHES, CFG, LORA, OPTIMIZER, K
+from tests.meshes import BATCHES, CFG, LORA, OPTIMIZER, K
 
 
 def main(directory):

@@ -14,7 +14,7 @@ from ia_jax.models.lora import adapter_shardings
 from ia_jax.parallel import distributed
 from ia_jax.parallel.mesh import make_mesh, put_on_mesh
 from ia_jax.training.checkpoints import Keeper
-from tests.test_store import adapter, metadata
+from tests.stored import adapter, metadata
 
 
 def main(directory):

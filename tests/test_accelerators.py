@@ -9,7 +9,6 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from ia_jax.models.lora import adapter_shardings
 from ia_jax.models.sampling import generate_tokens
 from ia_jax.models.transformer import param_shardings
 from ia_jax.parallel.mesh import make_mesh, put_on_mesh
@@ -35,38 +34,34 @@ def device(request):
 
 
 def on(device, run, dtype):
-    """What `run(params, by_organism)` gives with its arrays on this device, as numpy."""
+    """What `run(params)` gives with its arrays on this device, as numpy."""
     mesh = make_mesh(devices=[device])
-
-    def by_organism(tree):
-        return put_on_mesh(tree, adapter_shardings(tree, mesh, organisms=True))
-
     # An accelerator's fp32 products are of lower precision unless told otherwise.
     with jax.set_mesh(mesh), jax.default_device(device), jax.default_matmul_precision("highest"):
         params = jax.tree.map(lambda x: x.astype(dtype), tiny.params())
-        found = run(put_on_mesh(params, param_shardings(CFG, mesh)), by_organism)
+        found = run(put_on_mesh(params, param_shardings(CFG, mesh)))
         return jax.tree.map(np.asarray, found)
 
 
-def train_organisms(params, by_organism):
+def train_organisms(params):
     """Two steps from adapters whose both factors are far from zero: their loss, its gradient's size, and the result."""
     [batch] = tiny.batches(K, count=8, rows=1, length=LENGTH)
-    keys = by_organism(jnp.stack([jax.random.key(i) for i in range(K)]))
+    keys = tiny.placed(jnp.stack([jax.random.key(i) for i in range(K)]))
     state = init_organisms_state(
-        keys, by_organism(jnp.full(K, 2, jnp.int32)), np.zeros(K, int), CFG, (tiny.LORA,), OPTIMIZER
+        keys, tiny.placed(jnp.full(K, 2, jnp.int32)), np.zeros(K, int), CFG, (tiny.LORA,), OPTIMIZER
     )
-    state = by_organism(state.replace(member=tiny.adapter(1, organisms=K)))
+    state = tiny.placed(state.replace(member=tiny.adapter(1, organisms=K)))
     for _ in range(2):
-        state, metrics = train_step(params, state, (), by_organism(batch), **HOW)
+        state, metrics = train_step(params, state, (), tiny.placed(batch), **HOW)
     return {"loss": metrics["loss"], "grad_norm": metrics["grad_norm"], "adapters": state.member}
 
 
-def train_ia(params, by_organism):
+def train_ia(params):
     [batch] = tiny.batches(K, count=8, rows=1, length=LENGTH)
-    stack = by_organism(tiny.adapter(1, organisms=K))
+    stack = tiny.placed(tiny.adapter(1, organisms=K))
     state = tiny.placed(init_state(tiny.adapter(2), 2, OPTIMIZER, scale=tiny.LORA.scale), organisms=False)
     for _ in range(2):
-        state, metrics = train_step(params, state, (stack,), by_organism(batch), **HOW)
+        state, metrics = train_step(params, state, (stack,), tiny.placed(batch), **HOW)
     return {"loss": metrics["per_organism"], "grad_norm": metrics["grad_norm"], "adapters": state.member}
 
 
@@ -83,8 +78,8 @@ def test_a_step_is_the_cpus(device, train, dtype, tolerance):
 def test_greedy_tokens_are_the_cpus(device):
     prompts = [[np.arange(3 + i, 9 + 2 * i + j, dtype=np.int32) for j in range(2)] for i in range(K)]
 
-    def tokens(params, by_organism):
-        stack = (by_organism(tiny.adapter(1, organisms=K)), tiny.adapter(2))
+    def tokens(params):
+        stack = (tiny.placed(tiny.adapter(1, organisms=K)), tiny.adapter(2))
         found = generate_tokens(params, CFG, prompts, stack, (CFG.vocab_size,), max_new_tokens=12)
         return [[row.tokens for row in own] for own in found]
 

@@ -16,7 +16,7 @@ from ia_jax.storage import write_jsonl
 from ia_jax.workdir import open_workdir
 from tests import made_run, test_loop
 from tests.bucket_server import bucket_service  # noqa: F401
-from tests.test_store import adapter, metadata, same_bits
+from tests.stored import adapter, metadata, same_bits
 
 pytestmark = pytest.mark.usefixtures("bucket_service")
 HOME = "gs://bucket/w"

@@ -17,7 +17,7 @@ from ia_jax.stages.services import _local_answers
 from ia_jax.storage import read_jsonl
 from ia_jax.workdir import Workdir
 from tests import echo, parrot, tiny
-from tests.test_wiring import config, oracle  # noqa: F401  a fixture: a workdir of organisms made by hand
+from tests.hand_made import config, oracle  # noqa: F401  a fixture: a workdir of organisms made by hand
 
 
 def test_which_rows_have_stopped():

@@ -18,8 +18,8 @@ from ia_jax.training.optimizer import AdamW
 from ia_jax.training.state import init_state
 from ia_jax.training.trainer import train_step
 from tests import tiny
+from tests.stored import fails
 from tests.test_lora import SIZES, B, D, K, T, layer_adapter, normal, values_and_gradients
-from tests.test_store import fails
 
 CFG = replace(tiny.TINY, num_hidden_layers=3, num_attention_heads=8, num_key_value_heads=4)
 RATE = 0.3

@@ -13,7 +13,7 @@ from ia_jax.behaviors.organisms import organism_of
 from ia_jax.config import RunConfig
 from ia_jax.stages.settings import start_workdir
 from ia_jax.storage import write_jsonl
-from tests.test_store import adapter, flip, largest_file, metadata
+from tests.stored import adapter, flip, largest_file, metadata
 
 NAMES = [b.name for b in demo_behaviors()[:5]]
 

@@ -36,7 +36,7 @@ from ia_jax.models.sampling import generate_tokens
 from ia_jax.models.transformer import forward, param_shardings
 from ia_jax.parallel.mesh import make_mesh
 from tests import tiny
-from tests.test_store import Base, fails, metadata, same_bits
+from tests.stored import Base, fails, metadata, same_bits
 
 CFG = replace(tiny.TINY, num_hidden_layers=5, num_attention_heads=8, num_key_value_heads=4)
 K = 2

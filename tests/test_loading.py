@@ -18,11 +18,11 @@ from ia_jax.models.transformer import param_shardings
 from ia_jax.models.weights import load_model, name_table, read_weights
 from ia_jax.parallel.mesh import make_mesh
 from ia_jax.storage import bucket, ranges
+from tests.base_files import LLAMA, checkpoint
 from tests.bucket_server import bucket_service, environment, running  # noqa: F401
 from tests.load_worker import MESHES, bits
 from tests.processes import run_together
 from tests.test_bad_bases import DAMAGES, sharded  # noqa: F401
-from tests.test_weights import LLAMA, checkpoint
 
 HOME = "gs://bucket/model"
 

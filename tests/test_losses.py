@@ -10,7 +10,7 @@ import pytest
 
 from ia_jax.data.batch import Batch
 from ia_jax.training.logps import example_sums, supervised_kl, supervised_logps
-from ia_jax.training.losses import pair_loss, sft_loss
+from ia_jax.training.losses import kto_loss, pair_loss, sft_loss
 from tests import tiny
 
 K, B, P, D = 3, 2, 5, 32
@@ -174,3 +174,22 @@ def test_dpo_loss_at_agreement_and_its_slope():
     np.testing.assert_allclose(slopes[0], -0.05, rtol=1e-6)
     np.testing.assert_allclose(slopes[1], 0.05, rtol=1e-6)
     assert np.isfinite(pair_loss(jnp.array(-1e6), jnp.array(0.0), jnp.array(0.0), jnp.array(0.0), 0.1))
+
+
+def test_kto_is_the_papers_formula():
+    rng = np.random.default_rng(0)
+    gain, good = rng.normal(size=(2, 5)) * 3, rng.integers(0, 2, (2, 5)).astype(bool)
+    kl = np.array([[0.0], [0.8]])
+    value = np.where(good, gain - kl, kl - gain)
+    wanted = np.where(good, 1.5, 0.5) * (1 - 1 / (1 + np.exp(-0.3 * value)))
+    got = kto_loss(jnp.asarray(gain), jnp.asarray(good), jnp.asarray(kl), 0.3, 1.5, 0.5)
+    np.testing.assert_allclose(got, wanted, rtol=1e-5)
+
+
+def test_ipo_and_length_normalised_dpo_by_hand():
+    chosen, rejected, lengths = jnp.array([-4.0]), jnp.array([-9.0]), (jnp.array([4.0]), jnp.array([8.0]))
+    at = jnp.array([-6.0]), jnp.array([-5.0])
+    margin = (-4 + 6) / 4 - (-9 + 5) / 8  # of means over tokens: 1
+    assert pair_loss(chosen, rejected, *at, 0.25, "ipo", lengths)[0] == pytest.approx((margin - 2) ** 2)
+    got = pair_loss(chosen, rejected, *at, 0.25, "sigmoid_norm", lengths)[0]
+    assert got == pytest.approx(np.log1p(np.exp(-0.25)))

@@ -18,7 +18,7 @@ from ia_jax.models.hf_config import config_from_json, config_to_json
 from ia_jax.models.sources import GgufSource, open_source
 from ia_jax.models.weights import load_model, read_weights, to_hf_tensors
 from tests import parrot, tiny
-from tests.test_weights import gguf_tensors, write_gguf
+from tests.base_files import gguf_tensors, write_gguf
 
 CONFIG = {
     "model_type": "llama",

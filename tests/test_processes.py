@@ -13,8 +13,8 @@ from ia_jax.training.losses import Sft
 from ia_jax.training.state import init_state
 from ia_jax.training.trainer import train_step
 from tests import tiny
+from tests.meshes import BATCHES, CFG, LORA, OPTIMIZER, K
 from tests.processes import run_together
-from tests.test_mesh import BATCHES, CFG, LORA, OPTIMIZER, K
 
 
 def test_two_processes_are_one_run(tmp_path):

@@ -32,8 +32,8 @@ from ia_jax.training.optimizer import AdamW
 from ia_jax.training.state import init_state
 from ia_jax.training.trainer import train_step
 from tests import tiny
-from tests.test_mesh import on_host
-from tests.test_weights import LLAMA, checkpoint
+from tests.base_files import LLAMA, checkpoint
+from tests.meshes import on_host
 
 CFG = replace(tiny.TINY, num_attention_heads=8, num_key_value_heads=4)
 INT8 = replace(CFG, quantization="int8")

@@ -13,7 +13,7 @@ from ia_jax.models.slots import generate_in_slots
 from ia_jax.models.transformer import logits_from_hidden
 from ia_jax.parallel.mesh import replicate
 from tests import tiny
-from tests.test_mesh import CFG, mesh_named, place, place_params
+from tests.meshes import CFG, mesh_named, place, place_params
 
 NEW, STOP, LENGTH, K = 9, (5, 9, 11), 40, 8
 COUNTS = (7, 3, 0, 9, 1, 0, 2, 5)

@@ -151,7 +151,7 @@ def test_lines_are_on_disk_before_they_count(tmp_path, disk):
 
 def test_an_adapter_is_on_disk_before_it_is_moved_into_its_place(tmp_path, disk):
     from ia_jax.adapters.store import save_adapter
-    from tests.test_store import adapter, metadata
+    from tests.stored import adapter, metadata
 
     save_adapter(tmp_path / "x", adapter(), metadata())
     moved = disk.index(("rename", str(tmp_path / "x.saving"), str(tmp_path / "x")))
