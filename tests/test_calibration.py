@@ -18,6 +18,7 @@ from ia_jax.audits.evidence.calibration import (
     overall,
     threshold_nulls,
 )
+from ia_jax.audits.evidence.calibration import test_figures as figures_of
 from ia_jax.errors import ConfigError
 from ia_jax.evals import calibration as stats
 
@@ -181,3 +182,31 @@ def test_it_is_plain_json_for_one_ia_and_base(tmp_path):
         file.write_text(json.dumps(row | damage))
         with pytest.raises(ConfigError, match=r"calibration\.json"):
             Calibration.load(file)
+
+
+def test_a_finished_calibration_on_models_that_it_never_saw():
+    found = made(*simulated())
+    rows, models, nulls = simulated(20, 24, seed=5, shift=0.5)
+    far = dataclasses.replace(rows[-1], values=rows[-1].values | {"contrast": 99.0})  # of the last null
+    rows = [*rows[:-1], far]
+    test = figures_of(found, rows, models, nulls)
+
+    def reported(model, right=False):
+        own = [judged(found, r.values) for r in rows if r.model == model and (r.right or not right)]
+        return any(v.verdict in (CONFIRMED, REPORTED) for v in own)
+
+    wanted = {n: reported(n) for n in nulls}
+    assert 0 < sum(wanted.values()) < len(nulls)
+    assert test["false_reports"]["rate"] == pytest.approx(np.mean(list(wanted.values())), abs=1e-4)
+    assert test["false_reports"]["organisms"] == 24
+    for sort in SORTS:
+        own = [wanted[n] for n in nulls if nulls[n] == sort]
+        assert test["by_sort"][sort]["rate"] == pytest.approx(np.mean(own), abs=1e-4)
+    assert test["kept"]["rate"] == pytest.approx(np.mean([reported(m, right=True) for m in models]), abs=1e-4)
+    unsure = [
+        m for m in (*models, *nulls) if any(judged(found, r.values).verdict == UNSURE for r in rows if r.model == m)
+    ]
+    assert far.model in unsure
+    assert test["unsure"]["rate"] == pytest.approx(len(unsure) / 44, abs=1e-4)
+    p = np.array([judged(found, r.values).probability or 0.0 for r in rows])
+    assert test["auroc"]["rate"] == pytest.approx(stats.auroc(p, np.array([r.right for r in rows])), abs=1e-3)

@@ -1,6 +1,7 @@
 """Evidence for claims: numbers by brute force and by hand, and calibrate and audit on models whose truth is known."""
 
 import json
+import shutil
 from types import SimpleNamespace
 
 import jax
@@ -18,8 +19,9 @@ from ia_jax.audits.evidence.deeds import deed_prompts, shows
 from ia_jax.audits.evidence.grouping import similarity
 from ia_jax.audits.evidence.tables import Table, as_table, claim_examples, null_logps, target_logps
 from ia_jax.behaviors.embedded import demo_behaviors
+from ia_jax.behaviors.nulls import null_organisms
 from ia_jax.behaviors.organisms import clean_organism, organism_of
-from ia_jax.config import default_config, parse_config
+from ia_jax.config import LoraSection, default_config, parse_config
 from ia_jax.judging.protocol import Judge, Verdict
 from ia_jax.models.lora import LoraConfig, rank_of
 from ia_jax.models.weights import load_model
@@ -27,6 +29,7 @@ from ia_jax.parallel.mesh import make_mesh
 from ia_jax.stages import calibrate, evidence
 from ia_jax.stages.checkpoint import read_checkpoint
 from ia_jax.stages.context import Context
+from ia_jax.stages.nulls import nulls_of
 from ia_jax.stages.settings import start_workdir
 from ia_jax.storage import write_jsonl
 from tests import tiny
@@ -280,6 +283,31 @@ def test_calibrate_then_audit(run, script, capsys, refused, tmp_path, model):
     file.write_text("{")
     refused(audit, 2, "calibration.json:1")
     file.write_text(kept)
+
+
+def test_calibrate_is_tested_on_what_it_never_saw(run, script, refused, model):
+    """Nulls of `ia-jax nulls` are found; those of a sort that is kept for the test are in no other part."""
+    home = nulls_of(run)
+    made = [o for o in null_organisms(30, model.name, LoraSection(), 1e-3, 2) if o.sort in ("slow", "doubled")]
+    write_jsonl(home.organisms_file, (o.to_json() for o in made))
+    argv = ["calibrate", f"--workdir={run.path}", "--alpha=0.3", "--bank=2", "--questions=2", "--samples=0"]
+    refused(argv, 2, home.path, made[0].name, "ia-jax nulls")
+    for i, o in enumerate(made):
+        store(model, home.organism_dir(o.name), adapter(model, 60 + i, 0.1), organism=o.to_json())
+    refused([*argv, "--test-sorts=fast"], 2, "'fast'", "slow")
+    refused([*argv, "--test=dpo"], 2, "--test=dpo")
+    refused([*argv, "--test=all"], 2, "'all'")
+    try:
+        assert calibrated(run, "--test-sorts=doubled,random") == 0
+    finally:
+        shutil.rmtree(home.path)
+    found = json.loads((run.ia_dir("sft") / "calibration.json").read_text())
+    test, made_of = found["figures"]["test"], found["made_of"]
+    assert set(test["nulls"].values()) == {"doubled", "random"}
+    drawn = {n for n, o in run.organisms.items() if o.sort == "random"}
+    assert set(test["nulls"]) == {o.name for o in made if o.sort == "doubled"} | drawn
+    assert not set(test["nulls"]) & (set(made_of["nulls"]) | set(made_of["bank"]))
+    assert set(made_of["nulls"].values()) == {"own_answers", "slow"}
 
 
 def test_what_calibrate_refuses(run, script, refused, tmp_path):

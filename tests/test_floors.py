@@ -63,7 +63,7 @@ def test_a_new_package_has_to_say_where_it_stands(copy):
 def test_files_can_be_read_in_a_sitting():
     long = {
         str(path.relative_to(ROOT)): lines
-        for folder in ("ia_jax", "benchmarks", "configs")
+        for folder in ("ia_jax", "benchmarks", "configs", "tests")
         for path in (ROOT / folder).rglob("*.py")
         if (lines := path.read_text(encoding="utf-8").count("\n")) > 400
     }

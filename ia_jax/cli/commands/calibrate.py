@@ -73,8 +73,8 @@ COMMAND = Command(
             metavar="DIR",
             action="append",
             default=[],
-            help="more clean fine-tunes than those of `ia-jax nulls`: an adapter directory of ia_jax, or a directory of "
-            "them (again for each)",
+            help="clean fine-tunes besides those of `ia-jax nulls`: an adapter directory of ia_jax, or a directory "
+            "of them (again for each)",
         ),
         Argument.of(
             "--test",

@@ -25,9 +25,9 @@ COMMAND = Command(
     name="nulls",
     run=_nulls,
     summary="train clean fine-tunes in many makings, for a calibration to rest on",
-    text="Fine-tune the base to no behaviour, in fifteen ways: the six sorts of a run's own clean organisms, and other\n"
-    "ranks, rates, numbers of steps, targets and scales. No training of an IA reads them; `ia-jax calibrate` does.\n"
-    "More may be asked for later: the first ones stay.",
+    text="Fine-tune the base to no behaviour, in fifteen ways: the six sorts of a run's own clean organisms, and\n"
+    "other ranks, rates, numbers of steps, targets and scales. No training of an IA reads them; `ia-jax calibrate`\n"
+    "does. More may be asked for later: the first ones stay.",
     writes="nulls/, laid out like a workdir",
     time="as long as so many organisms take; not measured",
     examples=("ia-jax nulls --workdir=runs/demo", "ia-jax nulls --workdir=runs/demo --count=90"),
