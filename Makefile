@@ -26,7 +26,7 @@ install:  ## both environments, side by side (again only when pyproject.toml cha
 	@$(MAKE) -s -j2 .venv/.installed .venv-peers/.installed
 
 .venv/.installed: pyproject.toml
-	@PYTHON='$(PYTHON)' .ci/make-venv .venv "3.13 3.12 3.11" -e '.[dev]'
+	@PYTHON='$(PYTHON)' .ci/make-venv .venv "3.13 3.12 3.11" -e '.[dev,audit]'
 	@touch $@
 
 .venv-peers/.installed: pyproject.toml
