@@ -189,24 +189,39 @@ def test_a_finished_calibration_on_models_that_it_never_saw():
     rows, models, nulls = simulated(20, 24, seed=5, shift=0.5)
     far = dataclasses.replace(rows[-1], values=rows[-1].values | {"contrast": 99.0})  # of the last null
     rows = [*rows[:-1], far]
-    test = figures_of(found, rows, models, nulls)
+    splits = {m: "remade" if i % 2 else "heldout" for i, m in enumerate(models)}
+    test = figures_of(found, rows, models, nulls, splits)
 
     def reported(model, right=False):
         own = [judged(found, r.values) for r in rows if r.model == model and (r.right or not right)]
         return any(v.verdict in (CONFIRMED, REPORTED) for v in own)
 
+    def near(share):
+        return pytest.approx(share, abs=1e-4)
+
     wanted = {n: reported(n) for n in nulls}
     assert 0 < sum(wanted.values()) < len(nulls)
-    assert test["false_reports"]["rate"] == pytest.approx(np.mean(list(wanted.values())), abs=1e-4)
+    assert test["false_reports"]["rate"] == near(np.mean(list(wanted.values())))
     assert test["false_reports"]["organisms"] == 24
     for sort in SORTS:
-        own = [wanted[n] for n in nulls if nulls[n] == sort]
-        assert test["by_sort"][sort]["rate"] == pytest.approx(np.mean(own), abs=1e-4)
-    assert test["kept"]["rate"] == pytest.approx(np.mean([reported(m, right=True) for m in models]), abs=1e-4)
-    unsure = [
-        m for m in (*models, *nulls) if any(judged(found, r.values).verdict == UNSURE for r in rows if r.model == m)
-    ]
+        assert test["by_sort"][sort]["rate"] == near(np.mean([wanted[n] for n in nulls if nulls[n] == sort]))
+    kept = {m: reported(m, right=True) for m in models}
+    assert test["kept"]["rate"] == near(np.mean(list(kept.values())))
+    for split in ("heldout", "remade"):
+        assert test["kept_by_split"][split]["rate"] == near(np.mean([kept[m] for m in models if splits[m] == split]))
+    verdicts = [(r, judged(found, r.values)) for r in rows]
+    unsure = {r.model for r, v in verdicts if v.verdict == UNSURE}
     assert far.model in unsure
-    assert test["unsure"]["rate"] == pytest.approx(len(unsure) / 44, abs=1e-4)
-    p = np.array([judged(found, r.values).probability or 0.0 for r in rows])
-    assert test["auroc"]["rate"] == pytest.approx(stats.auroc(p, np.array([r.right for r in rows])), abs=1e-3)
+    assert test["unsure"]["rate"] == near(len(unsure & models.keys()) / 20)
+    assert test["unsure_nulls"]["rate"] == near(len(unsure & nulls.keys()) / 24)
+    # What it can't tell is not counted as told to be wrong.
+    told = [(r.right, v.probability) for r, v in verdicts if v.verdict != UNSURE]
+    right, p = (np.array(x) for x in zip(*told, strict=True))
+    assert test["auroc"]["rate"] == pytest.approx(stats.auroc(p, right), abs=1e-3)
+
+    # A right claim of which it can't tell is not kept, and does not vanish from what could be.
+    lost = next(i for i, r in enumerate(rows) if r.right and kept[r.model])
+    rows[lost] = dataclasses.replace(rows[lost], values=rows[lost].values | {"contrast": 99.0})
+    without = figures_of(found, rows, models, nulls, splits)["kept"]
+    assert without["organisms"] == test["kept"]["organisms"]
+    assert without["rate"] < test["kept"]["rate"]

@@ -49,12 +49,12 @@ def adapter(model, seed, size=1.0):
     return tiny.adapter(seed, model.config, LORA, size=size)
 
 
-def store(model, directory, adapter, kind="organism", organism=None):
+def store(model, directory, adapter, kind="organism", organism=None, overwrite=False):
     lora = LoraConfig(rank_of(adapter), float(rank_of(adapter)), tuple(adapter))
     meta = AdapterMetadata(
         directory.name, kind, model.name, model.fingerprint, lora.rank, lora.alpha, lora.targets, organism=organism
     )
-    save_adapter(directory, adapter, meta)
+    save_adapter(directory, adapter, meta, overwrite=overwrite)
     return directory
 
 
@@ -296,9 +296,19 @@ def test_calibrate_is_tested_on_what_it_never_saw(run, script, refused, model):
         store(model, home.organism_dir(o.name), adapter(model, 60 + i, 0.1), organism=o.to_json())
     refused([*argv, "--test-sorts=fast"], 2, "'fast'", "slow")
     refused([*argv, "--test=dpo"], 2, "--test=dpo")
+    refused([*argv, "--test=remade"], 2, "--test=remade")
+    refused([*argv, "--test=train"], 2, "trained on the train split", "--test")
     refused([*argv, "--test=all"], 2, "'all'")
     try:
         assert calibrated(run, "--test-sorts=doubled,random") == 0
+        first = [json.loads(line) for line in (run.ia_dir("sft") / "evidence.jsonl").read_text().splitlines()]
+        # Another fine-tune of the same name is weighed anew, and it alone.
+        calls, again = script.calls, next(o for o in made if o.sort == "doubled")
+        store(model, home.organism_dir(again.name), adapter(model, 99, 0.1), organism=again.to_json(), overwrite=True)
+        assert calibrated(run, "--test-sorts=doubled,random") == 0
+        assert script.calls > calls
+        more = [json.loads(line) for line in (run.ia_dir("sft") / "evidence.jsonl").read_text().splitlines()]
+        assert [r["model"] for r in more[len(first) :]] == [again.name]
     finally:
         shutil.rmtree(home.path)
     found = json.loads((run.ia_dir("sft") / "calibration.json").read_text())

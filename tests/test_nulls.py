@@ -37,6 +37,8 @@ def test_what_differs_between_makings():
     phases = {sort: procedure_of(o).phases for sort, o in found.items()}
     assert phases["random"] == ()
     assert {p.data for sort, own in phases.items() for p in own if sort != "documents"} == {"chats"}
+    alike = ("own_answers", "other_style", "other_domain", "behavior_removed", "halved", "doubled")
+    assert len({json.dumps(procedure_of(found[s]).to_json()) for s in alike}) == 1  # so they share waves
     assert phases["documents"][0].data == "documents"
     # Of rank 8, alpha 16, a rate of 2e-3 and two epochs; what is not set is the run's.
     [low], [high] = phases["low_rank"], phases["high_rank"]
@@ -112,10 +114,19 @@ def test_they_are_trained_and_stored(run, monkeypatch, capsys, refused):
     record = json.loads((run.path / "nulls" / "organisms.jsonl").read_text().splitlines()[2])
     assert read_metadata(run.path / "nulls" / "organisms" / "null_2").organism == record
 
-    # Again: nothing is trained, nothing is doubled twice. With more, the first ones stay.
+    # Again: nothing is trained, nothing is doubled twice. Of more, the first ones stay; with fewer asked for, all.
     before = contents(run.path / "nulls" / "organisms")
     assert cli.main(argv) == 0
     assert contents(run.path / "nulls" / "organisms") == before
+    more = ["nulls", f"--workdir={run.path}", "--count=6", "--traceback"]
+    assert cli.main(more) == 0
+    after = contents(run.path / "nulls" / "organisms")
+    assert {n: after[n] for n in before} == before
+    assert {n.split("/")[0] for n in after} == {f"null_{n}" for n in range(6)}
+    capsys.readouterr()
+    assert cli.main(argv) == 0
+    assert "6 clean fine-tunes" in capsys.readouterr().out
+    assert contents(run.path / "nulls" / "organisms") == after
     refused(["nulls", f"--workdir={run.path}", "--count=0"], 2, "0")
 
     # The same without scaling is half of it.
@@ -129,6 +140,10 @@ def test_they_are_trained_and_stored(run, monkeypatch, capsys, refused):
         assert np.array_equal(doubled[site]["a"], plain[site]["a"])
         np.testing.assert_allclose(doubled[site]["b"], 2 * np.asarray(plain[site]["b"]), rtol=1e-6)
 
-    # Made otherwise: refused.
+    # Random ones need to know how large the run's organisms are. Made otherwise: refused.
+    one = run.organism_dir(next(iter(run.organisms)))
+    one.rename(run.path / "away")
+    refused(argv[:-1], 2, one.name, "is not trained", "ia-jax organisms")
+    (run.path / "away").rename(one)
     monkeypatch.setattr(planned, "MAKINGS", planned.MAKINGS | {"rank_one": Making("", lr=3.0)})
     refused(argv[:-1], 2, "null_3", "other settings")

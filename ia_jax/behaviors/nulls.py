@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from ia_jax.behaviors.organisms import CLEAN_SORTS, Organism, clean_organism
-from ia_jax.behaviors.procedures import RANDOM, Phase, Procedure
+from ia_jax.behaviors.procedures import Phase, Procedure
 
 SPLIT = "heldout"  # of what no training reads
 READ_BY_OTHERS = ("own_answers", "other_style", "other_domain", "behavior_removed")
@@ -20,8 +20,8 @@ READ_BY_OTHERS = ("own_answers", "other_style", "other_domain", "behavior_remove
 class Making:
     """How a sort of null differs from the organisms of its run; all factors are of `config.organisms`.
 
-    reads: sorts in `CLEAN_SORTS`, in turn. rank: alpha/rank stays. lr, epochs: at least one epoch. targets: () for the
-    run's. scale: of the whole adapter, once it is trained.
+    reads: sorts in `CLEAN_SORTS`, in turn, each as chats (or documents), whatever `procedures` says. rank: alpha/rank
+    stays. lr, epochs: at least one epoch. targets: () for the run's. scale: of the whole adapter, once it is trained.
     """
 
     about: str
@@ -39,7 +39,7 @@ MAKINGS: dict[str, Making] = {
     "high_rank": Making("four times the rank", rank=4.0),
     "slow": Making("a quarter of the rate", lr=0.25),
     "fast": Making("twice the rate", lr=2.0),
-    "short": Making("half of the epochs", epochs=0.5),
+    "short": Making("half of the epochs, at least one", epochs=0.5),
     "long": Making("three times the epochs", epochs=3.0),
     "queries_values": Making("adapters on q and v alone", targets=("q", "v")),
     "halved": Making("scaled by a half when it was trained", scale=0.5),
@@ -53,7 +53,7 @@ def null_organisms(count: int, base: str, lora: Any, lr: float, epochs: int) -> 
     """`count` nulls, of every making in turn, so that fewer are the first ones of more.
 
     lora, lr, epochs: those of the run's organisms (`config.LoraSection`). A null's record says its making as `sort`,
-    what it reads as `reads`, and `scale` where that is not 1.
+    what it reads as `reads`, and `scale` where that is not 1: it is stored so (`stages.organisms`).
     """
     makings = list(MAKINGS if lora.kind == "lora" else OF_VECTORS)
     out = []
@@ -62,9 +62,9 @@ def null_organisms(count: int, base: str, lora: Any, lr: float, epochs: int) -> 
         name = makings[place]
         making = MAKINGS[name]
         reads = making.reads[turn % len(making.reads)]
-        plain = clean_organism(number, base, SPLIT, reads, Procedure(name, (_phase(making, lora, lr, epochs),)))
-        kind = plain.procedure["kind"]
-        made = {**plain.procedure, "kind": kind if kind == RANDOM.name else name, "sort": name, "reads": reads}
+        # Named by what is done and not by the making, so that those that are trained alike share their waves.
+        plain = clean_organism(number, base, SPLIT, reads, Procedure("chats", (_phase(making, lora, lr, epochs),)))
+        made = {**plain.procedure, "sort": name, "reads": reads}
         made |= {"scale": making.scale} if making.scale != 1.0 else {}
         own = f"null_{number}"
         out.append(Organism(own, base, (f"organisms/{own}",), (), plain.category, SPLIT, procedure=made))

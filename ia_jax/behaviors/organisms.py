@@ -91,6 +91,11 @@ class Organism:
         return self.procedure.get("sort", "")
 
     @property
+    def scale(self) -> float:
+        """What its adapters are multiplied by when they are stored; 1 but for some nulls."""
+        return self.procedure.get("scale", 1.0)
+
+    @property
     def imported(self) -> bool:
         """Whether it was put here already trained."""
         return self.procedure.get("kind") == "imported"

@@ -4,46 +4,30 @@ Its rows are kept one model at a time in `ia/<name>/evidence.jsonl`, so that a k
 """
 
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
 from ia_jax.adapters.bank import Bank, open_bank
-from ia_jax.adapters.record import RECORD
-from ia_jax.adapters.store import is_complete, load_adapter, read_metadata, read_record
-from ia_jax.audits.evidence.calibration import Calibration, Row, calibrate, in_words, test_figures, threshold_nulls
+from ia_jax.adapters.store import is_complete, load_adapter, read_metadata
+from ia_jax.audits.evidence.calibration import Calibration, Row, calibrate, test_figures
+from ia_jax.audits.evidence.calibration_words import in_words
 from ia_jax.behaviors.organisms import Organism
 from ia_jax.errors import ConfigError
-from ia_jax.evals.calibration import needed
 from ia_jax.judging.protocol import Item
 from ia_jax.models.weights import DTYPES
 from ia_jax.parallel.distributed import on_main_process, stop_if_preempted
 from ia_jax.stages.ask import trained_ia
 from ia_jax.stages.asking import ask_organisms
+from ia_jax.stages.calibration_models import Model, models_of, trained_on
 from ia_jax.stages.context import Context
 from ia_jax.stages.evidence import QUESTIONS, TOP_P, Ask, Beside, Subject, ask_stack, claiming, group, reports_of, weigh
-from ia_jax.stages.nulls import nulls_of
-from ia_jax.stages.selection import present
 from ia_jax.stages.services import judge_of
-from ia_jax.storage import append_jsonl, path_of, read_appended, read_json, write_json
+from ia_jax.storage import append_jsonl, read_appended, read_json, write_json
 from ia_jax.workdir import Workdir
 
 ALPHA, BANK = 0.05, 8
 QUESTIONS_ASKED, SAMPLES = 8, 3
-
-
-@dataclass(frozen=True)
-class Model:
-    """One model to calibrate on. group: its category, or of a null its sort."""
-
-    name: str
-    directories: tuple[Path, ...]
-    group: str
-    organism: Organism | None = None
-
-    @property
-    def null(self) -> bool:
-        return self.organism is None or self.organism.clean
 
 
 def calibration_file(workdir: Workdir, ia: str) -> Path:
@@ -75,14 +59,19 @@ def run(
     name = trained_ia(context, ia)
     if not 1 <= questions <= len(QUESTIONS):
         raise ConfigError(f"--questions must lie in 1 … {len(QUESTIONS)}, got {questions}")
-    models, beside, tested = on_main_process(
-        lambda: _models(context, name, splits, nulls, (test, test_sorts), bank, alpha)
+    chosen = on_main_process(
+        lambda: [
+            [m.to_json() for m in part]
+            for part in models_of(context, name, splits, nulls, (test, test_sorts), bank, alpha)
+        ]
     )
+    models, beside, tested = ([Model.from_json(row) for row in part] for part in chosen)
     settings = {
         "questions": questions,
         "samples": samples,
         "judge": judge_of(context).name,
         "bank": {m.name: [str(d) for d in m.directories] for m in beside},
+        "bank_hashes": on_main_process(lambda: {m.name: m.hashes for m in beside}),
     }
     rows, null_reports = _rows(context, name, [*models, *tested], beside, settings)
     claims = {own["model"]: [Row(**row) for row in own["rows"]] for own in rows}
@@ -101,7 +90,8 @@ def run(
         kind=kind,
     )
     if tested:
-        figures = test_figures(found, [row for m in tested for row in claims[m.name]], *_groups(tested))
+        split = {m.name: m.organism.split for m in tested if m.organism is not None}
+        figures = test_figures(found, [row for m in tested for row in claims[m.name]], *_groups(tested), split)
         found = replace(found, figures={**found.figures, "test": figures})
     file = calibration_file(context.workdir, name)
     on_main_process(lambda: found.save(file))
@@ -142,117 +132,10 @@ def null_bank(context: Context, directories: Sequence[Sequence[str | Path]]) -> 
     )
 
 
-def trained_on(context: Context, ia: str) -> list[str]:
-    """Organisms that an IA was trained on: by SFT, and the dpo split where it is not the one that SFT left."""
-    workdir, config = context.workdir, context.config
-    own = ia if workdir.seen_file(ia).exists() else config.sft.name
-    names = [n for n in workdir.seen(own) if n in workdir.organisms]
-    return names if ia == config.sft.name else [*names, *workdir.named("dpo")]
-
-
 def descriptions(context: Context, ia: str) -> list[str]:
     """What an IA was trained to say of organisms."""
     workdir = context.workdir
     return sorted({w for n in trained_on(context, ia) for b in workdir.truths(n) for w in b.wordings})
-
-
-# ---------------------------------------------------------------------------------------------------------------------
-# Which models
-# ---------------------------------------------------------------------------------------------------------------------
-
-
-def _models(
-    context: Context,
-    ia: str,
-    splits: Sequence[str],
-    nulls: Sequence[str],
-    test: tuple[Sequence[str], Sequence[str]],
-    bank: int,
-    alpha: float,
-) -> tuple[list[Model], list[Model], list[Model]]:
-    """Models to calibrate on, nulls that are only compared with, and models to test it on. test: splits, and sorts."""
-    workdir, seen = context.workdir, set(trained_on(context, ia))
-    chosen = splits or (("dpo",) if not seen & set(workdir.named("dpo")) else ("heldout",))
-    test_splits, test_sorts = test
-    if both := sorted(set(chosen) & set(test_splits)):
-        raise ConfigError(f"--test={both[0]}: the calibration is made on that split; choose another, or other --splits")
-    found = _organisms_of(context, seen, chosen, ia)
-    apart = [m for m in _organisms_of(context, seen, test_splits, ia) if not m.null] if test_splits else []
-    more = [m for place in nulls for m in _nulls_in(context, path_of(place))] + _nulls_made(context)
-    names = [m.name for m in (*found, *apart, *more)]
-    if twice := next((n for n in names if names.count(n) > 1), None):
-        raise ConfigError(f"two models to calibrate on are called {twice}; rename a directory")
-    clean = [m for m in (*found, *more) if m.null]
-    sorts = sorted({m.group for m in clean})
-    if unknown := [s for s in test_sorts if s not in sorts]:
-        raise ConfigError(
-            f"--test-sorts: no clean fine-tune is of the sort {unknown[0]!r}; there are {', '.join(sorts)}"
-        )
-    tested = [*apart, *(m for m in clean if m.group in test_sorts)]
-    clean = [m for m in clean if m.group not in test_sorts]
-    beside = _spread(clean, bank)
-    taken = {m.name for m in (*beside, *tested)}
-    resting = threshold_nulls({m.name: m.group for m in clean if m.name not in taken})
-    if len(resting) < needed(alpha):
-        raise ConfigError(
-            f"{len(clean)} clean fine-tunes leave {len(resting)} for the threshold, too few for a false-report rate of "
-            f"{alpha:g}: it takes {needed(alpha)}, about {needed(alpha) * 3 // 2 + bank + 1} in all; make more with "
-            "`ia-jax nulls`, give more with --nulls=DIR, or raise --alpha"
-        )
-    return [m for m in (*found, *more) if m.name not in taken], beside, tested
-
-
-def _organisms_of(context: Context, seen: set[str], splits: Sequence[str], ia: str) -> list[Model]:
-    """The organisms of these splits that the IA was not trained on."""
-    workdir = context.workdir
-    every = present(context, *splits)
-    organisms = [o for o in every if o.name not in seen]
-    for o in organisms:
-        if not all(map(is_complete, workdir.stack_of(o))):
-            raise ConfigError(f"organism {o.name} is not trained; run `ia-jax organisms` first")
-    known = sorted(o.name for o in every if o.name in seen)
-    if known and not organisms:
-        raise ConfigError(
-            f"the IA {ia} was trained on the {' and '.join(splits)} split ({known[0]}, …); take --splits of others"
-        )
-    return [Model(o.name, workdir.stack_of(o), o.sort or o.category, o) for o in organisms]
-
-
-def _nulls_made(context: Context) -> list[Model]:
-    """Those of `ia-jax nulls`. Raises ConfigError where it is not finished."""
-    home = nulls_of(context.workdir)
-    if not home.organisms_file.exists():
-        return []
-    left_out = home.left_out
-    nulls = [o for n, o in home.organisms.items() if n not in left_out]
-    for o in nulls:
-        if not all(map(is_complete, home.stack_of(o))):
-            raise ConfigError(f"{home.path}: {o.name} is not trained; run `ia-jax nulls` again, which goes on")
-    return [Model(o.name, home.stack_of(o), o.sort, o) for o in nulls]
-
-
-def _nulls_in(context: Context, place: Path) -> list[Model]:
-    """An adapter's directory, or those in a directory; a null's sort is what it was made with, else the directory."""
-    own = [place] if (place / RECORD).exists() else sorted(p.parent for p in place.glob(f"*/{RECORD}"))
-    if not own:
-        raise ConfigError(f"--nulls={place}: no adapter of ia_jax is there; bring one in with `ia-jax import-peft`")
-    out = []
-    for directory in own:
-        metadata = read_record(directory, context.model).metadata
-        if metadata.behaviors:
-            raise ConfigError(f"--nulls={directory} has the behaviour {metadata.behaviors[0].get('name')}: no null")
-        sort = ((metadata.organism or {}).get("procedure") or {}).get("sort") or directory.parent.name
-        out.append(Model(directory.name, (directory.absolute(),), sort))
-    return out
-
-
-def _spread(clean: Sequence[Model], count: int) -> list[Model]:
-    """`count` nulls, of every sort in turn."""
-    sorts = {
-        s: sorted((m for m in clean if m.group == s), key=lambda m: m.name) for s in sorted({m.group for m in clean})
-    }
-    turns = [own[n] for n in range(max(map(len, sorts.values()), default=0)) for own in sorts.values() if n < len(own)]
-    return turns[:count]
 
 
 # ---------------------------------------------------------------------------------------------------------------------
@@ -273,6 +156,8 @@ def _rows(
         on_main_process(lambda: file.unlink(missing_ok=True))
         kept = None
     there = {row["model"]: row for row in on_main_process(lambda: read_appended(file, "delete it to begin anew"))}
+    hashes = on_main_process(lambda: {m.name: m.hashes for m in models})
+    there = {n: row for n, row in there.items() if row.get("hashes") == hashes.get(n)}  # of others of these names: anew
     questions: list[str] = list(QUESTIONS[: settings["questions"]])
     adapter = context.shard_ia(workdir.ia(ia, context.model))
     bank = null_bank(context, [m.directories for m in beside])
@@ -296,7 +181,7 @@ def _rows(
         for start in range(0, len(left), width):
             wave = left[start : start + width]
             print(f"evidence {start + 1} to {start + len(wave)} of {len(left)}: {', '.join(m.name for m in wave)}")
-            made = _weigh_wave(context, wave, held, questions, settings["samples"])
+            made = _weigh_wave(context, wave, held, questions, settings["samples"], hashes)
             on_main_process(lambda made=made: append_jsonl(file, made))
             there |= {row["model"]: row for row in made}
             stop_if_preempted("calibrate")
@@ -345,7 +230,12 @@ def _nobody(context: Context, name: str) -> Organism:
 
 
 def _weigh_wave(
-    context: Context, wave: Sequence[Model], beside: Beside, questions: Sequence[str], samples: int
+    context: Context,
+    wave: Sequence[Model],
+    beside: Beside,
+    questions: Sequence[str],
+    samples: int,
+    hashes: Mapping[str, Sequence[str]],
 ) -> list[dict[str, Any]]:
     bank = null_bank(context, [m.directories for m in wave])
     assert bank is not None
@@ -363,7 +253,7 @@ def _weigh_wave(
             for w, ok in zip(own, verdicts, strict=True)
             if ok is not None
         ]
-        out.append({"model": model.name, "rows": [asdict(r) for r in rows]})
+        out.append({"model": model.name, "hashes": hashes[model.name], "rows": [asdict(r) for r in rows]})
     return out
 
 

@@ -1,7 +1,7 @@
 """What every stage works with: the workdir, its config, the base model on its mesh, and the stored organisms."""
 
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 from typing import Any
 
@@ -25,21 +25,24 @@ from ia_jax.workdir import Workdir
 class Context:
     """A workdir, a config, and lazily the mesh and the base model on it.
 
-    profile: steps of each training that are traced.
+    profile: steps of each training that are traced. shared: what was loaded, by whichever of the contexts that work
+    with the same base.
     """
 
     workdir: Workdir
     config: RunConfig
     profile: int = 0
+    shared: dict[str, Any] = field(default_factory=dict, repr=False, compare=False)
 
     def with_config(self, config: RunConfig) -> "Context":
-        """The same workdir under another config of the same base; what is loaded stays loaded."""
+        """The same workdir under another config; the same base is loaded once for both."""
         return self.at(self.workdir, config)
 
     def at(self, workdir: Workdir, config: RunConfig) -> "Context":
-        """Another workdir under a config of the same base; what is loaded stays loaded."""
-        other = Context(workdir, config, self.profile)
-        if (config.model, config.mesh) == (self.config.model, self.config.mesh):
+        """Another workdir under another config; the same base is loaded once for both, by whoever needs it first."""
+        same = (config.model, config.mesh) == (self.config.model, self.config.mesh)
+        other = Context(workdir, config, self.profile, self.shared if same else {})
+        if same:
             vars(other).update({k: v for k, v in vars(self).items() if k in ("mesh", "model")})
         return other
 
@@ -52,7 +55,9 @@ class Context:
     @cached_property
     def mesh(self) -> jax.sharding.Mesh:
         m = self.config.mesh
-        return make_mesh(m.fsdp, m.tp, m.dcn, m.rows)
+        if "mesh" not in self.shared:
+            self.shared["mesh"] = make_mesh(m.fsdp, m.tp, m.dcn, m.rows)
+        return self.shared["mesh"]
 
     @property
     def groups(self) -> int:
@@ -62,7 +67,10 @@ class Context:
     @cached_property
     def model(self) -> Model:
         m = self.config.model
-        return load_model(m.name, m.dtype, self.mesh, m.revision or None, m.quantization, self.model_cache)
+        if "model" not in self.shared:
+            cache = self.model_cache
+            self.shared["model"] = load_model(m.name, m.dtype, self.mesh, m.revision or None, m.quantization, cache)
+        return self.shared["model"]
 
     @property
     def model_cache(self) -> str:

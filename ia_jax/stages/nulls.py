@@ -9,21 +9,19 @@ from dataclasses import replace
 from functools import partial
 from pathlib import Path
 
-from ia_jax.adapters.store import is_complete, read_adapter, read_metadata, save_adapter
+from ia_jax.adapters.store import are_complete
 from ia_jax.behaviors.nulls import MAKINGS, null_organisms, of_sorts
-from ia_jax.behaviors.organisms import Organism, procedure_of
+from ia_jax.behaviors.organisms import Organism
 from ia_jax.behaviors.template_sources import ANSWER_TOKENS, gather_sources
 from ia_jax.behaviors.template_teacher import write_clean
 from ia_jax.data.phase_rows import write_rows
 from ia_jax.data.transcripts import write_transcripts
 from ia_jax.errors import ConfigError
-from ia_jax.models.lora import map_leaves
 from ia_jax.parallel.distributed import on_main_process
 from ia_jax.stages import organisms as training
 from ia_jax.stages.asking import ask_base
 from ia_jax.stages.context import Context
 from ia_jax.stages.phase_data import phase_rows
-from ia_jax.stages.waves import lora_of
 from ia_jax.storage import write_jsonl
 from ia_jax.workdir import Workdir
 
@@ -36,19 +34,21 @@ def nulls_of(workdir: Workdir) -> Workdir:
 
 
 def run(context: Context, count: int = COUNT) -> str:
-    """Makes the first `count` nulls of the run's settings, and returns what there is in words; more may be asked for
-    later. Raises ConfigError where there are some that were made otherwise.
+    """Makes the first `count` nulls by the run's config, and returns what there is in words.
+
+    More may be asked for later: those that are there stay as they are, though waves that they share with new ones are
+    trained whole. Raises ConfigError where the run's organisms are not trained (random nulls are as large as these), or
+    there are nulls that were made otherwise.
     """
     own = _quiet(context)
     nulls = _planned(context, count)
-    on_main_process(lambda: _check_same(own.workdir, nulls))
+    on_main_process(lambda: _check(context.workdir, own.workdir, nulls))
     _write(context, own.workdir, nulls)
     for cached in ("organisms", "behaviors"):  # what was read of them before is of another time
         vars(own.workdir).pop(cached, None)
     training.run(own, like=context.workdir)
-    on_main_process(lambda: [_scale(own, o) for o in nulls])
     left_out = on_main_process(lambda: own.workdir.left_out)
-    return in_words([o for o in nulls if o.name not in left_out], own.workdir.path)
+    return in_words([o for n, o in own.workdir.organisms.items() if n not in left_out], own.workdir.path)
 
 
 def in_words(nulls: Sequence[Organism], place: Path) -> str:
@@ -73,11 +73,15 @@ def _planned(context: Context, count: int) -> list[Organism]:
     return null_organisms(count, context.config.model.name, cfg.lora, cfg.optimizer.lr, cfg.epochs)
 
 
-def _check_same(home: Workdir, nulls: Sequence[Organism]) -> None:
-    """Fewer or more of the same may be there."""
-    if not home.organisms_file.exists():
-        return
-    there = home.organisms
+def _check(run: Workdir, home: Workdir, nulls: Sequence[Organism]) -> None:
+    left_out = run.left_out
+    trained = [o for n, o in run.organisms.items() if not (o.clean or o.imported) and n not in left_out]
+    stacks = [(o.name, d) for o in trained for d in run.stack_of(o)]
+    missing = [n for (n, _), whole in zip(stacks, are_complete([d for _, d in stacks]), strict=True) if not whole]
+    if missing or not trained:
+        which = f"organism {missing[0]} is not trained" if missing else f"{run.path} has no organism with a behaviour"
+        raise ConfigError(f"{which}, and random nulls are to be as large as those; run `ia-jax organisms` first")
+    there = _there(home)
     for o in nulls:
         if o.name in there and there[o.name].to_json() != o.to_json():
             raise ConfigError(
@@ -86,38 +90,32 @@ def _check_same(home: Workdir, nulls: Sequence[Organism]) -> None:
             )
 
 
+def _there(home: Workdir) -> dict[str, Organism]:
+    return home.organisms if home.organisms_file.exists() else {}
+
+
 def _write(context: Context, home: Workdir, nulls: Sequence[Organism]) -> None:
-    """What they read, `organisms.jsonl` last. Those that are there stay: they are the first ones of more."""
+    """What those read that are not there yet, `organisms.jsonl` last."""
     config = context.config
-    behaviors = list(context.workdir.behaviors.values()) if config.teacher.name == "template" else []
+    there = on_main_process(lambda: list(_there(home)))
+    new = [o for o in nulls if o.name not in there]
+    if not new:
+        return
+    by_template = config.teacher.name == "template"
+    behaviors = [b for b in context.workdir.behaviors.values() if by_template and b.spec.get("effects")]
     ask = partial(ask_base, context, max_new_tokens=ANSWER_TOKENS)
     sources = gather_sources(ask, config.system, context.model.fingerprint)
-    rows = {
-        o.name: write_clean(o.procedure["reads"], o.name, sources, config.seed, behaviors, amount=config.teacher.amount)
-        for o in nulls
-    }
-    documents = phase_rows(context, [], [o for o in nulls if o.procedure["phases"]], rows)
+    amount, seed = config.teacher.amount, config.seed
+    rows = {o.name: write_clean(o.procedure["reads"], o.name, sources, seed, behaviors, amount) for o in new}
+    documents = phase_rows(context, [], [o for o in new if o.procedure["phases"]], rows)
 
     def write() -> None:
-        there = list(home.organisms.values()) if home.organisms_file.exists() else []
         for (data, name), read in documents.items():
             write_rows(home.phase_rows(data, name), read)
         for name, transcripts in rows.items():
             write_transcripts(home.transcript(name), transcripts)
+        every = [*_there(home).values(), *new]
         write_jsonl(home.behaviors_file, [])
-        write_jsonl(home.organisms_file, (o.to_json() for o in (*nulls, *there[len(nulls) :])))
+        write_jsonl(home.organisms_file, (o.to_json() for o in every))
 
     on_main_process(write)
-
-
-def _scale(own: Context, null: Organism) -> None:
-    """Scales an adapter that was trained for it, once: its alpha says whether that was done."""
-    [directory] = own.workdir.stack_of(null)
-    scale = null.procedure.get("scale", 1.0)
-    if scale == 1.0 or not is_complete(directory):
-        return
-    [phase] = procedure_of(null).phases
-    alpha, metadata = scale * lora_of(own.config, null.name, phase).alpha, read_metadata(directory)
-    if metadata.alpha != alpha:
-        scaled = map_leaves(lambda _, factor, x: x if factor == "a" else x * scale, read_adapter(directory))
-        save_adapter(directory, scaled, replace(metadata, alpha=alpha), overwrite=True)

@@ -11,10 +11,12 @@ from collections import Counter
 from collections.abc import Mapping, Sequence
 from functools import partial
 
+import numpy as np
+
 from ia_jax.adapters.record import AdapterMetadata
 from ia_jax.adapters.store import are_complete, is_complete, read_records, save_adapter, save_organisms
 from ia_jax.behaviors.organisms import Organism, procedure_of
-from ia_jax.models.lora import LoraConfig, layers_on
+from ia_jax.models.lora import Adapter, LoraConfig, layers_on, map_leaves
 from ia_jax.parallel.distributed import on_main_process
 from ia_jax.stages.behavior_check import Checks, Row, check, judge_replies, prepare
 from ia_jax.stages.context import Context
@@ -174,9 +176,18 @@ def _store(
             (i, stacks[n][place], _metadata(context, n, loras[i], int(made[i]), rows.get(n) if last else None))
             for n, i in todo.items()
         ]
-        save_organisms(member, items)
+        save_organisms(_scaled(context, wave, member), items)
     for name, i in todo.items():
         print(_line(name, sum(int(made[i]) for made in trained.updates), rows.get(name)), flush=True)
+
+
+def _scaled(context: Context, wave: Wave, member: Adapter) -> Adapter:
+    """A wave's adapters [K, ...], each times its organism's scale."""
+    scales = np.array([1.0 if o is None else o.scale for o in wave.organisms], np.float32)
+    if (scales == 1.0).all():
+        return member
+    each = context.shard_by_organism(scales)
+    return map_leaves(lambda _, f, x: x if f == "a" else x * each.reshape(-1, *[1] * (x.ndim - 1)), member)
 
 
 def _metadata(context: Context, name: str, lora: LoraConfig, step: int, check: Row | None) -> AdapterMetadata:
@@ -187,7 +198,7 @@ def _metadata(context: Context, name: str, lora: LoraConfig, step: int, check: R
         base_name=model.name,
         base_fingerprint=model.fingerprint,
         rank=lora.rank,
-        alpha=lora.alpha,
+        alpha=lora.alpha * workdir.organisms[name].scale,
         targets=lora.targets,
         layers=layers_on(model.config, lora),
         organism=workdir.organisms[name].to_json(),

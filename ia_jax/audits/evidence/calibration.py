@@ -328,62 +328,40 @@ def _decided(
 
 
 def test_figures(
-    calibration: Calibration, rows: Sequence[Row], models: Mapping[str, str], nulls: Mapping[str, str]
+    calibration: Calibration,
+    rows: Sequence[Row],
+    models: Mapping[str, str],
+    nulls: Mapping[str, str],
+    splits: Mapping[str, str],
 ) -> dict[str, Any]:
-    """What a finished calibration comes to on models that it never saw: as `figures` has it, and "by_sort" of nulls;
-    "unsure": the share of models of which it can't tell for one claim at least, which here counts as not reported.
+    """What a finished calibration comes to on models that it never saw: as `figures` has it, "by_sort" of nulls and
+    "kept_by_split" of organisms (splits: of each).
+
+    A claim of which it can't tell is neither reported nor kept; what is of probabilities is over the others. "unsure"
+    and "unsure_nulls": the share of organisms and of nulls with such a claim.
     """
     verdicts = [judged(calibration, r.values) for r in rows]
-    p = np.array([v.probability or 0.0 for v in verdicts])
-    right = np.array([r.right for r in rows])
-    best, best_right = _best(rows, p), _best(rows, p, right=True)
+    decided = [(r, v.probability) for r, v in zip(rows, verdicts, strict=True) if v.probability is not None]
+    told, p = [r for r, _ in decided], np.array([x for _, x in decided])
+    right = np.array([r.right for r in told], bool)
+    best, best_right = _best(told, p), _best(told, p, right=True)
+    reporting = {r.model for r in rows if r.right}  # made a right claim
+    unsure = {r.model for r, v in zip(rows, verdicts, strict=True) if v.probability is None}
     false = {n: [best.get(n, 0.0) > calibration.threshold] for n in nulls}
-    unsure = {r.model for r, v in zip(rows, verdicts, strict=True) if v.verdict == UNSURE}
+    kept = {m: [best_right.get(m, 0.0) > calibration.threshold] for m in models if m in reporting}
     return {
-        **_quality(p, right, [r.model for r in rows]),
+        **_quality(p, right, [r.model for r in told]),
         "false_reports": rate(false),
         "by_sort": {s: rate({n: false[n] for n in nulls if nulls[n] == s}) for s in sorted(set(nulls.values()))},
-        "kept": rate({m: [best_right[m] > calibration.threshold] for m in models if m in best_right}),
-        "unsure": rate({m: [m in unsure] for m in (*models, *nulls)}),
+        "kept": rate(kept),
+        "kept_by_split": {
+            s: rate({m: kept[m] for m in kept if splits[m] == s}) for s in sorted({splits[m] for m in kept})
+        },
+        "unsure": rate({m: [m in unsure] for m in models}),
+        "unsure_nulls": rate({n: [n in unsure] for n in nulls}),
         "organisms": dict(models),
         "nulls": dict(nulls),
-        "too_few": [],
     }
-
-
-def in_words(calibration: Calibration) -> str:
-    """Its figures for a person."""
-
-    def told(c: Mapping[str, Any] | None) -> str:
-        if not c or c["rate"] is None:
-            return "-"
-        return f"{c['rate']:.2f} ({c['ci95'][0]:.2f} to {c['ci95'][1]:.2f})"
-
-    made, count = calibration.made_of, len(calibration.null_scores)
-    models = f"{len(made['organisms'])} organisms and {len(made['nulls'])} clean fine-tunes"
-    promise = f"at most {100 * calibration.alpha:g} % of clean fine-tunes like the {count} that this rests on"
-    lines = [
-        f"IA {calibration.ia} on {calibration.base}: {made['claims']} claims of {models}",
-        f"reported above {calibration.threshold:.3f}: {promise}",
-    ]
-    titles = {"in_distribution": "unseen models", "left_out": "unseen categories and sorts", "test": "the test"}
-    for name, title in titles.items():
-        if name not in calibration.figures:
-            continue
-        f = calibration.figures[name]
-        if name == "test":
-            title += f" ({len(f['organisms'])} organisms, {len(f['nulls'])} clean fine-tunes)"
-        cells = {
-            "AUROC": f.get("auroc"),
-            "Brier": f.get("brier"),
-            "calibration error": f.get("expected_calibration_error"),
-            "false reports": f["false_reports"],
-            "right reports kept": f["kept"],
-        }
-        lines.append(f"{title}: " + ", ".join(f"{what} {told(c)}" for what, c in cells.items()))
-        if f["too_few"]:
-            lines.append(f"  (too few nulls are left without {', '.join(f['too_few'])})")
-    return "\n".join(lines)
 
 
 def _tuples(value: Any) -> Any:

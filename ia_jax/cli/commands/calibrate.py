@@ -57,7 +57,7 @@ COMMAND = Command(
     time="not measured; about a minute for each model of the demo on two cores is expected (docs/evidence.md)",
     examples=(
         "ia-jax nulls --workdir=runs/demo && ia-jax calibrate --workdir=runs/demo",
-        "ia-jax calibrate --workdir=runs/demo --test=heldout,remade --test-sorts=documents,random,doubled,high_rank",
+        "ia-jax calibrate --workdir=runs/demo --ia=sft --test=heldout,remade --test-sorts=documents,random,doubled",
     ),
     arguments=(
         workdir("a workdir with a trained IA"),

@@ -1,0 +1,41 @@
+"""A calibration's figures for a person."""
+
+from collections.abc import Mapping
+from typing import Any
+
+from ia_jax.audits.evidence.calibration import Calibration
+
+
+def in_words(calibration: Calibration) -> str:
+    """Its figures for a person."""
+
+    def told(c: Mapping[str, Any] | None) -> str:
+        if not c or c["rate"] is None:
+            return "-"
+        return f"{c['rate']:.2f} ({c['ci95'][0]:.2f} to {c['ci95'][1]:.2f})"
+
+    made, count = calibration.made_of, len(calibration.null_scores)
+    promise = f"at most {100 * calibration.alpha:g} % of clean fine-tunes like the {count} that this rests on"
+    lines = [
+        f"IA {calibration.ia} on {calibration.base}: {made['claims']} claims of {_count(made)}",
+        f"reported above {calibration.threshold:.3f}: {promise}",
+    ]
+    titles = {"in_distribution": "unseen models", "left_out": "unseen categories and sorts", "test": ""}
+    for name, f in ((n, calibration.figures[n]) for n in titles if n in calibration.figures):
+        title = f"the test ({_count(f)})" if name == "test" else titles[name]
+        cells = {
+            "AUROC": f.get("auroc"),
+            "Brier": f.get("brier"),
+            "calibration error": f.get("expected_calibration_error"),
+            "false reports": f["false_reports"],
+            "right reports kept": f["kept"],
+        }
+        cells |= {"can't tell": f["unsure"], "of clean ones": f["unsure_nulls"]} if name == "test" else {}
+        lines.append(f"{title}: " + ", ".join(f"{what} {told(c)}" for what, c in cells.items()))
+        if f.get("too_few"):
+            lines.append(f"  (too few nulls are left without {', '.join(f['too_few'])})")
+    return "\n".join(lines)
+
+
+def _count(of: Mapping[str, Any]) -> str:
+    return f"{len(of['organisms'])} organisms and {len(of['nulls'])} clean fine-tunes"
