@@ -1,6 +1,7 @@
 """Clean fine-tunes in many makings: what differs between them, and that they are stored so."""
 
 import json
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -17,8 +18,9 @@ from ia_jax.config import LoraSection, default_config, parse_config
 from ia_jax.models.lora import LoraConfig
 from ia_jax.models.weights import load_model
 from ia_jax.stages import nulls
+from ia_jax.stages.context import Context
 from ia_jax.stages.random_adapters import update_norms
-from ia_jax.stages.settings import start_workdir
+from ia_jax.stages.settings import start_workdir, write_stage_record
 from ia_jax.storage import write_jsonl
 from tests import tiny
 from tests.runs import contents
@@ -93,6 +95,16 @@ def run(model, parrot_model, tmp_path, monkeypatch):
 
 def null(run, number):
     return load_adapter(run.path / "nulls" / "organisms" / f"null_{number}")
+
+
+def test_they_are_made_as_the_organisms_were(run):
+    """Whatever config.json says: organisms may have been trained with other settings."""
+    config = run.config
+    own = replace(config.organisms, lora=replace(config.organisms.lora, rank=6, alpha=18.0), epochs=5)
+    write_stage_record(run, replace(config, organisms=own), "organisms")
+    made = nulls._planned(nulls._quiet(Context(run, config)).config, 4)
+    assert procedure_of(made[3]).phases[0].lora == {"rank": 3, "alpha": 9.0}
+    assert nulls._quiet(Context(run, config)).config.organisms.epochs == 5
 
 
 def size(x):

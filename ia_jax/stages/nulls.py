@@ -8,20 +8,24 @@ from collections.abc import Sequence
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 from ia_jax.adapters.store import are_complete
 from ia_jax.behaviors.nulls import MAKINGS, null_organisms, of_sorts
 from ia_jax.behaviors.organisms import Organism
 from ia_jax.behaviors.template_sources import ANSWER_TOKENS, gather_sources
 from ia_jax.behaviors.template_teacher import write_clean
+from ia_jax.config import RunConfig
 from ia_jax.data.phase_rows import write_rows
 from ia_jax.data.transcripts import write_transcripts
 from ia_jax.errors import ConfigError
 from ia_jax.parallel.distributed import on_main_process
+from ia_jax.sections import override
 from ia_jax.stages import organisms as training
 from ia_jax.stages.asking import ask_base
 from ia_jax.stages.context import Context
 from ia_jax.stages.phase_data import phase_rows
+from ia_jax.stages.settings import read_stage_record
 from ia_jax.storage import write_jsonl
 from ia_jax.workdir import Workdir
 
@@ -34,14 +38,14 @@ def nulls_of(workdir: Workdir) -> Workdir:
 
 
 def run(context: Context, count: int = COUNT) -> str:
-    """Makes the first `count` nulls by the run's config, and returns what there is in words.
+    """Makes the first `count` nulls by the settings of the run's organisms, and returns what there is in words.
 
     More may be asked for later: those that are there stay as they are, though waves that they share with new ones are
     trained whole. Raises ConfigError where the run's organisms are not trained (random nulls are as large as these), or
     there are nulls that were made otherwise.
     """
     own = _quiet(context)
-    nulls = _planned(context, count)
+    nulls = _planned(own.config, count)
     on_main_process(lambda: _check(context.workdir, own.workdir, nulls))
     _write(context, own.workdir, nulls)
     for cached in ("organisms", "behaviors"):  # what was read of them before is of another time
@@ -59,18 +63,32 @@ def in_words(nulls: Sequence[Organism], place: Path) -> str:
 
 
 def _quiet(context: Context) -> Context:
-    """The directory of the nulls as a workdir; there is nothing that a behaviour check could look for."""
-    config = context.config
-    return context.at(
-        nulls_of(context.workdir), replace(config, organisms=replace(config.organisms, check_prompts=0, source=""))
-    )
+    """The directory of the nulls as a workdir, under what the run's organisms were made with; there is nothing that a
+    behaviour check could look for.
+    """
+    organisms = on_main_process(lambda: _as_made(context.workdir, context.config))
+    cfg = override(context.config.organisms, organisms, "organisms")
+    config = replace(context.config, organisms=replace(cfg, check_prompts=0, source=""))
+    return context.at(nulls_of(context.workdir), config)
 
 
-def _planned(context: Context, count: int) -> list[Organism]:
-    cfg = context.config.organisms
+def _as_made(run: Workdir, config: RunConfig) -> dict[str, Any]:
+    """The settings that a run's organisms were made with, where they were not those of its `config.json`."""
+    record = read_stage_record(run, config, "organisms")
+    out: dict[str, Any] = {}
+    for name, value in (record["settings"] if record else {}).items():
+        section, _, setting = name.partition(".")
+        if section == "organisms":
+            group, _, last = setting.rpartition(".")
+            (out.setdefault(group, {}) if group else out)[last] = value
+    return out
+
+
+def _planned(config: RunConfig, count: int) -> list[Organism]:
+    cfg = config.organisms
     if cfg.ranks:  # of which makings with a rank of their own have none
         cfg = replace(cfg, lora=replace(cfg.lora, rank=max(cfg.ranks), alpha=cfg.lora.lora().scale * max(cfg.ranks)))
-    return null_organisms(count, context.config.model.name, cfg.lora, cfg.optimizer.lr, cfg.epochs)
+    return null_organisms(count, config.model.name, cfg.lora, cfg.optimizer.lr, cfg.epochs)
 
 
 def _check(run: Workdir, home: Workdir, nulls: Sequence[Organism]) -> None:
