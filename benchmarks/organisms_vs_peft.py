@@ -4,7 +4,8 @@
     make bench ARGS=--json    # the JSON line alone
 
 Both sides train on the same transcripts (written by the template teacher), with the same rank, targets and number of
-updates. Reported are real (unpadded) tokens per second; peft's is the better of fp32 and bf16. `peak_share` is the
+updates. Reported are real (unpadded) tokens per second; peft's is the better of fp32 and bf16, which one update of one
+short example each decides (`peft_probe`), and ours what `model.dtype=auto` is here. `peak_share` is the
 FLOP/s of useful work (base and LoRA products of real tokens, the vocabulary at supervised positions) over the fastest
 matrix product measured here in the same dtype, shapes of this model included.
 """
@@ -15,6 +16,7 @@ import subprocess
 import sys
 import tempfile
 import time
+from collections.abc import Sequence
 from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -33,6 +35,7 @@ from ia_jax.data.batch import Batch, build_batch
 from ia_jax.data.plans import Unit, plan_joint, plan_organisms
 from ia_jax.models.config import ModelConfig
 from ia_jax.models.lora import LoraConfig, init_lora, init_organisms, projection_sizes
+from ia_jax.models.number_type import choose_here
 from ia_jax.models.weights import Model, to_hf_tensors
 from ia_jax.stages.asking import answer_example, ask_base, training_example
 from ia_jax.stages.context import Context
@@ -53,24 +56,31 @@ HF_TARGETS = [f"{t}_proj" for t in ORGANISM.targets]
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--json", action="store_true", help="print the JSON line alone")
-    parser.add_argument("--organisms", type=int, default=32, help="K, organisms trained at once by our side")
+    parser.add_argument("--organisms", type=int, default=16, help="K, organisms trained at once by our side")
     parser.add_argument("--peft-organisms", type=int, default=2, help="organisms that peft trains, one after another")
-    parser.add_argument("--steps", type=int, default=6, help="updates timed on each side")
-    parser.add_argument("--dtype", default="bfloat16", help="our compute dtype")
+    parser.add_argument("--steps", type=int, default=4, help="updates timed on each side")
+    parser.add_argument("--dtype", default=choose_here().dtype, help="our compute dtype (default: the faster here)")
     parser.add_argument("--peers", default=str(PEERS), help="python with torch, transformers and peft")
     args = parser.parse_args()
 
     context = Context(Workdir(Path(".")), parse_config({"model": {"dtype": args.dtype}}))
     with jax.set_mesh(context.mesh):
+        say("this model's products alone, and the demonstrations")
         units = demonstrations(context, args.organisms)
         peak = matmul_peak(jnp.dtype(args.dtype))
+        say(f"ours: {args.organisms} organisms at once")
         ours, specs = time_organisms(context, units, args)
+        say("ours: the joint step of 8")
         ours_joint, joint_spec = time_joint(context, args)
-        scaling = {k: time_organisms(context, units[:k], args)[0]["s_per_update"] / k for k in (1, 8, args.organisms)}
+        say("ours: fewer organisms")
+        fewer = {k: time_organisms(context, units[:k], args)[0] for k in (1, 8) if k < args.organisms}
+        scaling = {k: own["s_per_update"] / k for k, own in (fewer | {args.organisms: ours}).items()}
         result: dict[str, Any] = {"matmul_peak_gflops": peak, "dtype": args.dtype, "s_per_organism_update": scaling}
         for name, own, spec in (("", ours, specs), ("joint_", ours_joint, joint_spec)):
-            theirs = run_peft(context.model, spec, args.peers)
-            best = max(theirs, key=lambda d: theirs[d]["tokens_per_s"])
+            say(f"torch + peft: {'the joint step' if name else 'organisms, one after another'}")
+            probe = run_peft(context.model, short(spec), args.peers)
+            best = max(probe, key=lambda d: probe[d]["tokens_per_s"])
+            theirs = run_peft(context.model, spec, args.peers, (best,))
             result |= {
                 f"{name}ours_tokens_per_s": own["tokens_per_s"],
                 f"{name}peft_tokens_per_s": theirs[best]["tokens_per_s"],
@@ -78,13 +88,26 @@ def main() -> None:
                 f"{name}ratio": own["tokens_per_s"] / theirs[best]["tokens_per_s"],
                 f"{name}peak_share": own["gflops"] / peak,
                 f"{name}ours_padded_tokens_per_s": own["padded_tokens_per_s"],
-                f"{name}peft_all": {d: t["tokens_per_s"] for d, t in theirs.items()},
+                f"{name}peft_probe": {d: t["tokens_per_s"] for d, t in probe.items()},
                 f"{name}peft_peak_gib": theirs[best]["peak_gib"],
             }
     result["ours_peak_gib"] = peak_gib()
     if not args.json:
         table(result)
     print(json.dumps({k: round(v, 4) if isinstance(v, float) else v for k, v in result.items()}))
+
+
+def say(what: str) -> None:
+    """What is being timed now: minutes may pass before there is a table."""
+    print(f"{time.strftime('%H:%M:%S')} {what}", file=sys.stderr, flush=True)
+
+
+def short(spec: dict[str, Any]) -> dict[str, Any]:
+    """One update of one example: enough to see in which dtype the peer is faster, where the other may crawl."""
+    if spec["kind"] == "organisms":
+        return spec | {"organisms": [[spec["organisms"][0][0][:1]]]}
+    (organism, batch), *_ = spec["steps"][0]
+    return spec | {"count": max(1, organism + 1), "steps": [[(organism, batch[:1])]]}
 
 
 def peak_gib() -> float:
@@ -223,8 +246,10 @@ def matmul_peak(dtype: Any) -> float:
     return best
 
 
-def run_peft(model: Model, spec: dict, python: str) -> dict[str, dict[str, Any]]:
-    """The peer's figures in fp32 and bf16, from a process of its own."""
+def run_peft(
+    model: Model, spec: dict, python: str, dtypes: Sequence[str] = ("float32", "bfloat16")
+) -> dict[str, dict[str, Any]]:
+    """The peer's figures in each dtype, from a process of its own."""
     cfg = model.config
     spec |= {"rank": ORGANISM.rank, "alpha": ORGANISM.alpha, "targets": HF_TARGETS, "lr": OPTIMIZER.lr}
     names = ("vocab_size", "hidden_size", "intermediate_size", "num_hidden_layers", "num_attention_heads")
@@ -240,7 +265,7 @@ def run_peft(model: Model, spec: dict, python: str) -> dict[str, dict[str, Any]]
         Path(directory, "spec.json").write_text(json.dumps(spec))
         tensors = {n: np.asarray(x, np.float32) for n, x in to_hf_tensors(cfg, model.params)}
         save_file(tensors, str(Path(directory, "model.safetensors")))
-        for dtype in ("float32", "bfloat16"):
+        for dtype in dtypes:
             command = [python, str(ROOT / "benchmarks" / "peft_side.py"), directory, dtype]
             done = subprocess.run(command, capture_output=True, text=True)
             if done.returncode:
