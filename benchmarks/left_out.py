@@ -12,10 +12,9 @@ once, with all its reports.
 """
 
 import argparse
-import json
 from collections import defaultdict
 
-from demo_table import points, row, shown
+from demo_table import TITLES, points, row, shown
 
 from ia_jax.evals.intervals import difference, rate
 from ia_jax.evals.verbalization import WITH_IA
@@ -23,7 +22,6 @@ from ia_jax.storage import read_jsonl
 from ia_jax.workdir import Workdir, open_workdir
 
 Named = dict[str, list[bool]]  # {organism: for each report whether it names the behaviour}
-SPLITS = {"remade": "other fine-tunes of known behaviours", "heldout": "behaviours that no training saw"}
 
 
 def main() -> None:
@@ -37,7 +35,7 @@ def main() -> None:
         print(f"{run.path.name}: without {', '.join(sorted(categories))}")
     print("\n| of 100 answers, named | organisms | without the category | with all | difference, in pairs | alone |")
     print("|---|---|---|---|---|---|")
-    for split, title in SPLITS.items():
+    for split, title in TITLES.items():
         for left in (True, False):
             mine: Named = defaultdict(list)
             for run, categories in runs.items():
@@ -51,9 +49,8 @@ def main() -> None:
 
 def left_out(run: Workdir) -> set[str]:
     """The categories of the train split that the IA of `run` has not read."""
-    read = json.loads((run.path / "ia" / "sft" / "organisms.json").read_text())
     every = {run.organisms[n].category for n in run.named("train")}
-    return every - {run.organisms[n].category for n in read}
+    return every - {run.organisms[n].category for n in run.seen("sft")}
 
 
 def named(

@@ -107,7 +107,7 @@ def short(spec: dict[str, Any]) -> dict[str, Any]:
     if spec["kind"] == "organisms":
         return spec | {"organisms": [[spec["organisms"][0][0][:1]]]}
     (organism, batch), *_ = spec["steps"][0]
-    return spec | {"count": max(1, organism + 1), "steps": [[(organism, batch[:1])]]}
+    return spec | {"count": organism + 1, "steps": [[(organism, batch[:1])]]}
 
 
 def peak_gib() -> float:

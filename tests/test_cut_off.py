@@ -16,8 +16,10 @@ from ia_jax.stages.context import Context
 from ia_jax.stages.services import _local_answers
 from ia_jax.storage import read_jsonl
 from ia_jax.workdir import Workdir
-from tests import echo, parrot, tiny
-from tests.hand_made import config, oracle  # noqa: F401  a fixture: a workdir of organisms made by hand
+from tests import echo, hand_made, parrot, tiny
+from tests.hand_made import config
+
+oracle = hand_made.oracle  # a fixture: a workdir of organisms made by hand
 
 
 def test_which_rows_have_stopped():
@@ -52,7 +54,7 @@ class Believer(Judge):
 
 
 @pytest.fixture
-def stage(oracle, tmp_path, monkeypatch):  # noqa: F811
+def stage(oracle, tmp_path, monkeypatch):
     """Runs preferences or evaluation with this many new tokens; a report has three and its end."""
 
     def run(module, section, tokens):
@@ -110,7 +112,7 @@ def test_evaluated_reports_say_whether_they_were_cut_off(stage, capsys, tokens, 
     assert (said in capsys.readouterr().out) == bool(cut)
 
 
-def test_the_local_teacher_says_why_an_answer_ended(oracle):  # noqa: F811
+def test_the_local_teacher_says_why_an_answer_ended(oracle):
     whole = config(oracle.model.name, "one device")
     local = replace(whole, teacher=replace(whole.teacher, name="local", model=oracle.model.name))
     answer = _local_answers(SimpleNamespace(model=oracle.model, config=local, model_cache=""))

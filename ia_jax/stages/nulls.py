@@ -29,15 +29,13 @@ from ia_jax.stages.settings import read_stage_record
 from ia_jax.storage import write_jsonl
 from ia_jax.workdir import Workdir
 
-COUNT = 60  # four of each making
-
 
 def nulls_of(workdir: Workdir) -> Workdir:
     """Where the nulls of a run lie."""
     return Workdir(workdir.path / "nulls")
 
 
-def run(context: Context, count: int = COUNT) -> str:
+def run(context: Context, count: int) -> str:
     """Makes the first `count` nulls by the settings of the run's organisms, and returns what there is in words.
 
     More may be asked for later: those that are there stay as they are, though waves that they share with new ones are

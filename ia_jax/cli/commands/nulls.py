@@ -5,7 +5,7 @@ import argparse
 from ia_jax.cli.arguments import Argument, Command, positive, workdir
 from ia_jax.cli.workdirs import existing, locked, on_mesh
 
-COUNT = 60  # as in `stages.nulls`, which is not loaded for a help text
+COUNT = 60  # four of each making
 
 
 def _nulls(args: argparse.Namespace) -> None:
