@@ -28,6 +28,8 @@ DEMO = str(Path(__file__).parent.parent / "configs" / "smollm2_demo.py")
         (["ask", "--workdir=w", "--max-new-tokens=0", "q"], "--max-new-tokens"),
         (["audit", "--workdir=w"], "--adapter"),
         (["audit", "--workdir=w", "--adapter=a", "--questions=none"], "--questions"),
+        (["audit", "--workdir=w", "--adapter=a", "--html=nowhere/a.html"], "--html=nowhere/a.html"),
+        (["audit", "--workdir=w", "--adapter=a", "--html=."], "--html=."),
         (["audit", "--workdir=w", "--adapter=a", "--config.seed=1"], "--config.seed=1"),
         (["export-peft", "only-one"], "DST"),
     ],

@@ -6,15 +6,24 @@ from ia_jax.cli.arguments import JSON, Argument, Command, positive, workdir
 from ia_jax.cli.terminal import print_json
 from ia_jax.cli.workdirs import existing, on_mesh
 from ia_jax.errors import ConfigError
+from ia_jax.storage import in_bucket, path_of
 
 
 def _audit(args: argparse.Namespace) -> None:
+    from ia_jax.analysis.audit_page import write_audit
+    from ia_jax.audits.evidence.calibration import VERDICTS
+    from ia_jax.parallel.distributed import on_main_process
     from ia_jax.stages import audit
 
     if not args.adapter and not args.model:
         raise ConfigError("give what to audit: --adapter, --model, or both; see `ia-jax audit --help`")
     if args.rank and not args.model:
         raise ConfigError(f"--rank={args.rank} is of a checkpoint's difference; give the checkpoint with --model")
+    page = path_of(args.html) if args.html else None
+    if page is not None and not in_bucket(page) and (page.is_dir() or not page.absolute().parent.is_dir()):
+        raise ConfigError(
+            f"--html={args.html} is no file in a directory that exists; name one, as in --html=audit.html"
+        )
     with on_mesh(existing(args.workdir)) as context:
         result = audit.run(
             context,
@@ -30,6 +39,8 @@ def _audit(args: argparse.Namespace) -> None:
         print_json(result)
     else:
         print(audit.as_text(result))
+    if page is not None:
+        on_main_process(lambda: write_audit(page, result, VERDICTS))
 
 
 COMMAND = Command(
@@ -39,7 +50,7 @@ COMMAND = Command(
     text="Ask a fine-tune of the same base about itself under the trained IA; group the reports, rank them by\n"
     "support, and put beside each what the clean base says under the IA (a claim made there too is the IA's). After\n"
     "`ia-jax calibrate`, say of each claim how probable it is, or that it can't be told.",
-    writes="nothing",
+    writes="with --html a page, else nothing",
     time="about a minute for the demo on two cores",
     examples=(
         "ia-jax audit --workdir=runs/demo --adapter=path/to/peft_directory",
@@ -80,6 +91,7 @@ COMMAND = Command(
             help="sampled replies to each, besides the greedy one (default 3)",
         ),
         Argument.of("--ia", metavar="NAME", help="which IA: sft, dpo or another name (default: the last one)"),
+        Argument.of("--html", metavar="FILE", help="also write a page: one file that needs no network"),
         JSON,
     ),
     processes=True,
