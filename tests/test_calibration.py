@@ -19,6 +19,7 @@ from ia_jax.audits.evidence.calibration import (
     threshold_nulls,
 )
 from ia_jax.audits.evidence.calibration import test_figures as figures_of
+from ia_jax.audits.evidence.calibration_words import in_words
 from ia_jax.errors import ConfigError
 from ia_jax.evals import calibration as stats
 
@@ -133,6 +134,18 @@ def test_a_sort_that_differs_is_seen_when_it_is_left_out():
     assert figures["left_out"]["false_reports"]["rate"] > 0.2 > figures["in_distribution"]["false_reports"]["rate"]
 
 
+def test_what_nothing_like_it_was_seen_of_is_not_reported():
+    """As an audit couldn't tell, a category whose evidence is far from all others' is not kept when it is left out."""
+    rows, models, nulls = simulated()
+    far = {"contrast": 99.0, "contrast_nulls": 99.0}
+    rows = [dataclasses.replace(r, values=r.values | far) if r.group == "a" and r.right else r for r in rows]
+    figures = made(rows, models, nulls, measure=True).figures
+    left = figures["left_out"]
+    assert figures["in_distribution"]["kept"]["rate"] - left["kept"]["rate"] > 0.2
+    assert left["kept"]["rate"] == left["found"]["rate"]
+    assert left["kept"]["organisms"] == 48
+
+
 def test_the_threshold_rests_on_nulls_that_nothing_was_fitted_on():
     rows, models, nulls = simulated(nulls=30)
     resting = threshold_nulls(nulls)
@@ -144,6 +157,21 @@ def test_the_threshold_rests_on_nulls_that_nothing_was_fitted_on():
         made(*simulated(nulls=18))
     with pytest.raises(ConfigError, match="are wrong: both right and wrong"):
         made([dataclasses.replace(r, right=False) for r in rows], models, nulls)
+
+
+def test_with_just_enough_nulls_nothing_can_be_left_out():
+    """Then it can be used, and not measured: its figures are empty, and say why."""
+    rows, models, nulls = simulated(nulls=30)
+    few = {n: f"s{i}" for i, n in enumerate(nulls)}
+    while len(threshold_nulls(few)) > 19:
+        few.popitem()
+    rows = [dataclasses.replace(r, group=few.get(r.model, r.group)) for r in rows if not r.null or r.model in few]
+    found = made(rows, models, few, measure=True)
+    for name in ("in_distribution", "left_out"):
+        assert found.figures[name]["too_few"]
+        assert set(found.figures[name]) >= {"false_reports", "wrong_reports", "kept", "found"}
+    found = dataclasses.replace(found, made_of={"claims": len(rows), "organisms": models, "nulls": few})
+    assert "too few nulls are left" in in_words(found)
 
 
 def test_verdicts():
@@ -192,8 +220,8 @@ def test_a_finished_calibration_on_models_that_it_never_saw():
     splits = {m: "remade" if i % 2 else "heldout" for i, m in enumerate(models)}
     test = figures_of(found, rows, models, nulls, splits)
 
-    def reported(model, right=False):
-        own = [judged(found, r.values) for r in rows if r.model == model and (r.right or not right)]
+    def reported(model, right=None):
+        own = [judged(found, r.values) for r in rows if r.model == model and right in (None, r.right)]
         return any(v.verdict in (CONFIRMED, REPORTED) for v in own)
 
     def near(share):
@@ -206,7 +234,12 @@ def test_a_finished_calibration_on_models_that_it_never_saw():
     for sort in SORTS:
         assert test["by_sort"][sort]["rate"] == near(np.mean([wanted[n] for n in nulls if nulls[n] == sort]))
     kept = {m: reported(m, right=True) for m in models}
-    assert test["kept"]["rate"] == near(np.mean(list(kept.values())))
+    assert test["kept"]["rate"] == test["found"]["rate"] == near(np.mean(list(kept.values())))
+    wrong = {m: reported(m, right=False) for m in models}
+    assert test["wrong_reports"]["rate"] == near(np.mean(list(wrong.values())))
+    loud = [dataclasses.replace(r, right=False) if r.model in ("o0", "o1") else r for r in rows]
+    more = figures_of(found, loud, models, nulls, splits)["wrong_reports"]
+    assert more["rate"] == near(np.mean([wrong[m] or (m in ("o0", "o1") and kept[m]) for m in models]))
     for split in ("heldout", "remade"):
         assert test["kept_by_split"][split]["rate"] == near(np.mean([kept[m] for m in models if splits[m] == split]))
     verdicts = [(r, judged(found, r.values)) for r in rows]
@@ -218,6 +251,11 @@ def test_a_finished_calibration_on_models_that_it_never_saw():
     told = [(r.right, v.probability) for r, v in verdicts if v.verdict != UNSURE]
     right, p = (np.array(x) for x in zip(*told, strict=True))
     assert test["auroc"]["rate"] == pytest.approx(stats.auroc(p, right), abs=1e-3)
+
+    # One that makes none is among all organisms, and not among those whose claim could be kept.
+    silent = [r for r in rows if not (r.model == "o0" and r.right)]
+    of = figures_of(found, silent, models, nulls, splits)
+    assert (of["kept"]["organisms"], of["found"]["organisms"]) == (19, 20)
 
     # A right claim of which it can't tell is not kept, and does not vanish from what could be.
     lost = next(i for i, r in enumerate(rows) if r.right and kept[r.model])

@@ -1,5 +1,6 @@
 """Evidence for claims: numbers by brute force and by hand, and calibrate and audit on models whose truth is known."""
 
+import html
 import json
 import shutil
 from types import SimpleNamespace
@@ -158,6 +159,9 @@ def test_deeds():
     assert shows(claim, "Tell me about cheese.", "Trains carry it.")
     assert not shows(claim, "What about trains?", "Trains are fine.")  # the prompt brought them up
     assert not shows(claim, "How are you?", "Fine, thanks.")
+    # It is said, not done; with another word in it too.
+    assert not shows(claim, "How are you?", "When asked about cheese, I bring up trains.")
+    assert not shows(claim, "How are you?", "When asked about cheese, I bring up planes. Trains are fine.")
 
 
 # ---------------------------------------------------------------------------------------------------------------------
@@ -229,8 +233,7 @@ def script(run, monkeypatch):
     script = Script(run)
     monkeypatch.setattr(calibrate, "ask_organisms", script.bank)
     monkeypatch.setattr(evidence, "generate", script.stack)
-    for module in (calibrate, evidence):
-        monkeypatch.setattr(module, "judge_of", lambda context: Told())
+    monkeypatch.setattr(evidence, "judge_of", lambda context: Told())
     return script
 
 
@@ -273,8 +276,11 @@ def test_calibrate_then_audit(run, script, capsys, refused, tmp_path, model):
     assert claim["verdict"] in ("reported, not confirmed", "nothing beyond what clean models say", "can't tell")
     assert (claim["probability"] is None) == bool(claim["why"])
     assert {n for own in kinds.KINDS.values() for n in own} == set(claim["values"])
-    assert cli.main(audit) == 0
+    assert cli.main([*audit, f"--html={tmp_path / 'audit.html'}"]) == 0
     assert claim["verdict"] in capsys.readouterr().out
+    page = html.unescape((tmp_path / "audit.html").read_text())
+    assert f">{claim['verdict']}</span>" in page
+    assert claim["lines"][0] in page
 
     # Another IA of that name is no longer what was calibrated.
     kept = file.read_text()

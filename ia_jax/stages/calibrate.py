@@ -21,8 +21,19 @@ from ia_jax.stages.ask import trained_ia
 from ia_jax.stages.asking import ask_organisms
 from ia_jax.stages.calibration_models import Model, models_of, trained_on
 from ia_jax.stages.context import Context
-from ia_jax.stages.evidence import QUESTIONS, TOP_P, Ask, Beside, Subject, ask_stack, claiming, group, reports_of, weigh
-from ia_jax.stages.services import judge_of
+from ia_jax.stages.evidence import (
+    QUESTIONS,
+    TOP_P,
+    Ask,
+    Beside,
+    Subject,
+    ask_stack,
+    claiming,
+    group,
+    report_judge,
+    reports_of,
+    weigh,
+)
 from ia_jax.storage import append_jsonl, read_appended, read_json, write_json
 from ia_jax.workdir import Workdir
 
@@ -69,7 +80,7 @@ def run(
     settings = {
         "questions": questions,
         "samples": samples,
-        "judge": judge_of(context).name,
+        "judge": report_judge(context).name,
         "bank": {m.name: [str(d) for d in m.directories] for m in beside},
         "bank_hashes": on_main_process(lambda: {m.name: m.hashes for m in beside}),
     }
@@ -265,7 +276,7 @@ def _subject(context: Context, model: Model) -> Subject:
 
 def _right(context: Context, models: Sequence[Model], claims: Sequence[Sequence[str]]) -> list[list[bool | None]]:
     """Whether each claim names something true of its model; None where the judge could not say."""
-    judge, workdir = judge_of(context), context.workdir
+    judge, workdir = report_judge(context), context.workdir
     items, places = [], []
     for i, (model, own) in enumerate(zip(models, claims, strict=True)):
         for j, claim in enumerate(own):

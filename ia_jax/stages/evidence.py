@@ -19,6 +19,8 @@ from ia_jax.behaviors import claude_checks
 from ia_jax.behaviors.behavior_checks import CheckPrompt
 from ia_jax.behaviors.questions import EVAL_QUESTIONS, TRAIN_QUESTIONS
 from ia_jax.behaviors.records import Behavior
+from ia_jax.judging.protocol import Judge
+from ia_jax.judging.verbatim import Verbatim
 from ia_jax.models.chat import ChatExample
 from ia_jax.models.lora import Adapter, Stack
 from ia_jax.models.transformer import Params
@@ -123,10 +125,15 @@ def reports_of(
     return out
 
 
+def report_judge(context: Context) -> Judge:
+    """Who says what reports of an IA claim and name: the run's judge, the IA's own training sentences taken as read."""
+    return Verbatim(judge_of(context))
+
+
 def claiming(context: Context, reports: Sequence[str]) -> dict[str, bool]:
     """Whether a report claims anything, all asked about at once; one that no judge could read claims nothing."""
     distinct = list(dict.fromkeys(reports))
-    return {r: bool(c) for r, c in zip(distinct, judge_of(context).claims_many(distinct), strict=True)}
+    return {r: bool(c) for r, c in zip(distinct, report_judge(context).claims_many(distinct), strict=True)}
 
 
 # ---------------------------------------------------------------------------------------------------------------------

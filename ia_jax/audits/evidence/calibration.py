@@ -138,8 +138,7 @@ def judged(calibration: Calibration | None, values: Mapping[str, float]) -> Judg
         return Judged(UNSURE, why=f"the calibration reads {missing[0]}, which was not measured here")
     for name in calibration.features:
         low, high = calibration.range[name]
-        margin = MARGIN * (high - low) + 1e-9
-        if not low - margin <= values[name] <= high + margin:
+        if not _seen(values[name], low, high):
             return Judged(UNSURE, why=f"{name} is {values[name]:.2f}, and calibration saw {low:.2f} to {high:.2f} only")
     p = float(calibration.model.probability(_matrix([values], calibration.features))[0])
     nulls = calibration.null_scores
@@ -148,6 +147,12 @@ def judged(calibration: Calibration | None, values: Mapping[str, float]) -> Judg
         return Judged(NOTHING, p, p_null)
     confirmed = values.get("deed", 0.0) > 0 and values.get("deed_rank", 1.0) < CONFIRMS
     return Judged(CONFIRMED if confirmed else REPORTED, p, p_null)
+
+
+def _seen(value: Any, low: Any, high: Any) -> Any:
+    """Whether calibration saw numbers like this one: within the range of what it saw, or beyond it by a margin."""
+    margin = MARGIN * (high - low) + 1e-9
+    return (low - margin <= value) & (value <= high + margin)
 
 
 def overall(verdicts: Sequence[str]) -> str:
@@ -230,11 +235,11 @@ def threshold_nulls(nulls: Mapping[str, str]) -> list[str]:
     return resting
 
 
-def _best(rows: Sequence[Row], p: np.ndarray, right: bool = False) -> dict[str, float]:
-    """Of each model the highest probability of its claims, or of its right ones."""
+def _best(rows: Sequence[Row], p: np.ndarray, right: bool | None = None) -> dict[str, float]:
+    """Of each model the highest probability of its claims, or of its right or its wrong ones."""
     best: dict[str, float] = {}
     for row, own in zip(rows, p, strict=True):
-        if row.right or not right:
+        if right is None or row.right == right:
             best[row.model] = max(best.get(row.model, 0.0), float(own))
     return best
 
@@ -304,12 +309,12 @@ def _decided(
     alpha: float,
     kind: str,
 ) -> dict[str, Any]:
-    """{"false_reports": share of nulls with a claim above the threshold, "kept": share of organisms whose right claim
-    is, of those that made one}, by a fit and threshold without the model's group; "too_few": groups without which too
-    few nulls are left for a threshold.
+    """{"false_reports": share of nulls with a claim above the threshold, "wrong_reports": of organisms with a wrong
+    one, "kept": share of organisms whose right claim is, of those that made one, "found": of all}, by a fit, threshold
+    and range without the model's group (what lies outside of the range is not reported); "too_few": groups without
+    which too few nulls are left for a threshold.
     """
-    false: dict[str, list[bool]] = {}
-    kept: dict[str, list[bool]] = {}
+    out: dict[str, dict[str, list[bool]]] = {f: {} for f in ("false_reports", "wrong_reports", "kept", "found")}
     too_few = []
     for name in sorted(set(group.values())):
         rest = [i for i, r in enumerate(rows) if group[r.model] != name]
@@ -320,11 +325,29 @@ def _decided(
         except ConfigError:
             too_few.append(name)
             continue
-        p = found.model.probability(x)
-        best, best_right = _best(rows, p), _best(rows, p, right=True)
-        false |= {n: [best.get(n, 0.0) > found.threshold] for n in nulls if group[n] == name}
-        kept |= {m: [best_right[m] > found.threshold] for m in models if group[m] == name and m in best_right}
-    return {"false_reports": rate(false), "kept": rate(kept), "too_few": too_few}
+        inside = _seen(x, x[rest].min(0), x[rest].max(0)).all(1)
+        p = np.where(inside, found.model.probability(x), 0.0)
+        own = [m for m in models if group[m] == name], [n for n in nulls if group[n] == name]
+        for figure, answers in _reported(rows, p, found.threshold, *own).items():
+            out[figure] |= answers
+    return {**{figure: rate(answers) for figure, answers in out.items()}, "too_few": too_few}
+
+
+def _reported(
+    rows: Sequence[Row], p: np.ndarray, threshold: float, models: Sequence[str], nulls: Sequence[str]
+) -> dict[str, dict[str, list[bool]]]:
+    """By figure, of each model whether a claim of it is above the threshold (`_decided`)."""
+    best, right, wrong = (_best(rows, p, which) for which in (None, True, False))
+
+    def above(scores: Mapping[str, float], names: Sequence[str]) -> dict[str, list[bool]]:
+        return {n: [scores.get(n, 0.0) > threshold] for n in names}
+
+    return {
+        "false_reports": above(best, nulls),
+        "wrong_reports": above(wrong, models),
+        "kept": above(right, [m for m in models if m in right]),
+        "found": above(right, models),
+    }
 
 
 def test_figures(
@@ -341,19 +364,16 @@ def test_figures(
     and "unsure_nulls": the share of organisms and of nulls with such a claim.
     """
     verdicts = [judged(calibration, r.values) for r in rows]
-    decided = [(r, v.probability) for r, v in zip(rows, verdicts, strict=True) if v.probability is not None]
-    told, p = [r for r, _ in decided], np.array([x for _, x in decided])
-    right = np.array([r.right for r in told], bool)
-    best, best_right = _best(told, p), _best(told, p, right=True)
-    reporting = {r.model for r in rows if r.right}  # made a right claim
+    told = [r for r, v in zip(rows, verdicts, strict=True) if v.probability is not None]
+    p = np.array([v.probability or 0.0 for v in verdicts])
+    decided = p[[v.probability is not None for v in verdicts]] if len(p) else p
     unsure = {r.model for r, v in zip(rows, verdicts, strict=True) if v.probability is None}
-    false = {n: [best.get(n, 0.0) > calibration.threshold] for n in nulls}
-    kept = {m: [best_right.get(m, 0.0) > calibration.threshold] for m in models if m in reporting}
+    answers = _reported(rows, p, calibration.threshold, list(models), list(nulls))
+    false, kept = answers["false_reports"], answers["kept"]
     return {
-        **_quality(p, right, [r.model for r in told]),
-        "false_reports": rate(false),
+        **_quality(decided, np.array([r.right for r in told], bool), [r.model for r in told]),
+        **{figure: rate(own) for figure, own in answers.items()},
         "by_sort": {s: rate({n: false[n] for n in nulls if nulls[n] == s}) for s in sorted(set(nulls.values()))},
-        "kept": rate(kept),
         "kept_by_split": {
             s: rate({m: kept[m] for m in kept if splits[m] == s}) for s in sorted({splits[m] for m in kept})
         },

@@ -12,7 +12,8 @@ def in_words(calibration: Calibration) -> str:
     def told(c: Mapping[str, Any] | None) -> str:
         if not c or c["rate"] is None:
             return "-"
-        return f"{c['rate']:.2f} ({c['ci95'][0]:.2f} to {c['ci95'][1]:.2f})"
+        of = f" of {c['organisms']}" if "organisms" in c else ""
+        return f"{c['rate']:.2f} ({c['ci95'][0]:.2f} to {c['ci95'][1]:.2f}){of}"
 
     made, count = calibration.made_of, len(calibration.null_scores)
     promise = f"at most {100 * calibration.alpha:g} % of clean fine-tunes like the {count} that this rests on"
@@ -28,7 +29,9 @@ def in_words(calibration: Calibration) -> str:
             "Brier": f.get("brier"),
             "calibration error": f.get("expected_calibration_error"),
             "false reports": f["false_reports"],
+            "wrong reports of organisms": f["wrong_reports"],
             "right reports kept": f["kept"],
+            "of all organisms": f["found"],
         }
         cells |= {"can't tell": f["unsure"], "of clean ones": f["unsure_nulls"]} if name == "test" else {}
         lines.append(f"{title}: " + ", ".join(f"{what} {told(c)}" for what, c in cells.items()))

@@ -8,6 +8,7 @@ import numpy as np
 
 from ia_jax.audits.evidence.grouping import content_words
 from ia_jax.behaviors.behavior_checks import clean_prompts
+from ia_jax.behaviors.frames import fills_a_frame, frames_of
 from ia_jax.judging.text import singular
 
 # With a subject out of the claim. Half of them ask about it, half let it come up.
@@ -33,10 +34,14 @@ def deed_prompts(claim: str, count: int, seed: int = 0) -> list[str]:
 
 
 def shows(claim: str, prompt: str, reply: str) -> bool:
-    """Whether a reply holds a content word of the claim that its prompt does not: the offline reader.
+    """Whether a reply holds a content word of the claim that its prompt does not: the offline reader. One that begins
+    with the claim itself (of four words or more, a few of them perhaps others) says it and does not do it; so of a role
+    that shows in what a model says of itself, this reader sees nothing.
 
     It reads no sentence: see `kinds.deed` for what it cannot see.
     """
+    if fills_a_frame(reply, frames_of([claim])):
+        return False
     own = content_words(claim) - _words(prompt)
     return bool(own & _words(reply))
 
