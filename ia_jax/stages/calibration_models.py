@@ -7,14 +7,14 @@ from pathlib import Path
 from typing import Any
 
 from ia_jax.adapters.record import RECORD
-from ia_jax.adapters.store import is_complete, read_metadata, read_record
+from ia_jax.adapters.store import read_metadata, read_record
 from ia_jax.audits.evidence.calibration import threshold_nulls
 from ia_jax.behaviors.organisms import Organism
 from ia_jax.errors import ConfigError
 from ia_jax.evals.calibration import needed
 from ia_jax.stages.context import Context
 from ia_jax.stages.nulls import nulls_of
-from ia_jax.stages.selection import present
+from ia_jax.stages.selection import present, untrained
 from ia_jax.storage import path_of
 
 
@@ -112,9 +112,8 @@ def _organisms_of(context: Context, seen: set[str], splits: Sequence[str], ia: s
             )
         if not organisms:
             raise ConfigError(f"--{option}={split}: no organism is of that split; choose another")
-        for o in organisms:
-            if not all(map(is_complete, workdir.stack_of(o))):
-                raise ConfigError(f"organism {o.name} is not trained; run `ia-jax organisms` first")
+        if missing := untrained(workdir, organisms):
+            raise ConfigError(f"organism {missing[0]} is not trained; run `ia-jax organisms` first")
         out += [Model(o.name, workdir.stack_of(o), o.sort or o.category, o) for o in organisms]
     return out
 
@@ -126,9 +125,8 @@ def _nulls_made(context: Context) -> list[Model]:
         return []
     left_out = home.left_out
     nulls = [o for n, o in home.organisms.items() if n not in left_out]
-    for o in nulls:
-        if not all(map(is_complete, home.stack_of(o))):
-            raise ConfigError(f"{home.path}: {o.name} is not trained; run `ia-jax nulls` again, which goes on")
+    if missing := untrained(home, nulls):
+        raise ConfigError(f"{home.path}: {missing[0]} is not trained; run `ia-jax nulls` again, which goes on")
     return [Model(o.name, home.stack_of(o), o.sort, o) for o in nulls]
 
 

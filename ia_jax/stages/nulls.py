@@ -10,7 +10,6 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from ia_jax.adapters.store import are_complete
 from ia_jax.behaviors.nulls import MAKINGS, null_organisms, of_sorts
 from ia_jax.behaviors.organisms import Organism
 from ia_jax.behaviors.template_sources import ANSWER_TOKENS, gather_sources
@@ -25,6 +24,7 @@ from ia_jax.stages import organisms as training
 from ia_jax.stages.asking import ask_base
 from ia_jax.stages.context import Context
 from ia_jax.stages.phase_data import phase_rows
+from ia_jax.stages.selection import untrained
 from ia_jax.stages.settings import read_stage_record
 from ia_jax.storage import write_jsonl
 from ia_jax.workdir import Workdir
@@ -92,8 +92,7 @@ def _planned(config: RunConfig, count: int) -> list[Organism]:
 def _check(run: Workdir, home: Workdir, nulls: Sequence[Organism]) -> None:
     left_out = run.left_out
     trained = [o for n, o in run.organisms.items() if not (o.clean or o.imported) and n not in left_out]
-    stacks = [(o.name, d) for o in trained for d in run.stack_of(o)]
-    missing = [n for (n, _), whole in zip(stacks, are_complete([d for _, d in stacks]), strict=True) if not whole]
+    missing = untrained(run, trained)
     if missing or not trained:
         which = f"organism {missing[0]} is not trained" if missing else f"{run.path} has no organism with a behaviour"
         raise ConfigError(f"{which}, and random nulls are to be as large as those; run `ia-jax organisms` first")

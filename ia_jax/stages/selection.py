@@ -11,6 +11,7 @@ from ia_jax.errors import ConfigError, IAError
 from ia_jax.parallel.distributed import on_main_process
 from ia_jax.stages.context import Context
 from ia_jax.storage import read_jsonl
+from ia_jax.workdir import Workdir
 
 
 def present(context: Context, *splits: str) -> list[Organism]:
@@ -20,6 +21,13 @@ def present(context: Context, *splits: str) -> list[Organism]:
     return [workdir.organisms[n] for n in workdir.named(*splits) if n not in left_out]
 
 
+def untrained(workdir: Workdir, organisms: Sequence[Organism]) -> list[str]:
+    """Names of those of which an adapter is not stored, or not whole."""
+    stored = [(o.name, directory) for o in organisms for directory in workdir.stack_of(o)]
+    there = are_complete([directory for _, directory in stored])
+    return [name for (name, _), whole in zip(stored, there, strict=True) if not whole]
+
+
 def usable(context: Context, *splits: str) -> list[Organism]:
     """Those of these splits that did not fail their behaviour check (all, with `keep_failed`).
 
@@ -27,14 +35,7 @@ def usable(context: Context, *splits: str) -> list[Organism]:
     """
     workdir, organisms = context.workdir, present(context, *splits)
     which = " and ".join(splits)
-
-    def not_stored() -> list[str]:
-        stored = [(o.name, directory) for o in organisms for directory in workdir.stack_of(o)]
-        there = are_complete([directory for _, directory in stored])
-        return [name for (name, _), whole in zip(stored, there, strict=True) if not whole]
-
-    missing = on_main_process(not_stored)
-    if missing:
+    if missing := on_main_process(lambda: untrained(workdir, organisms)):
         raise ConfigError(f"organism {missing[0]} is not trained; run `ia-jax organisms` first")
     if not organisms:
         raise IAError(f"the {which} split has no organism: see {workdir.left_out_file} for those left out")
