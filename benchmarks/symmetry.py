@@ -1,8 +1,8 @@
 """The symmetry attack ("Symmetry Defeats Auditing", arXiv 2605.27836) and `ia-jax align`, on organisms of a workdir.
 
-    python benchmarks/symmetry.py runs/study --count=12 --out=symmetry.json
+    python benchmarks/symmetry.py runs/study --count=12 --split=remade,dpo --out=symmetry.json
 
-Each held-out organism is merged into its base, attacked (MLP permutation; values; queries and keys; all), attacked with
+Each organism is merged into its base, attacked (MLP permutation; values; queries and keys; all), attacked with
 noise on top, and aligned. For each the share of greedy reports under the IA that name the behaviour, over organisms,
 beside the same merged model as it was; the distance to the base; and the time and peak memory of `align`.
 """
@@ -25,13 +25,13 @@ sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
 from ia_jax.evals.intervals import difference, rate
 from ia_jax.judging.protocol import Item
+from ia_jax.models.lora import layers_of
 from ia_jax.models.weights import to_hf_tensors
 from ia_jax.stages.ask import trained_ia
 from ia_jax.stages.checkpoint import align, read_checkpoint
 from ia_jax.stages.context import Context
-from ia_jax.stages.evidence import QUESTIONS, ask_stack, reports_of
+from ia_jax.stages.evidence import QUESTIONS, ask_stack, report_judge, reports_of
 from ia_jax.stages.selection import usable
-from ia_jax.stages.services import judge_of
 from ia_jax.workdir import open_workdir
 from tests import symmetry
 
@@ -64,8 +64,9 @@ def write(context: Context, params: dict[str, Any], directory: Path) -> Path:
 def merged(context: Context, name: str) -> dict[str, Any]:
     params = jax.tree.map(lambda x: np.array(x, np.float32), context.model.params)
     for adapter in context.workdir.organism(name, context.model):
+        layers = list(layers_of(adapter) or range(context.model.config.num_hidden_layers))
         for target, ab in adapter.items():
-            params["layers"][target] += np.einsum("lir,lro->lio", ab["a"], ab["b"], dtype=np.float32)
+            params["layers"][target][layers] += np.einsum("lir,lro->lio", ab["a"], ab["b"], dtype=np.float32)
     return params
 
 
@@ -87,7 +88,7 @@ def named(context: Context, ia: Any, directory: Path, organism: Any, questions: 
     [reports] = reports_of(context, ask, 1, questions, 0, organism.name)
     truths = context.workdir.truths(organism.name)
     items = [Item(b, questions[r.question], r.text) for r in reports for b in truths]
-    said = judge_of(context).judge_many(items, ("lenient",))
+    said = report_judge(context).judge_many(items, ("lenient",))
     count = len(truths)
     return [any(v.lenient for v in said[i * count : (i + 1) * count]) for i in range(len(reports))]
 
@@ -97,6 +98,7 @@ def main() -> None:
     parser.add_argument("workdir")
     parser.add_argument("--count", type=int, default=12)
     parser.add_argument("--questions", type=int, default=8)
+    parser.add_argument("--split", default="remade", help="of the organisms, commas between (default %(default)s)")
     parser.add_argument("--ia")
     parser.add_argument("--out", type=Path, required=True)
     args = parser.parse_args()
@@ -106,7 +108,7 @@ def main() -> None:
     seconds: list[float] = []
     with jax.set_mesh(context.mesh), tempfile.TemporaryDirectory() as scratch:
         ia = context.shard_ia(run.ia(trained_ia(context, args.ia), context.model))
-        organisms = [o for o in usable(context, "heldout") if not o.clean][: args.count]
+        organisms = [o for o in usable(context, *args.split.split(",")) if not o.clean][: args.count]
         for number, organism in enumerate(organisms):
             model = merged(context, organism.name)
             variants = {"merged": model}
