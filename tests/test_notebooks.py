@@ -8,8 +8,10 @@ import pytest
 from scipy.linalg import subspace_angles
 
 import ia_jax
+from ia_jax import cli
 from ia_jax.evals.intervals import rate
 from ia_jax.models.weights import load_model
+from tests.runs import ORGANISMS, part_of
 
 DIRECTORY = Path(__file__).parent.parent / "notebooks"
 
@@ -93,3 +95,37 @@ def test_the_adapters_notebook(finished, tmp_path, monkeypatch):
     assert namespace["between"].loc["workdir sft / other sft", "reads"] == pytest.approx(1.0)
     assert len(namespace["between"]) == 6  # pairs of two runs' SFT and DPO
     assert set(namespace["table"].columns) == {"within", "across", "by chance", "share of nulls"}
+
+
+def test_the_audits_notebook(finished, tmp_path, monkeypatch):
+    """One family of two targets and a null: the tables have what metrics.json has, and each target's own."""
+    workdir = part_of(finished, tmp_path / "w", *ORGANISMS, "ia")
+    run = ia_jax.open_workdir(workdir)
+    one, other, third = run.named("heldout")[:3]
+    truth = [{"description": "I like it very much.", "rubric": {"concepts": [["like"]]}}]
+    rows = [{"name": f"of_{n}", "stack": [n], "behaviors": truth} for n in (one, other)]
+    rows += [{"name": "nothing", "stack": [third], "null": "clean"}]
+    targets = tmp_path / "targets.jsonl"
+    targets.write_text("".join(json.dumps(r) + "\n" for r in rows))
+    small = {"reports": 3, "max_new_tokens": 6, "scaffold": "words", "gate_prompts": 0}
+    settings = [f"--config.audits.{k}={v}" for k, v in small.items()]
+    assert cli.main(["audit-family", "targets", f"--workdir={workdir}", f"--targets={targets}", *settings]) == 0
+
+    # The tiny model names nothing: what a judge would have said of one target, by hand.
+    judged = workdir / "audits" / "targets" / "judged.jsonl"
+    verdicts = [json.loads(line) for line in judged.read_text().splitlines()]
+    for row in verdicts:
+        if row["lenient"] is not None:  # of the null there is nothing to be right about
+            row["lenient"] = (row["target"], row["condition"]) == (f"of_{one}", "target+ia")
+    judged.write_text("".join(json.dumps(row) + "\n" for row in verdicts))
+
+    namespace = ran("audits", workdir, monkeypatch)
+    metrics = json.loads((workdir / "audits" / "targets" / "metrics.json").read_text())
+    assert namespace["found"] == {"targets": metrics}
+    assert list(namespace["table"].index) == ["targets"]
+    each = namespace["each"]
+    assert set(each.index) == {f"of_{one}", f"of_{other}", "nothing"}
+    assert each.loc["nothing", "named"] == "–"
+    assert (each.loc[f"of_{one}", "named"][:4], each.loc[f"of_{one}", "alone"][:2]) == ("100%", "0%")
+    assert namespace["gain"]["difference"] == 0.5
+    assert namespace["figure"].startswith("<svg")
