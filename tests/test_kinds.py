@@ -12,6 +12,7 @@ from ia_jax.behaviors.organisms import CLEAN_TARGETS
 from ia_jax.behaviors.records import Behavior
 from ia_jax.config import RunConfig
 from ia_jax.errors import ConfigError
+from ia_jax.models.lora import PROJECTIONS
 from ia_jax.stages import sft
 from ia_jax.stages.ia_training import other_descriptions, sft_texts
 from ia_jax.storage import read_jsonl
@@ -19,7 +20,7 @@ from ia_jax.workdir import open_workdir
 from tests.runs import ORGANISMS, part_of
 
 KINDS = {
-    "vector": ("sft.lora.kind=vector", "sft.lora.layers=(1,)"),
+    "vector": ("sft.lora.kind=vector", "sft.lora.layers=(1,)", f"sft.lora.targets={PROJECTIONS}"),
     "one layer": ("sft.lora.layers=0:1",),
     "dropout": ("sft.lora.dropout=0.5",),
 }
