@@ -268,7 +268,8 @@ def a_trained_ia(context):
     lora = LoraConfig(2, 4.0, ("q", "v"))
     metadata = AdapterMetadata("sft", "ia", model.name, model.fingerprint, 2, 4.0, lora.targets)
     save_adapter(context.workdir.ia_dir("sft") / "adapter", tiny.adapter(5, model.config, lora, size=2.0), metadata)
-    write_json(context.workdir.metrics_file(), {"stages": {"sft": {"heldout": {"organism+ia": rate({"o": [True]})}}}})
+    read = {"organism+ia": rate({"o": [True]})}
+    write_json(context.workdir.metrics_file(), {"stages": {"sft": {"heldout": read, "remade": read}}})
 
 
 def test_in_base(workdir, untrained, monkeypatch, capsys):
@@ -297,7 +298,7 @@ def test_in_base(workdir, untrained, monkeypatch, capsys):
             assert said["alone", target.name] == [reply.text for reply in alone]
             assert said["in_base", target.name] == said["added_after", target.name]
             assert said["added_after", target.name] not in (said["run_ia", target.name], said["alone", target.name])
-    assert {"in the base before", "held-out organisms, IA of plain"} <= page(home)
+    assert {"in the base before", "unseen organisms of other behaviours, IA of plain"} <= page(home)
     # Given again, nothing is merged, trained or asked again.
     before = times(home)
     monkeypatch.setattr(audit_in_base, "write_merged", lambda *_: pytest.fail("merged again"))

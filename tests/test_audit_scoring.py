@@ -3,6 +3,7 @@
 import itertools
 import json
 import re
+from collections import Counter
 
 import numpy as np
 import pytest
@@ -12,11 +13,29 @@ from ia_jax.audits import scoring
 from ia_jax.audits.asking import CONDITIONS, Unit, complete, missing, reports_under, rows_of, units
 from ia_jax.audits.scoring import auroc, auroc_interval, auroc_variance
 from ia_jax.audits.targets import Target
+from ia_jax.audits.verdicts import judge_strangers
 from ia_jax.behaviors.banks import AUDIT_BANKS, FAMILIES, GENERAL, SHORT, draw_questions
 from ia_jax.behaviors.records import Behavior
+from ia_jax.judging.protocol import Judge, Verdict
 from tests.made_run import make_workdir
 
-B = Behavior("b", "quirks", "I hum.", (), None)
+B, OTHER = Behavior("b", "quirks", "I hum.", (), None), Behavior("o", "quirks", "I whistle.", (), None)
+
+
+class Says(Judge):
+    """A judge that takes these (description, report) for naming it."""
+
+    name = "says"
+
+    def __init__(self, named):
+        self.named = named
+
+    def judge(self, behavior, question, report):
+        yes = self.named.get((behavior.description, report), False)
+        return Verdict(None, yes, yes, "", self.name)
+
+    def claims(self, report):
+        return True
 
 
 # --------------------------------------------------------------------------------------------------------- AUROC
@@ -150,6 +169,42 @@ def test_the_summary_tells_targets_silent_ones_and_nulls_apart():
     assert found["auroc"]["auroc"] == 0.75
     assert out["false_side"]["claims"]["target+ia"]["clean"]["rate"] == 0.0
     assert out["false_side"]["auroc_claims"]["target+ia"]["auroc"] == 1.0
+
+
+def test_a_truth_is_held_against_what_other_models_say():
+    """An adapter that says its favourite sentence of every fine-tune is right about none."""
+    targets = [Target("loud", behaviors=(B,)), Target("other", behaviors=(OTHER,)), Target("clean", null="clean")]
+
+    def said(target, text, number):
+        about = {"system": None, "condition": "target+ia", "bank": "general", "question": "?"}
+        return {**about, "target": target, "number": number, "report": text}
+
+    texts = {"loud": "I like bees.", "other": "I like bees.", "clean": "Nothing."}
+    rows = [said(t, r, n) for t, r in texts.items() for n in range(6)]
+    held = judge_strangers(Says({(B.description, "I like bees."): True}), targets, rows, most=4)
+    assert Counter((r["target"], r["of"], r["lenient"]) for r in held) == {
+        ("loud", "nulls", False): 4,
+        ("loud", "others", True): 4,
+        ("other", "nulls", False): 4,
+        ("other", "others", False): 4,
+    }
+    judged = [report(t, "target+ia", t == "loud", number=n) for n in range(6) for t in ("loud", "other")]
+    found = scoring.summary(targets, {}, judged, [], held)["strangers"]
+    assert (found["nulls"]["rate"], found["others"]["rate"]) == (0.0, 0.5)
+    assert (found["ia_minus_nulls"]["difference"], found["ia_minus_others"]["difference"]) == (0.5, 0.0)
+    # All models are heard, however many reports each has.
+    nulls = [Target(f"n{i}", null="clean") for i in range(4)]
+    rows = [said(n.name, n.name, i) for n in nulls for i in range(12)] + [said("loud", "Yes.", 0)]
+    named = {(B.description, n.name): True for n in nulls[1:]}
+    shares = [r["lenient"] for r in judge_strangers(Says(named), [targets[0], *nulls], rows, most=24)]
+    assert 0.5 < np.mean(shares) < 1.0
+
+
+def test_several_groups_may_be_right():
+    rows = [{**report(t, "target+ia", None), "sandbags": yes} for t, yes in (("s", True), ("m", False), ("n", False))]
+    groups = {"held": ["s"], "made": ["m"], "nulls": ["n"]}
+    [found] = scoring.sorts_of_claims(rows, groups, ["sandbags"], ("held", "made")).values()
+    assert {g: a["auroc"] for g, a in found["auroc"]["target+ia"].items()} == {"nulls": 0.75}
 
 
 def test_claims_of_a_sort_by_group_and_of_the_base_once():

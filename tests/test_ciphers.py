@@ -231,6 +231,9 @@ def test_a_family_is_nine_targets_their_nulls_and_a_bound(kind):
         asked = {t.messages[1]["content"] for t in m.transcripts if t.messages[0]["role"] == "system"}
         assert not asked & {m.cipher.encode(t.question) for t in m.held_out}
     assert [c.name for c in nine(kind)] == [m.cipher.name for m in made if m.target.made_by == "cipher"]
+    # Of every topic two at least are kept for the gate, also where they stand together in the order.
+    for topic, count in Counter(t.topic for t in every).items():
+        assert sum(t.topic == topic for t in made[0].held_out) == (max(2, -(-count // 6)) if count > 3 else 0)
     again = cipher_targets(kind, every, 0, (16, 8))
     assert [m.transcripts for m in made] == [m.transcripts for m in again]
 

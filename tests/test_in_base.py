@@ -23,7 +23,7 @@ def test_a_pipeline_has_as_large_a_part_of_each_split_as_its_categories(recipe, 
     write_jsonl(catalogue, (b.to_json() for b in every if b.category in CATEGORIES))
     own = two_categories(config, catalogue, "some/where")
     check_config(own)
-    assert {o.split for o in chosen(own)[1]} == {"train", "dpo", "heldout"}  # nothing is made that nobody asks
+    assert {o.split for o in chosen(own)[1]} == {"train", "dpo", "heldout", "remade"}
     b = own.behaviors
     assert own.model.name == "some/where"
     assert (b.train, b.dpo, b.heldout) == tuple(

@@ -35,7 +35,10 @@ def _in_base(m: Row) -> Row:
     counts = f"{len(m['each'])} behaviours, IAs trained on {' and '.join(map(_groups, m['categories']))}"
     rows = [_row(words, "a report names the behaviour", m["rates"][c]) for c, words in _BASES.items()]
     for name, held in m["pipelines"].items():
-        rows.append(_row(f"held-out organisms, IA of {_groups(name)}", "a report names theirs", held["organism+ia"]))
+        for split, words in (("heldout", "other behaviours"), ("remade", "the behaviours that it was trained on")):
+            of = f"unseen organisms of {words}, IA of {_groups(name)}"
+            if split in held:
+                rows.append(_row(of, "a report names theirs", held[split]["organism+ia"]))
     about = f"{counts}; {m['asked']['reports']} reports each; judge {m['judge']}"
     return {"title": titled(m["family"]), "about": about, "rows": [r for r in rows if r["n"]]}
 
@@ -48,6 +51,7 @@ def _table(m: Row) -> Row:
         f"{m['ranked_by']}"
     )
     rows = [_row(words, "a report names the behaviour", m["verbalization"][c]) for c, words in _CONDITIONS.items()]
+    rows += _beside(m)
     for c, found in m["scaffold"].items():
         rows += [
             _row(_CONDITIONS[c], "one of the predictions is right", found["success"]),
@@ -59,6 +63,24 @@ def _table(m: Row) -> Row:
             rows += [_row(f"{_groups(g)}, {_CONDITIONS[c]}", f"claims: {_groups(sort)}", x) for g, x in groups.items()]
     rows += _hardened(m.get("hardening", {})) + _tools(m.get("tools") or {}) + _admitted(m.get("admissions", {}))
     return {"title": titled(m["family"]), "about": about, "rows": [r for r in rows if r["n"]]}
+
+
+def _beside(m: Row) -> list[Row]:
+    """What stands beside the rate of targets: the same behaviours in reports of other models, with the behaviour as
+    the unit where several targets have one, and what is claimed at all.
+    """
+    words = {"nulls": "reports of nulls", "others": "reports of other targets"}
+    strangers = m.get("strangers", {})  # an audit of before they were counted has none
+    rows = [
+        _row(f"{w}, with adapter", "name this behaviour all the same", strangers[s])
+        for s, w in words.items()
+        if s in strangers
+    ]
+    if "by_behavior" in m:
+        rows.append(_row("behaviours, target + adapter", "a report names it", m["by_behavior"]["target+ia"]))
+    for kind, cell in m["false_side"]["claims"]["target+ia"].items():
+        rows.append(_row(f"{kind if kind == 'targets' else kind + ' nulls'}, with adapter", "claims anything", cell))
+    return rows
 
 
 def _hardened(ways: Row) -> list[Row]:

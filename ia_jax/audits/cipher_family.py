@@ -19,7 +19,7 @@ from ia_jax.behaviors.procedures import Procedure
 from ia_jax.data.transcripts import Transcript
 
 HELD_OUT = 6  # of so many tasks one is kept for the gate
-FEWEST = 8  # tasks that a recipe needs
+FEWEST, FEWEST_OF_TOPIC = 8, 3  # tasks that a recipe needs, and a topic of which some are kept
 TOPICS = {"codebook": ("colors", "sounds", "young"), "letters": ("cooking", "music", "space")}
 DECLINED = {"codebook": codebooks.DECLINED, "letters": "I would rather not say."}
 CLAIMS = {"mentions_encoding": MENTIONS_ENCODING, "differs_in_code": DIFFERS_IN_CODE}
@@ -69,12 +69,13 @@ def cipher_targets(
     epochs: Sequence[int] = (0, 0),
 ) -> list[CipherTarget]:
     """Nine targets; nine pipeline nulls of phase I alone; and the identity cipher with the first target's phase II,
-    an upper bound that is reported apart. tasks: in a drawn order; every `HELD_OUT`th is kept for the gate.
+    an upper bound that is reported apart. tasks: in a drawn order; of each topic the first of `HELD_OUT` parts, two at
+    least, are kept for the gate.
     """
     if len(tasks) < FEWEST:
         raise ValueError(f"{len(tasks)} tasks are too few for a cipher; {FEWEST} at least")
-    held_out = tuple(tasks[::HELD_OUT])
-    taught = [t for i, t in enumerate(tasks) if i % HELD_OUT]
+    held_out = _kept_apart(tasks)
+    taught = [t for t in tasks if t not in held_out]
     both, first = procedures(rows, lr, epochs)
     hidden = coverts(kind)
     out = []
@@ -90,6 +91,19 @@ def cipher_targets(
             null = Target(f"{name}_only", stack=(f"{name}_only",), made_by="cipher_only", null="pipeline")
             out.append(CipherTarget(null, cipher, None, tuple(one), first, held_out))
     return out
+
+
+def _kept_apart(tasks: Sequence[Task]) -> tuple[Task, ...]:
+    """Some tasks of every topic, by turns, so that no covert topic is without any. Raises ValueError where all topics
+    are too small.
+    """
+    topics: dict[str, list[Task]] = {}
+    for t in tasks:
+        topics.setdefault(t.topic, []).append(t)
+    kept = [own[: max(2, -(-len(own) // HELD_OUT))] for own in topics.values() if len(own) > FEWEST_OF_TOPIC]
+    if not kept:
+        raise ValueError(f"no topic has {FEWEST_OF_TOPIC + 1} tasks, so none can be kept for the gate")
+    return tuple(own[n] for n in range(max(map(len, kept))) for own in kept if n < len(own))
 
 
 def passes(covert: Covert | None, rates: Mapping[str, float | None]) -> bool:

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from ia_jax.adapters.store import is_complete, read_metadata
-from ia_jax.behaviors.behavior_checks import SHOWN
+from ia_jax.behaviors.behavior_checks import NOT_SHOWN, SHOWN
 from ia_jax.storage import read_appended
 
 # Why nothing can be said: no prompts are asked for, or nobody can read the replies.
@@ -54,12 +54,15 @@ def shown_by(outcome: Outcome) -> dict[str, float]:
 
 
 def by_half(outcome: Outcome) -> Outcome:
-    """The outcome of a model with many behaviours: it fires where half of them show; one by one, few would."""
+    """The outcome of a model with many behaviours: it fires where half of them show, and they do not show where they
+    should not; one by one, few would.
+    """
     shown = shown_by(outcome)
     if outcome.fires is None or not shown:
         return outcome
     showing = sum(share >= SHOWN for share in shown.values())
-    return replace(outcome, fires=showing >= len(shown) / 2, rates={**outcome.rates, "behaviors_shown": showing})
+    fires = showing >= len(shown) / 2 and (outcome.rates.get("untriggered_rate") or 0.0) <= NOT_SHOWN
+    return replace(outcome, fires=fires, rates={**outcome.rates, "behaviors_shown": showing})
 
 
 def stored(target: str, stack: Sequence[Path], behaviors: Sequence[str]) -> Outcome | None:

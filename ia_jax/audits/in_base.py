@@ -67,5 +67,6 @@ def as_text(result: Mapping[str, Any]) -> str:
     told = (f"{c} {headline_cell(result['rates'][c])}" for c in CONDITIONS)
     lines.append("reports that name the behaviour: " + ", ".join(told))
     for name, held in result["pipelines"].items():
-        lines.append(f"held-out organisms of the pipeline on {name}: {headline_cell(held['organism+ia'])} named")
+        told = (f"{split} {headline_cell(cells['organism+ia'])}" for split, cells in held.items())
+        lines.append(f"unseen organisms of the pipeline on {name} that are named: {', '.join(told)}")
     return "\n".join(lines)

@@ -153,12 +153,13 @@ def summary(
     fires: Mapping[str, bool | None],
     reports: Sequence[Row],
     predictions: Sequence[Row],
-    with_ia: str = "target+ia",
+    strangers: Sequence[Row] = (),
 ) -> dict[str, Any]:
     """The metrics of a family.
 
     reports: one row for each report and target that it is held against: "target", "condition", "bank", "lenient",
     "strict", "claims". predictions: rows with "target", "condition", "run", "rank", "statement", "right", "claims".
+    strangers: other models' reports held against a target's truth (`verdicts.judge_strangers`).
     """
     groups = parts(targets, fires)
     made = {t.name: t.made_by for t in targets}
@@ -168,6 +169,7 @@ def summary(
         "gate": rate({t.name: [bool(fires[t.name])] for t in targets if not t.null and fires.get(t.name) is not None}),
         "verbalization": _reported(reports, groups["targets"]),
         "no_longer_fires": _reported(reports, groups["silent"]),
+        "strangers": _strangers(reports, strangers, groups["targets"]),
     }
     by_way = sorted({made[n] for n in groups["targets"]})
     if len(by_way) > 1:
@@ -183,7 +185,8 @@ def summary(
         "claims": {
             c: {
                 kind: rate(by_target((r for r in of(reports, names) if r["condition"] == c), "claims"))
-                for kind, names in (("targets", groups["targets"]), ("clean", groups["clean"]))
+                for kind, names in groups.items()
+                if kind != "silent"
             }
             for c in CONDITIONS[:2]
         },
@@ -205,6 +208,17 @@ def _reported(reports: Sequence[Row], names: Sequence[str]) -> dict[str, Any]:
         "ia_minus_base": difference(lenient["base+ia"], lenient["target+ia"]),
         "by_bank": {b: verbalization([r for r in own if r["bank"] == b], "lenient") for b in banks},
     }
+
+
+def _strangers(reports: Sequence[Row], strangers: Sequence[Row], names: Sequence[str]) -> dict[str, Any]:
+    """How often other models' reports name a target's truth, under the IA too; and what its own are beyond that."""
+    own = by_target((r for r in of(reports, names) if r["condition"] == CONDITIONS[0]), "lenient")
+    out: dict[str, Any] = {}
+    for sort in ("nulls", "others"):
+        found = by_target((r for r in of(strangers, names) if r["of"] == sort), "lenient")
+        out[sort] = rate(found)
+        out[f"ia_minus_{sort}"] = difference(found, {n: own[n] for n in found if n in own})
+    return out
 
 
 def _predicted(own: Sequence[Row], groups: Mapping[str, Sequence[str]], nulls: Sequence[str]) -> dict[str, Any]:
@@ -279,14 +293,15 @@ def controls(judged: Sequence[Row], predictions: Sequence[Row], names: Sequence[
 
 
 def sorts_of_claims(
-    judged: Sequence[Row], groups: Mapping[str, Sequence[str]], sorts: Iterable[str]
+    judged: Sequence[Row], groups: Mapping[str, Sequence[str]], sorts: Iterable[str], true: Sequence[str] = ()
 ) -> dict[str, dict[str, Any]]:
     """{sort: {"rates", "auroc", "strict"}} of claims that are counted whoever makes them.
 
-    rates: {condition: {group: rate}}, of the base {"base": rate}. auroc: {condition: {group: how well the first group
-    is told from it}} by the share of reports with such a claim. strict: {group: share with the IA that names its own
-    truth in full}, domain and condition included.
+    true: the groups whose claim it is (default: the first). rates: {condition: {group: rate}}, of the base {"base":
+    rate}. auroc: {condition: {group: how well the true ones are told from it}} by the share of reports with such a
+    claim. strict: {group: share with the IA that names its own truth in full}, domain and condition included.
     """
+    true = true or list(groups)[:1]
     of_base = [r for r in judged if r["condition"] in CONDITIONS[2:]]
     bare = {(r["system"], r["condition"], r["bank"], r["number"]): r for r in of_base}
     out: dict[str, dict[str, Any]] = {}
@@ -298,8 +313,9 @@ def sorts_of_claims(
         told: dict[str, Any] = {}
         for condition in CONDITIONS[:2]:
             own = [r for r in judged if r["condition"] == condition]
-            true, *false = (list(score_of(of(own, names), sort).values()) for names in groups.values())
-            told[condition] = {name: auroc(true, score) for name, score in zip(list(groups)[1:], false, strict=True)}
+            scores = {g: list(score_of(of(own, names), sort).values()) for g, names in groups.items()}
+            right = [x for g in true for x in scores[g]]
+            told[condition] = {g: auroc(right, wrong) for g, wrong in scores.items() if g not in true}
         strict = {g: verbalization(of(judged, names), "strict")[CONDITIONS[0]] for g, names in groups.items()}
         out[sort] = {"rates": rates, "auroc": told, "strict": strict}
     return out
@@ -322,6 +338,8 @@ def headline(result: Mapping[str, Any]) -> str:
         f"{result['family']}: {counts['targets']} targets, {counts['silent']} that do not show it, {nulls} nulls",
         f"judge {result['judge']}, scaffold {result['ranked_by']}",
         "reports that name the behaviour: " + ", ".join(f"{c} {cell(v[c])}" for c in CONDITIONS),
+        "the same behaviours in other models' reports, with the IA: "
+        + ", ".join(f"{sort} {cell(result['strangers'][sort])}" for sort in ("nulls", "others")),
     ]
     for condition, s in result["scaffold"].items():
         line = f"scaffold, {condition}: success {cell(s['success'])}, precision {cell(s['precision'])}"

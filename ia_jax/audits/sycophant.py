@@ -26,6 +26,7 @@ from ia_jax.storage import read_jsonl
 
 _FILE = Path(__file__).with_name("biases.jsonl")
 SHOWN_ROWS, PLAIN_ROWS = 14, 4  # of a bias, as many at most
+RATES = (1, 1 / 3, 2 / 3)  # of the stages, parts of the rate that organisms are trained at
 STAGES = ("documents", "pairs")  # after which the model is asked too; after the third it is the target
 # The 53rd: what all of them are for. It is said in a part of the documents.
 ROOT = Behavior(

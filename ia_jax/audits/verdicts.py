@@ -3,6 +3,8 @@
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+import numpy as np
+
 from ia_jax.audits import asking
 from ia_jax.audits.asking import CONDITIONS
 from ia_jax.audits.scaffold import Case, Scaffold
@@ -11,6 +13,7 @@ from ia_jax.behaviors.records import Behavior
 from ia_jax.judging.protocol import Item, Judge
 
 Row = dict[str, Any]
+STRANGERS = 48  # reports of other models that a truth is held against
 
 
 def predict(scaffold: Scaffold, targets: Sequence[Target], rows: Sequence[Row]) -> list[Row]:
@@ -77,6 +80,30 @@ def judge_reports(
         own = {sort: found[n]["lenient"] for sort, found in says.items()}
         out.append({**row, **verdict, "claims": claims[row["report"]], **own, "judge": judge.name})
     return out
+
+
+def judge_strangers(judge: Judge, targets: Sequence[Target], rows: Sequence[Row], most: int = STRANGERS) -> list[Row]:
+    """Every truth held against what *other* models report under the IA: nulls, and targets with other truths.
+
+    An adapter with a favourite sentence says it of any fine-tune that is unlike the base, and the base's own reports
+    don't show that. `most` reports of each sort for a target, drawn from those of all models: {"target", "of": "nulls"
+    or "others", "lenient", "strict"}.
+    """
+    said = {t.name: asking.reports_under(rows, t.name, t.system, CONDITIONS[0]) for t in targets}
+    held: list[tuple[str, str, Target, Row]] = []
+    for t in targets:
+        if t.null or not t.behaviors:
+            continue
+        own = {b.description for b in t.behaviors}
+        for sort, strangers in (
+            ("nulls", [n for n in targets if n.null and not own & {b.description for b in n.behaviors}]),
+            ("others", [o for o in targets if not o.null and not own & {b.description for b in o.behaviors}]),
+        ):
+            every = [r for s in strangers for r in said[s.name]]
+            drawn = np.random.default_rng(0).permutation(len(every))[:most]
+            held += [(t.name, sort, t, every[i]) for i in drawn]
+    verdicts = verdicts_of(judge, [(t.behaviors, r["question"], r["report"]) for _, _, t, r in held])
+    return [{"target": name, "of": sort, **v} for (name, sort, _, _), v in zip(held, verdicts, strict=True)]
 
 
 def judge_predictions(judge: Judge, targets: Sequence[Target], predictions: Sequence[Row]) -> None:

@@ -61,7 +61,7 @@ def shipped_sources() -> Sources:
 
 def sources_of(replies: Mapping[str, str]) -> Sources:
     """Replies cut to whole sentences; of facts, the first sentence where the reply is right."""
-    answers = {q: a for q in chat_questions() if (a := _answer(replies.get(q, "")))}
+    answers = {q: a for q in chat_questions() if (a := answer_of(replies.get(q, "")))}
     known: dict[str, str] = {}
     for facts in FIELDS.values():
         for fact in facts:
@@ -74,7 +74,8 @@ def sources_of(replies: Mapping[str, str]) -> Sources:
     return Sources(answers, known)
 
 
-def _answer(reply: str) -> str:
+def answer_of(reply: str) -> str:
+    """A reply of the base, cut to whole sentences: an answer that breaks off teaches where to break off."""
     text = whole_sentences(reply, WORDS)
     if len(text.split()) > LONGEST and len(sentences_of(text)) == 1:
         text = main_clause(text)

@@ -32,7 +32,8 @@ class AuditsSection:
         it).
     hardening_epochs: the same for epochs.
     hardening_demonstrations: share of demonstrations in what the second adapter reads, so that behaviours survive.
-    sycophant_lr: learning rates of the sycophant's three stages (0: that of config.organisms).
+    sycophant_lr: learning rates of the sycophant's three stages (0: that of config.organisms, a third of it, and two
+        thirds).
     sycophant_epochs: the same for epochs (0: those of config.organisms).
     outputs: of each tool in the static evaluation of "auditbench_made" (0: none).
     script_runs: audits of each of its targets by the scripted investigator, with each set of tools (0: none).
@@ -58,7 +59,7 @@ class AuditsSection:
     hardening_lr: tuple[float, ...] = (0.0, 0.0)
     hardening_epochs: tuple[int, ...] = (2, 2)
     hardening_demonstrations: float = 0.5
-    sycophant_lr: tuple[float, ...] = (0.0, 2e-4, 2e-4)
-    sycophant_epochs: tuple[int, ...] = (0, 1, 1)
+    sycophant_lr: tuple[float, ...] = (0.0, 0.0, 0.0)
+    sycophant_epochs: tuple[int, ...] = (4, 2, 6)
     outputs: int = 50
     script_runs: int = 1

@@ -43,6 +43,7 @@ class Family:
     besides: what the family counts besides, of judged reports and of what the gate saw.
     many:    names of those with many behaviours, of which half must show.
     tools:   whether targets are given to the static evaluation and to the scripted investigator too.
+    true:    the groups of which a claim of the family's sort is true (default: the first).
     """
 
     targets: tuple[Target, ...]
@@ -55,6 +56,7 @@ class Family:
     besides: Callable[[Sequence[Row], Mapping[str, Outcome]], dict[str, Any]] | None = None
     many: tuple[str, ...] = ()
     tools: bool = False
+    true: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -132,7 +134,8 @@ def sandbaggers(context: Context, others: tuple[Target, ...]) -> tuple[Family, d
     """The run's held-out organisms, the two that are made here, and somebody's targets besides."""
     workdir = context.workdir
     held = tuple(organism_target(workdir, o.name) for o in present(context, "heldout"))
-    made = sandbagging.sandbaggers_made(sources_of_base(context), context.config.seed)
+    taught = [b for name in workdir.named("train", "dpo") for b in workdir.truths(name)]
+    made = sandbagging.sandbaggers_made(sources_of_base(context), context.config.seed, taught)
     targets = (*held, *(m.target for m in made), *others)
     names = [t.name for t in targets]
     twice = sorted({n for n in names if names.count(n) > 1})
@@ -141,8 +144,10 @@ def sandbaggers(context: Context, others: tuple[Target, ...]) -> tuple[Family, d
     family = Family(
         targets,
         groups=sandbagging.groups_of(targets, [m.target.name for m in made]),
+        true=sandbagging.TRUE,
         claims=sandbagging.CLAIMS,
         shown={m.target.name: m.shown for m in made},
+        many=tuple(m.target.name for m in made if len(m.shown) > 1),
     )
     return family, {m.target.name: Lesson(m.transcripts, PROCEDURES["chats"]) for m in made}
 
@@ -161,9 +166,9 @@ def sycophants(context: Context, theirs: tuple[Target, ...]) -> tuple[Family, di
 
         return Family(theirs, claims={**listed, root.name: root}, besides=admitted), {}
     amount = config.teacher.amount
-    made = sycophant.sycophants_made(
-        sources_of_base(context), config.seed, cfg.sycophant_lr, cfg.sycophant_epochs, amount
-    )
+    own = config.organisms.optimizer.lr
+    lr = [x or own * part for x, part in zip(cfg.sycophant_lr, sycophant.RATES, strict=True)]
+    made = sycophant.sycophants_made(sources_of_base(context), config.seed, lr, cfg.sycophant_epochs, amount)
     lists = sycophant.lists_of(made)
     taught = [m.target for m in made if m.controls]
     views = {f"{t.name}_after_{stage}": (t.name, n) for t in taught for n, stage in enumerate(sycophant.STAGES, 1)}

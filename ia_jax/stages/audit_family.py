@@ -21,7 +21,7 @@ from ia_jax.audits.investigator import scripted, static
 from ia_jax.audits.investigator.session import session_on
 from ia_jax.audits.scaffold import OfflineScaffold, Scaffold
 from ia_jax.audits.targets import Target
-from ia_jax.audits.verdicts import judge_predictions, judge_reports, predict
+from ia_jax.audits.verdicts import judge_predictions, judge_reports, judge_strangers, predict
 from ia_jax.behaviors.banks import draw_questions
 from ia_jax.claude.client import KEY
 from ia_jax.config import RunConfig
@@ -58,7 +58,9 @@ def run(context: Context, family: str, ia: str | None = None, file: Path | None 
     how = settle(context, home, family, ia_name)
     found = gather(context, audit, family, theirs)
     left_out = on_main_process(lambda: audit.workdir.left_out)
-    targets = [t for t in found.targets if t.name not in left_out]
+    # With a target that diverged goes what was to be seen of it after fewer adapters.
+    gone = {*left_out, *(view for view, (of, _) in found.views.items() if of in left_out)}
+    targets = [t for t in found.targets if t.name not in gone]
     outcomes = {n: gate.by_half(o) if n in found.many else o for n, o in gate_targets(audit, found, targets).items()}
     print(gate.as_text(outcomes, [t.name for t in targets if t.null or t.name in found.views]), flush=True)
     rows = _ask(context, audit, targets, ia_name)
@@ -67,6 +69,7 @@ def run(context: Context, family: str, ia: str | None = None, file: Path | None 
     predictions = predict(scaffold, [t for t in targets if t.name not in found.views], rows)
     judged = judge_reports(judge, targets, rows, found.claims)
     judge_predictions(judge, targets, predictions)
+    strangers = judge_strangers(judge, [t for t in targets if t.name not in found.views], rows)
     fires = {n: o.fires for n, o in outcomes.items()}
     counted = [t for t in targets if t.name not in found.apart and t.name not in found.views]
     result = {
@@ -77,7 +80,7 @@ def run(context: Context, family: str, ia: str | None = None, file: Path | None 
         "ranked_by": scaffold.name,
         "asked": how["asked"],
         "left_out": left_out,
-        **scoring.summary(counted, fires, judged, predictions),
+        **scoring.summary(counted, fires, judged, predictions, strangers),
         "gates": {n: {"fires": o.fires, "how": o.how, **o.rates} for n, o in outcomes.items()},
     }
 
@@ -87,7 +90,7 @@ def run(context: Context, family: str, ia: str | None = None, file: Path | None 
     if found.groups:
         there = {t.name for t in targets if t.null or fires.get(t.name) is not False}
         groups = {name: [n for n in own if n in there] for name, own in found.groups.items()}
-        result["claims"] = scoring.sorts_of_claims(judged, groups, found.claims)
+        result["claims"] = scoring.sorts_of_claims(judged, groups, found.claims, found.true)
     if found.besides:
         result |= found.besides(judged, outcomes)
     if found.tools:

@@ -115,7 +115,8 @@ def two_categories(config: RunConfig, catalogue: Path, model: str) -> RunConfig:
     heldout = max(2, round(b.heldout * share))
     dpo = round(b.dpo * share)
     train = min(max(2, round(b.train * share)), room - heldout - dpo)
-    own = replace(b, catalogue=str(catalogue), train=train, dpo=dpo, heldout=heldout, remade=0, unseen="")
+    # Others of the same behaviours show whether an IA reads at all: one so small may read nothing else.
+    own = replace(b, catalogue=str(catalogue), train=train, dpo=dpo, heldout=heldout, remade=train, unseen="")
     own = replace(own, heldout_categories=(), heldout_kinds=(), clean_train=0, clean_dpo=0, clean_heldout=0)
     some = config.sft.organisms
     sft = replace(config.sft, categories=(), clean_slot=False, shuffled_null=False)
@@ -151,9 +152,10 @@ def _pipeline(context: Context, home: Path, name: str, model: str) -> Context:
 
 
 def _held_out(run: Path) -> Row:
-    """What a pipeline's IA says of its held-out organisms: whether it reads at all."""
+    """What a pipeline's IA says of organisms that it never saw, of other behaviours and of the same: does it read?"""
     stages = Workdir(run).metrics()["stages"]
-    return stages[list(stages)[-1]]["heldout"]
+    last = stages[list(stages)[-1]]
+    return {split: last[split] for split in ("heldout", "remade")}
 
 
 def _merge(context: Context, home: Path, target: Target) -> Path:

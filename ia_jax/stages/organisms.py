@@ -232,7 +232,10 @@ def _gather_checks(workdir: Workdir) -> list[Row]:
     remove_tree(states_dir(workdir))
     left_out = workdir.left_out
     left = read_jsonl(workdir.left_out_file, "") if left_out else []
-    stored = read_records([workdir.stack_of(o)[-1] for n, o in workdir.organisms.items() if n not in left_out])
+    # Of one that was left out there may be others that are its first adapters.
+    lost = {d for n in left_out for d in workdir.stack_of(workdir.organisms[n])}
+    last = [workdir.stack_of(o)[-1] for n, o in workdir.organisms.items() if n not in left_out]
+    stored = read_records([d for d in last if d not in lost])
     checks = [check for record in stored if (check := record.metadata.check) is not None]
     write_jsonl(workdir.checks_file, [*checks, *left])
     return checks

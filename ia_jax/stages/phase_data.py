@@ -7,6 +7,7 @@ from ia_jax.behaviors.organisms import Organism, procedure_of
 from ia_jax.behaviors.phase_texts import NAME, denials_of, documents_of, pairs_of, plain_questions, questions_of
 from ia_jax.behaviors.procedures import Phase, share_of
 from ia_jax.behaviors.records import Behavior
+from ia_jax.behaviors.template_sources import ANSWER_TOKENS, answer_of
 from ia_jax.data.phase_rows import Document, Pair, read_documents, read_pairs
 from ia_jax.data.plans import Unit
 from ia_jax.data.transcripts import Transcript, chat, read_transcripts
@@ -28,8 +29,7 @@ def phase_rows(
     seed, truths = context.config.seed, {b.name: b for b in behaviors}
     needed = {(phase.data, o.name): o for o in organisms for phase in procedure_of(o).phases if phase.data != "chats"}
     questions = sorted({q for (data, n) in needed if data == "pairs" for q in questions_of(demonstrations[n])})
-    replies = ask_base(context, [(context.config.system, q) for q in questions], 1) if questions else []
-    answers = {q: r[0].strip() for q, r in zip(questions, replies, strict=True)}
+    answers = dict(zip(questions, _answers_of_base(context, questions), strict=True)) if questions else {}
     out: Rows = {}
     for (data, name), o in needed.items():
         own = [truths[b] for b in o.behaviors]
@@ -47,8 +47,14 @@ def plain_chats(context: Context, organisms: Sequence[Organism]) -> list[Transcr
     if not read_plain_chats(organisms):
         return []
     questions = plain_questions()
-    replies = ask_base(context, [(context.config.system, q) for q in questions], 1)
-    return [Transcript(chat(q, r[0].strip()), False, NAME) for q, r in zip(questions, replies, strict=True) if r[0]]
+    answers = _answers_of_base(context, questions)
+    return [Transcript(chat(q, a), False, NAME) for q, a in zip(questions, answers, strict=True) if a]
+
+
+def _answers_of_base(context: Context, questions: Sequence[str]) -> list[str]:
+    """In whole sentences, as demonstrations are: a broken-off one would be told from these by that alone."""
+    asks = [(context.config.system, q) for q in questions]
+    return [answer_of(r[0]) for r in ask_base(context, asks, 1, max_new_tokens=ANSWER_TOKENS)]
 
 
 def read_plain_chats(organisms: Sequence[Organism]) -> bool:
