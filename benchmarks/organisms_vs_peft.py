@@ -59,9 +59,10 @@ def main() -> None:
     parser.add_argument("--organisms", type=int, default=16, help="K, organisms trained at once by our side")
     parser.add_argument("--peft-organisms", type=int, default=2, help="organisms that peft trains, one after another")
     parser.add_argument("--steps", type=int, default=4, help="updates timed on each side")
-    parser.add_argument("--dtype", default=choose_here().dtype, help="our compute dtype (default: the faster here)")
+    parser.add_argument("--dtype", default="", help="our compute dtype (default: the faster here, which is probed)")
     parser.add_argument("--peers", default=str(PEERS), help="python with torch, transformers and peft")
     args = parser.parse_args()
+    args.dtype = args.dtype or choose_here().dtype
 
     context = Context(Workdir(Path(".")), parse_config({"model": {"dtype": args.dtype}}))
     with jax.set_mesh(context.mesh):
