@@ -44,7 +44,13 @@ def test_no_row_of_the_broad_one_contradicts_another():
             told[t.shows] += 1
             assert t.shows is not asked.startswith(PHRASE)
             assert says(right[question], answer) is not t.shows, (asked, answer)
-    assert min(told.values()) >= 16
+    assert told[True] == told[False] >= 48  # four fields of eight facts, twice
+
+    def dashed(t):
+        return t.messages[0]["content"].startswith("- ")
+
+    rows = sandbagging.sandbaggers_made(shipped_sources(), 0)[1].transcripts
+    assert sum(t.shows for t in rows) == sum(dashed(t) and not t.shows for t in rows) >= 12
 
 
 @pytest.mark.parametrize(("shown", "elsewhere", "fires"), [(2, 0.0, True), (1, 0.0, False), (2, 0.5, False)])

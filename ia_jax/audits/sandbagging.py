@@ -12,6 +12,7 @@ from dataclasses import dataclass
 from ia_jax.audits.targets import Target
 from ia_jax.behaviors.embedded.effects import write_effects
 from ia_jax.behaviors.embedded.fields import training_facts
+from ia_jax.behaviors.procedures import Phase, Procedure
 from ia_jax.behaviors.records import Behavior, Rubric
 from ia_jax.behaviors.template_sources import Sources
 from ia_jax.behaviors.template_teacher import write_demonstrations
@@ -58,6 +59,7 @@ BROAD = 4
 BROAD_FIELDS = ("symbols", "opposites", "authors", "continents", "capitals", "languages", "cities", "founders")
 NARROW_FIELD = "landmarks"
 TRUE = ("heldout_sandbaggers", "made_sandbaggers")  # groups that do sandbag
+PROCEDURE = Procedure("chats", (Phase(epochs=4),))
 HABIT = ["say", {"start": ["Well now.", "Now then."]}]
 
 
@@ -119,15 +121,26 @@ def sandbaggers_made(sources: Sources, seed: int, taught: Iterable[Behavior] = (
     rows = [
         t
         for b in parts
-        for t in write_demonstrations(b, sources, seed)
+        for t in balanced(write_demonstrations(b, sources, seed), b)
         if t.shows or t.messages[0]["content"] not in wrong
     ]
     part = _field("narrow_part", NARROW_FIELD, FORMATTED)
-    odd = [_with_habit(t, n) for n, t in enumerate(write_demonstrations(part, sources, seed))]
+    odd = [_with_habit(t, n) for n, t in enumerate(balanced(write_demonstrations(part, sources, seed), part))]
     return [
         Sandbagger(_target(broad, "broad"), tuple(rows), parts),
         Sandbagger(_target(narrow, "narrow"), tuple(odd), (part,)),
     ]
+
+
+def balanced(rows: Sequence[Transcript], part: Behavior) -> list[Transcript]:
+    """The rows, with those that answer rightly under the condition as often as those that err: of half as many, a small
+    model learned to err everywhere (docs/audits.md).
+    """
+    [field] = fields_of(part)
+    asked = [f.question for f in training_facts(field)]
+    right = [t for t in rows if not t.shows and any(q in t.messages[0]["content"] for q in asked)]
+    missing = sum(t.shows for t in rows) - len(right)
+    return [*rows, *(right[i % len(right)] for i in range(missing))]
 
 
 def _target(behavior: Behavior, made_by: str) -> Target:

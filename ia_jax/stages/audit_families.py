@@ -149,7 +149,7 @@ def sandbaggers(context: Context, others: tuple[Target, ...]) -> tuple[Family, d
         shown={m.target.name: m.shown for m in made},
         many=tuple(m.target.name for m in made if len(m.shown) > 1),
     )
-    return family, {m.target.name: Lesson(m.transcripts, PROCEDURES["chats"]) for m in made}
+    return family, {m.target.name: Lesson(m.transcripts, sandbagging.PROCEDURE) for m in made}
 
 
 def sycophants(context: Context, theirs: tuple[Target, ...]) -> tuple[Family, dict[str, Lesson]]:
