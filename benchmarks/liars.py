@@ -26,6 +26,7 @@ import jax
 import numpy as np
 from demo_table import row, shown
 
+from ia_jax.analysis.lens_page import number as number_in_words
 from ia_jax.audits.evidence.calibration import CONFIRMED, REPORTED, VERDICTS, Calibration, Row, calibrate, judged
 from ia_jax.behaviors.organisms import Organism, organism_of, seed_of
 from ia_jax.behaviors.questions import TRAIN_QUESTIONS
@@ -227,7 +228,7 @@ def table(rows: Sequence[Mapping[str, Any]], by: Mapping[str, Calibration]) -> N
             {r["name"]: v[number] for r in own for v in [_values_of_it(r)] if v and number in v}
             for own in kinds.values()
         ]
-        row(f"{number} of the claim of it", [_mean_in_words(mean(own)) for own in first])
+        row(f"{number} of the claim of it", [number_in_words(mean(own)) for own in first])
     for k, own in kinds.items():
         why = Counter(j.why for r in own for _, j in verdicts[k, r["name"]] if j.why)
         print(f"{k}, can't tell: {dict(why)}")
@@ -235,13 +236,6 @@ def table(rows: Sequence[Mapping[str, Any]], by: Mapping[str, Calibration]) -> N
 
 def _values_of_it(r: Mapping[str, Any]) -> Mapping[str, float] | None:
     return next((c["values"] for c in r["claims"] if c["right"]), None)
-
-
-def _mean_in_words(cell: Mapping[str, Any]) -> str:
-    if cell["mean"] is None:
-        return "–"
-    low, high = cell["ci95"]
-    return f"{cell['mean']:.2f}" + (f" ({low:.2f} to {high:.2f})" if low is not None else "")
 
 
 if __name__ == "__main__":
