@@ -9,6 +9,7 @@ from ia_jax import cli
 from ia_jax.adapters.base import identify
 from ia_jax.adapters.peft import import_peft
 from ia_jax.adapters.store import load_adapter
+from ia_jax.config import PROJECTIONS
 from ia_jax.models.lora import RESIDUAL, layers_of
 from ia_jax.recipes import load_config
 from ia_jax.workdir import open_workdir
@@ -21,7 +22,7 @@ def run(finished, tmp_path_factory):
 
 
 KINDS = {
-    "vector": (["kind=vector", "layers=1"], (RESIDUAL,), (1,), "0", "residual"),
+    "vector": (["kind=vector", "layers=1", f"targets={PROJECTIONS}"], (RESIDUAL,), (1,), "0", "residual"),
     "upper": (["layers=1:2", "targets=('q', 'down')"], ("q", "down"), (1,), "2", "q,down"),
 }
 
