@@ -109,11 +109,11 @@ def variants(session: Session, flagged: bool) -> None:
     jax.clear_caches()
     bench.train("sft K=4x1 none, norm by hand, adapters joined", "sft", 4, 1, t, s, "none")
     transformer.to_scan, transformer.rms_norm = joined, normed
-    before = project.output_dtype
-    project.output_dtype = lambda _: jnp.float32
+    before = project.sum_dtype
+    project.sum_dtype = lambda _: jnp.float32
     jax.clear_caches()
     bench.train("sft K=4x1 none, fp32 outputs", "sft", 4, 1, t, s, "none")
-    project.output_dtype = before
+    project.sum_dtype = before
 
 
 def _joined(to_scan: Callable, stack: Any, rules: Any, dtype: Any = None) -> Any:

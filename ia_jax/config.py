@@ -32,7 +32,9 @@ class ModelSection:
     revision: commit, branch or tag of a hub id ("": its main branch).
     cache: a directory or gs://… that all processes see, into which a hub id is fetched once, for all runs. "": with
         several processes and a workdir in a bucket, gs://BUCKET/ia_jax_models; else each host's own cache.
-    remat: what the backward pass computes again to save memory.
+    remat: what the backward pass computes again to save memory: nothing; all of a layer but its base products; these
+        of gate and up besides; all of it; all of it, and what the layer got waits in the host's memory. Each takes less
+        of the chip than the one before (docs/plan.md).
     quantization: "int8" holds the matrices of the base's layers in int8 with a step for every output channel, half of
         bf16's memory; embeddings, norms and adapters stay in dtype (docs/int8.md). "": all in dtype. An adapter is of a
         base that is held as it was in training.

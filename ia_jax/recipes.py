@@ -27,7 +27,7 @@ from ia_jax.models.known import local_architecture
 from ia_jax.models.lora import LoraConfig, layers_on
 from ia_jax.models.number_type import AUTO
 from ia_jax.models.quantize import QUANTIZATIONS
-from ia_jax.models.transformer import REMAT_POLICIES
+from ia_jax.models.remat import REMAT_POLICIES
 from ia_jax.models.weights import DTYPES
 from ia_jax.storage import path_of, read_json
 from ia_jax.studies.study import Study, parse_study

@@ -16,6 +16,7 @@ from pathlib import Path
 import jax
 import jax.numpy as jnp
 import pytest
+from jax.extend.core import jaxprs_in_params
 
 from ia_jax.data.batch import Batch, Beside, batch_shardings
 from ia_jax.models.dropout import Dropout
@@ -171,8 +172,8 @@ MEMBERS = {
 }
 
 
-def gradient_gathers(mesh, lora, rate):
-    """Gathers of the gradient of an IA of this kind over organisms."""
+def gradient_of(mesh, lora, rate=0.0, remat="none"):
+    """The gradient of an IA of this kind over organisms, traced."""
     organisms = jax.eval_shape(lambda: tiny.adapter(0, CFG, LORA, organisms=K))
     organisms = abstract(organisms, adapter_shardings(organisms, mesh, True))
     ia = jax.eval_shape(lambda: tiny.adapter(1, CFG, lora))
@@ -182,10 +183,18 @@ def gradient_gathers(mesh, lora, rate):
 
     def loss(ia, base, organisms, batch, keys):
         rows = batch.tokens, batch.segment_ids, batch.positions
-        return forward(base, *rows, (organisms, ia), CFG, dropout=Dropout(rate, keys)).astype(jnp.float32).sum()
+        return (
+            forward(base, *rows, (organisms, ia), CFG, remat=remat, dropout=Dropout(rate, keys))
+            .astype(jnp.float32)
+            .sum()
+        )
 
     base = abstract_params(CFG, jnp.bfloat16, mesh)
-    return gathers(jax.jit(jax.grad(loss)).lower(ia, base, organisms, a_batch(mesh), keys))
+    return jax.jit(jax.grad(loss)).trace(ia, base, organisms, a_batch(mesh), keys)
+
+
+def gradient_gathers(mesh, lora, rate):
+    return gathers(gradient_of(mesh, lora, rate).lower())
 
 
 @EVERY_AXIS
@@ -196,6 +205,39 @@ def test_members_of_every_kind(mesh, member):
     if depth < 2:  # a run of one layer: nobody asks for the gradient of what its q, k and v read
         wanted |= {shape: LAYERS[shape] // 2 for shape in ("48,32", "48,16")}
     assert without_adapters(gradient_gathers(mesh, lora, rate)) == wanted
+
+
+@EVERY_AXIS
+def test_hidden_states_are_summed_along_tp_once_a_block(mesh):
+    """After o and down, and backward before q, k and v and before gate and up: in each of two layers, in bf16.
+
+    The CPU's compiler makes fp32 of it, so what is sent is read off the program as it was written.
+    """
+    traced = gradient_of(mesh, LORA)
+    sent = [x for x, _ in operations("reshard", traced.jaxpr.jaxpr) if x.sharding.spec.unreduced]
+    assert [(x.dtype, x.shape, x.sharding.spec.unreduced) for x in sent] == [
+        (jnp.bfloat16, (K, ROWS, LENGTH, 48), {"tp"})
+    ] * 4  # two in the body of either scan
+    states = f"{K // mesh.shape['fsdp']},{ROWS // mesh.shape['rows']},{LENGTH},48"
+    found = collectives(traced.lower().compile().as_text(), lambda *_: "")
+    assert sum(c.count for c in found if c.op == "all-reduce" and states in c.shape) == 2 * 4
+
+
+def operations(primitive, jaxpr):
+    """The types of what every such operation of a program is given and gives, in its parts too."""
+    for eqn in jaxpr.eqns:
+        if eqn.primitive.name == primitive:
+            yield eqn.invars[0].aval, eqn.outvars[0].aval
+        for part in jaxprs_in_params(eqn.params):
+            yield from operations(primitive, part)
+
+
+@EVERY_AXIS
+def test_what_waits_on_the_host_is_what_layers_got(mesh):
+    """With "offload", of a bf16 base: the states before every layer, and they alone, leave the device."""
+    traced = gradient_of(mesh, LORA, remat="offload")
+    moved = [x for _, x in operations("device_put", traced.jaxpr.jaxpr) if x.memory_space == jax.memory.Space.Host]
+    assert [(x.dtype, x.shape) for x in moved] == [(jnp.bfloat16, (K, ROWS, LENGTH, 48))]
 
 
 @pytest.mark.libtpu

@@ -75,6 +75,37 @@ def test_ia_gradient(inputs, mesh):
     assert_on_logical_axes(gradient, mesh)
 
 
+@only("2x2x2")
+@pytest.mark.parametrize("remat", ["none", "products"])
+def test_sums_that_devices_exchange_in_bf16_are_no_worse_than_one_devices(mesh, remat):
+    """States and gradient of a bf16 base, against those in fp32: eight devices and one are as far from them."""
+
+    def run(dtype, on, base):
+        def loss(ia, base):
+            hidden = forward(base, *rows, (stack, ia), CFG, remat=remat)
+            return (hidden.astype(jnp.float32) ** 2).mean(), hidden
+
+        stack, ia = on(tiny.adapter(1, CFG, LORA, organisms=K), True), on(tiny.adapter(2, CFG, LORA), False)
+        rows = [on(x, True) for x in tiny.rows(K, 2, 24)]
+        base = jax.tree.map(lambda x: x.astype(dtype), base)
+        gradient, states = jax.jit(jax.grad(loss, has_aux=True))(ia, base)
+        return [np.asarray(x, np.float32) for x in (states, *jax.tree.leaves(gradient))]
+
+    def here(tree, organisms):
+        return tree
+
+    def there(tree, organisms):
+        return put(mesh, tree) if organisms else place(mesh, tree)
+
+    with jax.set_mesh(make_mesh()):
+        wanted, alone = (run(dtype, here, tiny.params(CFG)) for dtype in (jnp.float32, jnp.bfloat16))
+    spread = run(jnp.bfloat16, there, place_params(mesh, CFG))
+    for x, one, many in zip(wanted, alone, spread, strict=True):
+        far = [np.linalg.norm(y - x) / np.linalg.norm(x) for y in (one, many)]
+        assert 1e-4 < far[0] < 0.1
+        assert far[1] < 1.3 * far[0]
+
+
 @only("8x1")
 def test_a_shared_adapters_gradient_is_summed_over_devices_in_fp32(mesh):
     """A product of bf16 numbers on eight devices against the sum over organisms, rows and tokens in fp64."""

@@ -98,6 +98,7 @@ class Search:
         self.asked.append(config)
         fits = self.fits(config)
         report = {"topology": topology, "config": config, "fits": fits, "capacity_gib": 15.75, "hbm_gib": 9.0}
+        report["remat"] = config.model.remat
         return report | ({"bound": "ici", "predicted_step_s": self.seconds} if fits else {})
 
     @staticmethod
@@ -112,11 +113,12 @@ class Search:
 
 
 def test_search_compiles_no_shape_that_holds_more_than_one_that_did_not_fit(monkeypatch):
-    s = Search(monkeypatch, lambda c: c.model.remat == "full" and c.mesh.tp > 2, 100.0)
+    s = Search(monkeypatch, lambda c: c.model.remat in ("full", "offload") and c.mesh.tp > 2, 100.0)
     found = s.run()
     assert all(r["fits"] for r in found[: sum(r["fits"] for r in found)])
     assert found[0]["config"].organisms.parallel == 4 * 8  # the slow made-up step is the same for all: most tokens win
     assert "--config.organisms.parallel=32" in found[0]["overrides"]
+    assert found[0]["remat"] == "full"  # as fast as the one that sends its layers' inputs away, which nobody timed
     failed = [r["config"] for r in found if not r["fits"]]
     for i, c in enumerate(s.asked):
         before = [x for x in s.asked[:i] if x in failed and x.mesh == c.mesh and x.model.remat == c.model.remat]

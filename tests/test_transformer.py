@@ -10,12 +10,12 @@ import pytest
 from ia_jax.errors import ConfigError
 from ia_jax.models.attention import attention, causal_mask
 from ia_jax.models.config import RopeScaling
+from ia_jax.models.norm import rms_norm
+from ia_jax.models.remat import REMAT_POLICIES
 from ia_jax.models.rope import apply_rope, rope_frequencies, rope_tables
 from ia_jax.models.transformer import (
-    REMAT_POLICIES,
     abstract_params,
     logits_from_hidden,
-    rms_norm,
     segment_positions,
     weight_specs,
 )
@@ -108,7 +108,7 @@ def gradient(remat, rows, cfg=CFG):
 def test_rematerialisation_changes_nothing():
     rows, stack = tiny.rows(K, 2, 7), (tiny.adapter(1, organisms=K),)
     plain, *others = (gradient(remat, rows)(stack) for remat in REMAT_POLICIES)
-    assert len(others) == 2
+    assert len(others) == 4
     for other in others:
         assert tiny.worst(other, plain) < 1e-5
 
@@ -116,7 +116,8 @@ def test_rematerialisation_changes_nothing():
 def test_each_policy_holds_less_than_the_one_before():
     """What a layer keeps of a token for its backward pass, by what the derivative saves, not by a compiler's report.
 
-    "dots" once held twice as much as no policy at all. "full" keeps the layer's input and nothing else.
+    "dots" once held twice as much as no policy at all. "products" keeps the projections' outputs but down's, the ranks
+    of all and the layer's input; "full" that input and nothing else; "offload" as much, in the host's memory.
     """
     wide, tokens = replace(CFG, intermediate_size=4 * CFG.hidden_size), 16 * 16
 
@@ -133,9 +134,12 @@ def test_each_policy_holds_less_than_the_one_before():
 
         return size(jax.eval_shape(backward, adapter)) - size((params, adapter))
 
-    none, mlp, full = ((kept(remat, 4) - kept(remat, 3)) / tokens for remat in REMAT_POLICIES)
-    assert full == 4 * CFG.hidden_size
-    assert none > 2 * mlp > 4 * full
+    none, products, mlp, full, offload = ((kept(remat, 4) - kept(remat, 3)) / tokens for remat in REMAT_POLICIES)
+    assert offload == full == 4 * wide.hidden_size
+    attention = wide.hidden_size + wide.q_size + 2 * wide.kv_size + wide.hidden_size + 7 * tiny.LORA.rank
+    assert mlp == 4 * attention
+    assert products == 4 * (attention + 2 * wide.intermediate_size)
+    assert none > 1.3 * products
 
 
 def test_unknown_remat_policy():

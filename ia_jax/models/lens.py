@@ -10,7 +10,8 @@ import jax
 import jax.numpy as jnp
 
 from ia_jax.models.config import ModelConfig
-from ia_jax.models.transformer import Params, logits_from_hidden, rms_norm
+from ia_jax.models.norm import rms_norm
+from ia_jax.models.transformer import Params, logits_from_hidden
 from ia_jax.parallel.mesh import TRAINING, Rules
 
 

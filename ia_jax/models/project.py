@@ -2,9 +2,10 @@
 
 This one function carries nearly all of the work, so its derivative is written by hand. Autodiff of a product
 bf16 x bf16 -> fp32 multiplies fp32 cotangents by fp32 copies of the weights; here cotangents are rounded to the compute
-dtype once, all products run in it with fp32 accumulation, and the input's cotangent is summed in fp32. An adapter's
-gradient has the dtype that the adapter is held in: fp32 where it is trained, so that its sum over tokens and over
-devices is one in fp32. Nothing is computed for W, which is frozen.
+dtype once, all products run in it with fp32 accumulation, and the input's cotangent is summed in fp32. Of a sum over
+devices each adds up its own part in fp32, and they exchange that once, in the compute dtype. An adapter's gradient has
+the dtype that the adapter is held in: fp32 where it is trained, so that its sum over tokens and over devices is one in
+fp32. Nothing is computed for W, which is frozen.
 
 With dropout an adapter reads `keep * x`, and its low-rank product is divided by 1 - rate: so `x` is dropped without
 being rounded, and the division is one of few numbers.
@@ -13,15 +14,18 @@ A matrix in int8 is multiplied as whole numbers; its steps multiply what comes o
 that goes in. So no matrix is ever there in the compute dtype but inside a product.
 """
 
-from functools import partial
+from collections.abc import Sequence
+from functools import partial, reduce
 from typing import Any, NamedTuple, cast
 
 import jax
 import jax.numpy as jnp
+from jax.ad_checkpoint import checkpoint_name
 
 from ia_jax.models.dropout import Dropout, keep_mask, of_group
 from ia_jax.models.lora import LayerStack
 from ia_jax.models.quantize import Int8
+from ia_jax.models.remat import LOW
 from ia_jax.parallel.mesh import TRAINING, Rules
 from ia_jax.parallel.platform import fix_layout_on_cpu, platform
 
@@ -67,8 +71,21 @@ def _dot(equation: str, x: jax.Array, y: jax.Array, rules: Rules, out: Axes, dty
     return jnp.einsum(equation, x, y, preferred_element_type=dtype, out_sharding=rules.spec(*out))
 
 
-def output_dtype(x: jax.Array) -> Any:
-    """Of a projection: fp32, and on GPU that of x, in which its products are still summed in fp32.
+def _sum_of_products(
+    equation: str, pairs: Sequence[tuple[jax.Array, jax.Array]], summed: str, rules: Rules, out: Axes, dtype: Any
+) -> jax.Array:
+    """The sum of these products, each over the logical axis `summed` of activations, in `dtype`."""
+    sent, parts = pairs[0][0].dtype, rules.partial_sums(_activation_axis(summed), *out)
+    if parts is None or sent == jnp.float32:
+        return reduce(jnp.add, (_dot(equation, x, y, rules, out, dtype) for x, y in pairs))
+    local = jnp.float32 if len(pairs) > 1 else sent
+    own = (jnp.einsum(equation, *p, preferred_element_type=local, out_sharding=parts) for p in pairs)
+    return rules.reshard(reduce(jnp.add, own).astype(sent), *out).astype(dtype)
+
+
+def sum_dtype(x: jax.Array) -> Any:
+    """In which a projection adds up the products of base and adapters: fp32, and on GPU x's, in which each of them is
+    still summed in fp32.
 
     There every product of the sum is a call of a library's kernel, which reads and writes the sum: in fp32 this takes
     half as long as the base's product itself. It is rounded to x's dtype where it goes, anyway.
@@ -109,7 +126,7 @@ def project(
     x: [K, B, T, in]; weights: {name: [in, out]}, some in int8; stack: one layer's adapters, leaves `[in, r]` or
     `[K, in, r]`, which need not target every name. in_axis, out_axis: logical axes of the weight ("embed", "heads" or
     "mlp"). dropout: this layer's, of the inputs that one member reads.
-    Returns {name: [K, B, T, out]} in `output_dtype`.
+    Returns {name: [K, B, T, out]} in x's dtype.
     """
 
     def leaf(factor: str, value: jax.Array) -> jax.Array:
@@ -151,11 +168,11 @@ def _project(
     rules: Rules,
 ) -> tuple[dict[str, jax.Array], list[jax.Array | None]]:
     out = ("organism", "rows", None, _activation_axis(out_axis))
-    ys, wide = {}, output_dtype(x)
+    ys, wide = {}, sum_dtype(x)
     for name, weight in weights.items():
         with jax.named_scope("base"):
             w, steps = _matrix(weight, x.dtype, rules, in_axis, out_axis)
-            y = _dot("kbtd,df->kbtf", x, w, rules, out, wide)
+            y = _sum_of_products("kbtd,df->kbtf", [(x, w)], in_axis, rules, out, wide)
             ys[name] = y if steps is None else (y * steps).astype(wide)
     low = []
     with jax.named_scope("lora"):
@@ -168,11 +185,12 @@ def _project(
             a = _whole(_side_by_side(adapter, names), x.dtype, rules, in_axis, "rank")
             keep = _keep(dropout, position, x, in_axis, rules)
             u = _scaled(_dot(f"kbtd,{k}dr->kbtr", _dropped(x, keep), a, rules, LOW_RANK, x.dtype), keep, dropout)
+            u = checkpoint_name(u, LOW)
             for n, u_n in zip(names, _split(u, adapter, names), strict=True):
                 b = _whole(adapter[n]["b"], x.dtype, rules, "rank", out_axis)
                 ys[n] = ys[n] + _dot(f"kbtr,{k}rf->kbtf", u_n, b, rules, out, wide)
             low.append(u)
-    return ys, low
+    return {n: checkpoint_name(y.astype(x.dtype), n) for n, y in ys.items()}, low
 
 
 def _keep(dropout: Dropout | None, position: int, x: jax.Array, in_axis: str, rules: Rules) -> jax.Array | None:
@@ -224,12 +242,12 @@ def _project_bwd(in_axis: str, out_axis: str, rules: Rules, saved: tuple, cotang
     x, weights, stack, dropout, low = saved
     gs = {n: g.astype(x.dtype) for n, g in cotangents.items()}
     wide = ("organism", "rows", None, _activation_axis(in_axis))
-    dx = jnp.zeros((), jnp.float32)
-    for n, weight in weights.items():
-        with jax.named_scope("base"):
+    pairs = []
+    with jax.named_scope("base"):
+        for n, weight in weights.items():
             w, steps = _matrix(weight, x.dtype, rules, in_axis, out_axis)
-            g = gs[n] if steps is None else (cotangents[n] * steps).astype(x.dtype)
-            dx = dx + _dot("kbtf,df->kbtd", g, w, rules, wide)
+            pairs.append((gs[n] if steps is None else (cotangents[n] * steps).astype(x.dtype), w))
+        dx = _sum_of_products("kbtf,df->kbtd", pairs, out_axis, rules, wide, jnp.float32)
     grads = []
     with jax.named_scope("lora"):
         for position, (adapter, u) in enumerate(zip(stack, low, strict=True)):

@@ -10,11 +10,11 @@ v vocabulary, r rank.
 
 import math
 from dataclasses import dataclass, replace
-from functools import partial
 from typing import Any, NamedTuple, cast
 
 import jax
 import jax.numpy as jnp
+from jax.ad_checkpoint import checkpoint_name
 from jax.sharding import AbstractMesh, Mesh, NamedSharding
 
 from ia_jax.errors import ConfigError
@@ -23,14 +23,15 @@ from ia_jax.models.config import ModelConfig
 from ia_jax.models.dropout import Dropout, fold, for_pass
 from ia_jax.models.layers import scan_layers
 from ia_jax.models.lora import PROJECTIONS, RESIDUAL, LayerStack, Scanned, Stack, to_scan
+from ia_jax.models.norm import rms_norm
 from ia_jax.models.project import project, swiglu
 from ia_jax.models.quantize import Int8
+from ia_jax.models.remat import LAYER, remembering
 from ia_jax.models.rope import apply_rope, rope_tables
 from ia_jax.parallel.distributed import on_main_process
 from ia_jax.parallel.mesh import DECODING, TRAINING, Rules, describe, mesh_in_use
 
 Params = dict[str, Any]
-REMAT_POLICIES = ("none", "mlp", "full")  # each holds less than the one before, and computes more again
 
 
 @dataclass(frozen=True)
@@ -143,10 +144,14 @@ def room_for_another(params: Params) -> bool:
     return on_main_process(fits)
 
 
-def abstract_params(cfg: ModelConfig, dtype: Any, mesh: Mesh | AbstractMesh | None = None) -> Params:
+def abstract_params(
+    cfg: ModelConfig, dtype: Any, mesh: Mesh | AbstractMesh | None = None, rules: Rules = TRAINING
+) -> Params:
     """Shapes and dtypes (and shardings) of the weights, without any data: for compiling and for restoring."""
     specs = weight_specs(cfg)
-    shardings = jax.tree.map(lambda _: None, specs, is_leaf=_is_spec) if mesh is None else param_shardings(cfg, mesh)
+    shardings = jax.tree.map(lambda _: None, specs, is_leaf=_is_spec)
+    if mesh is not None:
+        shardings = param_shardings(cfg, mesh, rules)
 
     def leaf(s: WeightSpec, sharding: NamedSharding | None) -> jax.ShapeDtypeStruct:
         return jax.ShapeDtypeStruct(s.shape, s.dtype or dtype, sharding=sharding)
@@ -157,14 +162,6 @@ def abstract_params(cfg: ModelConfig, dtype: Any, mesh: Mesh | AbstractMesh | No
 # ---------------------------------------------------------------------------------------------------------------------
 # Pieces of a layer
 # ---------------------------------------------------------------------------------------------------------------------
-
-
-@jax.named_scope("norm")
-def rms_norm(x: jax.Array, weight: jax.Array, eps: float) -> jax.Array:
-    """x / rms(x) * weight over the last axis; the statistics in fp32, the result in x's dtype."""
-    x32 = x.astype(jnp.float32)
-    inv = jax.lax.rsqrt(jnp.mean(x32 * x32, axis=-1, keepdims=True) + eps)
-    return (x32 * inv).astype(x.dtype) * weight.astype(x.dtype)
 
 
 class KVCache(NamedTuple):
@@ -288,12 +285,9 @@ def forward(
     on some of the layers cost nothing on the others. dropout: of the inputs of one member's LoRAs, in training.
     Returns [K, B, T, D]; with `every_layer`, [L + 1, K, B, T, D]: the embeddings, each layer's output, the last one
     after the final norm (the order of transformers' `output_hidden_states`).
-    `remat`, what the backward pass computes again: "none" nothing, "mlp" what lies inside the MLP, "full" everything
-    inside a layer (docs/plan.md: memory and FLOPs of each). Raises ConfigError where no mesh is set, or one that does
-    not divide the organisms and rows.
+    `remat`: what the backward pass keeps of a layer (models/remat.py; docs/plan.md: memory and FLOPs of each). Raises
+    ConfigError where no mesh is set, or one that does not divide the organisms and rows.
     """
-    if remat not in REMAT_POLICIES:
-        raise ConfigError(f"remat {remat!r} unknown; choose from {', '.join(REMAT_POLICIES)}")
     _check_batch(tokens, rules)
     dtype = params["embed"].dtype
     rope, mask = rope_tables(positions, cfg), attention_mask(segment_ids, dtype, cfg.head_dim)
@@ -303,17 +297,12 @@ def forward(
     def layer(x: jax.Array, inputs: tuple[jax.Array, Params, LayerStack]) -> tuple[jax.Array, jax.Array | None]:
         number, w, adapters = inputs
         own = fold(drop, number)
-        x, _ = attention_block(x, w, adapters, rope, mask, cfg, rules, dropout=own)
-        x = mlp(x, w, adapters, own)
+        x, _ = attention_block(checkpoint_name(x, LAYER), w, adapters, rope, mask, cfg, rules, dropout=own)
+        x = mlp_block(x, w, adapters, own, cfg=cfg, rules=rules)
         return x, x if every_layer else None
 
-    mlp = partial(mlp_block, cfg=cfg, rules=rules)
-    if remat == "mlp":
-        mlp = jax.checkpoint(mlp)
-    elif remat == "full":
-        layer = jax.checkpoint(layer)
     x = embed(params, tokens, rules)
-    last, each = scan_layers(layer, x, params["layers"], adapters)
+    last, each = scan_layers(remembering(remat, layer), x, params["layers"], adapters)
     out = rms_norm(last, params["final_norm"], cfg.rms_norm_eps)
     return jnp.concatenate([x[None], *each[:-1], each[-1][:-1], out[None]]) if every_layer else out
 

@@ -64,6 +64,13 @@ class Rules:
         """`x` moved to where these logical axes lie on the mesh in use."""
         return jax.sharding.reshard(x, self.spec(*axes))
 
+    def partial_sums(self, summed: str | None, *axes: str | None) -> PartitionSpec | None:
+        """Of an array with these logical axes, which is a sum over the axis `summed`: where it lies while every device
+        has added up no more than its own part. None where one device has all of it.
+        """
+        spread = frozenset(m for m in self._mesh_axes(summed) if mesh_in_use().shape[m] > 1) if summed else None
+        return PartitionSpec(*self.spec(*axes), unreduced=spread) if spread else None
+
     def size(self, axis: str, mesh: Mesh | AbstractMesh | None = None) -> int:
         """Over how many devices a logical axis is spread, of this mesh or of the one in use."""
         mesh = mesh_in_use() if mesh is None else mesh

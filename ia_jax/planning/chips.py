@@ -135,7 +135,11 @@ class Work:
     @property
     def reads(self) -> float:
         """How often all layers' weights are read: forward, again where a layer is recomputed, backward."""
-        return 1 if not self.backward else 1 + (2 if self.remat == "full" else 1) * self.share
+        return 1 if not self.backward else 1 + (2 if self.whole_layers_again else 1) * self.share
+
+    @property
+    def whole_layers_again(self) -> bool:
+        return self.remat in ("full", "offload")
 
     @property
     def gathers(self) -> float:
@@ -214,12 +218,13 @@ def step_flops(cfg: ModelConfig, lora: LoraConfig, work: Work) -> tuple[float, f
         cfg, [replace(s, targets=own) for s in stack if (own := tuple(set(wide) & set(s.targets)))], lowest
     )
     full = above * (base + attention) + work.tokens * _lora_flops(cfg, stack, lowest)
-    again = {"none": 0.0, "mlp": work.tokens * mlp, "full": full}[work.remat]
+    products = above * attention
+    again = {"none": 0.0, "products": products, "mlp": products + work.tokens * mlp}.get(work.remat, full)
     return tokens * work.fill + supervised * work.target_fill, tokens + supervised + again
 
 
 def step_ici_bytes(cfg: ModelConfig, work: Work, shards: int, tp: int, copies: int = 1) -> tuple[float, float]:
-    """Bytes that a chip receives in gathers of weights and, along `tp`, in sums of fp32 hidden states.
+    """Bytes that a chip receives in gathers of weights and, along `tp`, in sums of hidden states in bf16.
 
     shards: into how many parts the base is cut beside those of `tp`; copies: how many groups of chips have it whole.
     What a program really sends, `plan` reads from it; these are docs/plan.md's formulas, for what is not compiled.
@@ -232,8 +237,8 @@ def step_ici_bytes(cfg: ModelConfig, work: Work, shards: int, tp: int, copies: i
         / shards
     )
     # After o and down; of them one again, where the layer is recomputed; backward before q, k, v and gate, up.
-    sums = 2 if not work.backward else 2 + (3 if work.remat == "full" else 2) * work.share
-    summed = sums * layers * 4 * work.tokens / (shards * copies) * cfg.hidden_size * 2 * (tp - 1) / tp
+    sums = 2 if not work.backward else 2 + (3 if work.whole_layers_again else 2) * work.share
+    summed = sums * layers * 2 * work.tokens / (shards * copies) * cfg.hidden_size * 2 * (tp - 1) / tp
     return gathered, summed
 
 
