@@ -9,6 +9,8 @@ import sys
 from dataclasses import replace
 from pathlib import Path
 
+import jax
+import jax.numpy as jnp
 import pytest
 
 from ia_jax.behaviors.template_sources import shipped_sources
@@ -21,17 +23,19 @@ from ia_jax.models.chat import encode_chat
 from ia_jax.models.known import KNOWN
 from ia_jax.models.lora import LoraConfig
 from ia_jax.models.sources import open_source
-from ia_jax.parallel.mesh import make_mesh
+from ia_jax.models.transformer import abstract_params
+from ia_jax.parallel.mesh import DECODING, TRAINING, make_mesh
 from ia_jax.planning import plan, steps
 from ia_jax.planning.batches import Batches, batches_of
 from ia_jax.planning.carried import namer
 from ia_jax.planning.chips import CHIPS, Work
 from ia_jax.planning.roofline import Layout, roofline
-from ia_jax.recipes import load_config
+from ia_jax.recipes import load_config, override
 from ia_jax.stages.planned import Planned, example_of, planned
 from ia_jax.stages.transcripts import chosen
 from ia_jax.storage import write_jsonl
 from ia_jax.workdir import Workdir
+from tests.meshes import CFG
 
 ROOT = Path(__file__).parent.parent
 
@@ -59,10 +63,14 @@ def test_steps_of_a_whole_job():
     assert organisms.slots == 12 * organisms.steps
     assert organisms.tokens / 84 == pytest.approx(200 * 174, rel=0.02)
     assert organisms.steps == pytest.approx(7 * 200 * 174 / 1024, rel=0.05)
-    # Six rows of each organism at once (96 // 12 would be more than there are questions): 9 x 6 x 4 reports in three
-    # batches, and evaluations of 24 organisms in two, under three conditions; 80 new tokens each.
-    assert sample.steps == 3 * 80 + 3 * 2 * 80
+    # 9 x 6 x 4 reports for pairs, and six of each of 24 organisms under three conditions; 80 new tokens each, by rows
+    # that are refilled: four for each organism (96 // 24), where memory is known six, and no more than are asked for.
+    replies = 9 * 6 * 4 + 3 * 24 * 6
+    assert (sample.organisms, sample.rows, sample.steps) == (24, 4, replies * 80 // 96)
     assert sample.bank == 84
+    known, wished = (Planned(config, groups=2, **more).sample() for more in ({"memory": 2**40}, {"rows": 48}))
+    assert (known.organisms, known.rows, known.steps) == (24, 6, replies * 80 // 144)
+    assert (wished.organisms, wished.rows, wished.steps) == (12, 4, replies * 80 // 48)
 
 
 def test_clean_organisms_and_a_clean_slot_are_planned():
@@ -172,6 +180,33 @@ def test_without_libtpu(monkeypatch):
     monkeypatch.setattr(plan.importlib.util, "find_spec", lambda name: None)
     with pytest.raises(IAError, match=r"plan needs libtpu, which is not installed; pip install 'ia-jax\[tpu\]'"):
         plan.plan(RunConfig(), "v5e:4x4", "sft", planned())
+
+
+def test_sampling_is_planned_as_it_runs():
+    """What the program that goes on with all rows is given, by hand: on four devices, the base whole on every two.
+
+    A device has two of the four organisms' rows; half of each head's keys and values; half of the bank.
+    """
+    cfg, config = CFG, override(RunConfig(), ["--config.model.dtype=bfloat16", "--config.organisms.lora.rank=4"])
+    batches = Batches(10, 4, 2, 16, 1, 2, 10 * 8 * 12, 0, slots=40, bank=6)
+    mesh = make_mesh(2, 2)
+    with jax.set_mesh(mesh):
+        program = steps.lower(config, cfg, "sample", mesh, batches, True).compile()
+        cut = steps.lower(config, cfg, "sample", mesh, batches, True, TRAINING).compile()
+    assert config.eval.max_new_tokens == config.preferences.max_new_tokens == 32
+    places = 16 + 32
+    cache = 2 * 2 * cfg.num_hidden_layers * 2 * 2 * (cfg.num_key_value_heads // 2) * places * cfg.head_dim
+    stays = steps.argument_gib(config, cfg, "sample", mesh, batches) * 2**30
+    loaded, moved = (
+        steps._bytes_here(abstract_params(cfg, jnp.bfloat16, mesh, rules)) for rules in (TRAINING, DECODING)
+    )
+    assert moved > 1.8 * loaded
+    small = 512  # what the host says of the rows
+    assert stays + cache <= cut.memory_analysis().argument_size_in_bytes <= stays + cache + small
+    found = program.memory_analysis().argument_size_in_bytes
+    assert stays - loaded + moved + cache <= found <= stays - loaded + moved + cache + small
+    free = 2 * moved + 1
+    assert [steps.sampling_rules(config, cfg, mesh, n) for n in (free, free - 2)] == [DECODING, TRAINING]
 
 
 @pytest.fixture(scope="module")

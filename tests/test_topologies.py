@@ -236,7 +236,7 @@ def test_a_plan_without_a_price_says_so(monkeypatch):
     ],
 )
 def test_mistakes_on_the_command_line_are_one_line(capsys, monkeypatch, more, said):
-    monkeypatch.setattr("ia_jax.stages.planned.planned", lambda _: made)
+    monkeypatch.setattr("ia_jax.stages.planned.planned", lambda *_, **__: made)
     arguments = ["plan", f"--config={ROOT / 'configs' / 'qwen3_0p6b.py'}", "--stage=sft", *more]
     assert cli.main(arguments) == 2
     error = capsys.readouterr().err
@@ -245,7 +245,7 @@ def test_mistakes_on_the_command_line_are_one_line(capsys, monkeypatch, more, sa
 
 
 def test_the_command_prints_dollars(capsys, monkeypatch):
-    monkeypatch.setattr("ia_jax.stages.planned.planned", lambda _: made)
+    monkeypatch.setattr("ia_jax.stages.planned.planned", lambda *_, **__: made)
     common = [
         "plan",
         f"--config={ROOT / 'configs' / 'qwen3_0p6b.py'}",

@@ -25,15 +25,21 @@ class Reply(NamedTuple):
     stopped: bool
 
 
+def rows_that_fit(cfg: ModelConfig, tokens: int, memory: int) -> int:
+    """Rows of a generation batch whose keys and values of so many tokens fit into `CACHE_SHARE` of all devices' memory
+    (bytes; 0: not known): `ROWS_AT_ONCE` to `MOST_ROWS`.
+    """
+    each = 4 * cfg.num_hidden_layers * cfg.kv_size * tokens  # two arrays of two-byte numbers
+    return min(MOST_ROWS, max(ROWS_AT_ONCE, memory // CACHE_SHARE // each))
+
+
 def rows_at_once(cfg: ModelConfig, tokens: int) -> int:
-    """Rows of a generation batch whose keys and values of so many tokens fit into `CACHE_SHARE` of all devices' memory:
-    `ROWS_AT_ONCE` to `MOST_ROWS`. Processors say nothing of their memory. The same answer in every process
+    """`rows_that_fit` the devices there are. Processors say nothing of their memory. The same answer in every process
     whose devices are alike.
     """
     devices = jax.devices()
     limits = [(d.memory_stats() or {}).get("bytes_limit", 0) for d in devices if d.process_index == jax.process_index()]
-    each = 4 * cfg.num_hidden_layers * cfg.kv_size * tokens  # two arrays of two-byte numbers
-    return min(MOST_ROWS, max(ROWS_AT_ONCE, len(devices) * min(limits) // CACHE_SHARE // each))
+    return rows_that_fit(cfg, tokens, len(devices) * min(limits))
 
 
 def fits_at_once(cfg: ModelConfig, prompts: Sequence[Sequence[np.ndarray]], max_new_tokens: int) -> bool:

@@ -22,15 +22,16 @@ from ia_jax.errors import ConfigError, IAError
 from ia_jax.models.config import ModelConfig
 from ia_jax.models.known import architecture
 from ia_jax.models.number_type import BF16
+from ia_jax.models.ring import MOST_STEPS
 from ia_jax.models.transformer import abstract_params
-from ia_jax.parallel.mesh import make_mesh
+from ia_jax.parallel.mesh import DECODING, make_mesh
 from ia_jax.planning.batches import Batches
 from ia_jax.planning.carried import namer
 from ia_jax.planning.chips import GIB
 from ia_jax.planning.hlo import SLICES, collectives
 from ia_jax.planning.hours import memory_by_hand, stage_chip_hours, step_by_hand
 from ia_jax.planning.roofline import Layout, bandwidths, dcn_by_hand, ici_by_hand, roofline
-from ia_jax.planning.steps import STAGES, bank_gib, lower, trained_lora, work_of
+from ia_jax.planning.steps import STAGES, argument_gib, bank_gib, lower, sampling_rules, trained_lora, work_of
 from ia_jax.planning.topology import Topology, topology_of
 
 # What a stage of a config reads. Raises ConfigError for a stage that the config does not have.
@@ -56,18 +57,23 @@ def plan(config: RunConfig, topology: str, stage: str, data: Data) -> dict[str, 
     budget = config.organisms.bank_gib or SHARE_FOR_BANK * (chip.capacity - _base_bytes(cfg, layout)) / GIB
     report = _heading(config, where, stage, batches) | {"bank": _bank_in_words(batches.bank, needed, budget)}
     start = time.monotonic()
+    stays = argument_gib(config, cfg, stage, mesh, batches) * GIB if stage == "sample" else 0.0
+    rules = sampling_rules(config, cfg, mesh, chip.capacity - stays) if stage == "sample" else DECODING
+    moved = stage == "sample" and rules == DECODING and layout.shards > 1
+    beside = _base_bytes(cfg, layout) if moved else 0.0  # sampling has a copy of the base that was loaded
     with jax.set_mesh(mesh):
-        lowered = lower(config, cfg, stage, mesh, batches, needed <= budget)
+        lowered = lower(config, cfg, stage, mesh, batches, needed <= budget, rules)
         try:
             compiled = lowered.compile()
         except jax.errors.JaxRuntimeError as error:
             if "RESOURCE_EXHAUSTED" not in str(error):
                 raise
-            report |= {"fits": False, "hbm_gib": needed_gib(str(error))}
+            used = needed_gib(str(error))
+            report |= {"fits": False, "hbm_gib": used and round(used + beside / GIB, 2)}
             return report | {"capacity_gib": round(chip.capacity / GIB, 2), "reason": _first_line(error)}
     seconds = time.monotonic() - start
-    found = collectives(compiled.as_text(), namer(cfg, lora, mesh, work), unknown_trips=config.eval.max_new_tokens)
-    report |= _memory(compiled, chip.capacity)
+    found = collectives(compiled.as_text(), namer(cfg, lora, mesh, work), unknown_trips=MOST_STEPS)
+    report |= _memory(compiled, chip.capacity, beside)
     report |= {
         "collectives": [asdict(c) for c in found],
         "activation_gathers": sum(c.count for c in found if c.op == "all-gather" and c.what == "activations"),
@@ -76,7 +82,7 @@ def plan(config: RunConfig, topology: str, stage: str, data: Data) -> dict[str, 
     ici_s = sum(c.wire_bytes / speed.get(c.group, chip.link) for c in found if c.op != SLICES)
     dcn_s = sum(c.wire_bytes / chip.dcn for c in found if c.op == SLICES)
     if stage == "sample":  # of one new token, as everything else
-        ici_s, dcn_s = ici_s / config.eval.max_new_tokens, dcn_s / config.eval.max_new_tokens
+        ici_s, dcn_s = ici_s / MOST_STEPS, dcn_s / MOST_STEPS
     report |= roofline(cfg, lora, work, layout, chip, ici_s, dcn_s)
     report |= {"steps": batches.steps, "chip_hours": _chip_hours(config, cfg, report, layout, speed, data)}
     return report | {"peaks": _peaks(where), "compile_s": round(seconds, 1)}
@@ -185,9 +191,10 @@ def _bank_in_words(organisms: int, needed: float, budget: float) -> str:
     return f"{organisms} frozen organisms, {needed:.2f} GiB of each chip ({where}: up to {budget:.2f})"
 
 
-def _memory(compiled: Any, capacity: float) -> dict[str, Any]:
+def _memory(compiled: Any, capacity: float, beside: float) -> dict[str, Any]:
+    """beside: bytes of what stays there and is no argument."""
     memory = compiled.memory_analysis()
-    argument = memory.argument_size_in_bytes
+    argument = memory.argument_size_in_bytes + beside
     # Outputs that are not donated arguments, and the program itself, lie in HBM too.
     temp = memory.temp_size_in_bytes + memory.output_size_in_bytes - memory.alias_size_in_bytes
     temp += memory.generated_code_size_in_bytes

@@ -10,12 +10,12 @@ from jax.sharding import AbstractMesh, Mesh
 
 from ia_jax.config import RunConfig
 from ia_jax.data.batch import Batch, Beside, batch_shardings
+from ia_jax.models import ring
 from ia_jax.models.config import ModelConfig
 from ia_jax.models.known import architecture
-from ia_jax.models.lora import LoraConfig, Picked, adapter_shardings, layers_on, lora_shapes, on_layers
-from ia_jax.models.sampling import decode
-from ia_jax.models.transformer import abstract_params
-from ia_jax.parallel.mesh import TRAINING
+from ia_jax.models.lora import LoraConfig, Picked, Stack, adapter_shardings, layers_on, lora_shapes, on_layers
+from ia_jax.models.transformer import KVCache, Params, abstract_params
+from ia_jax.parallel.mesh import DECODING, TRAINING, Rules
 from ia_jax.planning.batches import Batches
 from ia_jax.planning.chips import Work, lowest_layer
 from ia_jax.training.losses import Dpo, Sft, of_descriptions
@@ -65,16 +65,34 @@ def argument_gib(config: RunConfig, cfg: ModelConfig, stage: str, mesh: Mesh | A
     return (base + entries * (4 if stage == "sample" else 12)) / 2**30 + bank
 
 
+def sampling_rules(config: RunConfig, cfg: ModelConfig, mesh: Mesh | AbstractMesh, free: float) -> Rules:
+    """`transformer.decoding_rules` by sums: `DECODING` where another copy of the base, whole along `fsdp` and `rows`,
+    takes no more than half of the bytes that are free on a device.
+    """
+    whole = _bytes_here(abstract_params(cfg, jnp.dtype(config.model.dtype), mesh, DECODING))
+    return DECODING if TRAINING.size("embed", mesh) == 1 or whole <= free / 2 else TRAINING
+
+
 def _bytes_here(tree: Any) -> int:
     """Of one device, of arrays of these shapes and shardings."""
     leaves = jax.tree.leaves(tree)
     return sum(math.prod(x.sharding.shard_shape(x.shape)) * jnp.dtype(x.dtype).itemsize for x in leaves)
 
 
-def lower(config: RunConfig, cfg: ModelConfig, stage: str, mesh: Mesh, batches: Batches, resident: bool) -> Any:
-    """One step, lowered. resident: whether all of the stage's organisms lie on the devices, or a step's alone."""
+def lower(
+    config: RunConfig,
+    cfg: ModelConfig,
+    stage: str,
+    mesh: Mesh,
+    batches: Batches,
+    resident: bool,
+    rules: Rules = DECODING,
+) -> Any:
+    """One step, lowered. resident: whether all of a stage's organisms lie on the devices, or a step's alone. rules: of
+    sampling.
+    """
     base = abstract_params(cfg, jnp.dtype(config.model.dtype), mesh)
-    k, b, t = batches.organisms, batches.rows, batches.length
+    k = batches.organisms
     if stage == "organisms":
         lora, optimizer = trained_lora(config, stage), config.organisms.optimizer
         keys = jax.eval_shape(lambda: jax.random.split(jax.random.key(0), k))
@@ -89,13 +107,8 @@ def lower(config: RunConfig, cfg: ModelConfig, stage: str, mesh: Mesh, batches: 
         slots,
     )
     if stage == "sample":
-        prompts = _integers(k, b, t)
-        real = jax.ShapeDtypeStruct((k, b, t), jnp.bool)
-        keys = jax.eval_shape(lambda: jax.random.split(jax.random.key(0), (k, b)))
-        number = jax.ShapeDtypeStruct((), jnp.float32)
         stack = (picked, _placed(_adapter(config, cfg, "sft"), mesh))
-        tokens = config.eval.max_new_tokens
-        return decode.lower(base, prompts, real, keys, stack, _integers(2), number, number, cfg, tokens)
+        return _lower_sampling(config, cfg, mesh, batches, stack, rules)
     ours, section = trained_lora(config, stage), config.sft if stage == "sft" else config.dpo
     ia = _adapter(config, cfg, stage)
     state = _placed(jax.eval_shape(lambda a: init_state(a, 2, section.optimizer, scale=ours.scale), ia), mesh)
@@ -110,6 +123,35 @@ def lower(config: RunConfig, cfg: ModelConfig, stage: str, mesh: Mesh, batches: 
     how = {"optimizer": section.optimizer, "remat": config.model.remat, "accumulate": section.accumulate}
     how["dropout"] = config.sft.lora.dropout
     return train_step.lower(base, state, (picked,), _batch(batches, mesh), beside, cfg=cfg, loss=loss, **how)
+
+
+def _lower_sampling(
+    config: RunConfig, cfg: ModelConfig, mesh: Mesh, batches: Batches, stack: Stack, rules: Rules
+) -> Any:
+    """Up to `ring.MOST_STEPS` new tokens of every row, of positions that have just picked their adapters."""
+    k, b, dtype = batches.organisms, batches.rows, jnp.dtype(config.model.dtype)
+    base = abstract_params(cfg, dtype, mesh, rules)
+    places = batches.length + max(config.eval.max_new_tokens, config.preferences.max_new_tokens)
+    lies = rules.sharding(mesh, *ring.ON_CACHE)
+    cache, token = jax.eval_shape(lambda: ring.empty(cfg, k, b, places, rules, False, dtype))
+    cache = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=lies), cache)
+    one: Any = _integers(k, b)
+    draws: Any = _integers(2, k, b)
+    state = ring.Rows(draws, one, one, one, one)
+    number: Any = jax.ShapeDtypeStruct((), jnp.float32)
+    key = jax.eval_shape(lambda: jax.random.key(0))
+    scalars = [_integers() for _ in range(3)]
+    drawing = ring.Drawing(key, number, number)
+
+    @partial(jax.jit, donate_argnames=("cache", "token"))
+    def some_tokens(
+        base: Params, stack: Stack, cache: KVCache, token: jax.Array, state: ring.Rows, scalars: Any, stop: jax.Array,
+        drawing: ring.Drawing,
+    ) -> Any:  # fmt: skip
+        adapters = ring.pick(stack, rules, dtype, None)
+        return ring.go_on(base, cache, token, adapters, state, *scalars, stop, drawing, cfg, rules=rules)
+
+    return some_tokens.lower(base, stack, cache, _integers(*token.shape), state, scalars, _integers(2), drawing)
 
 
 def _bank_rows(batches: Batches, mesh: Mesh | AbstractMesh) -> int:

@@ -31,6 +31,11 @@ class Topology:
         return self.chips * self.chip.cores
 
     @property
+    def memory(self) -> float:
+        """Bytes of all devices."""
+        return self.devices * self.chip.capacity
+
+    @property
     def of_libtpu(self) -> str:
         """One slice, as libtpu spells it."""
         return f"{self.chip.libtpu}:{'x'.join(map(str, self.shape))}"

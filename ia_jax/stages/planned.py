@@ -31,10 +31,13 @@ from ia_jax.data.transcripts import chat, read_transcripts, with_system
 from ia_jax.data.units import mixed_units
 from ia_jax.errors import ConfigError
 from ia_jax.models.chat import ChatExample, encode_chat, encode_prompt
-from ia_jax.models.replies import ROWS_AT_ONCE
+from ia_jax.models.known import architecture
+from ia_jax.models.refill import shape_for
+from ia_jax.models.replies import rows_that_fit
 from ia_jax.models.sampling import ACCELERATOR_BUCKET
 from ia_jax.models.sources import EMBEDDED, open_source
 from ia_jax.planning.batches import Batches, batches_of
+from ia_jax.stages.asking import WITHOUT_TRAINING
 from ia_jax.stages.ia_training import dpo_plan, sft_pairs, sft_plan, sft_texts
 from ia_jax.stages.preferences import truth_pairs
 from ia_jax.stages.selection import selected_for_sft
@@ -69,8 +72,8 @@ def local_tokenizer(name: str) -> "PreTrainedTokenizerBase | None":
         return None
 
 
-def planned(workdir: Workdir | None = None) -> Callable[[RunConfig, str], Batches]:
-    """The batches of a config's stage, each counted once however often it is asked for."""
+def planned(workdir: Workdir | None = None, memory: float = 0, rows: int = 0) -> Callable[[RunConfig, str], Batches]:
+    """The batches of a config's stage, each counted once however often it is asked for. memory, rows: of `Planned`."""
     counted: dict[str, Batches] = {}
 
     def batches(config: RunConfig, stage: str) -> Batches:
@@ -79,9 +82,9 @@ def planned(workdir: Workdir | None = None) -> Callable[[RunConfig, str], Batche
         own = (*own, config.eval, config.organisms.parallel) if stage == "sample" else own
         key = repr((stage, own, config.seed, config.system, config.questions, config.behaviors, config.teacher))
         groups = config.mesh.dcn * config.mesh.fsdp
-        key += repr((config.model.name, groups))
+        key += repr((config.model.name, groups, config.mesh.rows))
         if key not in counted:
-            counted[key] = Planned(config, workdir, groups).batches(stage)
+            counted[key] = Planned(config, workdir, groups, memory=int(memory), rows=rows).batches(stage)
         return counted[key]
 
     return batches
@@ -96,13 +99,16 @@ def _without_lora(sft: SftSection) -> dict[str, Any]:
 class Planned:
     """The batches of a config's stages on a mesh with `groups` groups of devices that have organisms of their own.
 
-    branches: whether several answers to one prompt stand behind it (`plans.shared`), as on CPU and GPU.
+    branches: whether several answers to one prompt stand behind it (`plans.shared`), as on CPU and GPU. Of sampling,
+    memory: bytes of all devices, by which a run settles the rows of a batch (0: the least); rows: others than these.
     """
 
     config: RunConfig
     workdir: Workdir | None = None
     groups: int = 1
     branches: bool = False
+    memory: int = 0
+    rows: int = 0
     _lengths: dict[tuple[str, str], int] = field(default_factory=dict)
 
     def batches(self, stage: str) -> Batches:
@@ -147,29 +153,33 @@ class Planned:
 
     def sample(self) -> Batches:
         """Reports for preference pairs, and of the three conditions of an evaluation that have an organism; those of
-        the clean base cost next to nothing.
+        the clean base cost next to nothing. All rows are counted as busy, as they nearly are while prompts wait.
         """
         e, p = self.config.eval, self.config.preferences
-        at_once = self.config.organisms.parallel
-        rows = min(max(1, ROWS_AT_ONCE // at_once), e.questions)
         asked = sum(len(self._split(split)) for split in HELD) + min(e.train_organisms, len(self._split("train")))
         paired = len(self._split("dpo")) + 1 if self._split("dpo") else 0
-        sampled = -(-paired * p.questions * p.samples // (rows * at_once))
-        steps = sampled * p.max_new_tokens + 3 * -(-asked // at_once) * -(-e.questions // rows) * e.max_new_tokens
+        new = (
+            paired * p.questions * p.samples * p.max_new_tokens + 3 * asked * e.questions * e.samples * e.max_new_tokens
+        )
         prompts = [
             len(u[0].tokens) - int(u[0].loss_mask.sum()) for o in self._organisms[:8] for u in self._questions(o)
         ]
         longest = -(-max(prompts) // ACCELERATOR_BUCKET) * ACCELERATOR_BUCKET
+        cfg, most = architecture(self.config.model.name), max(e.max_new_tokens, p.max_new_tokens)
+        rows = self.rows or rows_that_fit(cfg, longest + most, self.memory)
+        at_once = WITHOUT_TRAINING * self.config.organisms.parallel
+        shape = shape_for([e.questions * e.samples] * asked, rows, at_once, self.groups, self.config.mesh.rows)
+        steps = -(-new // shape.rows)
         return Batches(
             steps=steps,
-            organisms=at_once,
-            rows=rows,
+            organisms=shape.positions,
+            rows=shape.width,
             length=longest,
             targets=1,
-            examples=rows,
-            tokens=steps * at_once * rows * round(float(np.mean(prompts))),
+            examples=shape.width,
+            tokens=steps * shape.rows * round(float(np.mean(prompts))),
             supervised=0,
-            slots=steps * at_once,
+            slots=steps * shape.positions,
             bank=len(self._organisms),
             source=self._rendered,
         )

@@ -53,9 +53,16 @@ class Machine:
 def costs(runs: Sequence[Run], study: Study, machine: Machine, count: Count | None = None) -> list[Cost]:
     """What is left of these runs, in order, each directory's stages once.
 
-    Tokens are counted once for all seeds of an arm, and sampling for pairs with that for reports.
+    Tokens are counted once for all seeds of an arm, and sampling for pairs with that for reports. count: `planned` of
+    each topology's memory, if it is not given.
     """
-    count = count or planned()
+    of_each: dict[str, Count] = {}
+
+    def counting(topology: str) -> Count:
+        if topology not in of_each:
+            of_each[topology] = count or planned(memory=topology_of(topology).memory if topology else 0)
+        return of_each[topology]
+
     out: list[Cost] = []
     counted: set[tuple[str, str]] = set()
     for run in runs:
@@ -64,7 +71,7 @@ def costs(runs: Sequence[Run], study: Study, machine: Machine, count: Count | No
             counted |= {(str(job.place.path), _name(job, s)) for s in new}
             if any(s != "report" for s in new):
                 config = replace(job.place.config, seed=study.base.seed)  # what it costs does not hang on it
-                out.append(_cost(job, new, config, run.arm.topology, machine, count))
+                out.append(_cost(job, new, config, run.arm.topology, machine, counting))
     return out
 
 
@@ -79,7 +86,14 @@ def _name(job: Job, stage: str) -> str:
     }.get(stage, "")
 
 
-def _cost(job: Job, left: tuple[str, ...], config: RunConfig, topology: str, machine: Machine, count: Count) -> Cost:
+def _cost(
+    job: Job,
+    left: tuple[str, ...],
+    config: RunConfig,
+    topology: str,
+    machine: Machine,
+    counting: Callable[[str], Count],
+) -> Cost:
     here = not topology
     why = not_known(config, machine.platform) if here else ""
     if why:
@@ -87,6 +101,7 @@ def _cost(job: Job, left: tuple[str, ...], config: RunConfig, topology: str, mac
     taken = bool(config.organisms.source)  # they are not trained in this directory
     work = [s for s in left if s in PLANNED and not (taken and s == "organisms")]
     try:
+        count = counting(topology)
         if not here:
             asked = config if "preferences" in left else _without_pairs(config)
             read = {s: count(asked if s == "sample" else config, s) for s in (PLANNED[x] for x in work)}

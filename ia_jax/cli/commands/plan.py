@@ -27,10 +27,13 @@ def _plan(args: argparse.Namespace) -> None:
         config = override(workdir.config, args.overrides)
     else:
         raise ConfigError("plan needs --config=FILE, or a run's --workdir=DIR")
-    chip = topology_of(args.topology).chip
+    where = topology_of(args.topology)
+    chip = where.chip
     if args.price is not None:
         price_of(chip.name, args.price)  # a mistake in it is known before minutes of compiling
-    data = planned(workdir)
+    if args.rows < 0:
+        raise ConfigError(f"--rows {args.rows} is no number of rows")
+    data = planned(workdir, memory=where.memory, rows=args.rows)
     if args.search:
         found = search(config, args.topology, args.stage, data, _progress)
     elif args.by_hand or not chip.libtpu:
@@ -75,6 +78,13 @@ COMMAND = Command(
             "--price",
             metavar="DOLLARS",
             help="what an hour of one chip costs (default: list price, as ia_jax/planning/prices.json has it)",
+        ),
+        Argument.of(
+            "--rows",
+            type=int,
+            default=0,
+            metavar="N",
+            help="with --stage=sample: rows of a batch (default: as many as a run takes, by the devices' memory)",
         ),
         Argument.of("--search", action="store_true", help="try meshes, rows and remat policies; print the best first"),
         Argument.of(
