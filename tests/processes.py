@@ -9,24 +9,29 @@ from pathlib import Path
 ROOT = Path(__file__).parent.parent
 
 
-def run_together(*arguments, processes=2, timeout=600):
-    """`python *arguments` that many times, as one run: a list of (exit status, stdout, stderr), by process."""
+def start_together(*arguments, processes=2, said=None):
+    """`python *arguments` that many times, as one run. said: a file for all that they print (default: pipes)."""
     with socket.socket() as s:
         s.bind(("127.0.0.1", 0))
         port = s.getsockname()[1]
     given = {"IA_JAX_COORDINATOR": f"127.0.0.1:{port}", "IA_JAX_PROCESSES": str(processes), "PYTHONPATH": str(ROOT)}
     given |= {"JAX_PLATFORMS": "cpu", "XLA_FLAGS": "--xla_force_host_platform_device_count=2"}
-    workers = [
+    return [
         subprocess.Popen(
             [sys.executable, *map(str, arguments)],
             env={**os.environ, **given, "IA_JAX_PROCESS": str(i)},
             cwd=ROOT,
-            stdout=subprocess.PIPE,
-            stderr=subprocess.PIPE,
+            stdout=said or subprocess.PIPE,
+            stderr=said or subprocess.PIPE,
             text=True,
         )
         for i in range(processes)
     ]
+
+
+def run_together(*arguments, processes=2, timeout=600):
+    """As `start_together`, to the end: a list of (exit status, stdout, stderr), by process."""
+    workers = start_together(*arguments, processes=processes)
     try:
         printed = [w.communicate(timeout=timeout) for w in workers]
     finally:

@@ -45,6 +45,7 @@ func.func @main() {
 
 ENTRY %main (p0: bf16[4,8]) -> bf16[4,8] {
   %loop = (s32[], bf16[4,8]) while(%init), condition=%cond, body=%body
+  %first = bf16[8,64] fusion(%p0), kind=kCustom, calls=%beside.1
   %start = (bf16[4,8]{1,0}, bf16[16,8]{1,0}) all-gather-start(%p0), replica_groups=[1,4]<=[4], dimensions={0}
   %done = bf16[16,8]{1,0} all-gather-done(%start)
   %either = bf16[8,16] conditional(%p, %p0, %p0), true_computation=%yes, false_computation=%no
@@ -86,7 +87,7 @@ def test_bytes_and_groups(key, size, group, received):
 
 def test_nothing_is_counted_twice():
     assert len(found()) == 9
-    assert found()["all-gather", "bf16[8,64]"].count == 80
+    assert found()["all-gather", "bf16[8,64]"].count == 80 + 1  # the loop's, and of an iteration outside it
     assert found()["all-to-all", "bf16[4,8]"].what == "all-to-all of bf16"
 
 

@@ -150,6 +150,10 @@ def test_bytes_between_chips_are_as_compiled():
     weights = 480 * 58_720_256 + 320 * 16_777_216 + 320 * 2_097_152 + 262_668_288
     assert gathered == pytest.approx(weights / 2, rel=1e-3)
     assert summed == pytest.approx(320 * 4_194_304 * 2 * 7 / 8, rel=1e-3)
+    # Of Qwen3-0.6B's on v5e:1x2 as tp 2, layers computed again: a fifth sum of each, after o.
+    work = Work(2, 1, 160, 80, adapters=2, trained=1, remat="full")
+    _, summed = step_ici_bytes(KNOWN["Qwen/Qwen3-0.6B"], work, 1, 2)
+    assert summed == pytest.approx(5 * 28 * 655_360 * 2 * 1 / 2, rel=1e-3)
 
 
 def test_remat_recomputes_what_it_says():

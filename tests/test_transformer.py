@@ -140,6 +140,7 @@ def test_each_policy_holds_less_than_the_one_before():
     assert mlp == 4 * attention
     assert products == 4 * (attention + 2 * wide.intermediate_size)
     assert none > 1.3 * products
+    assert none > 2 * mlp > 4 * full
 
 
 def test_unknown_remat_policy():

@@ -47,14 +47,15 @@ def collectives(text: str, what: Namer, unknown_trips: int = 1) -> list[Collecti
     if entry is None:
         raise ValueError("the HLO text has no ENTRY computation")
     found: dict[tuple, int] = {}
-    channels: set[str] = set()
-    for line, times, scatter in _executed(computations, entry, 1, unknown_trips):
+    channels: set[tuple[str, str]] = set()
+    for line, times, scatter, part in _executed(computations, entry, 1, unknown_trips, entry):
         channel = re.search(r"\bchannel_id=(\d+)", line)
         if channel and _LINE.search(line):
-            # A gather that runs beside several products is written into each of their fusions, on one channel.
-            if channel[1] in channels:
+            # A gather that runs beside several products is written into each of their fusions, on one channel. (So is
+            # one of an iteration that the compiler took out of its loop: there it runs besides.)
+            if (part, channel[1]) in channels:
                 continue
-            channels.add(channel[1])
+            channels.add((part, channel[1]))
         for key in _collective(line, scatter, what):
             found[key] = found.get(key, 0) + times
     made = [Collective(op, size, count, group, kind, shape) for (op, size, group, kind, shape), count in found.items()]
@@ -78,19 +79,21 @@ def _computations(text: str) -> dict[str, list[str]]:
 
 
 def _executed(
-    computations: dict[str, list[str]], name: str, times: int, unknown_trips: int
-) -> Iterator[tuple[str, int, bool]]:
-    """Every line reached from a computation, how often it runs, and whether it is inside a fused reduce-scatter."""
+    computations: dict[str, list[str]], name: str, times: int, unknown_trips: int, part: str
+) -> Iterator[tuple[str, int, bool, str]]:
+    """Every line reached from a computation, how often it runs, whether it is inside a fused reduce-scatter, and of
+    which part of the program it is: the body of a loop, or what no loop runs.
+    """
     for line in computations.get(name, ()):
-        yield line, times, "all-reduce-scatter" in name
+        yield line, times, "all-reduce-scatter" in name, part
         called = re.search(r"\bbody=%?([\w.\-]+)", line)
         if called:
             condition = re.search(r"\bcondition=%?([\w.\-]+)", line)
             trips = _trips(line, computations.get(condition[1], ()) if condition else (), unknown_trips)
-            yield from _executed(computations, called[1], times * trips, unknown_trips)
+            yield from _executed(computations, called[1], times * trips, unknown_trips, called[1])
         for group in _CALLED.findall(line):
             for one in group.split(", "):
-                yield from _executed(computations, one.removeprefix("%"), times, unknown_trips)
+                yield from _executed(computations, one.removeprefix("%"), times, unknown_trips, part)
 
 
 def _trips(line: str, condition: Sequence[str], unknown: int) -> int:
