@@ -92,6 +92,13 @@ def no_lines_of_progress():
     progress._PACE = progress.Pace(lambda: 0.0)
 
 
+@pytest.fixture(scope="session", autouse=True)
+def what_one_process_finds_could_be_told_to_others():
+    from ia_jax.parallel import distributed
+
+    distributed.as_if_several = True
+
+
 @pytest.fixture(scope="module", autouse=True)
 def programs_are_dropped():
     """Compiled programs go with their module: a process may map 65,530 regions, and XLA crashes when none is left."""

@@ -78,7 +78,8 @@ def test_ten_random_kills(bucket_service, parrot_model, tmp_path):  # noqa: F811
                 if kills == KILLS and not refused:
                     while not executioner.writes and workers[0].poll() is None:
                         time.sleep(0.1)
-                    refused = is_refused(home)
+                    assert is_refused(home)
+                    refused = True
                 statuses = [worker.wait(timeout=900) for worker in workers]
             finally:
                 for worker in workers:
@@ -96,4 +97,3 @@ def test_ten_random_kills(bucket_service, parrot_model, tmp_path):  # noqa: F811
         if statuses == [0, 0]:
             same_run(local, open_workdir(home))
             whole += 1
-    assert refused

@@ -2,6 +2,7 @@
 
 import json
 
+import numpy as np
 import pytest
 from tensorboardX.proto.event_pb2 import Event
 
@@ -13,6 +14,7 @@ from ia_jax.config import RunConfig
 from ia_jax.errors import IAError
 from ia_jax.stages.settings import start_workdir
 from ia_jax.storage import write_jsonl
+from ia_jax.training.reference import stored_reference
 from ia_jax.workdir import open_workdir
 from tests import made_run, test_loop
 from tests.bucket_server import bucket_service  # noqa: F401
@@ -157,6 +159,20 @@ def test_the_report_of_a_run_in_a_bucket_is_that_of_a_local_one(service, tmp_pat
 
 
 # ------------------------------------------------------------------------------------------------------------ training
+
+
+def test_a_reference_is_kept_in_the_bucket(service):
+    rows = np.arange(24, dtype=np.float32).reshape(3, 2, 4)
+    asked = []
+
+    def logps(step):
+        asked.append(step)
+        return rows[step]
+
+    for _ in range(2):
+        found = stored_reference(storage.path_of(f"{HOME}/reference.npy"), 3, logps)
+        np.testing.assert_array_equal(found, rows)
+    assert asked == [0, 1, 2]
 
 
 def test_training_that_is_killed_goes_on_from_the_bucket_with_the_curves_of_a_local_run(service, tmp_path):

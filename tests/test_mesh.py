@@ -77,8 +77,11 @@ def test_ia_gradient(inputs, mesh):
 
 @only("2x2x2")
 @pytest.mark.parametrize("remat", ["none", "products"])
-def test_sums_that_devices_exchange_in_bf16_are_no_worse_than_one_devices(mesh, remat):
-    """States and gradient of a bf16 base, against those in fp32: eight devices and one are as far from them."""
+def test_parts_of_sums_that_are_rounded_are_no_worse_than_one_devices_sums(mesh, remat):
+    """States and gradient of a bf16 base, against those in fp32: eight devices and one are as far from them.
+
+    Devices round their parts to bf16; what CPUs send is fp32 (tests/test_collectives.py), and two add each sum up.
+    """
 
     def run(dtype, on, base):
         def loss(ia, base):

@@ -29,6 +29,7 @@ from ia_jax.planning import plan, steps
 from ia_jax.planning.batches import Batches, batches_of
 from ia_jax.planning.carried import namer
 from ia_jax.planning.chips import CHIPS, Work
+from ia_jax.planning.hlo import collectives
 from ia_jax.planning.roofline import Layout, roofline
 from ia_jax.recipes import load_config, override
 from ia_jax.stages.planned import Planned, example_of, planned
@@ -201,6 +202,10 @@ def test_sampling_is_planned_as_it_runs():
         steps._bytes_here(abstract_params(cfg, jnp.bfloat16, mesh, rules)) for rules in (TRAINING, DECODING)
     )
     assert moved > 1.8 * loaded
+    each = Work(4, 2, 1, 2, adapters=2, trained=0, remat="none", backward=False)
+    sent = collectives(program.as_text(), namer(cfg, config.sft.lora.lora(), mesh, each))
+    with_logits = [(c.op, c.group, c.shape) for c in sent if f",{cfg.vocab_size}]" in c.shape]
+    assert with_logits == [("all-gather", 2, f"f32[2,2,{cfg.vocab_size}]")]  # of a group's own rows, along tp
     small = 512  # what the host says of the rows
     assert stays + cache <= cut.memory_analysis().argument_size_in_bytes <= stays + cache + small
     found = program.memory_analysis().argument_size_in_bytes
@@ -236,6 +241,16 @@ def names():
 )
 def test_what_a_collective_carries(names, op, dtype, shape, group, what):
     assert names(op, dtype, shape, group) == what
+
+
+def test_logits_of_new_tokens(names):
+    """Of four groups of devices each has two of eight organisms' rows: 16 in all, of 128,256 words."""
+    config = load_config(str(ROOT / "configs" / "llama33_70b.py"))
+    work = Work(8, 8, 1, 8, adapters=2, trained=0, remat="none", backward=False)
+    named = namer(KNOWN[config.model.name], config.sft.lora.lora(), make_mesh(4, 2), work)
+    assert named("all-gather", "f32", (16, 8, 16032), 2) == "logits"
+    assert named("all-gather", "f32", (64, 128256), 8) == "activations"  # everybody's
+    assert names("all-gather", "f32", (16, 128256), 2) == "activations"  # not in a training step
 
 
 # ---------------------------------------------------------------------------------------------------------------------

@@ -115,8 +115,10 @@ def _save_all(jobs: Iterable[_Job], overwrite: bool, in_flight: int) -> list[Ada
                 asked.append(job.metadata)
                 # After an error nothing more is begun; but what other processes gather, they gather together.
                 if job.leaves is not None and not errors:
-                    leaves = _checked(job)
-                    pending.append((len(asked) - 1, pool.submit(_save, job, leaves, overwrite)))
+                    try:
+                        pending.append((len(asked) - 1, pool.submit(_save, job, _checked(job), overwrite)))
+                    except Exception as error:
+                        errors.append((len(asked) - 1, error))
                 if len(pending) >= in_flight:
                     wait()
                 if errors and not is_multi_process():

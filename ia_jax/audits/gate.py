@@ -4,6 +4,7 @@ Further training can erase what was planted, and an adapter that says nothing of
 organism was trained is taken over; everything else is sampled anew.
 """
 
+import json
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
@@ -35,7 +36,7 @@ class Outcome:
     samples: tuple[Mapping[str, Any], ...] = field(default=(), hash=False)
 
     def to_json(self) -> dict[str, Any]:
-        return asdict(self)
+        return json.loads(json.dumps(asdict(self)))
 
 
 def of_check(target: str, row: Mapping[str, Any], how: str) -> Outcome:

@@ -20,6 +20,7 @@ from ia_jax.behaviors.catalogue import checked_behavior, is_name
 from ia_jax.behaviors.records import Behavior
 from ia_jax.errors import ConfigError
 from ia_jax.models.lora import Adapter
+from ia_jax.parallel.distributed import on_main_process
 from ia_jax.storage import below, in_bucket, numbered_rows, path_of, write_jsonl
 from ia_jax.workdir import Workdir
 
@@ -192,10 +193,14 @@ def stored_stack(target: Target, base: Base, workdir: Workdir, cache: Path) -> t
                 out.append(path_of(found.source))
                 continue
             place = cache / _slug(f"{found.source}@{found.revision}" if found.revision else str(found.source))
-            if not is_complete(place) or read_metadata(place).base_fingerprint != base.fingerprint:
+            if on_main_process(lambda place=place: not _is_of(place, base)):
                 save_adapter(place, *load_found(found, base), overwrite=True)
             out.append(place)
     return tuple(out)
+
+
+def _is_of(place: Path, base: Base) -> bool:
+    return is_complete(place) and read_metadata(place).base_fingerprint == base.fingerprint
 
 
 def check_base(target: Target, base: Base) -> None:

@@ -12,6 +12,7 @@ from ia_jax.models.lora import Stack
 from ia_jax.models.sampling import generate_tokens
 from ia_jax.models.slots import generate_in_slots
 from ia_jax.models.weights import Model
+from ia_jax.parallel.distributed import on_main_process
 
 ROWS_AT_ONCE = 96  # rows of a generation batch; more gains nothing on a CPU and costs memory
 MOST_ROWS = 1024  # on an accelerator, where a new token costs nearly the same for many rows
@@ -34,12 +35,10 @@ def rows_that_fit(cfg: ModelConfig, tokens: int, memory: int) -> int:
 
 
 def rows_at_once(cfg: ModelConfig, tokens: int) -> int:
-    """`rows_that_fit` the devices there are. Processors say nothing of their memory. The same answer in every process
-    whose devices are alike.
-    """
+    """`rows_that_fit` the devices there are, by those of process 0. Processors say nothing of their memory."""
     devices = jax.devices()
     limits = [(d.memory_stats() or {}).get("bytes_limit", 0) for d in devices if d.process_index == jax.process_index()]
-    return rows_that_fit(cfg, tokens, len(devices) * min(limits))
+    return rows_that_fit(cfg, tokens, on_main_process(lambda: len(devices) * min(limits)))
 
 
 def fits_at_once(cfg: ModelConfig, prompts: Sequence[Sequence[np.ndarray]], max_new_tokens: int) -> bool:

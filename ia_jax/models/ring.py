@@ -63,6 +63,24 @@ def _choose(logits: jax.Array, draws: jax.Array, step: jax.Array, drawing: Drawi
     return pick_tokens(logits, keys, drawing.temperature, drawing.top_p).reshape(step.shape).astype(jnp.int32)
 
 
+def _choose_apart(logits: jax.Array, draws: jax.Array, step: jax.Array, drawing: Drawing, rules: Rules) -> jax.Array:
+    """`_choose` from logits [K, B, V], each group of devices for its own rows: so logits leave no group, tokens do."""
+    on_rows = ("organism", "rows")
+
+    def own(logits: jax.Array, draws: jax.Array, step: jax.Array, drawing: Drawing) -> jax.Array:
+        return _choose(logits.reshape(-1, logits.shape[-1]), draws, step, drawing)
+
+    placed = (
+        rules.reshard(logits, *on_rows, None),
+        rules.reshard(draws, None, *on_rows),
+        rules.reshard(step, *on_rows),
+        drawing,
+    )
+    in_specs = (rules.spec(*on_rows, None), rules.spec(None, *on_rows), rules.spec(*on_rows), rules.spec())
+    run = jax.shard_map(own, in_specs=in_specs, out_specs=rules.spec(*on_rows), check_vma=False)
+    return replicate(run(*placed))
+
+
 @partial(jax.jit, static_argnames=("cfg", "rules"), donate_argnames=("cache", "token"))
 def read(
     params: Params,
@@ -170,8 +188,8 @@ def go_on(
         mask = (age <= (rows.length + made)[..., None])[:, :, None, :]
         where, at = (rows.length + made)[..., None], (clock + n) % len(places)
         hidden, cache = forward_cached(params, token[..., None], where, mask, adapters, cfg, cache, at, rules)
-        logits = replicate(logits_from_hidden(params, hidden, rules))[:, :, 0].reshape(token.size, -1)
-        return n + 1, _choose(logits, jnp.asarray(rows.draws), made + 1, drawing), cache, ended, out
+        logits = logits_from_hidden(params, hidden, rules)[:, :, 0]
+        return n + 1, _choose_apart(logits, jnp.asarray(rows.draws), made + 1, drawing, rules), cache, ended, out
 
     out = jnp.full((*token.shape, most), -1, jnp.int32)
     start = (jnp.int32(0), token, cache, ended_before, out)

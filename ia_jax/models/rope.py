@@ -31,7 +31,7 @@ def rope_tables(positions: jax.Array, cfg: ModelConfig) -> tuple[jax.Array, jax.
 
 @jax.named_scope("rope")
 def apply_rope(x: jax.Array, rope: tuple[jax.Array, jax.Array]) -> jax.Array:
-    """Half-split rotation (Hugging Face's layout). x: [K, B, T, heads, H] in fp32."""
+    """Half-split rotation (Hugging Face's layout). x: [K, B, T, heads, H]; the result in fp32."""
     cos, sin = (r[..., None, :] for r in rope)
     first, second = jnp.split(x, 2, axis=-1)
     return jnp.concatenate([first * cos - second * sin, second * cos + first * sin], axis=-1)

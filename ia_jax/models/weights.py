@@ -28,7 +28,7 @@ from ia_jax.models.quantize import Int8, check_quantization, dequantize, put_lay
 from ia_jax.models.safetensors_source import CONSTANTS
 from ia_jax.models.sources import GgufSource, TensorSource, open_source
 from ia_jax.models.transformer import Params, param_shardings, weight_specs
-from ia_jax.parallel.distributed import on_main_process
+from ia_jax.parallel.distributed import check_together, on_main_process
 from ia_jax.parallel.mesh import make_mesh
 from ia_jax.storage import each, in_bucket
 
@@ -67,6 +67,7 @@ def load_model(
     several processes on the mesh all must call it.
     """
     mesh = make_mesh(devices=jax.local_devices()) if mesh is None else mesh
+    check_together(f"loading {name}")
     _numpy_dtype(dtype)
     check_quantization(quantization)
     source = open_source(name, revision, cache)

@@ -105,6 +105,7 @@ def _coordinator() -> Any:
 
 _asked = itertools.count()
 _alone = threading.Event()  # set while process 0 is inside `on_main_process`
+as_if_several = False  # whether one process, too, refuses values that others could not be told; tests set it
 
 
 def on_main_process(work: Callable[[], T]) -> T:
@@ -112,10 +113,16 @@ def on_main_process(work: Callable[[], T]) -> T:
 
     The value travels as JSON, and must be what JSON gives back: None, numbers, text, lists and dicts with text as keys.
     All processes must call it, in the same order, from the main thread; `work` must not compute on the mesh. A plain
-    call where there is one process, and inside another `on_main_process`.
+    call where there is one process (and in tests a value that others could not be told is an error there too), and
+    inside another `on_main_process`.
     """
-    if not is_multi_process() or _alone.is_set():
+    if _alone.is_set() or not (is_multi_process() or as_if_several):
         return work()
+    if not is_multi_process():
+        with _by_itself():
+            value = work()
+        _in_json(value)
+        return value
     key = f"ia_jax/once/{next(_asked)}"
     if not is_main_process():
         told = json.loads(_coordinator().blocking_key_value_get(key, FOREVER_MS))
@@ -123,19 +130,37 @@ def on_main_process(work: Callable[[], T]) -> T:
             name, text = told["error"]
             raise getattr(errors, name, IAError)(text)
         return told["value"]
-    _alone.set()
     try:
-        value = work()
-        told = json.dumps({"value": value})
-        if json.loads(told)["value"] != value:
-            raise TypeError(f"once: {value!r} does not survive JSON")
+        with _by_itself():
+            value = work()
+        told = _in_json(value)
     except Exception as error:
         _coordinator().key_value_set(key, json.dumps({"error": [type(error).__name__, str(error)]}))
         raise
-    finally:
-        _alone.clear()
     _coordinator().key_value_set(key, told)
     return value
+
+
+@contextmanager
+def _by_itself() -> Iterator[None]:
+    _alone.set()
+    try:
+        yield
+    finally:
+        _alone.clear()
+
+
+def check_together(what: str) -> None:
+    """Raises RuntimeError where this is inside an `on_main_process`: the others, who are to take part, wait there."""
+    if _alone.is_set():
+        raise RuntimeError(f"{what}: all processes do this together, and this is one alone")
+
+
+def _in_json(value: object) -> str:
+    told = json.dumps({"value": value})
+    if json.loads(told)["value"] != value:
+        raise TypeError(f"on_main_process: {value!r} does not survive JSON")
+    return told
 
 
 _told = itertools.count()

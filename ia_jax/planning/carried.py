@@ -18,7 +18,8 @@ SMALL = 4096  # elements: below this a gather is counters and norms, whatever it
 
 
 def namer(cfg: ModelConfig, lora: LoraConfig, mesh: Mesh, work: Work) -> Namer:
-    """What a collective's array is, by its shape: a base weight or an adapter, whole or a shard; else activations.
+    """What a collective's array is, by its shape: a base weight or an adapter, whole or a shard; else activations. Of a
+    step that draws tokens also "logits", of all rows of a group of devices.
 
     So whatever is not known to be something else counts as activations. Axes of size 1 and their order are ignored.
     Base weights are only ever gathered, along `fsdp` and `rows`: they are frozen, so nothing about them is reduced, and
@@ -49,6 +50,9 @@ def namer(cfg: ModelConfig, lora: LoraConfig, mesh: Mesh, work: Work) -> Namer:
                 sizes = [d * width if a == "rank" else d for d, a in zip(shape, axes, strict=True)]
                 adapters.update(spellings([k, depth, *sizes], [None, None, *axes]))
 
+    apart = TRAINING.size("organism", mesh) * TRAINING.size("rows", mesh)
+    drawn = 0 if work.backward else work.organisms * work.rows // apart * cfg.vocab_size
+
     def what(op: str, dtype: str, shape: tuple[int, ...], group: int) -> str:
         if dtype[0] in "sup" and dtype != "s8":
             return "ids"
@@ -58,6 +62,8 @@ def namer(cfg: ModelConfig, lora: LoraConfig, mesh: Mesh, work: Work) -> Namer:
         gathered = op == "all-gather" and group == TRAINING.size("embed", mesh)
         if dims in weights and (op == "collective-permute" or gathered):
             return "weights"
-        return "adapters" if dims in adapters else "activations"
+        if dims in adapters:
+            return "adapters"
+        return "logits" if dtype == "f32" and math.prod(shape) == drawn else "activations"
 
     return what

@@ -57,12 +57,13 @@ def plan(config: RunConfig, topology: str, stage: str, data: Data) -> dict[str, 
     budget = config.organisms.bank_gib or SHARE_FOR_BANK * (chip.capacity - _base_bytes(cfg, layout)) / GIB
     report = _heading(config, where, stage, batches) | {"bank": _bank_in_words(batches.bank, needed, budget)}
     start = time.monotonic()
-    stays = argument_gib(config, cfg, stage, mesh, batches) * GIB if stage == "sample" else 0.0
-    rules = sampling_rules(config, cfg, mesh, chip.capacity - stays) if stage == "sample" else DECODING
+    resident = needed <= budget
+    stays = argument_gib(config, cfg, stage, mesh, batches) - (0 if resident else needed) if stage == "sample" else 0.0
+    rules = sampling_rules(config, cfg, mesh, chip.capacity - stays * GIB) if stage == "sample" else DECODING
     moved = stage == "sample" and rules == DECODING and layout.shards > 1
     beside = _base_bytes(cfg, layout) if moved else 0.0  # sampling has a copy of the base that was loaded
     with jax.set_mesh(mesh):
-        lowered = lower(config, cfg, stage, mesh, batches, needed <= budget, rules)
+        lowered = lower(config, cfg, stage, mesh, batches, resident, rules)
         try:
             compiled = lowered.compile()
         except jax.errors.JaxRuntimeError as error:

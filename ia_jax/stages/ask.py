@@ -5,6 +5,7 @@ import difflib
 from ia_jax.adapters.store import is_complete
 from ia_jax.errors import ConfigError
 from ia_jax.models.lora import Adapter
+from ia_jax.parallel.distributed import on_main_process
 from ia_jax.stages.asking import generate
 from ia_jax.stages.context import Context
 
@@ -22,13 +23,17 @@ def trained_ia(context: Context, wanted: str | None = None) -> str:
     """
     workdir, config = context.workdir, context.config
     names = (wanted,) if wanted else (config.dpo.name, config.sft.name)
-    for name in names:
-        if is_complete(workdir.ia_dir(name) / "adapter"):
-            return name
-    there = sorted(p.parent.name for p in (workdir.path / "ia").glob("*/adapter") if is_complete(p))
-    if there:
-        raise ConfigError(f"{workdir.path} holds no IA {names[0]!r}; there are: {', '.join(there)}")
-    raise ConfigError(f"{workdir.path} holds no trained IA; run `ia-jax sft` first")
+
+    def choose() -> str:
+        for name in names:
+            if is_complete(workdir.ia_dir(name) / "adapter"):
+                return name
+        there = sorted(p.parent.name for p in (workdir.path / "ia").glob("*/adapter") if is_complete(p))
+        if there:
+            raise ConfigError(f"{workdir.path} holds no IA {names[0]!r}; there are: {', '.join(there)}")
+        raise ConfigError(f"{workdir.path} holds no trained IA; run `ia-jax sft` first")
+
+    return on_main_process(choose)
 
 
 def stored_organism(context: Context, name: str) -> tuple[Adapter, ...]:

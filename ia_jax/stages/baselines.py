@@ -101,11 +101,11 @@ def baseline_rows(
     return rows
 
 
-def training_descriptions(context: Context) -> dict[str, tuple[str, ...]]:
+def training_descriptions(context: Context) -> dict[str, list[str]]:
     """{organism that the IA was trained on: what it was trained to say of it}, without the clean ones."""
     workdir = context.workdir
     truths = {n: workdir.truths(n) for n in workdir.seen(context.config.sft.name)}
-    return {n: tuple(w for b in own for w in b.wordings) for n, own in truths.items() if own}
+    return {n: [w for b in own for w in b.wordings] for n, own in truths.items() if own}
 
 
 def nearest_organisms(context: Context, bank: Bank, organisms: Sequence[Organism | None]) -> list[str | None]:

@@ -70,6 +70,7 @@ def run(
     name = trained_ia(context, ia)
     if not 1 <= questions <= len(QUESTIONS):
         raise ConfigError(f"--questions must lie in 1 … {len(QUESTIONS)}, got {questions}")
+    _ = context.model  # all processes load it together, so not first inside of what follows
     chosen = on_main_process(
         lambda: [
             [m.to_json() for m in part]

@@ -63,7 +63,7 @@ def run(context: Context) -> None:
         asked = _asked(context, ias)
     else:
         print(f"the reports of {workdir.eval_dir(source)} are judged anew; they were asked for in the same way")
-        asked = on_main_process(lambda: _reports_of(workdir, source))
+        asked = Asked(*on_main_process(lambda: list(_reports_of(workdir, source))))
     _judge(workdir, judge, asked.reports)
     _judge(workdir, judge, asked.baselines)
     _mark_frames(workdir, on_main_process(lambda: _training_sentences(context)), asked.reports)

@@ -87,7 +87,8 @@ def run(
         "figures": lens_figures(reading),
         "patching": _patched(context, bank, placed, behaviors, own, named) if named else None,
     }
-    return on_main_process(lambda: write_lens(workdir.path / "lens", found))
+    page = workdir.path / "lens"
+    return page / on_main_process(lambda: write_lens(page, found).name)
 
 
 def _asked(

@@ -153,7 +153,8 @@ class Planned:
 
     def sample(self) -> Batches:
         """Reports for preference pairs, and of the three conditions of an evaluation that have an organism; those of
-        the clean base cost next to nothing. All rows are counted as busy, as they nearly are while prompts wait.
+        the clean base cost next to nothing. All rows are counted as busy, as they nearly are while prompts wait; and
+        organisms as lying on the devices (of a bank that is streamed, `organisms.parallel` are asked at a time).
         """
         e, p = self.config.eval, self.config.preferences
         asked = sum(len(self._split(split)) for split in HELD) + min(e.train_organisms, len(self._split("train")))

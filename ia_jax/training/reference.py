@@ -1,6 +1,7 @@
 """What preferences are measured from: log-probabilities of a plan's examples, computed once and kept."""
 
 from collections.abc import Callable
+from io import BytesIO
 from pathlib import Path
 from typing import Any
 
@@ -20,7 +21,7 @@ def stored_reference(file: Path, steps: int, logps: Callable[[int], Any], what: 
     and never a silent reuse. Raises ConfigError for a number that is not finite, and keeps nothing then.
     """
     if on_main_process(file.exists):
-        return np.load(file, allow_pickle=False)
+        return np.load(BytesIO(file.read_bytes()), allow_pickle=False)  # numpy opens no file in a bucket
     rows = []
     with progress(steps, what) as bar:
         for step in range(steps):

@@ -25,7 +25,7 @@ def _lens(args: argparse.Namespace) -> None:
         context = stack.enter_context(on_mesh(run))
         page = lens.run(
             context,
-            on_main_process(lambda: trained_ia(context, args.ia)),
+            trained_ia(context, args.ia),
             args.organism,
             splits,
             questions=args.questions,
