@@ -1,11 +1,12 @@
 """What rows that are refilled save in the evaluation of a finished run, against static batches: asking alone, no judge.
 
-    GLIBC_TUNABLES=glibc.malloc.hugetlb=1 python benchmarks/evaluation_batching.py runs/demo  # about 15 minutes, alone
+    GLIBC_TUNABLES=glibc.malloc.hugetlb=1 python benchmarks/evaluation_batching.py runs/demo  # minutes
 
-Both sides ask all that `ia-jax eval` asks: every condition, and the baselines, whose sums over adapters take either as
-long. Static batches are what was decoded before: `organisms.parallel` organisms in each, as many rows of an organism as
-make about 96 rows in all, until the last of them has ended. Both compile their programs in the time that is counted, as
-an evaluation does. One round: refilled, static. The replies are compared. Nothing in the workdir is changed.
+Both sides ask for all reports of an evaluation, under every condition (--baselines: and what these are made of, whose
+sums over adapters take either as long). Static batches are what was decoded before: `organisms.parallel` organisms in
+each, as many rows of an organism as make about 96 rows in all, until the last of them has ended. Both compile their
+programs in the time that is counted, as an evaluation does. One round: refilled, static. The replies are compared.
+Nothing in the workdir is changed.
 """
 
 import argparse
@@ -28,9 +29,12 @@ from ia_jax.workdir import open_workdir
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("workdir")
+    parser.add_argument("--baselines", action="store_true", help="and those of the evaluation")
     args = parser.parse_args()
     run = open_workdir(args.workdir)
     context = Context(run, run.config)
+    if not args.baselines:
+        evaluation._without_adapter = lambda *_: []
     said, took = {}, {}
     sides = {"refilled": write_replies, "static": partial(static, run.config.organisms.parallel)}
     with jax.set_mesh(context.mesh):
@@ -81,7 +85,7 @@ def static(parallel, model, prompts, stack, *, draws=None, at_once=None, on_done
 
 def chosen(member, batch):
     if isinstance(member, Picked):
-        return Picked(member.bank, member.slots[np.array(batch)])
+        return Picked(member.bank, jax.device_put(np.asarray(member.slots)[batch], member.slots.sharding))
     return take_organisms(member, np.array(batch))
 
 
