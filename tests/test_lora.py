@@ -105,17 +105,16 @@ def test_project_in_bfloat16():
     x, weights = normal(rng, K, B, T, D), {t: normal(rng, D, n) for t, n in SIZES.items()}
     stack = (layer_adapter(rng, 4, "qkv", True), layer_adapter(rng, 2, "qkv", False))
     cotangents = {t: normal(rng, K, B, T, n) for t, n in SIZES.items()}
-    low = jax.tree.map(lambda a: a.astype(jnp.bfloat16), (x, weights, stack))
-    # What is wanted of the same rounded inputs: what differs is the rounding inside alone.
-    x, weights, stack = jax.tree.map(lambda a: a.astype(jnp.float32), low)
+    *low, pulled = jax.tree.map(lambda a: a.astype(jnp.bfloat16), (x, weights, stack, cotangents))
+    # What is wanted of the same rounded inputs: what differs is the rounding inside and of what comes out.
+    x, weights, stack, cotangents = jax.tree.map(lambda a: a.astype(jnp.float32), (*low, pulled))
     wanted = values_and_gradients(lambda x, s: plain(x, weights, s), cotangents, x, stack)
-    got, grads = values_and_gradients(lambda x, s: project(x, low[1], s, "embed", "heads"), cotangents, low[0], low[2])
-    assert all(y.dtype == jnp.float32 for y in got.values())
-    assert all(g.dtype == jnp.bfloat16 for g in jax.tree.leaves(grads))
+    got, grads = values_and_gradients(lambda x, s: project(x, low[1], s, "embed", "heads"), pulled, low[0], low[2])
+    assert all(g.dtype == jnp.bfloat16 for g in jax.tree.leaves((got, grads)))
     assert tiny.worst(jax.tree.map(lambda g: g.astype(np.float32), (got, grads)), wanted) < 6e-3  # bf16: 2^-8
     # Adapters that are held in fp32 get a gradient that is summed over tokens in fp32.
     high = jax.tree.map(lambda a: a.astype(jnp.float32), low[2])
-    _, (_, exact) = values_and_gradients(lambda x, s: project(x, low[1], s, "embed", "heads"), cotangents, low[0], high)
+    _, (_, exact) = values_and_gradients(lambda x, s: project(x, low[1], s, "embed", "heads"), pulled, low[0], high)
     rounded = jax.tree.map(lambda g: np.asarray(g.astype(jnp.bfloat16).astype(jnp.float32)), exact)
     assert all(g.dtype == jnp.float32 for g in jax.tree.leaves(exact))
     assert not tiny.differs(rounded, jax.tree.map(lambda g: g.astype(jnp.float32), grads[1]))

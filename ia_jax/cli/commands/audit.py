@@ -20,13 +20,13 @@ def _audit(args: argparse.Namespace) -> None:
     if args.rank and not args.model:
         raise ConfigError(f"--rank={args.rank} is of a checkpoint's difference; give the checkpoint with --model")
     page = path_of(args.html) if args.html else None
+    if page is not None and on_main_process(
+        lambda: not in_bucket(page) and (page.is_dir() or not page.absolute().parent.is_dir())
+    ):
+        raise ConfigError(
+            f"--html={args.html} is no file in a directory that exists; name one, as in --html=audit.html"
+        )
     with on_mesh(existing(args.workdir)) as context:
-        if page is not None and on_main_process(
-            lambda: not in_bucket(page) and (page.is_dir() or not page.absolute().parent.is_dir())
-        ):
-            raise ConfigError(
-                f"--html={args.html} is no file in a directory that exists; name one, as in --html=audit.html"
-            )
         result = audit.run(
             context,
             args.adapter,
