@@ -100,7 +100,8 @@ def states_and_gradient(params, stack, remat="none"):
 
 
 @pytest.mark.parametrize(
-    ("recipe", "remat"), [*((name, "none") for name in STACKS), ("upper", "products"), ("upper", "full")]
+    ("recipe", "remat"),
+    [*((name, "none") for name in STACKS), ("upper", "products"), ("upper", "mlp"), ("upper", "full")],
 )
 def test_states_and_gradients_are_those_of_zeros_elsewhere(params, recipe, remat):
     stack = stack_of(STACKS[recipe])

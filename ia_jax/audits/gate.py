@@ -38,6 +38,10 @@ class Outcome:
     def to_json(self) -> dict[str, Any]:
         return json.loads(json.dumps(asdict(self)))
 
+    @classmethod
+    def from_json(cls, row: Mapping[str, Any]) -> "Outcome":
+        return cls(row["target"], row["fires"], row["how"], row["rates"], tuple(row["samples"]))
+
 
 def of_check(target: str, row: Mapping[str, Any], how: str) -> Outcome:
     """The outcome of a behaviour check (`stages.behavior_check`)."""
@@ -83,7 +87,7 @@ def stored(target: str, stack: Sequence[Path], behaviors: Sequence[str]) -> Outc
 def read_outcomes(file: Path) -> dict[str, Outcome]:
     """{target: its outcome}, the last written of each; none without a file."""
     rows = read_appended(file, "delete it to look again")
-    return {r["target"]: Outcome(r["target"], r["fires"], r["how"], r["rates"], tuple(r["samples"])) for r in rows}
+    return {r["target"]: Outcome.from_json(r) for r in rows}
 
 
 def as_text(outcomes: Mapping[str, Outcome], nulls: Sequence[str]) -> str:

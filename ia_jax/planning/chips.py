@@ -11,6 +11,7 @@ import jax
 
 from ia_jax.models.config import ModelConfig
 from ia_jax.models.lora import LoraConfig, layers_on, projection_sizes
+from ia_jax.models.remat import KEPT
 
 
 @dataclass(frozen=True)
@@ -139,7 +140,7 @@ class Work:
 
     @property
     def whole_layers_again(self) -> bool:
-        return self.remat in ("full", "offload")
+        return self.remat in KEPT and not KEPT[self.remat]
 
     @property
     def gathers(self) -> float:

@@ -58,10 +58,12 @@ def plan(config: RunConfig, topology: str, stage: str, data: Data) -> dict[str, 
     report = _heading(config, where, stage, batches) | {"bank": _bank_in_words(batches.bank, needed, budget)}
     start = time.monotonic()
     resident = needed <= budget
-    stays = argument_gib(config, cfg, stage, mesh, batches) - (0 if resident else needed) if stage == "sample" else 0.0
-    rules = sampling_rules(config, cfg, mesh, chip.capacity - stays * GIB) if stage == "sample" else DECODING
-    moved = stage == "sample" and rules == DECODING and layout.shards > 1
-    beside = _base_bytes(cfg, layout) if moved else 0.0  # sampling has a copy of the base that was loaded
+    rules, beside = DECODING, 0.0
+    if stage == "sample":
+        stays = argument_gib(config, cfg, stage, mesh, batches) - (0 if resident else needed)
+        rules = sampling_rules(config, cfg, mesh, chip.capacity - stays * GIB)
+        if rules == DECODING and layout.shards > 1:
+            beside = _base_bytes(cfg, layout)  # as it was loaded: what is sampled from is a copy
     with jax.set_mesh(mesh):
         lowered = lower(config, cfg, stage, mesh, batches, resident, rules)
         try:

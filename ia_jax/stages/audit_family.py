@@ -188,7 +188,7 @@ def gate_targets(audit: Context, family: Family, targets: Sequence[Target]) -> d
     """{target: what was seen of it}: what is stored with its adapter, or it is sampled now, a batch at a time."""
     workdir, file = audit.workdir, audit.workdir.path / "gate.jsonl"
     known = on_main_process(lambda: {n: o.to_json() for n, o in _known(audit, file, targets).items()})
-    outcomes = {n: Outcome(**{**row, "samples": tuple(row["samples"])}) for n, row in known.items()}
+    outcomes = {n: Outcome.from_json(row) for n, row in known.items()}
     organisms = [workdir.organisms[t.name] for t in targets]
     todo = [i for i, t in enumerate(targets) if t.name not in outcomes]
     if todo and not audit.config.audits.gate_prompts:

@@ -1,5 +1,6 @@
 """What a study would run, and what that would cost: for `ia-jax study --dry-run`. Nothing is written."""
 
+import functools
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 
@@ -56,12 +57,10 @@ def costs(runs: Sequence[Run], study: Study, machine: Machine, count: Count | No
     Tokens are counted once for all seeds of an arm, and sampling for pairs with that for reports. count: `planned` of
     each topology's memory, if it is not given.
     """
-    of_each: dict[str, Count] = {}
 
+    @functools.cache
     def counting(topology: str) -> Count:
-        if topology not in of_each:
-            of_each[topology] = count or planned(memory=topology_of(topology).memory if topology else 0)
-        return of_each[topology]
+        return count or planned(memory=topology_of(topology).memory if topology else 0)
 
     out: list[Cost] = []
     counted: set[tuple[str, str]] = set()
