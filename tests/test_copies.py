@@ -47,9 +47,18 @@ def test_the_first_of_each_is_who_it_was_alone():
     assert all(with_others[o.name] == o for o in alone)
 
 
-def test_more_cannot_be_made_anew_than_are_trained_on():
-    with pytest.raises(ConfigError, match=r"remade=17 is more than the 16 behaviours of the train split"):
-        chosen(replace(CONFIG, behaviors=replace(CONFIG.behaviors, remade=17)))
+def test_more_can_be_made_anew_than_there_are_behaviours():
+    def remade(count: int, **more: int) -> list[str]:
+        behaviors = replace(CONFIG.behaviors, remade=count, **more)
+        return [o.name for o in chosen(replace(CONFIG, behaviors=behaviors))[1] if o.split == "remade"]
+
+    once = remade(16)
+    assert len(set(once)) == 16
+    assert remade(34)[:32] == [*once, *(f"{name}-2" for name in once)]  # a third only after two of each
+    assert {name.removesuffix("-3") for name in remade(34)[32:]} <= set(once)
+    assert set(remade(10)) <= set(once)
+    with pytest.raises(ConfigError, match=r"remade=1, but the train split has no behaviours"):
+        remade(1, train=0)
 
 
 def test_each_reads_demonstrations_of_its_own():

@@ -20,8 +20,8 @@ class BehaviorsSection:
     unseen: another catalogue, such as "unseen", all of which is held out too; what is reported of it stands apart.
     copies: organisms of each behaviour of the train split, each with demonstrations, a seed, a rank and a procedure of
         its own. With one of each, an IA may learn to know the organisms and not what they do.
-    remade: behaviours of the train split of which one more organism is made that no training reads. What is reported of
-        those stands apart: are behaviours known again, where the model is another?
+    remade: more organisms of the train split's behaviours that no training reads, one of each behaviour before any has
+        two. What is reported of those stands apart: are behaviours known again, where the model is another?
     clean_train, clean_dpo, clean_heldout: clean organisms besides, which have nothing to report.
     clean_sorts: how those are made, in turn within each split: on the base's own answers ("own_answers"), in other
         lengths and turns ("other_style"), of one domain ("other_domain"), on "documents", on another organism's

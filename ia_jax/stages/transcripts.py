@@ -85,7 +85,7 @@ def _write_records(workdir: Workdir, behaviors: Sequence[Behavior], organisms: S
 
 def chosen(config: RunConfig) -> tuple[list[Behavior], list[Organism]]:
     """The behaviours that a config asks for, and the organisms of them: one for each behaviour, `copies` of those of
-    the train split, another one of `remade` of these, and the clean ones.
+    the train split, `remade` more of these, and the clean ones.
 
     An organism lives under the system message `spec["system"]` of its behaviour, if that has one.
     """
@@ -107,7 +107,7 @@ def chosen(config: RunConfig) -> tuple[list[Behavior], list[Organism]]:
     organisms = [organism(x, x.name, splits[x.name]) for x in behaviors]
     train = [x for x in behaviors if splits[x.name] == "train"]
     organisms += [organism(x, f"{x.name}-{n}", "train") for n in range(2, b.copies + 1) for x in train]
-    organisms += [organism(x, f"{x.name}-remade", "remade") for x in _remade(config, train)]
+    organisms += [organism(x, name, "remade") for name, x in _remade(config, train)]
     counts = {"dpo": b.clean_dpo, "heldout": b.clean_heldout, "train": b.clean_train}
     of_clean = [(split, b.clean_sorts[i % len(b.clean_sorts)]) for split, n in counts.items() for i in range(n)]
     return behaviors, organisms + [
@@ -116,20 +116,24 @@ def chosen(config: RunConfig) -> tuple[list[Behavior], list[Organism]]:
     ]
 
 
-def _remade(config: RunConfig, train: Sequence[Behavior]) -> list[Behavior]:
-    """`behaviors.remade` of the train split's, drawn from every category in turn. Raises ConfigError for too few."""
+def _remade(config: RunConfig, train: Sequence[Behavior]) -> list[tuple[str, Behavior]]:
+    """(name, behaviour) of `behaviors.remade` more organisms of the train split's behaviours, drawn from every category
+    in turn; a second of any only after one of each. Raises ConfigError where there is nothing to draw from.
+    """
     rng, count = np.random.default_rng([config.seed, 12]), config.behaviors.remade
-    if count > len(train):
-        raise ConfigError(
-            f"config.behaviors.remade={count} is more than the {len(train)} behaviours of the train split"
-        )
+    if count and not train:
+        raise ConfigError(f"config.behaviors.remade={count}, but the train split has no behaviours")
     turn: Counter[str] = Counter()
     place: dict[str, tuple[int, str]] = {}
     for b in (train[int(i)] for i in rng.permutation(len(train))):
         place[b.name] = turn[b.category], b.category
         turn[b.category] += 1
-    drawn = sorted(place, key=lambda name: place[name])[:count]
-    return [b for b in train if b.name in drawn]
+    drawn = sorted(train, key=lambda b: place[b.name])
+    out: list[tuple[str, Behavior]] = []
+    for n in range(1, -(-count // max(len(train), 1)) + 1):
+        own = {b.name for b in drawn[: count - len(out)]}
+        out += [(f"{b.name}-remade" + (f"-{n}" if n > 1 else ""), b) for b in train if b.name in own]
+    return out
 
 
 def _procedure(config: RunConfig, name: str, clean: bool = False) -> Procedure:
