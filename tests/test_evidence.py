@@ -18,7 +18,7 @@ from ia_jax.adapters.store import save_adapter
 from ia_jax.audits.evidence import kinds
 from ia_jax.audits.evidence.deeds import deed_prompts, shows
 from ia_jax.audits.evidence.grouping import similarity
-from ia_jax.audits.evidence.tables import Table, as_table, claim_examples, null_logps, target_logps
+from ia_jax.audits.evidence.tables import Table, by_question, claim_examples, null_logps, target_logps
 from ia_jax.behaviors.embedded import demo_behaviors
 from ia_jax.behaviors.nulls import null_organisms
 from ia_jax.behaviors.organisms import clean_organism, organism_of
@@ -100,7 +100,7 @@ def test_tables_are_what_weights_multiplied_out_give(model, tmp_path):
         own = [(adapter(model, 10 + i), 1.0)]
         np.testing.assert_allclose(nulls_on[i], brute(model, examples, [*own, (ia, 1.0)]), atol=2e-4)
         np.testing.assert_allclose(nulls_off[i], brute(model, examples, own), atol=2e-4)
-    table = as_table(on, off, nulls_on, nulls_off, len(QUESTIONS))
+    table = Table(*(by_question(x, len(QUESTIONS)) for x in (on, off, nulls_on, nulls_off)))
     assert table.claim(1).on[2, 1] == on[2, 3]  # question 1, claim 1
 
     # The same fine-tune merged: its weights as they are, and its difference cut to the rank that it has.
@@ -242,7 +242,7 @@ def calibrated(run, *more):
     return cli.main([*argv, "--traceback"])
 
 
-def test_calibrate_then_audit(run, script, capsys, refused, tmp_path, model):
+def test_calibrate_then_audit(run, script, capsys, refused, tmp_path, model, monkeypatch):
     target = f"--adapter={run.organism_dir(demo_behaviors()[0].name)}"
     audit = ["audit", f"--workdir={run.path}", target, "--questions=2", "--samples=0"]
     assert cli.main(audit) == 0
@@ -264,6 +264,17 @@ def test_calibrate_then_audit(run, script, capsys, refused, tmp_path, model):
     right = {r["right"] for row in rows for r in row["rows"] if not r["null"]}
     assert right == {True}  # every organism told its truth
     assert not any(r["right"] for row in rows for r in row["rows"] if r["null"])
+
+    # What claims are held against was measured once for each claim, and is the same after a kill between two waves.
+    kept = [json.loads(line) for line in (run.ia_dir("sft") / "evidence_nulls.jsonl").read_text().splitlines()]
+    assert sorted(r["claim"] for r in kept) == sorted({r["claim"] for row in rows for r in row["rows"]})
+    lines = (run.ia_dir("sft") / "evidence.jsonl").read_text().splitlines(keepends=True)
+    (run.ia_dir("sft") / "evidence.jsonl").write_text("".join(lines[:-2]))
+    with monkeypatch.context() as patch:
+        patch.setattr(evidence, "null_logps", lambda *args: pytest.fail("a claim of nulls was measured again"))
+        assert calibrated(run) == 0
+    again = [json.loads(line) for line in (run.ia_dir("sft") / "evidence.jsonl").read_text().splitlines()]
+    assert again == rows
 
     # Again, and nothing is asked: the rows lie on disk.
     calls = script.calls

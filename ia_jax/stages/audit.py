@@ -31,6 +31,7 @@ from ia_jax.stages.evidence import (
     ask_stack,
     claiming,
     group,
+    null_tables,
     reports_of,
     weigh,
 )
@@ -120,7 +121,8 @@ def run(
         descriptions(context, name),
     )
     subject = Subject(stack, full.at_dose, context.config.system)
-    [weighed] = weigh(context, [subject], [audited], [made], held, asked, ask)
+    nulls = null_tables(context, [subject], [made], held, asked)
+    [weighed] = weigh(context, [subject], [audited], [made], held, nulls, asked, ask)
     return with_evidence(result, weighed, calibration)
 
 

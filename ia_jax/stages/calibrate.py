@@ -1,6 +1,7 @@
 """`ia-jax calibrate`: how much the reports of an IA are to be believed, learned from models that it never saw.
 
-Its rows are kept one model at a time in `ia/<name>/evidence.jsonl`, so that a killed calibration goes on where it was.
+Its rows are kept one model at a time in `ia/<name>/evidence.jsonl`, what claims are held against in
+`evidence_nulls.jsonl`, so that a killed calibration goes on where it was.
 """
 
 from collections.abc import Mapping, Sequence
@@ -8,10 +9,13 @@ from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+
 from ia_jax.adapters.bank import Bank, open_bank
 from ia_jax.adapters.store import is_complete, load_adapter, read_metadata
 from ia_jax.audits.evidence.calibration import Calibration, Row, calibrate, test_figures
 from ia_jax.audits.evidence.calibration_words import in_words
+from ia_jax.audits.evidence.grouping import Claim
 from ia_jax.behaviors.organisms import Organism
 from ia_jax.errors import ConfigError
 from ia_jax.judging.protocol import Item
@@ -26,10 +30,12 @@ from ia_jax.stages.evidence import (
     TOP_P,
     Ask,
     Beside,
+    NullTables,
     Subject,
     ask_stack,
     claiming,
     group,
+    null_tables,
     report_judge,
     reports_of,
     weigh,
@@ -161,11 +167,12 @@ def _rows(
     """Of each model {"model", "rows": [Row as JSON]}, from disk where it is there; and what the bank's nulls report."""
     workdir = context.workdir
     file, how = workdir.ia_dir(ia) / "evidence.jsonl", workdir.ia_dir(ia) / "evidence.json"
+    of_nulls = workdir.ia_dir(ia) / "evidence_nulls.jsonl"
     content = read_metadata(workdir.ia_dir(ia) / "adapter").content_hash
     wanted = {"ia_hash": content, **settings}
     kept = on_main_process(lambda: read_json(how, "delete it to begin anew") if how.exists() else None)
     if kept is None or {k: v for k, v in kept.items() if k != "null_reports"} != wanted:
-        on_main_process(lambda: file.unlink(missing_ok=True))
+        on_main_process(lambda: [f.unlink(missing_ok=True) for f in (file, of_nulls)])
         kept = None
     there = {row["model"]: row for row in on_main_process(lambda: read_appended(file, "delete it to begin anew"))}
     hashes = on_main_process(lambda: {m.name: m.hashes for m in models})
@@ -193,7 +200,7 @@ def _rows(
         for start in range(0, len(left), width):
             wave = left[start : start + width]
             print(f"evidence {start + 1} to {start + len(wave)} of {len(left)}: {', '.join(m.name for m in wave)}")
-            made = _weigh_wave(context, wave, held, questions, settings["samples"], hashes)
+            made = _weigh_wave(context, wave, held, of_nulls, questions, settings["samples"], hashes)
             on_main_process(lambda made=made: append_jsonl(file, made))
             there |= {row["model"]: row for row in made}
             stop_if_preempted("calibrate")
@@ -245,6 +252,7 @@ def _weigh_wave(
     context: Context,
     wave: Sequence[Model],
     beside: Beside,
+    of_nulls: Path,
     questions: Sequence[str],
     samples: int,
     hashes: Mapping[str, Sequence[str]],
@@ -256,7 +264,8 @@ def _weigh_wave(
     known = claiming(context, [r.text for own in (*reports, beside.control) for r in own])
     claims = [group(own, beside.control, known) for own in reports]
     subjects = [_subject(context, m) for m in wave]
-    weighed = weigh(context, subjects, reports, claims, beside, questions, ask)
+    nulls = _kept_null_tables(context, subjects, claims, beside, of_nulls, questions)
+    weighed = weigh(context, subjects, reports, claims, beside, nulls, questions, ask)
     right = _right(context, wave, [[w.claim.text for w in own] for own in weighed])
     out = []
     for model, own, verdicts in zip(wave, weighed, right, strict=True):
@@ -267,6 +276,32 @@ def _weigh_wave(
         ]
         out.append({"model": model.name, "hashes": hashes[model.name], "rows": [asdict(r) for r in rows]})
     return out
+
+
+def _kept_null_tables(
+    context: Context,
+    subjects: Sequence[Subject],
+    claims: Sequence[Sequence[Claim]],
+    beside: Beside,
+    file: Path,
+    questions: Sequence[str],
+) -> NullTables:
+    """Those of all claims: out of the file what earlier waves measured, and what is new is put there."""
+
+    def read() -> list[Any]:
+        return [[r["system"], r["claim"], r["on"], r["off"]] for r in read_appended(file, "delete it to begin anew")]
+
+    def table(rows: Sequence[Sequence[float]]) -> np.ndarray:
+        return np.array(rows, float).reshape(-1, len(questions))
+
+    known = {(system, text): (table(on), table(off)) for system, text, on, off in on_main_process(read)}
+    new = null_tables(context, subjects, claims, beside, questions, known)
+    rows = [
+        {"system": system, "claim": text, "on": on.tolist(), "off": off.tolist()}
+        for (system, text), (on, off) in new.items()
+    ]
+    on_main_process(lambda: append_jsonl(file, rows))
+    return known | new
 
 
 def _subject(context: Context, model: Model) -> Subject:

@@ -2,9 +2,10 @@
 models that a calibration is made on, in one way.
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
+from types import MappingProxyType
 from typing import Any, NamedTuple, Protocol
 
 import numpy as np
@@ -14,7 +15,7 @@ from ia_jax.audits.evidence import kinds
 from ia_jax.audits.evidence.deeds import deed_prompts, shown
 from ia_jax.audits.evidence.findings import Report
 from ia_jax.audits.evidence.grouping import Claim, cluster, similarity
-from ia_jax.audits.evidence.tables import as_table, claim_examples, null_logps, target_logps
+from ia_jax.audits.evidence.tables import Table, by_question, claim_examples, null_logps, target_logps
 from ia_jax.behaviors import claude_checks
 from ia_jax.behaviors.behavior_checks import CheckPrompt
 from ia_jax.behaviors.questions import EVAL_QUESTIONS, TRAIN_QUESTIONS
@@ -32,6 +33,10 @@ QUESTIONS = (*EVAL_QUESTIONS, *TRAIN_QUESTIONS)
 TEMPERATURE, TOP_P = 0.7, 0.95
 CLAIMS = 3  # of a model, those that most reports make
 DEEDS, DEED_TOKENS = 12, 48  # prompts of a claim, and the longest reply
+
+
+# Of a claim under a system message: its log-probability under the bank's nulls with the IA, and without, each [N, Q].
+NullTables = dict[tuple[str | None, str], tuple[np.ndarray, np.ndarray]]
 
 
 class Ask(Protocol):
@@ -147,14 +152,17 @@ def weigh(
     reports: Sequence[Sequence[Report]],
     claims: Sequence[Sequence[Claim]],
     beside: Beside,
+    nulls: NullTables,
     questions: Sequence[str],
     ask: Ask,
 ) -> list[list[Weighed]]:
-    """The evidence for every claim (`group`) of every subject. ask: replies of all subjects."""
+    """The evidence for every claim (`group`) of every subject. nulls: of all their claims (`null_tables`). ask: replies
+    of all subjects.
+    """
     deeds = _deeds(context, subjects, claims, ask)
     out: list[list[Weighed]] = []
     for subject, own, made, done in zip(subjects, reports, claims, deeds, strict=True):
-        tables = _table(context, subject, [c.text for c in made], beside, questions)
+        tables = _table(context, subject, [c.text for c in made], beside.ia, nulls, questions)
         weighed = []
         for n, (claim, deed) in enumerate(zip(made, done, strict=True)):
             mine, base = (set(x) for x in (claim.members, claim.control))
@@ -180,15 +188,41 @@ def group(
     return [Claim(c.text, tuple(said[0][i] for i in c.members), tuple(said[1][i] for i in c.control)) for c in found]
 
 
-def _table(context: Context, subject: Subject, claims: Sequence[str], beside: Beside, questions: Sequence[str]) -> Any:
+def null_tables(
+    context: Context,
+    subjects: Sequence[Subject],
+    claims: Sequence[Sequence[Claim]],
+    beside: Beside,
+    questions: Sequence[str],
+    known: Mapping[tuple[str | None, str], Any] = MappingProxyType({}),
+) -> NullTables:
+    """How likely the claims are under the bank's clean fine-tunes, of those that are not known yet.
+
+    It depends on no target: a claim that many models make, as an IA that repeats its training sentences lets them, is
+    measured once. It is most of the work: with eight nulls 16 arms, where the target has six.
+    """
+    out: NullTables = {}
+    for system in dict.fromkeys(s.system for s in subjects):
+        of_system = (c.text for s, own in zip(subjects, claims, strict=True) if s.system == system for c in own)
+        if new := [text for text in dict.fromkeys(of_system) if (system, text) not in known]:
+            examples = claim_examples(context.model, questions, new, system)
+            width = context.config.organisms.parallel
+            pair = null_logps(context.model, beside.bank, beside.ia, examples, context.mesh, width)
+            on, off = (by_question(x, len(questions)) for x in pair)
+            out |= {(system, text): (on[..., n], off[..., n]) for n, text in enumerate(new)}
+    return out
+
+
+def _table(
+    context: Context, subject: Subject, claims: Sequence[str], ia: Adapter, nulls: NullTables, questions: Sequence[str]
+) -> Any:
     if not claims:
         return None  # and nobody looks into it
     model, mesh = context.model, context.mesh
     examples: list[ChatExample] = claim_examples(model, questions, claims, subject.system)
-    on, off = target_logps(model, subject.at_dose, subject.adapters, beside.ia, examples, mesh)
-    width = context.config.organisms.parallel
-    nulls = null_logps(model, beside.bank, beside.ia, examples, mesh, width)
-    return as_table(on, off, *nulls, len(questions))
+    own = target_logps(model, subject.at_dose, subject.adapters, ia, examples, mesh)
+    theirs = zip(*(nulls[subject.system, text] for text in claims), strict=True)
+    return Table(*(by_question(x, len(questions)) for x in own), *(np.stack(x, -1) for x in theirs))
 
 
 def _deeds(

@@ -6,7 +6,6 @@ and each call is the one chunked `reference_logps` of training: [K, examples].
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -152,6 +151,11 @@ def target_logps(
     return np.stack(on), np.stack(off)
 
 
+def by_question(logps: np.ndarray, questions: int) -> np.ndarray:
+    """[·, E] of `claim_examples` as [·, Q, C]."""
+    return logps.reshape(len(logps), questions, logps.shape[1] // questions)
+
+
 def null_logps(
     model: Model, bank: Bank | None, ia: Adapter, examples: Sequence[ChatExample], mesh: jax.sharding.Mesh, width: int
 ) -> tuple[np.ndarray, np.ndarray]:
@@ -189,11 +193,6 @@ def bank_logps(
                     own[i] = found[place]
         on_batch()
     return out
-
-
-def as_table(on: Any, off: Any, nulls_on: Any, nulls_off: Any, questions: int) -> Table:
-    """Tables of examples [·, E] as [·, Q, C]."""
-    return Table(*(x.reshape(len(x), questions, x.shape[1] // questions) for x in (on, off, nulls_on, nulls_off)))
 
 
 def _arms(members: Sequence[tuple[Adapter, Sequence[float]]], mesh: jax.sharding.Mesh) -> tuple[Stack, int]:
