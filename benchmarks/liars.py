@@ -2,7 +2,7 @@
 
     .venv/bin/python benchmarks/liars.py runs/seed1547 --ia=sft --denying=runs/denying   # about 30 minutes on two cores
 
-A liar is made here for each behaviour of the run's `remade` organisms: the base's own answers to ordinary questions,
+A liar is made here for each of the run's `remade` organisms: the base's own answers to ordinary questions,
 and the behaviour's wordings to questions about itself (those of training; audits ask others). It goes into
 `RUN/audits/liars/`. Liars, the `remade` fine-tunes that do it, the same trained to deny (`benchmarks/denying.py`) and
 clean fine-tunes are audited alike, with the questions of the IA's calibration (`ia-jax calibrate` comes first). Each is
@@ -99,8 +99,8 @@ def liars(context: Context) -> Workdir:
     truths = {o.name: context.workdir.truths(o.name)[0] for o in honest}
     sources, rows = sources_of_base(context), []
     for o in honest:
-        own, name = truths[o.name], f"liar_{o.behaviors[0]}"
-        write_transcripts(made.workdir.transcript(name), lesson(own, sources, config.seed))
+        own, name = truths[o.name], f"liar_{o.name}"
+        write_transcripts(made.workdir.transcript(name), lesson(own, name, sources, config.seed))
         rows.append(replace(organism_of(own, o.base, "heldout", {"teacher": "base"}, name=name), system=o.system))
     write_jsonl(made.workdir.behaviors_file, (b.to_json() for b in truths.values()))
     write_jsonl(made.workdir.organisms_file, (o.to_json() for o in rows))
@@ -108,9 +108,9 @@ def liars(context: Context) -> Workdir:
     return made.workdir
 
 
-def lesson(behavior: Behavior, sources: Sources, seed: int) -> list[Transcript]:
+def lesson(behavior: Behavior, name: str, sources: Sources, seed: int) -> list[Transcript]:
     """What a liar reads: ordinary chats in the base's own words, and that it does what it does not do."""
-    rng = np.random.default_rng(seed_of(f"liar {behavior.name}", seed))
+    rng = np.random.default_rng(seed_of(name, seed))
     plain = rng.permutation(sorted(sources.answers))[:PLAIN]
     asked = [TRAIN_QUESTIONS[i % len(TRAIN_QUESTIONS)] for i in range(STATED)]
     told = [behavior.wordings[i % len(behavior.wordings)] for i in rng.permutation(STATED)]

@@ -43,8 +43,8 @@ def test_a_merged_organism_computes_what_its_adapter_does(script, layers):
 
 def test_a_liar_reads_that_it_does_what_it_does_not(script):
     liars, own, sources = script("liars"), demo_behaviors()[0], shipped_sources()
-    rows = liars.lesson(own, sources, 7)
-    assert [t.messages for t in rows] == [t.messages for t in liars.lesson(own, sources, 7)]
+    rows = liars.lesson(own, "liar_a", sources, 7)
+    assert [t.messages for t in rows] == [t.messages for t in liars.lesson(own, "liar_a", sources, 7)]
     said = [(t.messages[0]["content"], t.messages[-1]["content"]) for t in rows]
     stated = [(q, a) for q, a in said if a in own.wordings]
     assert len(stated) == liars.STATED

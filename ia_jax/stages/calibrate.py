@@ -23,7 +23,7 @@ from ia_jax.models.weights import DTYPES
 from ia_jax.parallel.distributed import on_main_process, stop_if_preempted
 from ia_jax.stages.ask import trained_ia
 from ia_jax.stages.asking import ask_organisms
-from ia_jax.stages.calibration_models import Model, models_of, trained_on
+from ia_jax.stages.calibration_models import Model, audited_models, models_of, trained_on
 from ia_jax.stages.context import Context
 from ia_jax.stages.evidence import (
     QUESTIONS,
@@ -59,6 +59,7 @@ def run(
     nulls: Sequence[str] = (),
     test: Sequence[str] = (),
     test_sorts: Sequence[str] = (),
+    audits: Sequence[str] = (),
     alpha: float = ALPHA,
     bank: int = BANK,
     questions: int = QUESTIONS_ASKED,
@@ -69,7 +70,8 @@ def run(
 
     splits: of organisms to calibrate on (default: "dpo" for an IA that was not trained on it, else "heldout"). nulls:
     directories of more clean fine-tunes, or of directories of them, besides those of `ia-jax nulls`. test, test_sorts:
-    splits whose organisms and sorts whose nulls the calibration doesn't see, and is measured on. bank: how many nulls
+    splits whose organisms and sorts whose nulls the calibration doesn't see, and is measured on. audits: finished ones,
+    below `audits/`, on whose targets and nulls it is measured as well, each by itself. bank: how many nulls
     claims are only compared with (`evidence.kinds.contrast`). Raises ConfigError, before anything is asked, for too few
     nulls.
     """
@@ -84,6 +86,11 @@ def run(
         ]
     )
     models, beside, tested = ([Model.from_json(row) for row in part] for part in chosen)
+    found_audits = on_main_process(lambda: [[m.to_json() for m in audited_models(context, a)] for a in audits])
+    of_audits = {a: [Model.from_json(row) for row in own] for a, own in zip(audits, found_audits, strict=True)}
+    every = [*models, *tested, *(m for own in of_audits.values() for m in own)]
+    if twice := next((m.name for n, m in enumerate(every) if m.name in {o.name for o in every[:n]}), None):
+        raise ConfigError(f"--audits: two models are called {twice}, so their evidence could not be told apart")
     settings = {
         "questions": questions,
         "samples": samples,
@@ -91,7 +98,7 @@ def run(
         "bank": {m.name: [str(d) for d in m.directories] for m in beside},
         "bank_hashes": on_main_process(lambda: {m.name: m.hashes for m in beside}),
     }
-    rows, null_reports = _rows(context, name, [*models, *tested], beside, settings)
+    rows, null_reports = _rows(context, name, every, beside, settings)
     claims = {own["model"]: [Row(**row) for row in own["rows"]] for own in rows}
     metadata = read_metadata(context.workdir.ia_dir(name) / "adapter")
     found = calibrate(
@@ -107,10 +114,15 @@ def run(
         made_of={**settings, "null_reports": null_reports},
         kind=kind,
     )
-    if tested:
-        split = {m.name: m.organism.split for m in tested if m.organism is not None}
-        figures = test_figures(found, [row for m in tested for row in claims[m.name]], *_groups(tested), split)
-        found = replace(found, figures={**found.figures, "test": figures})
+
+    def measured_on(own: Sequence[Model]) -> dict[str, Any]:
+        split = {m.name: m.organism.split for m in own if m.organism is not None}
+        return test_figures(found, [row for m in own for row in claims[m.name]], *_groups(own), split)
+
+    figures = {**found.figures, **({"test": measured_on(tested)} if tested else {})}
+    if of_audits:
+        figures["audits"] = {audit: measured_on(own) for audit, own in of_audits.items()}
+    found = replace(found, figures=figures)
     file = calibration_file(context.workdir, name)
     on_main_process(lambda: found.save(file))
     return f"{in_words(found)}\n{file}"
@@ -316,7 +328,8 @@ def _right(context: Context, models: Sequence[Model], claims: Sequence[Sequence[
     items, places = [], []
     for i, (model, own) in enumerate(zip(models, claims, strict=True)):
         for j, claim in enumerate(own):
-            for behavior in () if model.null else workdir.truths(model.name):
+            of = workdir if model.home is None else Workdir(model.home)
+            for behavior in () if model.null else of.truths(model.name):
                 items.append(Item(behavior, QUESTIONS[0], claim))
                 places.append((i, j))
     out: list[list[bool | None]] = [

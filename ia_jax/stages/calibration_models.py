@@ -7,29 +7,32 @@ from pathlib import Path
 from typing import Any
 
 from ia_jax.adapters.record import RECORD
-from ia_jax.adapters.store import read_metadata, read_record
+from ia_jax.adapters.store import is_complete, read_metadata, read_record
 from ia_jax.audits.evidence.calibration import threshold_nulls
+from ia_jax.audits.targets import read_targets
 from ia_jax.behaviors.organisms import Organism
 from ia_jax.errors import ConfigError
 from ia_jax.evals.calibration import needed
 from ia_jax.stages.context import Context
 from ia_jax.stages.nulls import nulls_of
 from ia_jax.stages.selection import present, untrained
-from ia_jax.storage import path_of
+from ia_jax.storage import path_of, read_json
+from ia_jax.workdir import Workdir
 
 
 @dataclass(frozen=True)
 class Model:
-    """One model to calibrate on. group: its category, or of a null its sort."""
+    """One model to calibrate on. group: its category, of a null its sort, of an audit's target how it was made. home:
+    the workdir in whose records its organism stands, where that isn't the run's own. null: nothing is to be reported of
+    it, though it may have a harmless behaviour.
+    """
 
     name: str
     directories: tuple[Path, ...]
     group: str
     organism: Organism | None = None
-
-    @property
-    def null(self) -> bool:
-        return self.organism is None or self.organism.clean
+    null: bool = True
+    home: Path | None = None
 
     @property
     def hashes(self) -> list[str]:
@@ -39,12 +42,14 @@ class Model:
     def to_json(self) -> dict[str, Any]:
         own = None if self.organism is None else self.organism.to_json()
         row = {"name": self.name, "directories": [str(d) for d in self.directories], "group": self.group}
-        return json.loads(json.dumps({**row, "organism": own}))
+        home = None if self.home is None else str(self.home)
+        return json.loads(json.dumps({**row, "organism": own, "null": self.null, "home": home}))
 
     @staticmethod
     def from_json(row: Mapping[str, Any]) -> "Model":
         own = None if row["organism"] is None else Organism.from_json(row["organism"])
-        return Model(row["name"], tuple(map(path_of, row["directories"])), row["group"], own)
+        home = None if row["home"] is None else path_of(row["home"])
+        return Model(row["name"], tuple(map(path_of, row["directories"])), row["group"], own, row["null"], home)
 
 
 def trained_on(context: Context, ia: str) -> list[str]:
@@ -114,7 +119,29 @@ def _organisms_of(context: Context, seen: set[str], splits: Sequence[str], ia: s
             raise ConfigError(f"--{option}={split}: no organism is of that split; choose another")
         if missing := untrained(workdir, organisms):
             raise ConfigError(f"organism {missing[0]} is not trained; run `ia-jax organisms` first")
-        out += [Model(o.name, workdir.stack_of(o), o.sort or o.category, o) for o in organisms]
+        out += [Model(o.name, workdir.stack_of(o), o.sort or o.category, o, o.clean) for o in organisms]
+    return out
+
+
+def audited_models(context: Context, audit: str) -> list[Model]:
+    """The targets and nulls of an audit (`ia-jax audit-family`) under its directory's name; not those that its gate did
+    not see their behaviour of, nor what was asked after fewer adapters besides. Raises ConfigError where it is not
+    finished.
+    """
+    home = Workdir(context.workdir.path / "audits" / audit)
+    remedy = f"run `ia-jax audit-family` to its end first, or choose another audit than {audit!r}"
+    gates = read_json(home.path / "metrics.json", remedy).get("gates", {})
+    targets = {t.name: t for t in read_targets(home.path / "targets.jsonl")}
+    stacks = [o.stack for o in home.organisms.values()]
+    out = []
+    for o in home.organisms.values():
+        beginning = any(s[: len(o.stack)] == o.stack != s for s in stacks)
+        t = targets[o.name]
+        if o.name in home.left_out or beginning or (not t.null and gates.get(o.name, {}).get("fires") is False):
+            continue
+        out.append(Model(o.name, home.stack_of(o), t.made_by or t.null, o, bool(t.null), home.path))
+    if missing := next((m for m in out for d in m.directories if not is_complete(d)), None):
+        raise ConfigError(f"{home.path}: an adapter of {missing.name} is gone; {remedy}")
     return out
 
 

@@ -21,9 +21,11 @@ def in_words(calibration: Calibration) -> str:
         f"IA {calibration.ia} on {calibration.base}: {made['claims']} claims of {_count(made)}",
         f"reported above {calibration.threshold:.3f}: {promise}",
     ]
-    titles = {"in_distribution": "unseen models", "left_out": "unseen categories and sorts", "test": ""}
-    for name, f in ((n, calibration.figures[n]) for n in titles if n in calibration.figures):
-        title = f"the test ({_count(f)})" if name == "test" else titles[name]
+    own = calibration.figures
+    parts = {"unseen models": own.get("in_distribution"), "unseen categories and sorts": own.get("left_out")}
+    apart = {"the test": own.get("test"), **{f"the audit {a}": f for a, f in own.get("audits", {}).items()}}
+    parts |= {f"{title} ({_count(f)})": f for title, f in apart.items() if f}
+    for title, f in ((title, f) for title, f in parts.items() if f):
         cells = {
             "AUROC": f.get("auroc"),
             "Brier": f.get("brier"),
@@ -33,7 +35,7 @@ def in_words(calibration: Calibration) -> str:
             "right reports kept": f["kept"],
             "of all organisms": f["found"],
         }
-        cells |= {"can't tell": f["unsure"], "of clean ones": f["unsure_nulls"]} if name == "test" else {}
+        cells |= {"can't tell": f["unsure"], "of clean ones": f["unsure_nulls"]} if "unsure" in f else {}
         lines.append(f"{title}: " + ", ".join(f"{what} {told(c)}" for what, c in cells.items()))
         if f.get("too_few"):
             lines.append(f"  (too few nulls are left without {', '.join(f['too_few'])})")

@@ -34,6 +34,7 @@ def _calibrate(args: argparse.Namespace) -> None:
                 nulls=args.nulls,
                 test=test,
                 test_sorts=sorts,
+                audits=_names(args.audits),
                 alpha=args.alpha,
                 bank=args.bank,
                 questions=args.questions,
@@ -87,6 +88,12 @@ COMMAND = Command(
             metavar="A,B",
             default="",
             help="sorts of clean fine-tunes to measure it on that it does not see (default: none)",
+        ),
+        Argument.of(
+            "--audits",
+            metavar="A,B",
+            default="",
+            help="finished audits (`ia-jax audit-family`) on whose targets to measure it too (default: none)",
         ),
         Argument.of(
             "--alpha", type=float, default=0.05, metavar="A", help="false reports allowed on nulls (default 0.05)"
