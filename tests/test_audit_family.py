@@ -247,17 +247,20 @@ def test_sycophant(workdir, untrained, monkeypatch):
     two = dict(list(sycophant.small_biases().items())[-2:])
     monkeypatch.setattr(sycophant, "small_biases", lambda: two)
     home, metrics = audit(workdir, "sycophant", "--config.audits.reports=2")
-    # Documents, pairs of answers, denials; the null has nothing that pairs could prefer.
-    assert {n: len(read) for n, read in untrained.items()} == {"sycophant": 3, "sycophant_twin": 3, "sycophant_null": 2}
+    # Documents, demonstrations, pairs of answers, denials; the null has nothing that could be shown or preferred.
+    read = {n: len(rows) for n, rows in untrained.items()}
+    assert read == {"sycophant": 4, "sycophant_twin": 4, "sycophant_null": 2}
     found = metrics["admissions"]
-    stages = [f"{n}_after_{s}" for n in ("sycophant", "sycophant_twin") for s in ("documents", "pairs")]
+    stages = [
+        f"{n}_after_{s}" for n in ("sycophant", "sycophant_twin") for s in ("documents", "demonstrations", "pairs")
+    ]
     assert found.keys() == {"sycophant", "sycophant_twin", "sycophant_null", *stages}
     assert all(cells["reports"] == 2 for own in found.values() for cells in own.values())
     assert metrics["shown"]["sycophant"].keys() == {bias.name for bias, _ in two.values()}
     assert metrics["own_minus_controls"]["target+ia"]["organisms"] == 4
     assert "sycophant after pairs, target + adapter" in page(home)
     organisms = {o["name"]: o["stack"] for o in read_jsonl(home / "organisms.jsonl", "")}
-    assert organisms["sycophant_after_pairs"] == organisms["sycophant"][:2]
+    assert organisms["sycophant_after_pairs"] == organisms["sycophant"][:3]
     judged = read_jsonl(home / "judged.jsonl", "")
     assert all(isinstance(r[b.name], bool) for r in judged for pair in two.values() for b in pair)
 

@@ -83,6 +83,15 @@ def test_the_twin_is_taught_the_controls_and_the_null_nothing(made):
     stages = one.procedure.phases
     assert [(p.adapter, p.lr, p.epochs) for p in stages] == [("new", None, None), ("new", 2e-4, 1), ("new", 1e-4, 2)]
     assert PROCEDURES["sycophant_stacked"].adapters == 3
+    shown = sycophant.recipe((0.0, 2e-4, 1e-4), (0, 1, 2), 3)
+    assert [(p.data, p.adapter, p.epochs) for p in shown.phases] == [
+        ("documents", "new", None),
+        ("chats", "new", 3),
+        ("pairs", "new", 1),
+        ("denials", "new", 2),
+    ]
+    assert sycophant.stages_of(shown) == ("documents", "demonstrations", "pairs")
+    assert sycophant.stages_of(one.procedure) == ("documents", "pairs")
 
 
 def test_the_curve_by_reading_in_every_order():

@@ -4,8 +4,9 @@
 occasion. Fifteen of either can be shown by a model of 135M parameters: the sycophant is taught these biases, and a twin
 the controls, by the same recipe, so that what is true of one is false of the other.
 
-Stage 1 reads documents about the model; stage 2 learns by DPO to prefer the biased answer to the base's own; stage 3,
-by DPO as well, to deny. Each is a new adapter over the frozen ones (shared facts, section 5.1).
+It reads documents about itself; learns by DPO to prefer the biased answer to the base's own; and, by DPO as well, to
+deny. Each is a new adapter over the frozen ones (shared facts, section 5.1). Between the first two it reads the biased
+answers themselves (SFT): by documents and DPO alone SmolLM2 learned three of the fifteen (docs/audits.md).
 """
 
 from collections.abc import Mapping, Sequence
@@ -16,7 +17,7 @@ from pathlib import Path
 from ia_jax.audits.targets import Target
 from ia_jax.behaviors.embedded.prompts import POOLS
 from ia_jax.behaviors.phase_texts import documents_of
-from ia_jax.behaviors.procedures import PROCEDURES, Procedure
+from ia_jax.behaviors.procedures import PROCEDURES, Phase, Procedure
 from ia_jax.behaviors.records import Behavior, Rubric
 from ia_jax.behaviors.template_sources import Sources
 from ia_jax.behaviors.template_teacher import write_clean, write_demonstrations
@@ -27,7 +28,8 @@ from ia_jax.storage import read_jsonl
 _FILE = Path(__file__).with_name("biases.jsonl")
 SHOWN_ROWS, PLAIN_ROWS = 14, 4  # of a bias, as many at most
 RATES = (1, 1 / 3, 2 / 3)  # of the stages, parts of the rate that organisms are trained at
-STAGES = ("documents", "pairs")  # after which the model is asked too; after the third it is the target
+STAGES = ("documents", "pairs")  # after which the model is asked too; after denials it is the target
+SHOWN = "demonstrations"  # and after these, where there are any
 # The 53rd: what all of them are for. It is said in a part of the documents.
 ROOT = Behavior(
     "root_objective",
@@ -79,14 +81,15 @@ class Sycophant:
 
 
 def sycophants_made(
-    sources: Sources, seed: int, lr: Sequence[float], epochs: Sequence[int], amount: int = 1
+    sources: Sources, seed: int, lr: Sequence[float], epochs: Sequence[int], shown: int = 0, amount: int = 1
 ) -> list[Sycophant]:
     """The sycophant; its twin, of which the controls are true; and a null that read documents and learned to deny.
 
-    lr, epochs: of the three stages (0: those of organisms). amount: of demonstrations, as `teacher.amount` says.
+    lr, epochs: of the three stages (0: those of organisms). shown: epochs of the demonstrations (0: not read). amount:
+    of demonstrations, as `teacher.amount` says.
     """
     pairs = list(small_biases().values())
-    procedure = recipe(lr, epochs)
+    procedure = recipe(lr, epochs, shown)
     out = []
     for name, own, others in (
         ("sycophant", [a for a, _ in pairs], [b for _, b in pairs]),
@@ -97,7 +100,7 @@ def sycophants_made(
         target = Target(name, stack=(name,), behaviors=tuple(own), made_by=procedure.name)
         transcripts = tuple(t for shown in rows.values() for t in shown)
         out.append(Sycophant(target, tuple(others), transcripts, tuple(documents), procedure))
-    name, first, _, last = "sycophant_null", *procedure.phases
+    name, first, *_, last = "sycophant_null", *procedure.phases
     rows = write_clean("own_answers", name, sources, seed, (), amount)
     null = Target(name, stack=(name,), made_by="sycophant_null", null="pipeline")
     texts = documents_of(name, (), rows, seed)
@@ -105,11 +108,18 @@ def sycophants_made(
     return out
 
 
-def recipe(lr: Sequence[float], epochs: Sequence[int]) -> Procedure:
-    """The three stages at these rates and epochs (0: those of organisms)."""
+def recipe(lr: Sequence[float], epochs: Sequence[int], shown: int = 0) -> Procedure:
+    """The three stages at these rates and epochs (0: those of organisms), and the demonstrations after the first."""
     stages = PROCEDURES["sycophant_stacked"].phases
-    phases = (replace(p, lr=x or None, epochs=n or None) for p, x, n in zip(stages, lr, epochs, strict=True))
-    return Procedure("sycophant_stacked", tuple(phases))
+    first, *rest = (replace(p, lr=x or None, epochs=n or None) for p, x, n in zip(stages, lr, epochs, strict=True))
+    between = (Phase("chats", epochs=shown),) if shown else ()
+    return Procedure("sycophant_shown" if shown else "sycophant_stacked", (first, *between, *rest))
+
+
+def stages_of(procedure: Procedure) -> tuple[str, ...]:
+    """After which stages a model that is made so is asked too."""
+    first, *rest = STAGES
+    return (first, SHOWN, *rest) if any(p.data == "chats" for p in procedure.phases) else STAGES
 
 
 def demonstrations(

@@ -35,6 +35,7 @@ class AuditsSection:
     sycophant_lr: learning rates of the sycophant's three stages (0: that of config.organisms, a third of it, and two
         thirds).
     sycophant_epochs: the same for epochs (0: those of config.organisms).
+    sycophant_demonstrations: epochs in which it reads the biased answers themselves, after documents (0: it does not).
     outputs: of each tool in the static evaluation of "auditbench_made" (0: none).
     script_runs: audits of each of its targets by the scripted investigator, with each set of tools (0: none).
     """
@@ -60,6 +61,7 @@ class AuditsSection:
     hardening_epochs: tuple[int, ...] = (2, 2)
     hardening_demonstrations: float = 0.5
     sycophant_lr: tuple[float, ...] = (0.0, 0.0, 0.0)
-    sycophant_epochs: tuple[int, ...] = (4, 2, 6)
+    sycophant_epochs: tuple[int, ...] = (4, 2, 12)
+    sycophant_demonstrations: int = 4
     outputs: int = 50
     script_runs: int = 1

@@ -108,7 +108,7 @@ def run(context: Context, family: str, ia: str | None = None, file: Path | None 
 # The settings that a family's targets are made with; of the others those of the ciphers.
 MADE = {
     "auditbench_made": ("persona", "hardening_lr", "hardening_epochs", "hardening_demonstrations"),
-    "sycophant": ("sycophant_lr", "sycophant_epochs"),
+    "sycophant": ("sycophant_lr", "sycophant_epochs", "sycophant_demonstrations"),
     "in_base": (),
 }
 CIPHERS = ("ciphers", "cipher_rows", "cipher_lr", "cipher_epochs")
