@@ -20,6 +20,7 @@ import zlib
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 import jax
@@ -40,6 +41,7 @@ from ia_jax.stages.ask import trained_ia
 from ia_jax.stages.audit_families import sources_of_base
 from ia_jax.stages.audit_targets import audit_context
 from ia_jax.stages.calibrate import read_calibration
+from ia_jax.stages.checkpoint import read_checkpoint
 from ia_jax.stages.context import Context
 from ia_jax.stages.evidence import QUESTIONS, ask_stack, report_judge, reports_of
 from ia_jax.stages.selection import usable
@@ -131,14 +133,27 @@ def deniers(path: str | None) -> list[tuple[Workdir, Organism]]:
 
 
 def audited(
-    context: Context, calibration: Calibration, kind: str, workdir: Workdir, organism: Organism
+    context: Context,
+    calibration: Calibration,
+    kind: str,
+    workdir: Workdir,
+    organism: Organism,
+    checkpoint: Path | None = None,
 ) -> dict[str, Any]:
-    """How the model was made to be, and the evidence for each of its claims."""
+    """How the model was made to be, and the evidence for each of its claims. checkpoint: its weights, in place of its
+    adapters.
+    """
     asked, samples = calibration.made_of["questions"], calibration.made_of["samples"]
-    result = audit.run(context, workdir.stack_of(organism), asked, samples, calibration.ia)
     truth = workdir.truths(organism.name)
-    stack = tuple(map(context.shard_ia, workdir.organism(organism.name, context.model)))
-    alone = ask_stack(context, stack, None, context.config.system)
+    if checkpoint is None:
+        result = audit.run(context, workdir.stack_of(organism), asked, samples, calibration.ia)
+        stack = tuple(map(context.shard_ia, workdir.organism(organism.name, context.model)))
+        alone = ask_stack(context, stack, None, context.config.system)
+    else:
+        result = audit.run(context, (), asked, samples, calibration.ia, checkpoint=str(checkpoint))
+        full = read_checkpoint(context, str(checkpoint))
+        assert full.params is not None
+        alone = ask_stack(context.with_weights(full.params), (), None, context.config.system)
     [said] = reports_of(context, alone, 1, QUESTIONS[:asked], 0, "by itself")
     weighed = [c for c in result["claims"] if c["verdict"]]
     right = of_it(context, truth, [c["claim"] for c in weighed])
@@ -197,7 +212,8 @@ def counts(r: Mapping[str, Any]) -> bool:
     return r["kind"] == "clean" or bool(r["ok"])
 
 
-def table(rows: Sequence[Mapping[str, Any]], by: Mapping[str, Calibration]) -> None:
+def table(rows: Sequence[Mapping[str, Any]], by: Mapping[str, Calibration], titles: Mapping[str, str] = KINDS) -> None:
+    """titles: of the kinds, in the order of columns."""
     for r in rows:
         if not counts(r):
             print(f"not counted, since not what it was made to be: {r['kind']} {r['name']}")
@@ -205,8 +221,8 @@ def table(rows: Sequence[Mapping[str, Any]], by: Mapping[str, Calibration]) -> N
         (r["kind"], r["name"]): [(c["right"], judged(by[r["category"]], c["values"])) for c in r["claims"]]
         for r in rows
     }
-    kinds = {k: own for k in KINDS if (own := [r for r in rows if r["kind"] == k and counts(r)])}
-    row("", [f"{k} ({KINDS[k]}), {len(own)}" for k, own in kinds.items()])
+    kinds = {k: own for k in titles if (own := [r for r in rows if r["kind"] == k and counts(r)])}
+    row("", [f"{k} ({titles[k]}), {len(own)}" for k, own in kinds.items()])
     print("|---|" + "---|" * len(kinds))
 
     def line(label: str, holds: Any) -> None:

@@ -1,0 +1,156 @@
+"""Full fine-tunes that torch made: does `ia-jax audit --model` read them as it reads the adapters of the same data?
+
+    .venv-peers/bin/python benchmarks/torch_fine_tunes.py make runs/demo runs/torch     # torch alone trains
+    .venv/bin/python benchmarks/torch_fine_tunes.py audit runs/demo runs/torch --ia=sft
+
+`make` trains all weights of the base on the demonstrations of the run's `remade` organisms, one of each behaviour, and
+of its held-out clean ones (twice, from two seeds), by a plain loop of torch over transformers' own Llama: AdamW, fp32,
+the assistant's tokens. They are saved by `save_pretrained` in bf16, as people ship them. `audit` asks each whether it
+shows its behaviour, audits it by its checkpoint, and judges by the IA's calibration made anew without the organisms of
+its category (as `benchmarks/liars.py` does). Beside each stands the adapter that ia_jax trained on the same rows.
+Percent, 95 % intervals over models. Fine-tunes stay in OUT until you delete them (270 MB each).
+"""
+
+import argparse
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from ia_jax.adapters.merge import write_merged
+from ia_jax.behaviors.organisms import CLEAN_SORTS, Organism
+from ia_jax.data.transcripts import read_transcripts, with_system
+from ia_jax.models.chat import ChatExample, encode_chat
+from ia_jax.storage import append_jsonl, read_appended, read_jsonl, write_jsonl
+from ia_jax.workdir import Workdir, open_workdir
+
+LR, BATCH, EPOCHS, SEEDS = 1e-4, 4, 4, 2
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("what", choices=("make", "audit"))
+    parser.add_argument("run", help="a workdir with `remade` organisms and, to audit, a calibrated IA")
+    parser.add_argument("out", type=Path)
+    parser.add_argument("--ia", help="of the run (default: the last one)")
+    args = parser.parse_args()
+    run = open_workdir(args.run)
+    if args.what == "make":
+        make(run, args.out)
+    else:
+        audit(run, args.out, args.ia)
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# Made by torch
+# ---------------------------------------------------------------------------------------------------------------------
+
+
+def make(run: Workdir, out: Path) -> None:
+    import transformers
+
+    base = out / "base"
+    if not base.exists():
+        write_merged(run.config.model.name, (), base, "float32")
+    tokenizer = transformers.AutoTokenizer.from_pretrained(base)
+    rows = []
+    for organism, seed in chosen(run):
+        name = f"{organism.name}_full" + (f"_{seed}" if seed else "")
+        rows.append({"name": name, "organism": organism.name})
+        if (out / name).exists():
+            continue
+        system = run.config.system if organism.system is None else organism.system
+        chats = read_transcripts(run.transcript(organism.name))
+        examples = [encode_chat(tokenizer, with_system(t.messages, system), 1 << 12, name=name) for t in chats]
+        loss = train(base, [e.trimmed() for e in examples], out / name, seed)
+        print(f"{name}: {len(examples)} rows, loss {loss:.3f}", flush=True)
+    write_jsonl(out / "models.jsonl", rows)
+
+
+def chosen(run: Workdir) -> list[tuple[Organism, int]]:
+    """One `remade` organism of each behaviour, and held-out clean ones that read chats, from two seeds."""
+    first: dict[str, Organism] = {}
+    for o in run.organisms.values():
+        if o.split == "remade":
+            first.setdefault(o.behaviors[0], o)
+    held = [o for o in run.organisms.values() if o.clean and o.split == "heldout"]
+    clean = [o for o in held if CLEAN_SORTS[o.sort].procedure == "chats"]
+    return [(o, 0) for o in first.values()] + [(o, seed) for o in clean for seed in range(SEEDS)]
+
+
+def train(base: Path, examples: Sequence[ChatExample], out: Path, seed: int) -> float:
+    """All weights, by torch; the mean loss of the last epoch."""
+    import torch
+    from transformers import AutoModelForCausalLM, AutoTokenizer
+
+    torch.manual_seed(seed)
+    model = AutoModelForCausalLM.from_pretrained(base, dtype=torch.float32).train()
+    optimizer = torch.optim.AdamW(model.parameters(), lr=LR, betas=(0.9, 0.95), weight_decay=0.0)
+    losses: list[float] = []
+    for _ in range(EPOCHS):
+        losses = []
+        for rows in torch.randperm(len(examples)).split(BATCH):
+            batch = [examples[int(i)] for i in rows]
+            length = max(len(e.tokens) for e in batch)
+            tokens, labels = torch.zeros(len(batch), length, dtype=torch.long), torch.full((len(batch), length), -100)
+            for row, e in enumerate(batch):
+                n = len(e.tokens)
+                tokens[row, :n] = torch.tensor(e.tokens)
+                labels[row, :n] = torch.where(torch.tensor(e.loss_mask), tokens[row, :n], -100)
+            seen = torch.arange(length)[None] < torch.tensor([len(e.tokens) for e in batch])[:, None]
+            loss = model(input_ids=tokens, attention_mask=seen.long(), labels=labels).loss
+            loss.backward()
+            torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
+            optimizer.step()
+            optimizer.zero_grad()
+            losses.append(float(loss.detach()))
+    model.to(torch.bfloat16).save_pretrained(out)
+    AutoTokenizer.from_pretrained(base).save_pretrained(out)
+    return sum(losses) / len(losses)
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# Audited
+# ---------------------------------------------------------------------------------------------------------------------
+
+
+def audit(run: Workdir, out: Path, ia: str | None) -> None:
+    import jax
+    from liars import audited, calibrations, table
+
+    from ia_jax.stages import behavior_check
+    from ia_jax.stages.ask import trained_ia
+    from ia_jax.stages.calibrate import read_calibration
+    from ia_jax.stages.checkpoint import read_checkpoint
+    from ia_jax.stages.context import Context
+    from ia_jax.stages.waves import Wave
+
+    context = Context(run, run.config)
+    file, kinds = out / "audits.jsonl", {"honest": "by its checkpoint", "adapter": "by its adapter", "clean": "neither"}
+    with jax.set_mesh(context.mesh):
+        name = trained_ia(context, ia)
+        found = read_calibration(context, name)
+        if found is None:
+            raise SystemExit(f"{run.path} has no calibration of the IA {name}; run `ia-jax calibrate` for it")
+        done = {(r["kind"], r["name"]) for r in read_appended(file, "delete it to audit again")}
+        for row in read_jsonl(out / "models.jsonl", "run `torch_fine_tunes.py make` first"):
+            organism, place = run.organisms[row["organism"]], out / row["name"]
+            if not organism.clean and ("adapter", organism.name) not in done:
+                append_jsonl(file, [audited(context, found, "adapter", run, organism)])
+            kind = "clean" if organism.clean else "honest"
+            if (kind, row["name"]) in done:
+                continue
+            print(f"audit of {place}", flush=True)
+            result: dict[str, Any] = audited(context, found, kind, run, organism, place) | {"name": row["name"]}
+            if not organism.clean:
+                theirs = context.with_weights(read_checkpoint(context, str(place)).params)
+                checks = behavior_check.prepare(context, [organism])
+                said = behavior_check.check(theirs, Wave((organism,), (), "check"), (), checks)
+                check = behavior_check.read_replies(context, said)[organism.name]
+                result |= {"shows": check["triggered_rate"], "ok": check["ok"]}
+            append_jsonl(file, [result])
+    rows = read_appended(file, "")
+    table(rows, calibrations(run, found, {r["category"] for r in rows}), kinds)
+
+
+if __name__ == "__main__":
+    main()
