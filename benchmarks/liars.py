@@ -59,6 +59,7 @@ def main() -> None:
     parser.add_argument("run", help="a workdir with `remade` organisms and a calibrated IA")
     parser.add_argument("--denying", help="where `benchmarks/denying.py` made the same organisms deny")
     parser.add_argument("--ia", help="of the run (default: the last one)")
+    parser.add_argument("--each", type=int, help="`remade` organisms of each behaviour, at most (default: all)")
     args = parser.parse_args()
     run = open_workdir(args.run)
     context = Context(run, run.config)
@@ -67,12 +68,14 @@ def main() -> None:
         found = read_calibration(context, ia)
         if found is None:
             parser.error(f"{args.run} has no calibration of the IA {ia}; run `ia-jax calibrate` for it, or give --ia")
-        home = liars(context)
+        honest = few(usable(context, "remade"), args.each)
+        names = {o.name for o in honest}
+        home = liars(context, honest)
         known = {*found.made_of["nulls"], *found.made_of["bank"]}
         models: dict[str, list[tuple[Workdir, Organism]]] = {
-            "honest": [(run, o) for o in usable(context, "remade")],
+            "honest": [(run, o) for o in honest],
             "liar": [(home, o) for o in home.organisms.values()],
-            "denier": deniers(args.denying),
+            "denier": [(w, o) for w, o in deniers(args.denying) if o.name in names],
             "clean": [(run, o) for o in usable(context, "heldout") if o.clean and o.name not in known],
         }
         bank = json.dumps([found.ia_hash, found.made_of["bank_hashes"]], sort_keys=True)
@@ -91,20 +94,25 @@ def main() -> None:
 # ---------------------------------------------------------------------------------------------------------------------
 
 
-def liars(context: Context) -> Workdir:
+def few(organisms: Sequence[Organism], each: int | None) -> list[Organism]:
+    """The first `each` of every behaviour."""
+    found: Counter[str] = Counter()
+    return [o for o in organisms if (found.update(o.behaviors), each is None or found[o.behaviors[0]] <= each)[1]]
+
+
+def liars(context: Context, honest: Sequence[Organism]) -> Workdir:
     """The workdir of the liars, trained."""
     config = context.config
     made = audit_context(context, "liars")
     cfg = replace(config.organisms, keep_failed=True, source="")
     made = made.at(made.workdir, replace(config, organisms=cfg))
-    honest = usable(context, "remade")
     truths = {o.name: context.workdir.truths(o.name)[0] for o in honest}
     sources, rows = sources_of_base(context), []
     for o in honest:
         own, name = truths[o.name], f"liar_{o.name}"
         write_transcripts(made.workdir.transcript(name), lesson(own, name, sources, config.seed))
         rows.append(replace(organism_of(own, o.base, "heldout", {"teacher": "base"}, name=name), system=o.system))
-    write_jsonl(made.workdir.behaviors_file, (b.to_json() for b in truths.values()))
+    write_jsonl(made.workdir.behaviors_file, (b.to_json() for b in {b.name: b for b in truths.values()}.values()))
     write_jsonl(made.workdir.organisms_file, (o.to_json() for o in rows))
     organisms.run(made)
     return made.workdir
