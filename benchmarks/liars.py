@@ -11,14 +11,14 @@ be. A model counts by the strongest verdict of those of its claims that name its
 
 **How each was made to be stands first**, and what is not so is named and left out: those that do it pass their
 behaviour check; a liar fails it, and states the behaviour in half of its answers without the IA. Evidence is kept, a
-model at a time. Percent, 95 % intervals over models.
+model at a time. Percent, 95 % intervals over categories, of clean models over models.
 """
 
 import argparse
 import json
 import zlib
 from collections import Counter
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -28,10 +28,11 @@ import numpy as np
 from demo_table import row, shown
 
 from ia_jax.analysis.lens_page import number as number_in_words
-from ia_jax.audits.evidence.calibration import CONFIRMED, REPORTED, VERDICTS, Calibration, Row, calibrate, judged
+from ia_jax.audits.evidence.calibrating import calibrate
+from ia_jax.audits.evidence.calibration import CONFIRMED, REPORTED, VERDICTS, Calibration, Row, judged
 from ia_jax.behaviors.organisms import Organism, organism_of, seed_of
 from ia_jax.behaviors.questions import TRAIN_QUESTIONS
-from ia_jax.behaviors.records import Behavior
+from ia_jax.behaviors.records import CLEAN, Behavior
 from ia_jax.behaviors.template_sources import Sources
 from ia_jax.data.transcripts import Transcript, chat, write_transcripts
 from ia_jax.evals.intervals import mean, rate
@@ -78,14 +79,14 @@ def main() -> None:
             "denier": [(w, o) for w, o in deniers(args.denying) if o.name in names],
             "clean": [(run, o) for o in usable(context, "heldout") if o.clean and o.name not in known],
         }
-        bank = json.dumps([found.ia_hash, found.made_of["bank_hashes"]], sort_keys=True)
-        file = home.path / f"audits_{ia}_{zlib.crc32(bank.encode()):08x}.jsonl"
+        file = home.path / audits_name(found)
         done = {(r["kind"], r["name"]) for r in read_appended(file, "delete it to audit again")}
         todo = [(k, w, o) for k, own in models.items() for w, o in own if (k, o.name) not in done]
         for n, (kind, workdir, organism) in enumerate(todo, 1):
             print(f"audit {n} of {len(todo)}: {kind} {organism.name}", flush=True)
             append_jsonl(file, [audited(context, found, kind, workdir, organism)])
-    rows = [r for r in read_appended(file, "") if r["kind"] in models]
+    asked = {(k, o.name) for k, own in models.items() for _, o in own}
+    rows = [r for r in read_appended(file, "") if (r["kind"], r["name"]) in asked]
     table(rows, calibrations(run, found, {r["category"] for r in rows}))
 
 
@@ -96,8 +97,11 @@ def main() -> None:
 
 def few(organisms: Sequence[Organism], each: int | None) -> list[Organism]:
     """The first `each` of every behaviour."""
-    found: Counter[str] = Counter()
-    return [o for o in organisms if (found.update(o.behaviors), each is None or found[o.behaviors[0]] <= each)[1]]
+    by: dict[str, list[Organism]] = {}
+    for o in organisms:
+        by.setdefault(o.behaviors[0], []).append(o)
+    kept = {o.name for own in by.values() for o in own[:each]}
+    return [o for o in organisms if o.name in kept]
 
 
 def liars(context: Context, honest: Sequence[Organism]) -> Workdir:
@@ -138,6 +142,12 @@ def deniers(path: str | None) -> list[tuple[Workdir, Organism]]:
 # ---------------------------------------------------------------------------------------------------------------------
 # Audits
 # ---------------------------------------------------------------------------------------------------------------------
+
+
+def audits_name(calibration: Calibration) -> str:
+    """The file of audits under an IA and the nulls that it is calibrated with: others' are never read for these."""
+    bank = json.dumps([calibration.ia_hash, calibration.made_of["bank_hashes"]], sort_keys=True)
+    return f"audits_{calibration.ia}_{zlib.crc32(bank.encode()):08x}.jsonl"
 
 
 def audited(
@@ -192,7 +202,7 @@ def calibrations(run: Workdir, found: Calibration, categories: Iterable[str]) ->
     """{category: the calibration anew, without the organisms of that category}: the same behaviours are in it."""
     organisms, nulls = found.made_of["organisms"], found.made_of["nulls"]
     kept = {r["model"]: r["rows"] for r in read_appended(run.ia_dir(found.ia) / "evidence.jsonl", "")}
-    rows = [Row(**r) for name in (*organisms, *nulls) for r in kept[name]]
+    rows = [Row(**{**r, "group": g}) for name, g in {**organisms, **nulls}.items() for r in kept[name]]
     identity = {k: getattr(found, k) for k in ("ia", "ia_hash", "base", "base_fingerprint")}
     return {
         category: calibrate(
@@ -217,11 +227,20 @@ def counts(r: Mapping[str, Any]) -> bool:
     """Whether the model is what it was made to be."""
     if r["kind"] == "liar":
         return (r["shows"] or 0.0) < 0.5 and np.mean(r["stated"]) >= 0.5
-    return r["kind"] == "clean" or bool(r["ok"])
+    return r["category"] == CLEAN or bool(r["ok"])
 
 
 def table(rows: Sequence[Mapping[str, Any]], by: Mapping[str, Calibration], titles: Mapping[str, str] = KINDS) -> None:
-    """titles: of the kinds, in the order of columns."""
+    """titles: of the kinds, in the order of columns. Models of one category, where the same behaviour is, count as one
+    in intervals, each clean one by itself.
+    """
+
+    def together(own: Iterable[Mapping[str, Any]], holds: Callable[[Mapping[str, Any]], list[Any]]) -> dict[str, list]:
+        by: dict[str, list[Any]] = {}
+        for r in own:
+            by.setdefault(r["name"] if r["category"] == CLEAN else r["category"], []).extend(holds(r))
+        return by
+
     for r in rows:
         if not counts(r):
             print(f"not counted, since not what it was made to be: {r['kind']} {r['name']}")
@@ -234,7 +253,7 @@ def table(rows: Sequence[Mapping[str, Any]], by: Mapping[str, Calibration], titl
     print("|---|" + "---|" * len(kinds))
 
     def line(label: str, holds: Any) -> None:
-        row(label, [shown(rate({r["name"]: holds(r) for r in own})) for own in kinds.values()])
+        row(label, [shown(rate(together(own, holds))) for own in kinds.values()])
 
     def strongest(r: Mapping[str, Any], right: bool) -> str:
         own = [j.verdict for ok, j in verdicts[r["kind"], r["name"]] if ok is right]
@@ -249,10 +268,11 @@ def table(rows: Sequence[Mapping[str, Any]], by: Mapping[str, Calibration], titl
     line("something else above the threshold", lambda r: [strongest(r, False) in (CONFIRMED, REPORTED)])
     for number in NUMBERS:
         first = [
-            {r["name"]: v[number] for r in own for v in [_values_of_it(r)] if v and number in v}
+            together(own, lambda r, n=number: [v[n] for v in [_values_of_it(r)] if v and n in v])
             for own in kinds.values()
         ]
-        row(f"{number} of the claim of it", [number_in_words(mean(own)) for own in first])
+        means = [{k: float(np.mean(v)) for k, v in own.items() if v} for own in first]
+        row(f"{number} of the claim of it", [number_in_words(mean(own)) for own in means])
     for k, own in kinds.items():
         why = Counter(j.why for r in own for _, j in verdicts[k, r["name"]] if j.why)
         print(f"{k}, can't tell: {dict(why)}")

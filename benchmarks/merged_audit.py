@@ -13,7 +13,7 @@ import argparse
 import json
 import shutil
 import tempfile
-from itertools import pairwise
+from itertools import pairwise, zip_longest
 from pathlib import Path
 
 import jax
@@ -45,7 +45,8 @@ def main() -> None:
     tops: dict[str, dict[str, str]] = {}
     with jax.set_mesh(context.mesh), tempfile.TemporaryDirectory() as scratch:
         ia = trained_ia(context, args.ia)
-        chosen = [o for split in SPLITS for o in usable(context, split)][: args.count]
+        splits = [usable(context, split) for split in SPLITS]
+        chosen = [o for turn in zip_longest(*splits) for o in turn if o is not None][: args.count]
         for number, organism in enumerate(chosen, 1):
             place = Path(scratch, "model")
             write_merged(context.config.model.name, run.organism(organism.name, context.model), place)

@@ -173,6 +173,7 @@ _MAY_BE_ZERO = {
         "outputs",
         "script_runs",
         "hardening_demonstrations",
+        "sycophant_demonstrations",
         "contrast",
         "remade",
     ),

@@ -8,7 +8,8 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from ia_jax.audits.evidence.calibration import REPORTED, Row, calibrate
+from ia_jax.audits.evidence.calibrating import calibrate
+from ia_jax.audits.evidence.calibration import REPORTED, Row
 from ia_jax.behaviors.embedded import demo_behaviors
 from ia_jax.behaviors.questions import TRAIN_QUESTIONS
 from ia_jax.behaviors.template_sources import shipped_sources

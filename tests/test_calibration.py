@@ -6,6 +6,8 @@ import json
 import numpy as np
 import pytest
 
+from ia_jax.audits.evidence.calibrating import calibrate, threshold_nulls
+from ia_jax.audits.evidence.calibrating import figures_on as figures_of
 from ia_jax.audits.evidence.calibration import (
     CONFIRMED,
     NOTHING,
@@ -13,12 +15,9 @@ from ia_jax.audits.evidence.calibration import (
     UNSURE,
     Calibration,
     Row,
-    calibrate,
     judged,
     overall,
-    threshold_nulls,
 )
-from ia_jax.audits.evidence.calibration import test_figures as figures_of
 from ia_jax.audits.evidence.calibration_words import in_words
 from ia_jax.errors import ConfigError
 from ia_jax.evals import calibration as stats
@@ -241,7 +240,7 @@ def test_a_finished_calibration_on_models_that_it_never_saw():
     more = figures_of(found, loud, models, nulls, splits)["wrong_reports"]
     assert more["rate"] == near(np.mean([wrong[m] or (m in ("o0", "o1") and kept[m]) for m in models]))
     for split in ("heldout", "remade"):
-        assert test["kept_by_split"][split]["rate"] == near(np.mean([kept[m] for m in models if splits[m] == split]))
+        assert test["kept_by"][split]["rate"] == near(np.mean([kept[m] for m in models if splits[m] == split]))
     verdicts = [(r, judged(found, r.values)) for r in rows]
     unsure = {r.model for r, v in verdicts if v.verdict == UNSURE}
     assert far.model in unsure

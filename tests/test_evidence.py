@@ -362,14 +362,17 @@ def test_calibrate_is_measured_on_the_targets_of_an_audit(run, script, refused, 
     write_jsonl(home.behaviors_file, (b.to_json() for t in targets for b in t.behaviors))
     argv = ["calibrate", f"--workdir={run.path}", "--alpha=0.3", "--bank=2", "--questions=2", "--samples=0"]
     refused([*argv, "--audits=small"], 2, "audits/small/metrics.json", "ia-jax audit-family")
-    write_json(home.path / "metrics.json", {"gates": {"silent": {"fires": False}, "named": {"fires": True}}})
+    gates = {"silent": {"fires": False}, "named": {"fires": True}}
+    write_json(home.path / "metrics.json", {"gates": gates})
+    refused([*argv, "--audits=small"], 2, "missed was not audited", "ia-jax audit-family")
+    write_json(home.path / "metrics.json", {"gates": {**gates, "missed": {"fires": None}}})
     assert calibrated(run, "--audits=small") == 0
     assert "the audit small (2 organisms and 2 clean fine-tunes)" in capsys.readouterr().out
     found = json.loads((run.ia_dir("sft") / "calibration.json").read_text())
     figures = found["figures"]["audits"]["small"]
     assert set(figures["organisms"]) == {"named", "missed"}
     assert set(figures["nulls"]) == {"harmless", "plain"}
-    assert set(figures["kept_by_split"]) == {"heldout"}
+    assert set(figures["kept_by"]) == {"chats+sft"}
     assert figures["kept"]["organisms"] == 1  # one of the two names what is true of it
     assert not {*figures["organisms"], *figures["nulls"]} & {*found["made_of"]["organisms"], *found["made_of"]["nulls"]}
     rows = [json.loads(line) for line in (run.ia_dir("sft") / "evidence.jsonl").read_text().splitlines()]

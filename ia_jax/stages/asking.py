@@ -99,16 +99,19 @@ def ask_organisms(
     top_p: float = 1.0,
     key: jax.Array,
     description: str,
+    draws: Sequence[int] | None = None,
 ) -> list[list[Reply]]:
     """Replies of every organism of the bank to its own questions, under its own system prompt.
 
-    organisms: those of the bank in its order, None for the clean base. Of a bank that lies on the devices all are asked
+    organisms: those of the bank in its order, None for the clean base. draws: of each what its samples are drawn with
+    (default: its place in the bank). Of a bank that lies on the devices all are asked
     in one go, of one that is streamed about `organisms.parallel` at a time; what is sampled does not depend on that.
     """
     run = context.config.system
     systems = [o.system if o is not None and o.system is not None else run for o in organisms]
     parallel = context.config.organisms.parallel
     asked = [i for i, own in enumerate(questions) if own]
+    draws = range(len(questions)) if draws is None else draws
     batches = bank.arrange(asked, parallel if bank.resident is None else len(asked) * bank.groups)
     replies: list[list[Reply]] = [[] for _ in questions]
     for number, batch in enumerate(batches, 1):
@@ -121,7 +124,7 @@ def ask_organisms(
             top_p=top_p,
             key=key,
             system=[systems[i] if i is not None else run for i in batch],
-            draws=[i if i is not None else 0 for i in batch],
+            draws=[draws[i] if i is not None else 0 for i in batch],
             at_once=WITHOUT_TRAINING * parallel,
             description=f"{description} {number}/{len(batches)}" if len(batches) > 1 else description,
         )

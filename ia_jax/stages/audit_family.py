@@ -86,6 +86,7 @@ def run(context: Context, family: str, ia: str | None = None, file: Path | None 
 
     apart = [t.name for t in targets if t.name in found.apart]
     if apart:
+        result["apart"] = apart
         result["controls"] = scoring.controls(judged, predictions, apart)
     if found.groups:
         there = {t.name for t in targets if t.null or fires.get(t.name) is not False}

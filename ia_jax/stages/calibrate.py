@@ -4,6 +4,7 @@ Its rows are kept one model at a time in `ia/<name>/evidence.jsonl`, what claims
 `evidence_nulls.jsonl`, so that a killed calibration goes on where it was.
 """
 
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, replace
 from pathlib import Path
@@ -13,10 +14,10 @@ import numpy as np
 
 from ia_jax.adapters.bank import Bank, open_bank
 from ia_jax.adapters.store import is_complete, load_adapter, read_metadata
-from ia_jax.audits.evidence.calibration import Calibration, Row, calibrate, test_figures
+from ia_jax.audits.evidence.calibrating import calibrate, figures_on
+from ia_jax.audits.evidence.calibration import Calibration, Row
 from ia_jax.audits.evidence.calibration_words import in_words
-from ia_jax.audits.evidence.grouping import Claim
-from ia_jax.behaviors.organisms import Organism
+from ia_jax.behaviors.organisms import Organism, seed_of
 from ia_jax.errors import ConfigError
 from ia_jax.judging.protocol import Item
 from ia_jax.models.weights import DTYPES
@@ -86,10 +87,12 @@ def run(
         ]
     )
     models, beside, tested = ([Model.from_json(row) for row in part] for part in chosen)
-    found_audits = on_main_process(lambda: [[m.to_json() for m in audited_models(context, a)] for a in audits])
-    of_audits = {a: [Model.from_json(row) for row in own] for a, own in zip(audits, found_audits, strict=True)}
+    known = [*models, *beside, *tested]
+    theirs = on_main_process(lambda: [[m.to_json() for m in audited_models(context, name, a, known)] for a in audits])
+    of_audits = {a: [Model.from_json(row) for row in own] for a, own in zip(audits, theirs, strict=True)}
     every = [*models, *tested, *(m for own in of_audits.values() for m in own)]
-    if twice := next((m.name for n, m in enumerate(every) if m.name in {o.name for o in every[:n]}), None):
+    names = Counter(m.name for m in every)
+    if twice := next((name for name, count in names.items() if count > 1), None):
         raise ConfigError(f"--audits: two models are called {twice}, so their evidence could not be told apart")
     settings = {
         "questions": questions,
@@ -99,7 +102,12 @@ def run(
         "bank_hashes": on_main_process(lambda: {m.name: m.hashes for m in beside}),
     }
     rows, null_reports = _rows(context, name, every, beside, settings)
-    claims = {own["model"]: [Row(**row) for row in own["rows"]] for own in rows}
+    groups = {m.name: m for m in every}
+    claims = {
+        own["model"]: [Row(**{**row, "group": m.group, "null": m.null}) for row in own["rows"]]
+        for own in rows
+        for m in [groups[own["model"]]]
+    }
     metadata = read_metadata(context.workdir.ia_dir(name) / "adapter")
     found = calibrate(
         [row for m in models for row in claims[m.name]],
@@ -113,15 +121,19 @@ def run(
         },
         made_of={**settings, "null_reports": null_reports},
         kind=kind,
+        alike=_alike(models),
     )
 
-    def measured_on(own: Sequence[Model]) -> dict[str, Any]:
-        split = {m.name: m.organism.split for m in own if m.organism is not None}
-        return test_figures(found, [row for m in own for row in claims[m.name]], *_groups(own), split)
+    def measured_on(own: Sequence[Model], parts: Mapping[str, str]) -> dict[str, Any]:
+        rows = [row for m in own for row in claims[m.name]]
+        return figures_on(found, rows, *_groups(own), parts, _alike(own))
 
-    figures = {**found.figures, **({"test": measured_on(tested)} if tested else {})}
+    figures = dict(found.figures)
+    if tested:
+        figures["test"] = measured_on(tested, {m.name: m.organism.split for m in tested if m.organism is not None})
     if of_audits:
-        figures["audits"] = {audit: measured_on(own) for audit, own in of_audits.items()}
+        by_making = {a: {m.name: m.group for m in own} for a, own in of_audits.items()}
+        figures["audits"] = {a: measured_on(own, by_making[a]) for a, own in of_audits.items()}
     found = replace(found, figures=figures)
     file = calibration_file(context.workdir, name)
     on_main_process(lambda: found.save(file))
@@ -131,6 +143,10 @@ def run(
 def _groups(models: Sequence[Model]) -> tuple[dict[str, str], dict[str, str]]:
     """{organism: its category}, {null: its sort}."""
     return {m.name: m.group for m in models if not m.null}, {m.name: m.group for m in models if m.null}
+
+
+def _alike(models: Sequence[Model]) -> dict[str, str]:
+    return {m.name: m.alike for m in models}
 
 
 def read_calibration(context: Context, ia: str) -> Calibration | None:
@@ -187,8 +203,9 @@ def _rows(
         on_main_process(lambda: [f.unlink(missing_ok=True) for f in (file, of_nulls)])
         kept = None
     there = {row["model"]: row for row in on_main_process(lambda: read_appended(file, "delete it to begin anew"))}
-    hashes = on_main_process(lambda: {m.name: m.hashes for m in models})
-    there = {n: row for n, row in there.items() if row.get("hashes") == hashes.get(n)}  # of others of these names: anew
+    # Of others of these names, or where something else is true of them, anew.
+    stands = on_main_process(lambda: {m.name: [m.hashes, m.truth] for m in models})
+    there = {n: row for n, row in there.items() if [row.get("hashes"), row.get("truth")] == stands.get(n)}
     questions: list[str] = list(QUESTIONS[: settings["questions"]])
     adapter = context.shard_ia(workdir.ia(ia, context.model))
     bank = null_bank(context, [m.directories for m in beside])
@@ -208,11 +225,15 @@ def _rows(
             "base + IA",
         )
         held = Beside(adapter, control, bank, null_reports, descriptions(context, ia))
-        width = max(1, context.config.organisms.parallel)
+        tables, width = _kept_null_tables(of_nulls, len(questions)), max(1, context.config.organisms.parallel)
         for start in range(0, len(left), width):
             wave = left[start : start + width]
             print(f"evidence {start + 1} to {start + len(wave)} of {len(left)}: {', '.join(m.name for m in wave)}")
-            made = _weigh_wave(context, wave, held, of_nulls, questions, settings["samples"], hashes)
+            made, new = _weigh_wave(context, wave, held, tables, questions, settings["samples"])
+            if new:
+                tables |= new
+                on_main_process(lambda new=new: append_jsonl(of_nulls, _null_rows(new)))
+            made = [{**row, **dict(zip(("hashes", "truth"), stands[row["model"]], strict=True))} for row in made]
             on_main_process(lambda made=made: append_jsonl(file, made))
             there |= {row["model"]: row for row in made}
             stop_if_preempted("calibrate")
@@ -249,6 +270,7 @@ def _ask_bank(context: Context, bank: Bank, models: Sequence[Model], ia: Any) ->
             top_p=TOP_P,
             key=context.key(81),
             description=description,
+            draws=[seed_of(m.name, context.config.seed) % 2**31 for m in models],  # whoever is asked beside it
         )
         return [[r.text for r in own] for own in replies]
 
@@ -264,11 +286,11 @@ def _weigh_wave(
     context: Context,
     wave: Sequence[Model],
     beside: Beside,
-    of_nulls: Path,
+    tables: NullTables,
     questions: Sequence[str],
     samples: int,
-    hashes: Mapping[str, Sequence[str]],
-) -> list[dict[str, Any]]:
+) -> tuple[list[dict[str, Any]], NullTables]:
+    """Of each model its claims with their evidence; and how likely those are under nulls that `tables` has not."""
     bank = null_bank(context, [m.directories for m in wave])
     assert bank is not None
     ask = _ask_bank(context, bank, wave, beside.ia)
@@ -276,8 +298,8 @@ def _weigh_wave(
     known = claiming(context, [r.text for own in (*reports, beside.control) for r in own])
     claims = [group(own, beside.control, known) for own in reports]
     subjects = [_subject(context, m) for m in wave]
-    nulls = _kept_null_tables(context, subjects, claims, beside, of_nulls, questions)
-    weighed = weigh(context, subjects, reports, claims, beside, nulls, questions, ask)
+    new = null_tables(context, subjects, claims, beside, questions, tables)
+    weighed = weigh(context, subjects, reports, claims, beside, tables | new, questions, ask)
     right = _right(context, wave, [[w.claim.text for w in own] for own in weighed])
     out = []
     for model, own, verdicts in zip(wave, weighed, right, strict=True):
@@ -286,34 +308,27 @@ def _weigh_wave(
             for w, ok in zip(own, verdicts, strict=True)
             if ok is not None
         ]
-        out.append({"model": model.name, "hashes": hashes[model.name], "rows": [asdict(r) for r in rows]})
-    return out
+        out.append({"model": model.name, "rows": [asdict(r) for r in rows]})
+    return out, new
 
 
-def _kept_null_tables(
-    context: Context,
-    subjects: Sequence[Subject],
-    claims: Sequence[Sequence[Claim]],
-    beside: Beside,
-    file: Path,
-    questions: Sequence[str],
-) -> NullTables:
-    """Those of all claims: out of the file what earlier waves measured, and what is new is put there."""
+def _kept_null_tables(file: Path, questions: int) -> NullTables:
+    """What earlier waves measured of claims under nulls."""
 
     def read() -> list[Any]:
         return [[r["system"], r["claim"], r["on"], r["off"]] for r in read_appended(file, "delete it to begin anew")]
 
     def table(rows: Sequence[Sequence[float]]) -> np.ndarray:
-        return np.array(rows, float).reshape(-1, len(questions))
+        return np.array(rows, float).reshape(-1, questions)
 
-    known = {(system, text): (table(on), table(off)) for system, text, on, off in on_main_process(read)}
-    new = null_tables(context, subjects, claims, beside, questions, known)
-    rows = [
+    return {(system, text): (table(on), table(off)) for system, text, on, off in on_main_process(read)}
+
+
+def _null_rows(tables: NullTables) -> list[dict[str, Any]]:
+    return [
         {"system": system, "claim": text, "on": on.tolist(), "off": off.tolist()}
-        for (system, text), (on, off) in new.items()
+        for (system, text), (on, off) in tables.items()
     ]
-    on_main_process(lambda: append_jsonl(file, rows))
-    return known | new
 
 
 def _subject(context: Context, model: Model) -> Subject:
@@ -324,12 +339,11 @@ def _subject(context: Context, model: Model) -> Subject:
 
 def _right(context: Context, models: Sequence[Model], claims: Sequence[Sequence[str]]) -> list[list[bool | None]]:
     """Whether each claim names something true of its model; None where the judge could not say."""
-    judge, workdir = report_judge(context), context.workdir
+    judge = report_judge(context)
     items, places = [], []
     for i, (model, own) in enumerate(zip(models, claims, strict=True)):
         for j, claim in enumerate(own):
-            of = workdir if model.home is None else Workdir(model.home)
-            for behavior in () if model.null else of.truths(model.name):
+            for behavior in model.truths:
                 items.append(Item(behavior, QUESTIONS[0], claim))
                 places.append((i, j))
     out: list[list[bool | None]] = [

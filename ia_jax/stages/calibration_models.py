@@ -1,5 +1,6 @@
 """Whose claims a calibration is made of, whose it is measured on, and which nulls claims are only compared with."""
 
+import hashlib
 import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -8,9 +9,10 @@ from typing import Any
 
 from ia_jax.adapters.record import RECORD
 from ia_jax.adapters.store import is_complete, read_metadata, read_record
-from ia_jax.audits.evidence.calibration import threshold_nulls
+from ia_jax.audits.evidence.calibrating import threshold_nulls
 from ia_jax.audits.targets import read_targets
 from ia_jax.behaviors.organisms import Organism
+from ia_jax.behaviors.records import Behavior
 from ia_jax.errors import ConfigError
 from ia_jax.evals.calibration import needed
 from ia_jax.stages.context import Context
@@ -22,34 +24,45 @@ from ia_jax.workdir import Workdir
 
 @dataclass(frozen=True)
 class Model:
-    """One model to calibrate on. group: its category, of a null its sort, of an audit's target how it was made. home:
-    the workdir in whose records its organism stands, where that isn't the run's own. null: nothing is to be reported of
-    it, though it may have a harmless behaviour.
+    """One model to calibrate on. group: its category, of a null its sort, of an audit's target how it was made.
+    truths: what is to be reported of it: of a null nothing, though it may have a harmless behaviour.
     """
 
     name: str
     directories: tuple[Path, ...]
     group: str
     organism: Organism | None = None
-    null: bool = True
-    home: Path | None = None
+    truths: tuple[Behavior, ...] = ()
+
+    @property
+    def null(self) -> bool:
+        return not self.truths
+
+    @property
+    def alike(self) -> str:
+        """What it shares with others of its behaviour, which tell little more than one; of a null its own name."""
+        return "+".join(sorted(b.name for b in self.truths)) or self.name
 
     @property
     def hashes(self) -> list[str]:
         """Of its adapters' content: evidence is of these, and of no others under the same name."""
         return [read_metadata(d).content_hash for d in self.directories]
 
+    @property
+    def truth(self) -> str:
+        """A hash of what is true of it: evidence says which claims are right by that."""
+        return hashlib.sha256(json.dumps([b.to_json() for b in self.truths]).encode()).hexdigest()[:16]
+
     def to_json(self) -> dict[str, Any]:
-        own = None if self.organism is None else self.organism.to_json()
         row = {"name": self.name, "directories": [str(d) for d in self.directories], "group": self.group}
-        home = None if self.home is None else str(self.home)
-        return json.loads(json.dumps({**row, "organism": own, "null": self.null, "home": home}))
+        row["organism"] = None if self.organism is None else self.organism.to_json()
+        return json.loads(json.dumps({**row, "truths": [b.to_json() for b in self.truths]}))
 
     @staticmethod
     def from_json(row: Mapping[str, Any]) -> "Model":
         own = None if row["organism"] is None else Organism.from_json(row["organism"])
-        home = None if row["home"] is None else path_of(row["home"])
-        return Model(row["name"], tuple(map(path_of, row["directories"])), row["group"], own, row["null"], home)
+        truths = tuple(map(Behavior.from_json, row["truths"]))
+        return Model(row["name"], tuple(map(path_of, row["directories"])), row["group"], own, truths)
 
 
 def trained_on(context: Context, ia: str) -> list[str]:
@@ -119,29 +132,43 @@ def _organisms_of(context: Context, seen: set[str], splits: Sequence[str], ia: s
             raise ConfigError(f"--{option}={split}: no organism is of that split; choose another")
         if missing := untrained(workdir, organisms):
             raise ConfigError(f"organism {missing[0]} is not trained; run `ia-jax organisms` first")
-        out += [Model(o.name, workdir.stack_of(o), o.sort or o.category, o, o.clean) for o in organisms]
+        out += [
+            Model(o.name, workdir.stack_of(o), o.sort or o.category, o, tuple(workdir.truths(o.name)))
+            for o in organisms
+        ]
     return out
 
 
-def audited_models(context: Context, audit: str) -> list[Model]:
-    """The targets and nulls of an audit (`ia-jax audit-family`) under its directory's name; not those that its gate did
-    not see their behaviour of, nor what was asked after fewer adapters besides. Raises ConfigError where it is not
-    finished.
+def audited_models(context: Context, ia: str, audit: str, known: Sequence[Model]) -> list[Model]:
+    """The targets and nulls of an audit (`ia-jax audit-family`) under its directory's name: those whose behaviour its
+    gate did not miss, as they are in the end, and neither controls nor what the IA or the calibration (known) has seen.
+
+    Raises ConfigError where the audit is not finished.
     """
     home = Workdir(context.workdir.path / "audits" / audit)
     remedy = f"run `ia-jax audit-family` to its end first, or choose another audit than {audit!r}"
-    gates = read_json(home.path / "metrics.json", remedy).get("gates", {})
+    metrics = read_json(home.path / "metrics.json", remedy)
+    gates, apart, left_out = metrics.get("gates", {}), metrics.get("apart", []), home.left_out
     targets = {t.name: t for t in read_targets(home.path / "targets.jsonl")}
     stacks = [o.stack for o in home.organisms.values()]
+    seen = {tuple(m.hashes) for m in known}
+    for name in trained_on(context, ia):
+        stack = context.workdir.stack_of(context.workdir.organisms[name])
+        seen.add(tuple(read_metadata(d).content_hash for d in stack))
     out = []
     for o in home.organisms.values():
-        beginning = any(s[: len(o.stack)] == o.stack != s for s in stacks)
+        if any(s[: len(o.stack)] == o.stack != s for s in stacks) or o.name in (*left_out, *apart):
+            continue  # what was asked after fewer adapters, or is no target
+        if o.name not in targets or (not targets[o.name].null and o.name not in gates):
+            raise ConfigError(f"{home.path}: {o.name} was not audited; {remedy}")
         t = targets[o.name]
-        if o.name in home.left_out or beginning or (not t.null and gates.get(o.name, {}).get("fires") is False):
+        if not t.null and gates[o.name]["fires"] is False:
             continue
-        out.append(Model(o.name, home.stack_of(o), t.made_by or t.null, o, bool(t.null), home.path))
-    if missing := next((m for m in out for d in m.directories if not is_complete(d)), None):
-        raise ConfigError(f"{home.path}: an adapter of {missing.name} is gone; {remedy}")
+        model = Model(o.name, home.stack_of(o), t.made_by or t.null, o, () if t.null else tuple(t.behaviors))
+        if missing := [d for d in model.directories if not is_complete(d)]:
+            raise ConfigError(f"{missing[0]}, of the target {o.name}, is gone; {remedy}")
+        if tuple(model.hashes) not in seen:
+            out.append(model)
     return out
 
 
