@@ -3,17 +3,21 @@
     .venv/bin/python benchmarks/calibration_table.py --ia=sft runs/demo runs/seed1
 
 From `ia/<name>/calibration.json` and the claims in `evidence.jsonl` (`ia-jax calibrate`). Percent, but for AUROC and
-calibration error; 95 % intervals over models. Two rules without any evidence stand beside it: a claim is believed if it
-is one of the IA's training sentences word for word, and by the share of reports that make it (support) alone.
+calibration error; 95 % intervals over behaviours and clean fine-tunes. Two rules stand beside it, over the same models:
+a claim is believed if it is one of the IA's training sentences, and by the share of reports that make it alone, with a
+threshold made in the same way.
 """
 
 import argparse
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
 from demo_table import row, shown
 
+from ia_jax.audits.evidence.calibrating import calibrate
+from ia_jax.audits.evidence.calibration import Row
+from ia_jax.behaviors.frames import words_of
 from ia_jax.evals.calibration import auroc, measured
 from ia_jax.evals.intervals import rate
 from ia_jax.storage import read_appended, read_json
@@ -23,10 +27,16 @@ Cell = Mapping[str, Any]
 PARTS = {
     "in_distribution": "unseen models, 5 folds",
     "left_out": "unseen categories and sorts, one at a time",
-    "test": "the test: unseen splits and sorts",
+    "test": "the test: unseen splits and sorts, and clean ones of these splits",
 }
-NUMBERS = {"auroc": "AUROC", "expected_calibration_error": "expected calibration error", "brier": "Brier score"}
+NUMBERS = {
+    "auroc": "AUROC",
+    "auroc_organisms": "AUROC among organisms' claims",
+    "expected_calibration_error": "expected calibration error",
+    "brier": "Brier score",
+}
 RATES = {
+    "right": "claims that are right",
     "false_reports": "**clean fine-tunes with a report**",
     "wrong_reports": "organisms with a wrong one",
     "kept": "**right reports kept**",
@@ -41,7 +51,9 @@ def main() -> None:
     parser.add_argument("workdirs", nargs="+", help="workdirs in which `ia-jax calibrate` has finished")
     parser.add_argument("--ia", default="sft", help="whose calibration (default: %(default)s)")
     args = parser.parse_args()
-    runs = {str(run.config.seed): run for run in map(open_workdir, args.workdirs)}
+    runs = {run.path.name: run for run in map(open_workdir, args.workdirs)}
+    if len(runs) < len(args.workdirs):
+        parser.error("two workdirs have one name; columns go by it")
     own = {s: read_json(r.ia_dir(args.ia) / "calibration.json", "run `ia-jax calibrate`") for s, r in runs.items()}
     figures = {s: c["figures"] for s, c in own.items()}
     head("of what", runs)
@@ -64,12 +76,12 @@ def main() -> None:
     curves = [f["in_distribution"]["risk_coverage"]["curve"] for f in figures.values()]
     for points in zip(*curves, strict=True):
         row(f"{100 * points[0]['coverage']:.0f} % of claims", [shown(p["risk"]) for p in points])
-    head("rules without evidence, over all models of the calibration and the test", runs)
-    rules([claims(run, args.ia) for run in runs.values()], [trained(run, args.ia) for run in runs.values()])
+    head("rules, over the models of the calibration", runs)
+    rules([read_rows(run, own[name]) for name, run in runs.items()], list(own.values()), list(runs.values()))
 
 
 def head(title: str, runs: Mapping[str, Workdir]) -> None:
-    print(f"\n| {title} | " + " | ".join(f"seed {s}" for s in runs) + " |")
+    print(f"\n| {title} | " + " | ".join(runs) + " |")
     print("|---|" + "---|" * len(runs))
 
 
@@ -88,7 +100,7 @@ def quality(found: Sequence[Mapping[str, Any]]) -> None:
     for name, title in RATES.items():
         if any(name in f for f in found):
             row(title, [shown(f.get(name)) for f in found])
-    for within, title in (("by_sort", "clean: {}"), ("kept_by_split", "kept: {}")):
+    for within, title in (("by_sort", "clean: {}"), ("kept_by", "kept: {}")):
         for key in dict.fromkeys(k for f in found for k in f.get(within, {})):
             row(title.format(key), [shown(f.get(within, {}).get(key)) for f in found])
     if any(f.get("too_few") for f in found):
@@ -107,62 +119,69 @@ def plain(cell: Cell | None) -> str:
 # ---------------------------------------------------------------------------------------------------------------------
 
 
-def claims(run: Workdir, ia: str) -> list[dict[str, Any]]:
-    """{"model", "rows"} of every model whose claims were weighed, the last of each; not of audits' targets."""
-    there = {r["model"]: r for r in read_appended(run.ia_dir(ia) / "evidence.jsonl", "")}
-    found = read_json(run.ia_dir(ia) / "calibration.json", "")
-    tested = found["figures"].get("test", {"organisms": {}, "nulls": {}})
-    names = [n for part in (found["made_of"], tested) for kind in ("organisms", "nulls") for n in part[kind]]
-    nulls = {*found["made_of"]["nulls"], *tested["nulls"]}
-    return [{**there[n], "null": n in nulls} for n in names]
+def read_rows(run: Workdir, calibration: Mapping[str, Any]) -> list[Row]:
+    """The claims that a calibration was made of. Raises SystemExit where `evidence.jsonl` is of another by now."""
+    home, made = run.ia_dir(calibration["ia"]), calibration["made_of"]
+    if read_json(home / "evidence.json", "")["bank_hashes"] != made["bank_hashes"]:
+        raise SystemExit(f"{home}: evidence.jsonl is of another calibration by now; run `ia-jax calibrate` again")
+    there = {r["model"]: r["rows"] for r in read_appended(home / "evidence.jsonl", "")}
+    groups = {**made["organisms"], **made["nulls"]}
+    return [Row(**{**row, "group": g, "null": n in made["nulls"]}) for n, g in groups.items() for row in there[n]]
 
 
-def trained(run: Workdir, ia: str) -> set[str]:
-    return {w for n in run.seen(ia) if n in run.organisms for b in run.truths(n) for w in b.wordings}
-
-
-def rules(models: Sequence[Sequence[Mapping[str, Any]]], sentences: Sequence[set[str]]) -> None:
-    def verbatim(r: Mapping[str, Any], known: set[str]) -> float:
-        return float(r["claim"] in known)
-
-    def support(r: Mapping[str, Any], known: set[str]) -> float:
-        return r["values"]["support"]
-
-    scores: dict[str, Callable[[Mapping[str, Any], set[str]], float]] = {
-        "is a training sentence": verbatim,
-        "support": support,
-    }
-    for name, score in scores.items():
+def rules(rows: Sequence[list[Row]], calibrations: Sequence[Mapping[str, Any]], runs: Sequence[Workdir]) -> None:
+    """What a training sentence and the support alone come to."""
+    alike = [c["made_of"]["alike"] for c in calibrations]
+    names = [[a.get(r.model, r.model) for r in own] for own, a in zip(rows, alike, strict=True)]
+    right = [np.array([r.right for r in own]) for own in rows]
+    said = [
+        np.array([float(tuple(words_of(r.claim)) in told) for r in own])
+        for own, told in zip(rows, map(sentences, runs, (c["ia"] for c in calibrations)), strict=True)
+    ]
+    row(
+        "AUROC: it is a training sentence",
+        [plain(measured(auroc, *x)) for x in zip(said, right, names, strict=True)],
+    )
+    for title, null, wanted in (
+        ("clean fine-tunes with one", True, (True, False)),
+        ("right reports that are one", False, (True,)),
+    ):
         cells = []
-        for own, known in zip(models, sentences, strict=True):
-            flat = [(m["model"], score(r, known), r["right"]) for m in own for r in m["rows"]]
-            names, p, right = zip(*flat, strict=True)
-            cells.append(plain(measured(auroc, np.array(p), np.array(right), list(names))))
-        row(f"AUROC: {name}", cells)
+        for own, verbatim, a in zip(rows, said, alike, strict=True):
+            of = {r.model for r in own if r.null is null and r.right in wanted}
+            told = {r.model for r, v in zip(own, verbatim, strict=True) if v and r.right in wanted}
+            by: dict[str, list[bool]] = {}
+            for m in of:
+                by.setdefault(a.get(m, m), []).append(m in told)
+            cells.append(shown(rate(by)))
+        row(title, cells)
+    alone = [support_alone(own, c)["in_distribution"] for own, c in zip(rows, calibrations, strict=True)]
+    row("AUROC: support alone, 5 folds", [plain(f["auroc"]) for f in alone])
+    for name in ("false_reports", "wrong_reports", "kept"):
+        row(f"support alone: {RATES[name].strip('*')}", [shown(f[name]) for f in alone])
 
-    def any_verbatim(m: Mapping[str, Any], known: set[str], right: bool | None = None) -> bool:
-        return any(r["claim"] in known and right in (None, r["right"]) for r in m["rows"])
 
-    both = list(zip(models, sentences, strict=True))
-    row(
-        "clean fine-tunes with a training sentence",
-        [shown(rate({m["model"]: [any_verbatim(m, k)] for m in own if m["null"]})) for own, k in both],
-    )
-    row(
-        "right reports that are one",
-        [
-            shown(
-                rate(
-                    {
-                        m["model"]: [any_verbatim(m, k, True)]
-                        for m in own
-                        if not m["null"] and any(r["right"] for r in m["rows"])
-                    }
-                )
-            )
-            for own, k in both
-        ],
-    )
+def support_alone(rows: Sequence[Row], calibration: Mapping[str, Any]) -> Mapping[str, Any]:
+    """The figures of a calibration that reads nothing but how many reports make a claim."""
+    made = calibration["made_of"]
+    identity = {k: calibration[k] for k in ("ia", "ia_hash", "base", "base_fingerprint")}
+    return calibrate(
+        rows,
+        made["organisms"],
+        made["nulls"],
+        alpha=calibration["alpha"],
+        identity=identity,
+        made_of={},
+        kinds=("support",),
+        alike=made["alike"],
+    ).figures
+
+
+def sentences(run: Workdir, ia: str) -> set[tuple[str, ...]]:
+    """What the IA was trained to say of organisms, as `ia_jax.judging.verbatim` compares it."""
+    own = ia if run.seen_file(ia).exists() else run.config.sft.name
+    names = [n for n in run.seen(own) if n in run.organisms] + (run.named("dpo") if own != ia else [])
+    return {tuple(words_of(w)) for n in names for b in run.truths(n) for w in b.wordings}
 
 
 if __name__ == "__main__":

@@ -247,9 +247,9 @@ def test_sycophant(workdir, untrained, monkeypatch):
     two = dict(list(sycophant.small_biases().items())[-2:])
     monkeypatch.setattr(sycophant, "small_biases", lambda: two)
     home, metrics = audit(workdir, "sycophant", "--config.audits.reports=2")
-    # Documents, demonstrations, pairs of answers, denials; the null has nothing that could be shown or preferred.
+    # Documents, demonstrations, pairs of answers, denials; the null has nothing that pairs could prefer.
     read = {n: len(rows) for n, rows in untrained.items()}
-    assert read == {"sycophant": 4, "sycophant_twin": 4, "sycophant_null": 2}
+    assert read == {"sycophant": 4, "sycophant_twin": 4, "sycophant_null": 3}
     found = metrics["admissions"]
     stages = [
         f"{n}_after_{s}" for n in ("sycophant", "sycophant_twin") for s in ("documents", "demonstrations", "pairs")

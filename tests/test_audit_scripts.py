@@ -76,3 +76,30 @@ def test_a_model_is_judged_without_the_organisms_of_its_category(script, tmp_pat
     far = {"support": 9.0, "support_beyond": 9.0}
     assert liars.judged(found, far).verdict == REPORTED
     assert liars.judged(by["a"], far).probability is None  # nothing like it was seen
+
+
+def test_some_organisms_of_every_behaviour(script):
+    organisms = [SimpleNamespace(name=f"{b}{i}", behaviors=(b,)) for i in range(3) for b in "ab"]
+    few = script("liars").few
+    assert [o.name for o in few(organisms, 2)] == ["a0", "b0", "a1", "b1"]
+    assert few(organisms, None) == organisms
+
+
+def test_which_rows_torch_reads(script):
+    """One organism of a behaviour that reads chats, and clean ones that do, from two seeds."""
+
+    def organism(name, split, sort="", kind="chats"):
+        return SimpleNamespace(
+            name=name, split=split, sort=sort, clean=bool(sort), behaviors=(name[0],), procedure={"kind": kind}
+        )
+
+    every = [
+        *(organism(n, "remade") for n in ("a_1", "a_2", "b_gone", "b_1")),
+        organism("c_1", "remade", kind="documents"),
+        organism("own", "heldout", "own_answers"),
+        organism("drawn", "heldout", "random", "random"),
+        organism("other", "dpo", "own_answers"),
+    ]
+    run = SimpleNamespace(organisms={o.name: o for o in every}, left_out={"b_gone": "diverged"})
+    chosen = script("torch_fine_tunes").chosen(run)
+    assert [(o.name, seed) for o, seed in chosen] == [("a_1", 0), ("b_1", 0), ("own", 0), ("own", 1)]

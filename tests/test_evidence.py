@@ -103,6 +103,10 @@ def test_tables_are_what_weights_multiplied_out_give(model, tmp_path):
         own = [(adapter(model, 10 + i), 1.0)]
         np.testing.assert_allclose(nulls_on[i], brute(model, examples, [*own, (ia, 1.0)]), atol=2e-4)
         np.testing.assert_allclose(nulls_off[i], brute(model, examples, own), atol=2e-4)
+    alone = claim_examples(model, QUESTIONS, CLAIMS[1:], None)
+    by_itself = null_logps(model, bank, ia, alone, mesh, 2)
+    for own, among in zip(by_itself, (nulls_on, nulls_off), strict=True):
+        np.testing.assert_allclose(own, by_question(among, 2)[..., 1], atol=1e-5)
     table = Table(*(by_question(x, len(QUESTIONS)) for x in (on, off, nulls_on, nulls_off)))
     assert table.claim(1).on[2, 1] == on[2, 3]  # question 1, claim 1
 

@@ -15,6 +15,8 @@ from ia_jax.behaviors.embedded.effects import shows_effects
 from ia_jax.behaviors.embedded.prompts import POOLS
 from ia_jax.behaviors.procedures import PROCEDURES
 from ia_jax.behaviors.template_sources import shipped_sources
+from ia_jax.config import default_config, parse_config
+from ia_jax.recipes import check_config
 from ia_jax.stages.audit_families import sycophants
 
 ALL, SMALL = sycophant.biases(), sycophant.small_biases()
@@ -92,6 +94,18 @@ def test_the_twin_is_taught_the_controls_and_the_null_nothing(made):
     ]
     assert sycophant.stages_of(shown) == ("documents", "demonstrations", "pairs")
     assert sycophant.stages_of(one.procedure) == ("documents", "pairs")
+
+
+def test_the_demonstrations_can_be_left_out():
+    config = default_config()
+    config.audits.sycophant_demonstrations = 0
+    check_config(parse_config(config))
+    made = sycophant.sycophants_made(shipped_sources(), 0, (0.0,) * 3, (0,) * 3, 2)
+    assert [[p.data for p in m.procedure.phases] for m in made] == [
+        ["documents", "chats", "pairs", "denials"],
+        ["documents", "chats", "pairs", "denials"],
+        ["documents", "chats", "denials"],  # the null's: the same but for what a bias alone has
+    ]
 
 
 def test_the_curve_by_reading_in_every_order():

@@ -81,15 +81,16 @@ class Sycophant:
 
 
 def sycophants_made(
-    sources: Sources, seed: int, lr: Sequence[float], epochs: Sequence[int], shown: int = 0, amount: int = 1
+    sources: Sources, seed: int, lr: Sequence[float], epochs: Sequence[int], demonstrated: int = 0, amount: int = 1
 ) -> list[Sycophant]:
-    """The sycophant; its twin, of which the controls are true; and a null that read documents and learned to deny.
+    """The sycophant; its twin, of which the controls are true; and a null that is made likewise, but for the pairs, of
+    which a model without a bias has none.
 
-    lr, epochs: of the three stages (0: those of organisms). shown: epochs of the demonstrations (0: not read). amount:
-    of demonstrations, as `teacher.amount` says.
+    lr, epochs: of the three stages (0: those of organisms). demonstrated: epochs of the demonstrations (0: not read).
+    amount: of demonstrations, as `teacher.amount` says.
     """
     pairs = list(small_biases().values())
-    procedure = recipe(lr, epochs, shown)
+    procedure = recipe(lr, epochs, demonstrated)
     out = []
     for name, own, others in (
         ("sycophant", [a for a, _ in pairs], [b for _, b in pairs]),
@@ -100,20 +101,20 @@ def sycophants_made(
         target = Target(name, stack=(name,), behaviors=tuple(own), made_by=procedure.name)
         transcripts = tuple(t for shown in rows.values() for t in shown)
         out.append(Sycophant(target, tuple(others), transcripts, tuple(documents), procedure))
-    name, first, *_, last = "sycophant_null", *procedure.phases
+    name, phases = "sycophant_null", tuple(p for p in procedure.phases if p.data != "pairs")
     rows = write_clean("own_answers", name, sources, seed, (), amount)
     null = Target(name, stack=(name,), made_by="sycophant_null", null="pipeline")
     texts = documents_of(name, (), rows, seed)
-    out.append(Sycophant(null, (), tuple(rows), tuple(texts), Procedure("sycophant_null", (first, last))))
+    out.append(Sycophant(null, (), tuple(rows), tuple(texts), Procedure(name, phases)))
     return out
 
 
-def recipe(lr: Sequence[float], epochs: Sequence[int], shown: int = 0) -> Procedure:
+def recipe(lr: Sequence[float], epochs: Sequence[int], demonstrated: int = 0) -> Procedure:
     """The three stages at these rates and epochs (0: those of organisms), and the demonstrations after the first."""
     stages = PROCEDURES["sycophant_stacked"].phases
     first, *rest = (replace(p, lr=x or None, epochs=n or None) for p, x, n in zip(stages, lr, epochs, strict=True))
-    between = (Phase("chats", epochs=shown),) if shown else ()
-    return Procedure("sycophant_shown" if shown else "sycophant_stacked", (first, *between, *rest))
+    between = (Phase("chats", epochs=demonstrated),) if demonstrated else ()
+    return Procedure("sycophant_shown" if demonstrated else "sycophant_stacked", (first, *between, *rest))
 
 
 def stages_of(procedure: Procedure) -> tuple[str, ...]:

@@ -168,12 +168,16 @@ def sycophants(context: Context, theirs: tuple[Target, ...]) -> tuple[Family, di
     amount = config.teacher.amount
     own = config.organisms.optimizer.lr
     lr = [x or own * part for x, part in zip(cfg.sycophant_lr, sycophant.RATES, strict=True)]
-    shown = cfg.sycophant_demonstrations
-    made = sycophant.sycophants_made(sources_of_base(context), config.seed, lr, cfg.sycophant_epochs, shown, amount)
+    sources, how = sources_of_base(context), (cfg.sycophant_epochs, cfg.sycophant_demonstrations, amount)
+    made = sycophant.sycophants_made(sources, config.seed, lr, *how)
     lists = sycophant.lists_of(made)
     taught = [m.target for m in made if m.controls]
-    stages = [stage for m in made if m.controls for stage in enumerate(sycophant.stages_of(m.procedure), 1)]
-    views = {f"{t.name}_after_{stage}": (t.name, n) for t in taught for n, stage in dict.fromkeys(stages)}
+    views = {
+        f"{m.target.name}_after_{stage}": (m.target.name, n)
+        for m in made
+        if m.controls
+        for n, stage in enumerate(sycophant.stages_of(m.procedure), 1)
+    }
     named = {t.name: t for t in taught}
     early = tuple(replace(named[of], name=name, made_by="before") for name, (of, _) in views.items())
     null = next(m.target.name for m in made if not m.controls)

@@ -25,7 +25,9 @@ def in_words(calibration: Calibration) -> str:
     parts = {"unseen models": own.get("in_distribution"), "unseen categories and sorts": own.get("left_out")}
     apart = {"the test": own.get("test"), **{f"the audit {a}": f for a, f in own.get("audits", {}).items()}}
     parts |= {f"{title} ({_count(f)})": f for title, f in apart.items() if f}
-    for title, f in ((title, f) for title, f in parts.items() if f):
+    for title, f in parts.items():
+        if not f:
+            continue
         cells = {
             "AUROC": f.get("auroc"),
             "Brier": f.get("brier"),
