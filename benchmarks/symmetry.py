@@ -3,8 +3,9 @@
     python benchmarks/symmetry.py runs/study --count=12 --split=remade,dpo --out=symmetry.json
 
 Each organism is merged into its base, attacked (MLP permutation; values; queries and keys; all), attacked with
-noise on top, and aligned. For each the share of greedy reports under the IA that name the behaviour, over organisms,
-beside the same merged model as it was; the distance to the base; and the time and peak memory of `align`.
+noise on top, and aligned. For each the share of greedy reports under the IA that name the behaviour, 95 % intervals over
+behaviours, beside the same merged model as it was and what the clean base is said to have; the distance to the base; and
+the time of `align` and the peak memory of everything.
 """
 
 import argparse
@@ -80,11 +81,14 @@ def noisy(params: dict[str, Any], share: float, seed: int) -> dict[str, Any]:
     return jax.tree.map(leaf, params)
 
 
-def named(context: Context, ia: Any, directory: Path, organism: Any, questions: list[str]) -> list[bool]:
-    """Of each greedy report whether it names the organism's behaviour."""
-    full = read_checkpoint(context, str(directory))
-    assert full.params is not None
-    ask = ask_stack(context.with_weights(full.params), (), ia, context.config.system)
+def named(context: Context, ia: Any, directory: Path | None, organism: Any, questions: list[str]) -> list[bool]:
+    """Of each greedy report whether it names the organism's behaviour; of the base's where there is no directory."""
+    theirs = context
+    if directory is not None:
+        full = read_checkpoint(context, str(directory))
+        assert full.params is not None
+        theirs = context.with_weights(full.params)
+    ask = ask_stack(theirs, (), ia, context.config.system)
     [reports] = reports_of(context, ask, 1, questions, 0, organism.name)
     truths = context.workdir.truths(organism.name)
     items = [Item(b, questions[r.question], r.text) for r in reports for b in truths]
@@ -106,23 +110,26 @@ def main() -> None:
     context = Context(run, run.config)
     questions, rows = list(QUESTIONS[: args.questions]), {}
     seconds: list[float] = []
+    base: dict[str, list[bool]] = {}
     with jax.set_mesh(context.mesh), tempfile.TemporaryDirectory() as scratch:
         ia = context.shard_ia(run.ia(trained_ia(context, args.ia), context.model))
         organisms = [o for o in usable(context, *args.split.split(",")) if not o.clean][: args.count]
         for number, organism in enumerate(organisms):
-            model = merged(context, organism.name)
+            model, of = merged(context, organism.name), organism.behaviors[0]
+            base.setdefault(of, []).extend(named(context, ia, None, organism, questions))
             variants = {"merged": model}
             variants |= {k: symmetry.attack(model, context.model.config, v, number) for k, v in ATTACKS.items()}
             variants |= {f"all, noise {s:g}": noisy(variants["all"], s, number) for s in NOISE}
             for name, params in variants.items():
                 place = write(context, jax.tree.map(np.asarray, params), Path(scratch, "model"))
                 row = rows.setdefault(name, {"before": {}, "after": {}, "distances": []})
-                row["before"][organism.name] = named(context, ia, place, organism, questions)
+                row["before"].setdefault(of, []).extend(named(context, ia, place, organism, questions))
                 began = time.monotonic()
                 found = align(str(place), Path(scratch, "aligned"), context.config.model.name)
                 seconds.append(time.monotonic() - began)
                 row["distances"].append([found["distance_before"], found["distance_after"]])
-                row["after"][organism.name] = named(context, ia, Path(scratch, "aligned"), organism, questions)
+                aligned = named(context, ia, Path(scratch, "aligned"), organism, questions)
+                row["after"].setdefault(of, []).extend(aligned)
                 for directory in ("model", "aligned"):
                     shutil.rmtree(Path(scratch, directory))
             print(f"{number + 1}/{len(organisms)} {organism.name}", flush=True)
@@ -138,6 +145,7 @@ def main() -> None:
     }
     result = {
         "organisms": [o.name for o in organisms],
+        "base": rate(base),
         "device": jax.devices()[0].device_kind,
         "align_seconds": {"median": float(np.median(seconds)), "largest": float(max(seconds))},
         "peak_gib_of_all": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20,
