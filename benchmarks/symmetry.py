@@ -2,10 +2,10 @@
 
     python benchmarks/symmetry.py runs/study --count=12 --split=remade,dpo --out=symmetry.json
 
-Each organism is merged into its base, attacked (MLP permutation; values; queries and keys; all), attacked with
-noise on top, and aligned. For each the share of greedy reports under the IA that name the behaviour, 95 % intervals over
-behaviours, beside the same merged model as it was and what the clean base is said to have; the distance to the base; and
-the time of `align` and the peak memory of everything.
+Each organism is merged into its base, attacked (MLP permutation; values; queries and keys; all), attacked with noise on
+top, and aligned. For each the share of greedy reports under the IA that name the behaviour, 95 % intervals over
+behaviours, beside the same merged model as it was and what the clean base is said to have; the distance to the base;
+the time of `align`, and the peak memory of everything.
 """
 
 import argparse
