@@ -20,7 +20,7 @@ from ia_jax.errors import ConfigError
 from ia_jax.models.lora import Adapter
 from ia_jax.models.weights import Model
 from ia_jax.stages.ask import plain, trained_ia
-from ia_jax.stages.calibrate import descriptions, null_bank, read_calibration
+from ia_jax.stages.calibrate import descriptions, known_null_tables, null_bank, read_calibration
 from ia_jax.stages.checkpoint import Checkpoint, read_checkpoint
 from ia_jax.stages.context import Context
 from ia_jax.stages.evidence import (
@@ -121,7 +121,8 @@ def run(
         descriptions(context, name),
     )
     subject = Subject(stack, full.at_dose, context.config.system)
-    nulls = null_tables(context, [subject], [made], held, asked)
+    known = known_null_tables(context, calibration, questions)
+    nulls = known | null_tables(context, [subject], [made], held, asked, known)
     [weighed] = weigh(context, [subject], [audited], [made], held, nulls, asked, ask)
     return with_evidence(result, weighed, calibration)
 

@@ -46,6 +46,7 @@ from ia_jax.workdir import Workdir
 
 ALPHA, BANK = 0.05, 8
 QUESTIONS_ASKED, SAMPLES = 8, 3
+NULL_TABLES = "evidence_nulls.jsonl"  # how likely claims are under the nulls that they are compared with
 
 
 def calibration_file(workdir: Workdir, ia: str) -> Path:
@@ -195,7 +196,7 @@ def _rows(
     """Of each model {"model", "rows": [Row as JSON]}, from disk where it is there; and what the bank's nulls report."""
     workdir = context.workdir
     file, how = workdir.ia_dir(ia) / "evidence.jsonl", workdir.ia_dir(ia) / "evidence.json"
-    of_nulls = workdir.ia_dir(ia) / "evidence_nulls.jsonl"
+    of_nulls = workdir.ia_dir(ia) / NULL_TABLES
     content = read_metadata(workdir.ia_dir(ia) / "adapter").content_hash
     wanted = {"ia_hash": content, **settings}
     kept = on_main_process(lambda: read_json(how, "delete it to begin anew") if how.exists() else None)
@@ -310,6 +311,22 @@ def _weigh_wave(
         ]
         out.append({"model": model.name, "rows": [asdict(r) for r in rows]})
     return out, new
+
+
+def known_null_tables(context: Context, calibration: Calibration | None, questions: int) -> NullTables:
+    """What `ia-jax calibrate` measured of claims under the calibration's nulls; none where its files are of other nulls
+    by now, or of another number of questions.
+    """
+    if calibration is None:
+        return {}
+    home = context.workdir.ia_dir(calibration.ia)
+    how = home / "evidence.json"
+    kept = on_main_process(lambda: read_json(how, "delete it to begin anew") if how.exists() else {})
+    wanted = {"ia_hash": calibration.ia_hash, "questions": questions}
+    wanted["bank_hashes"] = calibration.made_of.get("bank_hashes")
+    if {k: kept.get(k) for k in wanted} != wanted:
+        return {}
+    return _kept_null_tables(home / NULL_TABLES, questions)
 
 
 def _kept_null_tables(file: Path, questions: int) -> NullTables:
