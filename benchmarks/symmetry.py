@@ -24,6 +24,7 @@ from safetensors.numpy import save_file
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
+from ia_jax.errors import ConfigError
 from ia_jax.evals.intervals import difference, rate
 from ia_jax.judging.protocol import Item
 from ia_jax.models.lora import layers_of
@@ -122,16 +123,20 @@ def main() -> None:
             variants |= {f"all, noise {s:g}": noisy(variants["all"], s, number) for s in NOISE}
             for name, params in variants.items():
                 place = write(context, jax.tree.map(np.asarray, params), Path(scratch, "model"))
-                row = rows.setdefault(name, {"before": {}, "after": {}, "distances": []})
+                row = rows.setdefault(name, {"before": {}, "after": {}, "distances": [], "refused": []})
                 row["before"].setdefault(of, []).extend(named(context, ia, place, organism, questions))
                 began = time.monotonic()
-                found = align(str(place), Path(scratch, "aligned"), context.config.model.name)
-                seconds.append(time.monotonic() - began)
-                row["distances"].append([found["distance_before"], found["distance_after"]])
-                aligned = named(context, ia, Path(scratch, "aligned"), organism, questions)
-                row["after"].setdefault(of, []).extend(aligned)
+                aligned = place
+                try:
+                    found = align(str(place), Path(scratch, "aligned"), context.config.model.name)
+                    aligned = Path(scratch, "aligned")
+                    seconds.append(time.monotonic() - began)
+                    row["distances"].append([found["distance_before"], found["distance_after"]])
+                except ConfigError as error:  # it says that it can't, and the model stays as it was given
+                    row["refused"].append(f"{organism.name}: {error}")
+                row["after"].setdefault(of, []).extend(named(context, ia, aligned, organism, questions))
                 for directory in ("model", "aligned"):
-                    shutil.rmtree(Path(scratch, directory))
+                    shutil.rmtree(Path(scratch, directory), ignore_errors=True)
             print(f"{number + 1}/{len(organisms)} {organism.name}", flush=True)
     start = rows["merged"]["before"]
     table = {
@@ -139,7 +144,8 @@ def main() -> None:
             "attacked": rate(row["before"]),
             "aligned": rate(row["after"]),
             "aligned_minus_merged": difference(start, row["after"]),
-            "distance": np.mean(row["distances"], axis=0).round(5).tolist(),
+            "distance": np.mean(row["distances"], axis=0).round(5).tolist() if row["distances"] else None,
+            "refused": row["refused"],
         }
         for name, row in rows.items()
     }

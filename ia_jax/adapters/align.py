@@ -131,7 +131,7 @@ def _refine(base: Layer, out: Layer, norm: str, reads: tuple[str, ...]) -> None:
     """
     ours, theirs = (np.hstack([x[n][: len(base[norm])] for n in reads]) for x in (base, out))
     scale = (ours * theirs).sum(1) / np.maximum((theirs**2).sum(1), 1e-30)
-    scale = np.where(scale > 0, scale, 1.0).astype(np.float32)
+    scale = np.where(scale == 0, 1.0, scale).astype(np.float32)
 
     def far(layer: Layer) -> float:
         return _distance(*((base[n][: len(base[norm])], layer[n][: len(base[norm])]) for n in (norm, *reads)))
