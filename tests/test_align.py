@@ -64,6 +64,20 @@ def test_all_changes_at_once_are_undone(cfg):
     assert error < 0.05 < 0.3 < before
 
 
+def test_a_norm_whose_sign_says_the_wrong_thing():
+    """Noise turned a small weight of a norm negative: by its sign alone, its rows would come back upside down."""
+    base, tuned = finetuned(WIDE, 0.0)
+    for tree, value in ((base, 1e-4), (tuned, -1e-4)):
+        norms = np.array(tree["layers"]["mlp_norm"])
+        norms[:, 3] = value
+        tree["layers"] = {**tree["layers"], "mlp_norm": norms}
+    back, undone = aligned(base, symmetry.attack(tuned, WIDE), WIDE)
+    assert undone.norms
+    for name in ("gate", "up"):
+        own, theirs = (np.asarray(tree["layers"][name])[:, 3] for tree in (back, base))
+        assert np.linalg.norm(own - theirs) < 0.05 * np.linalg.norm(theirs)
+
+
 @pytest.mark.parametrize("part", symmetry.PARTS)
 def test_each_change_alone_is_named_and_undone(part):
     base, tuned = finetuned(WIDE)
