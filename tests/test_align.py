@@ -75,7 +75,7 @@ def test_a_norm_whose_sign_says_the_wrong_thing():
     assert undone.norms
     for name in ("gate", "up"):
         own, theirs = (np.asarray(tree["layers"][name])[:, 3] for tree in (back, base))
-        assert np.linalg.norm(own - theirs) < 0.05 * np.linalg.norm(theirs)
+        assert np.linalg.norm(own - theirs) < 0.1 * np.linalg.norm(theirs)  # upside down it would be 2
 
 
 @pytest.mark.parametrize("part", symmetry.PARTS)
