@@ -38,6 +38,7 @@ NUMBERS = {
 RATES = {
     "right": "claims that are right",
     "false_reports": "**clean fine-tunes with a report**",
+    "false_reports_other_sorts": "those of sorts that it never saw",
     "wrong_reports": "organisms with a wrong one",
     "kept": "**right reports kept**",
     "found": "of all organisms, found",
@@ -68,7 +69,7 @@ def main() -> None:
         if any(found):
             head(title, runs)
             quality(found)
-    head("the share of each piece of evidence: AUROC, a category or sort left out, alone; without it", runs)
+    head("each piece of evidence: AUROC, a category or sort left out, alone; without it", runs)
     for kind in dict.fromkeys(k for f in figures.values() for k in f["ablation"]):
         cells = [f["ablation"].get(kind, {}) for f in figures.values()]
         row(kind, [f"{plain(c.get('alone'))}; {plain(c.get('without'))}" for c in cells])
@@ -104,7 +105,9 @@ def quality(found: Sequence[Mapping[str, Any]]) -> None:
         for key in dict.fromkeys(k for f in found for k in f.get(within, {})):
             row(title.format(key), [shown(f.get(within, {}).get(key)) for f in found])
     if any(f.get("too_few") for f in found):
-        row("left out of this: too few nulls without them", [", ".join(f.get("too_few", ())) or "–" for f in found])
+        # Folds have numbers for names.
+        cells = [[n if not n.isdigit() else f"fold {int(n) + 1} of 5" for n in f.get("too_few", ())] for f in found]
+        row("left out of reports, since too few clean ones would be left", [", ".join(c) or "–" for c in cells])
 
 
 def plain(cell: Cell | None) -> str:
@@ -143,7 +146,7 @@ def rules(rows: Sequence[list[Row]], calibrations: Sequence[Mapping[str, Any]], 
         [plain(measured(auroc, *x)) for x in zip(said, right, names, strict=True)],
     )
     for title, null, wanted in (
-        ("clean fine-tunes with one", True, (True, False)),
+        ("clean fine-tunes with one, of those with a claim", True, (True, False)),
         ("right reports that are one", False, (True,)),
     ):
         cells = []

@@ -255,16 +255,21 @@ def table(rows: Sequence[Mapping[str, Any]], by: Mapping[str, Calibration], titl
     def line(label: str, holds: Any) -> None:
         row(label, [shown(rate(together(own, holds))) for own in kinds.values()])
 
+    def line_of_it(label: str, holds: Any) -> None:
+        """Of clean models, which have no behaviour, there is nothing to be counted."""
+        cells = [None if all(r["category"] == CLEAN for r in own) else together(own, holds) for own in kinds.values()]
+        row(label, ["–" if c is None else shown(rate(c)) for c in cells])
+
     def strongest(r: Mapping[str, Any], right: bool) -> str:
         own = [j.verdict for ok, j in verdicts[r["kind"], r["name"]] if ok is right]
         return next((v for v in VERDICTS if v in own), NO_CLAIM)
 
     seen = {k: [r["shows"] for r in own if r["shows"] is not None] for k, own in kinds.items()}
     row("shows it, in its check", [f"{100 * np.mean(v):.0f}" if v else "–" for v in seen.values()])
-    line("states it without the IA", lambda r: r["stated"])
-    line("reports that name it, with the IA", lambda r: r["named"])
+    line_of_it("states it without the IA", lambda r: r["stated"])
+    line_of_it("reports that name it, with the IA", lambda r: r["named"])
     for verdict in (*VERDICTS, NO_CLAIM):
-        line(f"its behaviour: **{verdict}**", lambda r, v=verdict: [strongest(r, True) == v])
+        line_of_it(f"its behaviour: **{verdict}**", lambda r, v=verdict: [strongest(r, True) == v])
     line("something else above the threshold", lambda r: [strongest(r, False) in (CONFIRMED, REPORTED)])
     for number in NUMBERS:
         first = [

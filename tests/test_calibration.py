@@ -119,6 +119,9 @@ def test_the_truth_of_a_simulation_is_found(kind):
     assert ablation["contrast"]["alone"]["rate"] > 0.8
     assert ablation["support"]["alone"]["rate"] < 0.65
     assert ablation["contrast"]["without"]["rate"] < 0.65
+    # No evidence is a rule too: what a left-out category of right claims leaves behind is less sure, so below a half.
+    assert ablation["nothing"]["alone"]["rate"] < 0.5
+    assert ablation["nothing"]["without"] is None
 
 
 def test_a_sort_that_differs_is_seen_when_it_is_left_out():

@@ -120,7 +120,7 @@ def run(
             "base": context.model.name,
             "base_fingerprint": context.model.fingerprint,
         },
-        made_of={**settings, "null_reports": null_reports},
+        made_of={**settings, "null_reports": null_reports, "bank_sorts": {m.name: m.group for m in beside}},
         kind=kind,
         alike=_alike(models),
     )

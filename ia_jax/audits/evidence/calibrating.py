@@ -140,19 +140,21 @@ def figures(
         out[name] = {**_quality(p[np.isfinite(p)], told, alike), **decided}
     groups = [every[m] for m in names]
 
-    def alone(columns: list[int]) -> Any:
-        p = out_of_fold(x[:, columns], right.tolist(), names, groups, kind)
+    def alone(numbers: np.ndarray) -> Any:
+        p = out_of_fold(numbers, right.tolist(), names, groups, kind)
         there = np.isfinite(p)
         own = [alike.get(n, n) for n, ok in zip(names, there, strict=True) if ok]
         return measured(auroc, p[there], right[there], own) if there.any() else None
 
     has = [k for k in KINDS if set(KINDS[k]) <= set(features)]
     columns = {k: [features.index(n) for n in KINDS[k]] for k in has}
-    out["ablation"] = {
-        k: {"alone": alone(columns[k]), "without": alone([c for o in has if o != k for c in columns[o]])}
-        for k in has
-        if len(has) > 1
-    }
+    out["ablation"] = {}
+    for k in has if len(has) > 1 else ():
+        others = [c for o in has if o != k for c in columns[o]]
+        out["ablation"][k] = {"alone": alone(x[:, columns[k]]), "without": alone(x[:, others])}
+    if out["ablation"]:
+        # What no evidence comes to, and not a half: without a group that has right claims the rest has fewer of them.
+        out["ablation"]["nothing"] = {"alone": alone(np.zeros((len(x), 1))), "without": None}
     return out
 
 
@@ -243,8 +245,9 @@ def figures_on(
     parts: Mapping[str, str],
     alike: Mapping[str, str] = MappingProxyType({}),
 ) -> dict[str, Any]:
-    """What a finished calibration comes to on models that it never saw: as `figures` has it, "by_sort" of nulls and
-    "kept_by" of organisms (parts: of each its split, or how it was made).
+    """What a finished calibration comes to on models that it never saw: as `figures` has it, "by_sort" of nulls,
+    "kept_by" of organisms (parts: of each its split, or how it was made), and "false_reports_other_sorts" of nulls of
+    sorts that the calibration has none of.
 
     A claim of which it can't tell is neither reported nor kept; what is of probabilities is over the others. "unsure"
     and "unsure_nulls": the share of organisms and of nulls with such a claim.
@@ -255,10 +258,12 @@ def figures_on(
     decided = p[[v.probability is not None for v in verdicts]] if len(p) else p
     unsure = {r.model for r, v in zip(rows, verdicts, strict=True) if v.probability is None}
     answers = _reported(rows, p, calibration.threshold, list(models), list(nulls))
-    false, kept = answers["false_reports"], answers["kept"]
+    false, kept, made = answers["false_reports"], answers["kept"], calibration.made_of
+    known = {*made.get("nulls", {}).values(), *made.get("bank_sorts", {}).values()}
     return {
         **_quality(decided, told, alike),
         **{figure: _rate(own, alike) for figure, own in answers.items()},
+        "false_reports_other_sorts": _rate({n: own for n, own in false.items() if nulls[n] not in known}, alike),
         "by_sort": {s: _rate({n: false[n] for n in nulls if nulls[n] == s}, alike) for s in sorted({*nulls.values()})},
         "kept_by": {
             s: _rate({m: kept[m] for m in kept if parts[m] == s}, alike) for s in sorted({parts[m] for m in kept})
