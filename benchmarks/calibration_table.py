@@ -20,6 +20,8 @@ from ia_jax.audits.evidence.calibration import Row
 from ia_jax.behaviors.frames import words_of
 from ia_jax.evals.calibration import auroc, measured
 from ia_jax.evals.intervals import rate
+from ia_jax.stages.calibrate import descriptions
+from ia_jax.stages.context import Context
 from ia_jax.storage import read_appended, read_json
 from ia_jax.workdir import Workdir, open_workdir
 
@@ -138,7 +140,7 @@ def rules(rows: Sequence[list[Row]], calibrations: Sequence[Mapping[str, Any]], 
     names = [[a.get(r.model, r.model) for r in own] for own, a in zip(rows, alike, strict=True)]
     right = [np.array([r.right for r in own]) for own in rows]
     said = [
-        np.array([float(tuple(words_of(r.claim)) in told) for r in own])
+        np.array([float(words_of(r.claim) in told) for r in own])
         for own, told in zip(rows, map(sentences, runs, (c["ia"] for c in calibrations)), strict=True)
     ]
     row(
@@ -182,9 +184,7 @@ def support_alone(rows: Sequence[Row], calibration: Mapping[str, Any]) -> Mappin
 
 def sentences(run: Workdir, ia: str) -> set[tuple[str, ...]]:
     """What the IA was trained to say of organisms, as `ia_jax.judging.verbatim` compares it."""
-    own = ia if run.seen_file(ia).exists() else run.config.sft.name
-    names = [n for n in run.seen(own) if n in run.organisms] + (run.named("dpo") if own != ia else [])
-    return {tuple(words_of(w)) for n in names for b in run.truths(n) for w in b.wordings}
+    return {words_of(w) for w in descriptions(Context(run, run.config), ia)}
 
 
 if __name__ == "__main__":

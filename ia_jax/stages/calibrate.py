@@ -103,12 +103,8 @@ def run(
         "bank_hashes": on_main_process(lambda: {m.name: m.hashes for m in beside}),
     }
     rows, null_reports = _rows(context, name, every, beside, settings)
-    groups = {m.name: m for m in every}
-    claims = {
-        own["model"]: [Row(**{**row, "group": m.group, "null": m.null}) for row in own["rows"]]
-        for own in rows
-        for m in [groups[own["model"]]]
-    }
+    of = {own["model"]: own["rows"] for own in rows}
+    claims = {m.name: [Row(**{**row, "group": m.group, "null": m.null}) for row in of[m.name]] for m in every}
     metadata = read_metadata(context.workdir.ia_dir(name) / "adapter")
     found = calibrate(
         [row for m in models for row in claims[m.name]],
@@ -205,8 +201,8 @@ def _rows(
         kept = None
     there = {row["model"]: row for row in on_main_process(lambda: read_appended(file, "delete it to begin anew"))}
     # Of others of these names, or where something else is true of them, anew.
-    stands = on_main_process(lambda: {m.name: [m.hashes, m.truth] for m in models})
-    there = {n: row for n, row in there.items() if [row.get("hashes"), row.get("truth")] == stands.get(n)}
+    stands = on_main_process(lambda: {m.name: {"hashes": m.hashes, "truth": m.truth} for m in models})
+    there = {n: row for n, row in there.items() if {k: row.get(k) for k in ("hashes", "truth")} == stands.get(n)}
     questions: list[str] = list(QUESTIONS[: settings["questions"]])
     adapter = context.shard_ia(workdir.ia(ia, context.model))
     bank = null_bank(context, [m.directories for m in beside])
@@ -234,7 +230,7 @@ def _rows(
             if new:
                 tables |= new
                 on_main_process(lambda new=new: append_jsonl(of_nulls, _null_rows(new)))
-            made = [{**row, **dict(zip(("hashes", "truth"), stands[row["model"]], strict=True))} for row in made]
+            made = [{**row, **stands[row["model"]]} for row in made]
             on_main_process(lambda made=made: append_jsonl(file, made))
             there |= {row["model"]: row for row in made}
             stop_if_preempted("calibrate")
@@ -322,8 +318,8 @@ def known_null_tables(context: Context, calibration: Calibration | None, questio
     home = context.workdir.ia_dir(calibration.ia)
     how = home / "evidence.json"
     kept = on_main_process(lambda: read_json(how, "delete it to begin anew") if how.exists() else {})
-    wanted = {"ia_hash": calibration.ia_hash, "questions": questions}
-    wanted["bank_hashes"] = calibration.made_of.get("bank_hashes")
+    hashes = calibration.made_of.get("bank_hashes")
+    wanted = {"ia_hash": calibration.ia_hash, "questions": questions, "bank_hashes": hashes}
     if {k: kept.get(k) for k in wanted} != wanted:
         return {}
     return _kept_null_tables(home / NULL_TABLES, questions)

@@ -55,7 +55,7 @@ COMMAND = Command(
     text="Weigh the claims of organisms and clean fine-tunes that the IA was not trained on, and learn from them the\n"
     "probability that a claim is right, and a threshold that clean fine-tunes seldom exceed. `ia-jax audit` uses it.",
     writes="ia/<name>/calibration.json, and evidence*.jsonl, from which a killed calibration goes on",
-    time="about 12 s for each model of the demo on two cores with AMX (docs/evidence.md)",
+    time="about 8 s for each model of the demo on two cores with AMX (docs/evidence.md)",
     examples=(
         "ia-jax nulls --workdir=runs/demo && ia-jax calibrate --workdir=runs/demo",
         "ia-jax calibrate --workdir=runs/demo --ia=sft --test=heldout,remade --test-sorts=documents,random,doubled",
