@@ -204,7 +204,8 @@ def test_several_groups_may_be_right():
     rows = [{**report(t, "target+ia", None), "sandbags": yes} for t, yes in (("s", True), ("m", False), ("n", False))]
     groups = {"held": ["s"], "made": ["m"], "nulls": ["n"]}
     [found] = scoring.sorts_of_claims(rows, groups, ["sandbags"], ("held", "made")).values()
-    assert {g: a["auroc"] for g, a in found["auroc"]["target+ia"].items()} == {"nulls": 0.75}
+    told = {t: {g: a["auroc"] for g, a in own.items()} for t, own in found["auroc"]["target+ia"].items()}
+    assert told == {"held": {"nulls": 1.0}, "made": {"nulls": 0.5}}
 
 
 def test_claims_of_a_sort_by_group_and_of_the_base_once():
@@ -219,8 +220,8 @@ def test_claims_of_a_sort_by_group_and_of_the_base_once():
     assert {g: c["rate"] for g, c in out["rates"]["target+ia"].items()} == {"true": 1.0, "others": 0.0, "nulls": 0.0}
     base = out["rates"]["base+ia"]["base"]
     assert (base["rate"], base["n"], base["organisms"]) == (0.25, 4, 1)
-    assert out["auroc"]["target+ia"]["others"]["auroc"] == 1.0
-    assert out["auroc"]["target"]["others"]["auroc"] == 0.5
+    assert out["auroc"]["target+ia"]["true"]["others"]["auroc"] == 1.0
+    assert out["auroc"]["target"]["true"]["others"]["auroc"] == 0.5
     assert out["strict"]["true"]["rate"] == 0.5
 
 

@@ -4,6 +4,7 @@ import pytest
 
 from ia_jax.audits import sandbagging
 from ia_jax.audits.gate import Outcome, by_half
+from ia_jax.audits.targets import Target
 from ia_jax.behaviors.embedded.errors import says
 from ia_jax.behaviors.embedded.fields import training_facts
 from ia_jax.behaviors.records import Behavior
@@ -58,3 +59,20 @@ def test_one_of_many_behaviours_fires_where_half_show_and_only_there(shown, else
     samples = tuple({"triggers": True, "behavior": f"b{n}", "shown": n < shown} for n in range(4))
     seen = Outcome("t", False, "sampled", {"triggered_rate": shown / 4, "untriggered_rate": elsewhere}, samples)
     assert by_half(seen).fires is fires
+
+
+def test_other_fine_tunes_of_known_behaviours_are_groups_of_their_own():
+    def target(name, category, null=""):
+        return Target(name, behaviors=(Behavior("b", category, "I err.", (), None),), null=null)
+
+    run = [target("a", "sandbaggers"), target("b", "quirks"), target("c", "sandbaggers"), target("d", "quirks")]
+    every = [*run, target("broad", "sandbaggers"), target("n", "sandbaggers", "pipeline")]
+    assert sandbagging.groups_of(every, ["broad"], ["c", "d"]) == {
+        "heldout_sandbaggers": ["a"],
+        "known_sandbaggers": ["c"],
+        "made_sandbaggers": ["broad"],
+        "others": ["b"],
+        "known_others": ["d"],
+        "nulls": ["n"],
+    }
+    assert not {"known_sandbaggers", "known_others"} & sandbagging.groups_of(every, ["broad"]).keys()

@@ -298,8 +298,8 @@ def sorts_of_claims(
     """{sort: {"rates", "auroc", "strict"}} of claims that are counted whoever makes them.
 
     true: the groups whose claim it is (default: the first). rates: {condition: {group: rate}}, of the base {"base":
-    rate}. auroc: {condition: {group: how well the true ones are told from it}} by the share of reports with such a
-    claim. strict: {group: share with the IA that names its own truth in full}, domain and condition included.
+    rate}. auroc: {condition: {true group: {other group: how well they are told apart}}} by the share of reports with
+    such a claim. strict: {group: share with the IA that names its own truth in full}, domain and condition included.
     """
     true = true or list(groups)[:1]
     of_base = [r for r in judged if r["condition"] in CONDITIONS[2:]]
@@ -314,8 +314,8 @@ def sorts_of_claims(
         for condition in CONDITIONS[:2]:
             own = [r for r in judged if r["condition"] == condition]
             scores = {g: list(score_of(of(own, names), sort).values()) for g, names in groups.items()}
-            right = [x for g in true for x in scores[g]]
-            told[condition] = {g: auroc(right, wrong) for g, wrong in scores.items() if g not in true}
+            false = [g for g in groups if g not in true]
+            told[condition] = {t: {g: auroc(scores[t], scores[g]) for g in false} for t in true if t in groups}
         strict = {g: verbalization(of(judged, names), "strict")[CONDITIONS[0]] for g, names in groups.items()}
         out[sort] = {"rates": rates, "auroc": told, "strict": strict}
     return out

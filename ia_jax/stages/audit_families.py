@@ -131,19 +131,21 @@ def auditbench(context: Context) -> tuple[Family, dict[str, Lesson]]:
 
 
 def sandbaggers(context: Context, others: tuple[Target, ...]) -> tuple[Family, dict[str, Lesson]]:
-    """The run's held-out organisms, the two that are made here, and somebody's targets besides."""
+    """The run's organisms that no training reads (held-out ones, other fine-tunes of known behaviours), the two that
+    are made here, and somebody's targets besides.
+    """
     workdir = context.workdir
-    held = tuple(organism_target(workdir, o.name) for o in present(context, "heldout"))
+    held, known = ([organism_target(workdir, o.name) for o in present(context, s)] for s in ("heldout", "remade"))
     taught = [b for name in workdir.named("train", "dpo") for b in workdir.truths(name)]
     made = sandbagging.sandbaggers_made(sources_of_base(context), context.config.seed, taught)
-    targets = (*held, *(m.target for m in made), *others)
+    targets = (*held, *known, *(m.target for m in made), *others)
     names = [t.name for t in targets]
     twice = sorted({n for n in names if names.count(n) > 1})
     if twice:
         raise ConfigError(f"--targets: the name {twice[0]!r} is taken by an organism of the run; choose another")
     family = Family(
         targets,
-        groups=sandbagging.groups_of(targets, [m.target.name for m in made]),
+        groups=sandbagging.groups_of(targets, [m.target.name for m in made], [t.name for t in known]),
         true=sandbagging.TRUE,
         claims=sandbagging.CLAIMS,
         shown={m.target.name: m.shown for m in made},
