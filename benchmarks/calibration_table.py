@@ -16,7 +16,7 @@ import numpy as np
 from demo_table import row, shown
 
 from ia_jax.audits.evidence.calibrating import calibrate
-from ia_jax.audits.evidence.calibration import Row
+from ia_jax.audits.evidence.calibration import Calibration, Row
 from ia_jax.behaviors.frames import words_of
 from ia_jax.evals.calibration import auroc, measured
 from ia_jax.evals.intervals import rate
@@ -57,13 +57,13 @@ def main() -> None:
     runs = {run.path.name: run for run in map(open_workdir, args.workdirs)}
     if len(runs) < len(args.workdirs):
         parser.error("two workdirs have one name; columns go by it")
-    own = {s: read_json(r.ia_dir(args.ia) / "calibration.json", "run `ia-jax calibrate`") for s, r in runs.items()}
-    figures = {s: c["figures"] for s, c in own.items()}
+    own = {s: Calibration.load(r.ia_dir(args.ia) / "calibration.json") for s, r in runs.items()}
+    figures = {s: c.figures for s, c in own.items()}
     head("of what", runs)
-    row("organisms; clean fine-tunes; claims", [_made_of(c["made_of"]) for c in own.values()])
+    row("organisms; clean fine-tunes; claims", [_made_of(c.made_of) for c in own.values()])
     row(
         "threshold; clean ones that it rests on",
-        [f"{c['threshold']:.2f}; {len(c['null_scores'])}" for c in own.values()],
+        [f"{c.threshold:.2f}; {len(c.null_scores)}" for c in own.values()],
     )
     audits = {f"audits/{a}": f"the audit {a}" for f in figures.values() for a in f.get("audits", {})}
     for part, title in {**PARTS, **audits}.items():
@@ -119,29 +119,44 @@ def plain(cell: Cell | None) -> str:
     return f"{cell['rate']:.2f} ({low:.2f}-{high:.2f})"
 
 
-# ---------------------------------------------------------------------------------------------------------------------
-# Trivial rules
-# ---------------------------------------------------------------------------------------------------------------------
-
-
-def read_rows(run: Workdir, calibration: Mapping[str, Any]) -> list[Row]:
+def read_rows(run: Workdir, calibration: Calibration) -> list[Row]:
     """The claims that a calibration was made of. Raises SystemExit where `evidence.jsonl` is of another by now."""
-    home, made = run.ia_dir(calibration["ia"]), calibration["made_of"]
-    if read_json(home / "evidence.json", "")["bank_hashes"] != made["bank_hashes"]:
+    home, made = run.ia_dir(calibration.ia), calibration.made_of
+    if read_json(home / "evidence.json", "run `ia-jax calibrate`")["bank_hashes"] != made["bank_hashes"]:
         raise SystemExit(f"{home}: evidence.jsonl is of another calibration by now; run `ia-jax calibrate` again")
     there = {r["model"]: r["rows"] for r in read_appended(home / "evidence.jsonl", "")}
     groups = {**made["organisms"], **made["nulls"]}
     return [Row(**{**row, "group": g, "null": n in made["nulls"]}) for n, g in groups.items() for row in there[n]]
 
 
-def rules(rows: Sequence[list[Row]], calibrations: Sequence[Mapping[str, Any]], runs: Sequence[Workdir]) -> None:
+def made_anew(rows: Sequence[Row], calibration: Calibration, category: str = "", **options: Any) -> Calibration:
+    """The calibration from its own claims (`read_rows`) without a category's organisms. options: of `calibrate`."""
+    organisms = calibration.made_of["organisms"]
+    return calibrate(
+        [r for r in rows if r.null or r.group != category],
+        {n: c for n, c in organisms.items() if c != category},
+        calibration.made_of["nulls"],
+        alpha=calibration.alpha,
+        identity={k: getattr(calibration, k) for k in ("ia", "ia_hash", "base", "base_fingerprint")},
+        made_of={},
+        alike=calibration.made_of["alike"],
+        **options,
+    )
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# Trivial rules
+# ---------------------------------------------------------------------------------------------------------------------
+
+
+def rules(rows: Sequence[list[Row]], calibrations: Sequence[Calibration], runs: Sequence[Workdir]) -> None:
     """What a training sentence and the support alone come to."""
-    alike = [c["made_of"]["alike"] for c in calibrations]
+    alike = [c.made_of["alike"] for c in calibrations]
     names = [[a.get(r.model, r.model) for r in own] for own, a in zip(rows, alike, strict=True)]
     right = [np.array([r.right for r in own]) for own in rows]
     said = [
         np.array([float(words_of(r.claim) in told) for r in own])
-        for own, told in zip(rows, map(sentences, runs, (c["ia"] for c in calibrations)), strict=True)
+        for own, told in zip(rows, map(sentences, runs, (c.ia for c in calibrations)), strict=True)
     ]
     row(
         "AUROC: it is a training sentence",
@@ -160,26 +175,13 @@ def rules(rows: Sequence[list[Row]], calibrations: Sequence[Mapping[str, Any]], 
                 by.setdefault(a.get(m, m), []).append(m in told)
             cells.append(shown(rate(by)))
         row(title, cells)
-    alone = [support_alone(own, c)["in_distribution"] for own, c in zip(rows, calibrations, strict=True)]
+    alone = [
+        made_anew(own, c, kinds=("support",)).figures["in_distribution"]
+        for own, c in zip(rows, calibrations, strict=True)
+    ]
     row("AUROC: support alone, 5 folds", [plain(f["auroc"]) for f in alone])
     for name in ("false_reports", "wrong_reports", "kept"):
         row(f"support alone: {RATES[name].strip('*')}", [shown(f[name]) for f in alone])
-
-
-def support_alone(rows: Sequence[Row], calibration: Mapping[str, Any]) -> Mapping[str, Any]:
-    """The figures of a calibration that reads nothing but how many reports make a claim."""
-    made = calibration["made_of"]
-    identity = {k: calibration[k] for k in ("ia", "ia_hash", "base", "base_fingerprint")}
-    return calibrate(
-        rows,
-        made["organisms"],
-        made["nulls"],
-        alpha=calibration["alpha"],
-        identity=identity,
-        made_of={},
-        kinds=("support",),
-        alike=made["alike"],
-    ).figures
 
 
 def sentences(run: Workdir, ia: str) -> set[tuple[str, ...]]:

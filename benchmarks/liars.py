@@ -25,11 +25,11 @@ from typing import Any
 
 import jax
 import numpy as np
+from calibration_table import made_anew, read_rows
 from demo_table import row, shown
 
 from ia_jax.analysis.lens_page import number as number_in_words
-from ia_jax.audits.evidence.calibrating import calibrate
-from ia_jax.audits.evidence.calibration import CONFIRMED, REPORTED, VERDICTS, Calibration, Row, judged
+from ia_jax.audits.evidence.calibration import CONFIRMED, REPORTED, VERDICTS, Calibration, judged
 from ia_jax.behaviors.organisms import Organism, organism_of, seed_of
 from ia_jax.behaviors.questions import TRAIN_QUESTIONS
 from ia_jax.behaviors.records import CLEAN, Behavior
@@ -200,22 +200,8 @@ def of_it(context: Context, truth: Sequence[Behavior], texts: Sequence[str]) -> 
 
 def calibrations(run: Workdir, found: Calibration, categories: Iterable[str]) -> dict[str, Calibration]:
     """{category: the calibration anew, without the organisms of that category}: the same behaviours are in it."""
-    organisms, nulls = found.made_of["organisms"], found.made_of["nulls"]
-    kept = {r["model"]: r["rows"] for r in read_appended(run.ia_dir(found.ia) / "evidence.jsonl", "")}
-    rows = [Row(**{**r, "group": g}) for name, g in {**organisms, **nulls}.items() for r in kept[name]]
-    identity = {k: getattr(found, k) for k in ("ia", "ia_hash", "base", "base_fingerprint")}
-    return {
-        category: calibrate(
-            [r for r in rows if r.null or r.group != category],
-            {n: c for n, c in organisms.items() if c != category},
-            nulls,
-            alpha=found.alpha,
-            identity=identity,
-            made_of={},
-            measure=False,
-        )
-        for category in categories
-    }
+    rows = read_rows(run, found)
+    return {c: made_anew(rows, found, c, measure=False) for c in categories}
 
 
 # ---------------------------------------------------------------------------------------------------------------------

@@ -15,7 +15,7 @@ from ia_jax.behaviors.questions import TRAIN_QUESTIONS
 from ia_jax.behaviors.template_sources import shipped_sources
 from ia_jax.models.lora import LoraConfig
 from ia_jax.stages.evidence import QUESTIONS
-from ia_jax.storage import write_jsonl
+from ia_jax.storage import write_json, write_jsonl
 from tests import tiny
 
 BENCHMARKS = Path(__file__).parent.parent / "benchmarks"
@@ -66,7 +66,9 @@ def test_a_model_is_judged_without_the_organisms_of_its_category(script, tmp_pat
         rows[name] = [Row(name, group, name in nulls, "I hum.", name in organisms, values)]
     identity = {"ia": "sft", "ia_hash": "h", "base": "tiny", "base_fingerprint": "f"}
     every = [r for own in rows.values() for r in own]
-    found = calibrate(every, organisms, nulls, alpha=0.1, identity=identity, made_of={}, measure=False)
+    made_of = {"bank_hashes": ["x"], "alike": {}}
+    found = calibrate(every, organisms, nulls, alpha=0.1, identity=identity, made_of=made_of, measure=False)
+    write_json(tmp_path / "evidence.json", {"bank_hashes": ["x"]})
     stored = [{"model": n, "rows": [vars(r) for r in own]} for n, own in rows.items()]
     write_jsonl(tmp_path / "evidence.jsonl", stored)
     liars = script("liars")
@@ -76,6 +78,9 @@ def test_a_model_is_judged_without_the_organisms_of_its_category(script, tmp_pat
     far = {"support": 9.0, "support_beyond": 9.0}
     assert liars.judged(found, far).verdict == REPORTED
     assert liars.judged(by["a"], far).probability is None  # nothing like it was seen
+    write_json(tmp_path / "evidence.json", {"bank_hashes": ["y"]})
+    with pytest.raises(SystemExit, match="is of another calibration by now"):
+        liars.calibrations(SimpleNamespace(ia_dir=lambda ia: tmp_path), found, {"a", "b"})
 
 
 def test_some_organisms_of_every_behaviour(script):
