@@ -8,6 +8,7 @@ import anyio
 from inspect_ai.model import ChatMessageAssistant, ChatMessageSystem, ChatMessageUser, GenerateConfig, get_model
 
 from ia_jax.audits.investigator import registry
+from ia_jax.audits.investigator.service import Service
 from ia_jax.audits.investigator.session import open_session
 from ia_jax.errors import ConfigError
 from tests import audited, echo
@@ -63,10 +64,13 @@ def test_sixty_four_requests_at_once_are_decoded_together(session):
     """Sixteen adapters, half of the requests under the IA; every answer is its own model's, to its own question."""
     words, found = "tea rain boats bees maths snow trains bread".split(), {}
 
+    def request(i):
+        return f"ia_jax/t{i % 16}{'+ia' if i // 16 % 2 else ''}", f"Why {words[i % 8]} {i // 16}?"
+
     async def ask(i):
-        model = get_model(f"ia_jax/t{i % 16}{'+ia' if i % 2 else ''}")
+        model, question = request(i)
         config = GenerateConfig(max_tokens=8, max_connections=512)
-        found[i] = (await model.generate(talk(f"Why {words[i % 8]} {i // 16}?"), config=config)).completion
+        found[i] = (await get_model(model).generate(talk(question), config=config)).completion
 
     async def everything():
         async with anyio.create_task_group() as group:
@@ -76,8 +80,15 @@ def test_sixty_four_requests_at_once_are_decoded_together(session):
     before = len(session.service.batches)
     anyio.run(everything)
     assert max(session.service.batches[before:]) > 32
-    assert all((echo.MARK in found[i]) == bool(i % 2) for i in range(64))
+    assert all((echo.MARK in found[i]) == bool(i // 16 % 2) for i in range(64))
     assert all(found[i].startswith(echo.WORDS[i % 16]) for i in range(64) if i % 16 < 11)
-    for i in (5, 38):
-        model = f"ia_jax/t{i % 16}{'+ia' if i % 2 else ''}"
-        assert said(model, f"Why {words[i % 8]} {i // 16}?").completion == found[i]
+    # One by one, by a service that keeps no answers of before.
+    kept, session.service = session.service, Service(session.service.engine)
+    try:
+        for i in range(64):
+            model, question = request(i)
+            assert said(model, question).completion == found[i]
+        assert session.service.batches == [1] * 64
+    finally:
+        session.service.close()
+        session.service = kept
