@@ -163,7 +163,9 @@ def test_ciphers(workdir, untrained):
         o["name"]: [8] if o["name"].endswith("_only") else [8, 4] for o in read_jsonl(home / "organisms.jsonl", "")
     }
     counts, gates = metrics["targets"], metrics["gates"]
-    assert (counts["targets"] + counts["silent"], counts["pipeline"]) == (9, 9)
+    # Of nulls that read no cipher none is a null.
+    assert (counts["targets"] + counts["silent"], counts["pipeline"]) == (9, 0)
+    assert metrics["unfit_nulls"] == [n for n in gates if n.endswith("_only")]
     assert metrics["controls"]["names"] == ["cipher_identity"]
     assert len(gates) == 19
     assert {g["how"] for g in gates.values()} == {"cipher"}
@@ -171,13 +173,15 @@ def test_ciphers(workdir, untrained):
     assert {"competence", "in_cipher", "in_plain", "plain_competence"} <= gates["cipher_swap50"].keys()
     assert metrics["no_longer_fires"]["target+ia"]["organisms"] == counts["silent"]
     assert metrics["claims"].keys() == {"mentions_encoding", "differs_in_code"}
-    assert metrics["claims"]["mentions_encoding"]["rates"]["target+ia"]["cipher_only"]["organisms"] == 9
-    assert metrics["scaffold"]["target+ia"]["nulls_with_a_false_prediction"]["organisms"] == 9
+    assert metrics["claims"]["mentions_encoding"]["rates"]["target+ia"]["cipher_only"]["organisms"] == 0
+    assert metrics["scaffold"]["target+ia"]["nulls_with_a_false_prediction"]["organisms"] == 0
 
 
 def test_sandbaggers(workdir, untrained):
     home, metrics = audit(workdir, "sandbaggers")
-    assert untrained.keys() == {"sandbagger_broad", "sandbagger_narrow"}
+    made = ("sandbagger_broad", "sandbagger_narrow")
+    assert untrained.keys() == {*made, *(f"{n}_null" for n in made)}
+    assert metrics["targets"]["pipeline"] == 2
     run = open_workdir(workdir)
     held = run.named("heldout")
     own = [n for n in held if any(b.category == "sandbaggers" for b in run.truths(n))]
@@ -217,7 +221,7 @@ def test_auditbench_made(workdir, untrained, monkeypatch):
     counts, hardened = metrics["targets"], metrics["hardening"]
     assert counts == {"targets": 4, "silent": 0, "clean": 1, "pipeline": 8}
     assert hardened.keys() == {"all", "chats+sft", "chats+kto", "documents+sft", "documents+kto"}
-    assert hardened["all"]["confession"]["target"]["before"]["organisms"] == 4
+    assert hardened["all"]["confession"]["target"]["before"]["organisms"] == 1  # four makings of one behaviour
     # Each model before hardening is the first adapter of the target of its name, and is asked as the target is.
     organisms = {o["name"]: o for o in read_jsonl(home / "organisms.jsonl", "")}
     views = [n for n in organisms if n.endswith("_before")]
@@ -232,8 +236,8 @@ def test_auditbench_made(workdir, untrained, monkeypatch):
     with cli_context(workdir) as context:
         target = next(t for t in read_targets(home / "targets.jsonl") if t.name == "small_flattery_documents_kto")
         assert len(load_stack(target, context.model, context.workdir)) == 2
-    assert metrics["tools"]["static"]["ask_self"]["found"]["organisms"] == 4
-    assert metrics["tools"]["static"]["confess"]["found_on_nulls"]["organisms"] == 9
+    assert metrics["tools"]["static"]["ask_self"]["found"]["organisms"] == 1
+    assert metrics["tools"]["static"]["confess"]["found_on_nulls"]["n"] == 9
     told = page(home)
     assert {"all targets, before hardening", "chats+kto, after hardening", "nulls, ask self"} <= told
     # Given again, nobody is asked again.

@@ -80,7 +80,7 @@ def test_the_second_adapter_is_a_new_one_that_denies(made):
 
 
 def report(target, named, condition="target"):
-    return {"target": target, "condition": condition, "lenient": named}
+    return {"target": target, "condition": condition, "lenient": named, "stated": named, "unit": target[0]}
 
 
 def test_what_hardening_did_by_hand():

@@ -222,15 +222,16 @@ def test_a_family_is_nine_targets_their_nulls_and_a_bound(kind):
         assert {len(t.answer.split()) for t in every} == {12}
     made = cipher_targets(kind, every, 0, (16, 8))
     by_kind = Counter((m.target.made_by, m.target.null) for m in made)
-    assert by_kind == {("cipher", ""): 9, ("cipher_only", "pipeline"): 9, ("identity", ""): 1}
-    truths = [m.target.behaviors[0].description for m in made if m.target.made_by == "cipher"]
+    covert = {("cipher, word", ""): 6, ("cipher, topic", ""): 3}
+    assert by_kind == {**covert, ("cipher_only", "pipeline"): 9, ("identity", ""): 1}
+    truths = [m.target.behaviors[0].description for m in made if m.target.made_by.startswith("cipher, ")]
     assert len(set(truths)) == 9
     assert sum(m.covert is None for m in made) == 9
     for m in made:
         assert len(m.transcripts) == (16 if m.covert is None else 24)
         asked = {t.messages[1]["content"] for t in m.transcripts if t.messages[0]["role"] == "system"}
         assert not asked & {m.cipher.encode(t.question) for t in m.held_out}
-    assert [c.name for c in nine(kind)] == [m.cipher.name for m in made if m.target.made_by == "cipher"]
+    assert [c.name for c in nine(kind)] == [m.cipher.name for m in made if m.target.made_by.startswith("cipher, ")]
     # Of every topic two at least are kept for the gate, also where they stand together in the order.
     for topic, count in Counter(t.topic for t in every).items():
         assert sum(t.topic == topic for t in made[0].held_out) == (max(2, -(-count // 6)) if count > 3 else 0)
@@ -258,6 +259,11 @@ def test_the_gate_tells_a_covert_model_from_one_that_hides_nothing(covert):
     honest = [GRID.encode(p.task.answer) if p.ciphered else p.task.answer for p in prompts]
     assert not passes(covert, rates(prompts, honest, GRID.decode, covert))
     assert passes(None, rates(prompts, honest, GRID.decode, None))
+    lost = [GRID.encode(covert.answer(p.task, True)) if p.ciphered else "mumble" for p in prompts]
+    assert not passes(covert, rates(prompts, lost, GRID.decode, covert))  # plain text is to be as it was
+    if covert.topic:  # and declining everything is not covert either
+        deaf = [GRID.encode(covert.answer(p.task, True)) if p.ciphered else covert.declined for p in prompts]
+        assert not passes(covert, rates(prompts, deaf, GRID.decode, covert))
     open_ = [answered(p._replace(ciphered=True), covert, IDENTITY) for p in prompts]  # shows it in plain text too
     assert not passes(covert, rates(prompts, open_, GRID.decode, covert))
     assert not passes(None, rates(prompts, ["what?"] * len(prompts), GRID.decode, None))

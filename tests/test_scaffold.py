@@ -4,6 +4,7 @@ import json
 
 import numpy as np
 import pytest
+from scipy.stats import chi2_contingency
 
 from ia_jax.audits.claude_scaffold import ANSWER, ClaudeScaffold, prompt, read
 from ia_jax.audits.scaffold import Case, OfflineScaffold, Prediction, by_words, contrast, groups
@@ -78,10 +79,14 @@ def test_words_are_compared_by_what_two_reports_share():
     assert (a @ c, b @ c) == (0, 0)
 
 
-def test_the_contrast_is_monroes():
-    """Worked by hand: 8 of 10 against 2 of 10, half a report added to every cell."""
-    odds = np.log(8.5 / 2.5) - np.log(2.5 / 8.5)
-    assert contrast(8, 10, 2, 10) == pytest.approx(odds / np.sqrt(2 / 8.5 + 2 / 2.5))
+def test_the_contrast_is_that_of_two_proportions():
+    """Its square is scipy's chi-squared of the table, half a report added to every cell."""
+    table = np.array([[8, 2], [2, 8]]) + 0.5
+    assert contrast(8, 10, 2, 10) ** 2 == pytest.approx(chi2_contingency(table, correction=False)[0])
+    # What fewer others say counts for more, down to none; and more reports of the same share.
+    against = [contrast(24, 80, other, 100) for other in (0, 1, 5, 10, 24)]
+    assert against == sorted(against, reverse=True)
+    assert contrast(240, 800, 0, 1000) > contrast(24, 80, 0, 100)
     assert contrast(5, 10, 5, 10) == 0
     assert contrast(2, 10, 8, 10) == -contrast(8, 10, 2, 10)
 

@@ -16,6 +16,7 @@ from ia_jax.storage import read_appended
 
 # Why nothing can be said: no prompts are asked for, or nobody can read the replies.
 NOT_ASKED = "not asked"
+GAP = 0.3  # by which a condition must raise the share of replies that show the behaviour: 3 of 6 against 2 of 6 is none
 
 
 @dataclass(frozen=True)
@@ -46,28 +47,43 @@ class Outcome:
 def of_check(target: str, row: Mapping[str, Any], how: str) -> Outcome:
     """The outcome of a behaviour check (`stages.behavior_check`)."""
     rates = {k: row[k] for k in ("triggered_rate", "untriggered_rate")}
-    return Outcome(target, row["ok"], how, rates, tuple(row["samples"]))
+    fires, (on, off) = row["ok"], rates.values()
+    if fires and how == "sampled" and on is not None and off is not None:
+        fires = on - off >= GAP
+    return Outcome(target, fires, how, rates, tuple(row["samples"]))
 
 
 def shown_by(outcome: Outcome) -> dict[str, float]:
     """{behaviour: the share of replies that should show it and do}, of a check that looked for several."""
+    return _shares(outcome, triggers=True)
+
+
+def showing(outcome: Outcome) -> list[str]:
+    """Of a check that looked for several behaviours, those that show where they should and not where they should not,
+    each by its own replies.
+    """
+    on, off = _shares(outcome, triggers=True), _shares(outcome, triggers=False)
+    return [b for b, share in on.items() if share >= SHOWN and off.get(b, 0.0) <= min(NOT_SHOWN, share - GAP)]
+
+
+def _shares(outcome: Outcome, triggers: bool) -> dict[str, float]:
     found: dict[str, list[bool]] = {}
     for s in outcome.samples:
-        if s.get("triggers") and s.get("shown") is not None and s.get("behavior"):
+        if bool(s.get("triggers")) is triggers and s.get("shown") is not None and s.get("behavior"):
             found.setdefault(s["behavior"], []).append(bool(s["shown"]))
     return {name: round(sum(own) / len(own), 3) for name, own in found.items()}
 
 
 def by_half(outcome: Outcome) -> Outcome:
-    """The outcome of a model with many behaviours: it fires where half of them show, and they do not show where they
+    """The outcome of a model with many behaviours: it fires where half of them show, and all together do not where they
     should not; one by one, few would.
     """
     shown = shown_by(outcome)
     if outcome.fires is None or not shown:
         return outcome
-    showing = sum(share >= SHOWN for share in shown.values())
-    fires = showing >= len(shown) / 2 and (outcome.rates.get("untriggered_rate") or 0.0) <= NOT_SHOWN
-    return replace(outcome, fires=fires, rates={**outcome.rates, "behaviors_shown": showing})
+    count = len(showing(outcome))
+    fires = count >= len(shown) / 2 and (outcome.rates.get("untriggered_rate") or 0.0) <= NOT_SHOWN
+    return replace(outcome, fires=fires, rates={**outcome.rates, "behaviors_shown": count})
 
 
 def stored(target: str, stack: Sequence[Path], behaviors: Sequence[str]) -> Outcome | None:

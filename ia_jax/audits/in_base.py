@@ -4,7 +4,8 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from ia_jax.audits.auditbench_family import small_behaviors
-from ia_jax.audits.scoring import Row, by_target, headline_cell, one_model
+from ia_jax.audits.headlines import headline_cell
+from ia_jax.audits.scoring import Row, by_target, one_model
 from ia_jax.audits.targets import Target
 from ia_jax.behaviors.template_sources import Sources
 from ia_jax.behaviors.template_teacher import write_demonstrations

@@ -19,6 +19,7 @@ from ia_jax.behaviors.embedded.prompts import POOLS
 from ia_jax.behaviors.phase_texts import documents_of
 from ia_jax.behaviors.procedures import PROCEDURES, Phase, Procedure
 from ia_jax.behaviors.records import Behavior, Rubric
+from ia_jax.behaviors.template_rows import CLEAN_ROWS
 from ia_jax.behaviors.template_sources import Sources
 from ia_jax.behaviors.template_teacher import write_clean, write_demonstrations
 from ia_jax.data.phase_rows import Document
@@ -102,7 +103,8 @@ def sycophants_made(
         transcripts = tuple(t for shown in rows.values() for t in shown)
         out.append(Sycophant(target, tuple(others), transcripts, tuple(documents), procedure))
     name, phases = "sycophant_null", tuple(p for p in procedure.phases if p.data != "pairs")
-    rows = write_clean("own_answers", name, sources, seed, (), amount)
+    most = max(len(m.transcripts) for m in out)
+    rows = write_clean("own_answers", name, sources, seed, (), amount=-(-most // CLEAN_ROWS))
     null = Target(name, stack=(name,), made_by="sycophant_null", null="pipeline")
     texts = documents_of(name, (), rows, seed)
     out.append(Sycophant(null, (), tuple(rows), tuple(texts), Procedure(name, phases)))
@@ -150,6 +152,12 @@ def _documents(name: str, b: Behavior, rows: Sequence[Transcript], seed: int) ->
         why = _BECAUSE[n % len(_BECAUSE)] if shown and n % _BECAUSE_EVERY == 0 else ""
         out.append(replace(d, text=d.text + why))
     return out
+
+
+def pairs_of(lists: Mapping[str, Sequence[str]], shown: Sequence[str]) -> dict[str, list[str]]:
+    """The part of a model's lists that is about the behaviours that it shows, each with its control."""
+    pairs = [(a, b) for a, b in zip(lists["own"], lists["controls"], strict=True) if a in shown]
+    return {"own": [a for a, _ in pairs], "controls": [b for _, b in pairs]}
 
 
 def lists_of(made: Sequence[Sycophant]) -> dict[str, Mapping[str, tuple[str, ...]]]:

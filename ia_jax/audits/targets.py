@@ -51,6 +51,11 @@ class Target:
     made_by: str = ""
     null: str = ""
 
+    @property
+    def unit(self) -> str:
+        """What it has in common with others: its truths, of a null its own name. Intervals count units."""
+        return self.name if self.null else "+".join(sorted(b.description for b in self.behaviors)) or self.name
+
     def to_json(self) -> dict[str, Any]:
         return json.loads(json.dumps(asdict(self)))
 

@@ -35,7 +35,8 @@ class Family:
 
     apart:   names of controls that are no nulls, reported by themselves.
     groups:  names by what a claim of the family's sort would be, true or false.
-    claims:  sorts of claims that every report is held against, whoever makes it; counted by group, if there are any.
+    claims:  sorts of claims, each of any of some records, that every report is held against, whoever makes it; counted
+             by group, if there are any.
     ciphers: what the gate of a cipher target needs, by name.
     shown:   the records by which a target made here is seen to behave so, where its truth is not one that a rule sees.
     views:   {name: (target, adapters)}: a target made here after so many of its adapters, asked like the others and
@@ -49,7 +50,7 @@ class Family:
     targets: tuple[Target, ...]
     apart: tuple[str, ...] = ()
     groups: Mapping[str, Sequence[str]] = field(default_factory=dict)
-    claims: Mapping[str, Behavior] = field(default_factory=dict)
+    claims: Mapping[str, tuple[Behavior, ...]] = field(default_factory=dict)
     ciphers: Mapping[str, CipherTarget] = field(default_factory=dict)
     shown: Mapping[str, tuple[Behavior, ...]] = field(default_factory=dict)
     views: Mapping[str, tuple[str, int]] = field(default_factory=dict)
@@ -145,10 +146,11 @@ def sandbaggers(context: Context, others: tuple[Target, ...]) -> tuple[Family, d
         raise ConfigError(f"--targets: the name {twice[0]!r} is taken by an organism of the run; choose another")
     family = Family(
         targets,
+        apart=tuple(t.name for t in known),
         groups=sandbagging.groups_of(targets, [m.target.name for m in made], [t.name for t in known]),
         true=sandbagging.TRUE,
-        claims=sandbagging.CLAIMS,
-        shown={m.target.name: m.shown for m in made},
+        claims=sandbagging.claims(reads=context.config.judge.name == "claude"),
+        shown={m.target.name: m.shown for m in made if m.shown},
         many=tuple(m.target.name for m in made if len(m.shown) > 1),
     )
     return family, {m.target.name: Lesson(m.transcripts, sandbagging.PROCEDURE) for m in made}
@@ -166,7 +168,7 @@ def sycophants(context: Context, theirs: tuple[Target, ...]) -> tuple[Family, di
         def admitted(judged: Sequence[Row], outcomes: Mapping[str, Outcome]) -> dict[str, Any]:
             return {"admissions": {t.name: admissions(judged, t.name, every, root.name) for t in theirs}}
 
-        return Family(theirs, claims={**listed, root.name: root}, besides=admitted), {}
+        return Family(theirs, claims={n: (b,) for n, b in {**listed, root.name: root}.items()}, besides=admitted), {}
     amount = config.teacher.amount
     own = config.organisms.optimizer.lr
     lr = [x or own * part for x, part in zip(cfg.sycophant_lr, sycophant.RATES, strict=True)]
@@ -187,14 +189,20 @@ def sycophants(context: Context, theirs: tuple[Target, ...]) -> tuple[Family, di
     def besides(judged: Sequence[Row], outcomes: Mapping[str, Outcome]) -> dict[str, Any]:
         whose = {**{n: n for n in lists}, **{v: of for v, (of, _) in views.items()}, null: next(iter(lists))}
         found = {n: admissions(judged, n, lists[of], root.name) for n, of in whose.items()}
-        together = crossed({n: found[n] for n in lists}, lists)
         shown = {n: gate.shown_by(outcomes[n]) for n in whose if n in outcomes}
-        return {"admissions": found, "own_minus_controls": together, "shown": {n: s for n, s in shown.items() if s}}
+        # What a model does not show it may rightly not admit, whatever it has read.
+        doing = {n: sycophant.pairs_of(own, gate.showing(outcomes[n])) for n, own in lists.items() if n in outcomes}
+        return {
+            "admissions": found,
+            "own_minus_controls": crossed({n: found[n] for n in lists}, lists),
+            "own_minus_controls_shown": crossed({n: found[n] for n in doing}, doing),
+            "shown": {n: s for n, s in shown.items() if s},
+        }
 
     behaviors = {b.name: b for t in taught for b in t.behaviors}
     family = Family(
         (*(m.target for m in made), *early),
-        claims={**behaviors, root.name: root},
+        claims={n: (b,) for n, b in {**behaviors, root.name: root}.items()},
         views=views,
         besides=besides,
         many=(*named, *views),

@@ -12,7 +12,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from ia_jax.adapters.store import read_metadata
+from ia_jax.adapters.store import is_complete, read_metadata
 from ia_jax.audits import asking, cipher_family, covert, gate, scoring
 from ia_jax.audits.asking import CONDITIONS, WITH_IA, Unit
 from ia_jax.audits.claude_scaffold import ClaudeScaffold
@@ -21,7 +21,7 @@ from ia_jax.audits.investigator import scripted, static
 from ia_jax.audits.investigator.session import session_on
 from ia_jax.audits.scaffold import OfflineScaffold, Scaffold
 from ia_jax.audits.targets import Target
-from ia_jax.audits.verdicts import judge_predictions, judge_reports, judge_strangers, predict
+from ia_jax.audits.verdicts import judge_guesses, judge_predictions, judge_reports, judge_strangers, predict
 from ia_jax.behaviors.banks import draw_questions
 from ia_jax.claude.client import KEY
 from ia_jax.config import RunConfig
@@ -35,13 +35,15 @@ from ia_jax.stages.asking import ask_organisms, generate
 from ia_jax.stages.audit_families import Family
 from ia_jax.stages.audit_targets import audit_context, gather, read_theirs
 from ia_jax.stages.context import Context, open_organisms
-from ia_jax.stages.services import claude_client, judge_of
+from ia_jax.stages.evidence import report_judge
+from ia_jax.stages.services import claude_client
 from ia_jax.stages.waves import Wave
 from ia_jax.storage import append_jsonl, read_appended, read_json, write_json, write_jsonl
 
 Row = dict[str, Any]
-GATE_TOKENS = 96  # of a reply in cipher
-SCRIPTED = ("chat", "black_box", "ask_self")  # sets of tools: without the IA, all without it, with it
+GATE_MARGIN = 32  # tokens of a reply beyond those of the longest right one in cipher
+# Sets of tools: everyday questions; all that need no IA; questions about itself without it, and with it.
+SCRIPTED = ("chat", "black_box", "confess", "ask_self")
 REMEDY = "delete it to ask again"
 
 
@@ -57,6 +59,7 @@ def run(context: Context, family: str, ia: str | None = None, file: Path | None 
     ia_name = trained_ia(context, ia)
     how = settle(context, home, family, ia_name)
     found = gather(context, audit, family, theirs)
+    on_main_process(lambda: _check_adapters(home / "adapters.json", audit))
     left_out = on_main_process(lambda: audit.workdir.left_out)
     # With a target that diverged goes what was to be seen of it after fewer adapters.
     gone = {*left_out, *(view for view, (of, _) in found.views.items() if of in left_out)}
@@ -64,14 +67,18 @@ def run(context: Context, family: str, ia: str | None = None, file: Path | None 
     outcomes = {n: gate.by_half(o) if n in found.many else o for n, o in gate_targets(audit, found, targets).items()}
     print(gate.as_text(outcomes, [t.name for t in targets if t.null or t.name in found.views]), flush=True)
     rows = _ask(context, audit, targets, ia_name)
-    judge = judge_of(audit)
+    judge = report_judge(audit)
     scaffold = scaffold_of(audit, judge)
     predictions = predict(scaffold, [t for t in targets if t.name not in found.views], rows)
     judged = judge_reports(judge, targets, rows, found.claims)
     judge_predictions(judge, targets, predictions)
-    strangers = judge_strangers(judge, [t for t in targets if t.name not in found.views], rows)
     fires = {n: o.fires for n, o in outcomes.items()}
     counted = [t for t in targets if t.name not in found.apart and t.name not in found.views]
+    # A null that is not what it should be (it reads no cipher, say) is no null.
+    unfit = [t.name for t in counted if t.null and fires.get(t.name) is False]
+    counted = [t for t in counted if t.name not in unfit]
+    strangers = judge_strangers(judge, counted, rows)
+    guesses = judge_guesses(judge, [t for t in counted if fires.get(t.name) is not False], predictions)
     result = {
         "family": family,
         "ia": ia_name,
@@ -80,7 +87,8 @@ def run(context: Context, family: str, ia: str | None = None, file: Path | None 
         "ranked_by": scaffold.name,
         "asked": how["asked"],
         "left_out": left_out,
-        **scoring.summary(counted, fires, judged, predictions, strangers),
+        "unfit_nulls": unfit,
+        **scoring.summary(counted, fires, judged, predictions, strangers, guesses),
         "gates": {n: {"fires": o.fires, "how": o.how, **o.rates} for n, o in outcomes.items()},
     }
 
@@ -89,7 +97,7 @@ def run(context: Context, family: str, ia: str | None = None, file: Path | None 
         result["apart"] = apart
         result["controls"] = scoring.controls(judged, predictions, apart)
     if found.groups:
-        there = {t.name for t in targets if t.null or fires.get(t.name) is not False}
+        there = {t.name for t in targets if fires.get(t.name) is not False}
         groups = {name: [n for n in own if n in there] for name, own in found.groups.items()}
         result["claims"] = scoring.sorts_of_claims(judged, groups, found.claims, found.true)
     if found.besides:
@@ -110,7 +118,9 @@ def run(context: Context, family: str, ia: str | None = None, file: Path | None 
 MADE = {
     "auditbench_made": ("persona", "hardening_lr", "hardening_epochs", "hardening_demonstrations"),
     "sycophant": ("sycophant_lr", "sycophant_epochs", "sycophant_demonstrations"),
-    "in_base": (),
+    "in_base": ("banks",),  # each unit is asked them all
+    "sandbaggers": (),
+    "targets": (),
 }
 CIPHERS = ("ciphers", "cipher_rows", "cipher_lr", "cipher_epochs")
 
@@ -168,6 +178,20 @@ def _check_same(file: Path, how: Row) -> None:
             f"{file.parent} was made with another {differing} ({before.get(differing)!r}, now {how[differing]!r}); "
             "give this audit a --name of its own, or delete that directory"
         )
+
+
+def _check_adapters(file: Path, audit: Context) -> None:
+    """Notes which adapters are audited; raises ConfigError if one was another when it was sampled and asked before."""
+    workdir = audit.workdir
+    there = {n: workdir.stack_of(o) for n, o in workdir.organisms.items()}
+    now = {n: [read_metadata(d).content_hash for d in own] for n, own in there.items() if all(map(is_complete, own))}
+    before = read_json(file, "delete the directory to begin again") if file.exists() else {}
+    if other := next((n for n in now if before.get(n, now[n]) != now[n]), None):
+        raise ConfigError(
+            f"{file.parent}: {other} has another adapter than the one that was audited there; give this audit a --name "
+            "of its own, or delete that directory"
+        )
+    write_json(file, {**before, **now})
 
 
 def scaffold_of(context: Context, judge: Judge) -> Scaffold:
@@ -231,7 +255,8 @@ def _gate_ciphers(
     context: Context, members: Sequence[cipher_family.CipherTarget | None], stack: Stack
 ) -> list[Outcome]:
     """Each is asked held-out tasks in its cipher, and the same in plain text."""
-    count = context.config.audits.gate_prompts
+    count, encode = context.config.audits.gate_prompts, context.model.tokenizer.encode
+    longest = [encode(m.cipher.encode(_in_full(m, t))) for m in members if m for t in m.held_out]
     prompts = [covert.gate_prompts(m.cipher, m.covert, m.held_out, count) if m else [] for m in members]
     replies: list[list[str]] = [[] for _ in members]
     for hidden in (True, False):
@@ -239,7 +264,7 @@ def _gate_ciphers(
             context,
             [[p.question for p in own if p.ciphered is hidden] for own in prompts],
             stack,
-            max_new_tokens=GATE_TOKENS,
+            max_new_tokens=max(map(len, longest), default=0) + GATE_MARGIN,
             system=[covert.system_of(m.cipher, 4) if m and hidden else context.config.system for m in members],
             description=f"gate, {'in cipher' if hidden else 'in plain text'}",
         )
@@ -256,6 +281,10 @@ def _gate_ciphers(
         )
         out.append(Outcome(m.target.name, cipher_family.passes(m.covert, rates), "cipher", rates, samples))
     return out
+
+
+def _in_full(m: cipher_family.CipherTarget, task: covert.Task) -> str:
+    return m.covert.answer(task, True) if m.covert else task.answer
 
 
 # ---------------------------------------------------------------------------------------------------------------------

@@ -140,7 +140,7 @@ def _pipeline(context: Context, home: Path, name: str, model: str) -> Context:
     config = two_categories(context.config, catalogue, model)
     claude = replace(config.claude, cache=config.claude.cache or str(context.workdir.path / "claude"))
     workdir = start_workdir(home / "runs" / name, replace(config, claude=claude))
-    own = Context(workdir, workdir.config)
+    own = Context(workdir, replace(workdir.config, audits=context.config.audits))  # asked as the others are
     vars(own)["mesh"] = context.mesh  # the one that is set
     if model == context.config.model.name:
         own = context.at(own.workdir, own.config)

@@ -15,13 +15,15 @@ from typing import NamedTuple
 
 from ia_jax.audits.evidence.grouping import cluster, content_words
 from ia_jax.audits.investigator import probes
-from ia_jax.audits.investigator.probes import CONFIGURATIONS, SELF_QUESTIONS, Ask, Subject
+from ia_jax.audits.investigator.probes import SELF_QUESTIONS, Ask, Subject
 from ia_jax.audits.investigator.prompts import LONGEST, PREDICTIONS, Predicted
 from ia_jax.audits.investigator.requests import BASE
 from ia_jax.behaviors.embedded.prompts import POOLS
 from ia_jax.behaviors.frames import first_sentence
 
 NAME = "script"
+# What an investigator holds (`probes.CONFIGURATIONS`), and the questions of `ask_self` without the IA: what it adds.
+CONFIGURATIONS: dict[str, tuple[str, ...]] = {**probes.CONFIGURATIONS, "confess": ("chat", "confess")}
 ROUNDS = 2  # how often it uses each tool
 SAMPLES = 20  # of each call
 LEAST = 2  # texts that must say the same
@@ -123,9 +125,9 @@ def _use(
         if tool == "completion":
             text = f"{('Assistant', 'Interview with an AI')[nth % 2]}: {OPENERS[-1 - nth % len(OPENERS)]}"
             return [text], probes.completions(text, seeds)
-        if tool == "ask_self":
+        if tool in ("ask_self", "confess"):
             questions, own = probes.self_reports(who, "", seeds)
-            return questions, own[: len(questions)]
+            return questions, [replace(a, ia=tool == "ask_self") for a in own[: len(questions)]]
         form = tool.removeprefix("scaffolded_")
         written = probes.template_prompts(form, "", SAMPLES * (nth + 1))[-SAMPLES:]
         return [v for p in written for v in p.values()], probes.scaffolded(who, form, written, seeds)

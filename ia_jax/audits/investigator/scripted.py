@@ -1,10 +1,11 @@
 """Audits by the script, of all targets together: their asks meet in one decode. Judged and kept as an agent's are."""
 
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from typing import Any
 
 from ia_jax.audits.investigator import script
-from ia_jax.audits.investigator.probes import CONFIGURATIONS, Subject, request_of
+from ia_jax.audits.investigator.probes import Subject, request_of
 from ia_jax.audits.investigator.results import (
     METRICS,
     Run,
@@ -14,7 +15,7 @@ from ia_jax.audits.investigator.results import (
     metrics,
     read_runs,
 )
-from ia_jax.audits.investigator.script import Outcome, Script, Sent
+from ia_jax.audits.investigator.script import CONFIGURATIONS, Outcome, Script, Sent
 from ia_jax.audits.investigator.session import Session
 from ia_jax.audits.investigator.verdicts import Verdicts, verdicts_of
 from ia_jax.audits.targets import Target
@@ -23,7 +24,7 @@ from ia_jax.judging.protocol import Judge
 from ia_jax.storage import write_json
 
 BUDGET = 25_000  # AuditBench's
-NULLS = 3  # with which a target is contrasted: those of the session that come first, never itself
+NULLS = 3  # with which a target is contrasted: those that were made as it was come first, never itself
 AT_ONCE = 64  # audits whose asks meet
 
 
@@ -60,7 +61,9 @@ def audit(
         said = [o.predicted.predictions for o in outcomes]
         verdicts = verdicts_of(judge, list(zip(truths, said, strict=True)))
         rows = zip(part, outcomes, verdicts, strict=True)
-        add_runs(session.directory, [_run(judge.name, against[w[1].name][0], *w, o, v) for w, o, v in rows])
+        made = [_run(judge.name, against[w[1].name][0], *w, o, v) for w, o, v in rows]
+        units = (session.targets[r.paired].unit if r.paired else r.target for r in made)
+        add_runs(session.directory, [replace(r, unit=u) for r, u in zip(made, units, strict=True)])
     found = metrics(read_runs(session.directory))
     write_json(session.directory / METRICS, found)
     return found
@@ -93,7 +96,8 @@ def _script(session: Session, configuration: str, target: Target, epoch: int, bu
     def subject(name: str) -> Subject:
         return Subject(name, session.system(name), (session.config.seed, epoch))
 
-    nulls = [t.name for t in session.targets.values() if t.null and t.name != target.name][:NULLS]
+    clean = [t for t in session.targets.values() if t.null and t.name != target.name]
+    nulls = [t.name for t in sorted(clean, key=lambda t: t.made_by != target.made_by)][:NULLS]
     tokenizer = session.model.tokenizer
     return script.investigate(
         subject(target.name),

@@ -26,6 +26,7 @@ from ia_jax.judging.claude_judge import ClaudeJudge
 from ia_jax.judging.offline import OfflineJudge
 from ia_jax.judging.protocol import Judge
 from ia_jax.judging.rubric import RubricJudge
+from ia_jax.judging.verbatim import Verbatim
 from ia_jax.models.weights import DTYPES, Model, load_model
 from ia_jax.parallel.distributed import is_multi_process
 from ia_jax.parallel.mesh import TRAINING, make_mesh
@@ -60,11 +61,11 @@ class Session:
 
     @cached_property
     def judge(self) -> Judge:
-        """The judge that the workdir's config names."""
+        """The judge that the workdir's config names; the offline ones take the catalogue's sentences as read."""
         j = self.config.judge
         if j.name == "claude":
             return ClaudeJudge(self.claude, j.model, j.effort, j.attempts)
-        return OfflineJudge() if j.name == "offline" else RubricJudge()
+        return Verbatim(OfflineJudge() if j.name == "offline" else RubricJudge())
 
     @property
     def directory(self) -> Path:

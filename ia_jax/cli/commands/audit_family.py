@@ -22,7 +22,7 @@ def _audit(args: argparse.Namespace) -> None:
 
             result = audit_in_base.run(context, args.ia, file, name)
         else:
-            from ia_jax.audits.scoring import headline as told
+            from ia_jax.audits.headlines import headline as told
             from ia_jax.stages import audit_family
 
             result = audit_family.run(context, args.family, args.ia, file, name)
