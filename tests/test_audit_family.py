@@ -131,6 +131,10 @@ def test_targets_of_ones_own(workdir, theirs, monkeypatch, capsys, refused):
 
     argv = ["audit-family", "targets", f"--workdir={workdir}", *SMALL, unchecked, f"--targets={theirs}"]
     refused(argv, 2, "was made with another asked", "--name")  # sampled, where these were greedy
+    # What was asked was asked of other adapters: nothing of it counts for these.
+    stored = read_json(home / "adapters.json", "")
+    write_json(home / "adapters.json", {**stored, "stacked": ["0" * 64, "1" * 64]})
+    refused([*argv, "--config.audits.temperature=0.0"], 2, "stacked has another adapter", "--name")
 
 
 def cli_context(workdir):
