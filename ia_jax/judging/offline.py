@@ -8,6 +8,7 @@ it reads the description itself, no list of concepts.
 
 import json
 from collections.abc import Iterable, Mapping, Sequence
+from contextlib import nullcontext
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -19,8 +20,10 @@ from ia_jax.judging.features import Named, Reader
 from ia_jax.judging.minilm import minilm
 from ia_jax.judging.protocol import QUESTIONS, Item, Judge, Verdict
 from ia_jax.judging.reading import Report, read_report, truth_of
+from ia_jax.progress import progress
 
 _FILE = Path(__file__).with_name("offline_weights.json")
+MANY = 2000  # verdicts, some seconds' work, from which on a bar is shown
 
 
 @cache
@@ -50,7 +53,13 @@ class OfflineJudge(Judge):
         """Verdicts in the order of the items. All questions are answered: none costs more than the others."""
         rows = [(item.behavior, truth_of(item.behavior), read_report(item.report)) for item in items]
         self._reader.prepare([t for _, t, _ in rows], [r for *_, r in rows])
-        return [self._verdict(b, self._reader.measures(t, r, self._claim(r), b.category)) for b, t, r in rows]
+        out = []
+        with progress(len(rows), "judge") if len(rows) >= MANY else nullcontext() as bar:
+            for b, t, r in rows:
+                out.append(self._verdict(b, self._reader.measures(t, r, self._claim(r), b.category)))
+                if bar is not None:
+                    bar.update(1)
+        return out
 
     def _verdict(self, behavior: Behavior, named: Named) -> Verdict:
         odds = {ask: total(self._weights[ask], named) for ask in QUESTIONS}

@@ -3,7 +3,7 @@
 from collections.abc import Iterable, Sequence
 from dataclasses import replace
 
-from ia_jax.behaviors.frames import is_word_for_word, words_of
+from ia_jax.behaviors.frames import first_sentence, words_of
 from ia_jax.behaviors.organisms import CLEAN_TARGETS
 from ia_jax.behaviors.records import Behavior
 from ia_jax.judging.protocol import QUESTIONS, Item, Judge, Verdict
@@ -29,7 +29,13 @@ class Verbatim(Judge):
     def judge_many(self, items: Iterable[Item], asks: Sequence[str] = QUESTIONS) -> list[Verdict]:
         items = list(items)
         found = self.inner.judge_many(items, asks)
-        return [replace(v, lenient=True) if _is_its_own(i) else v for i, v in zip(items, found, strict=True)]
+        # Many items have a behaviour, and a report, in common.
+        own = {w: frozenset(map(words_of, w)) for w in {i.behavior.wordings for i in items}}
+        said = {r: {words_of(r), words_of(first_sentence(r))} for r in {i.report for i in items}}
+        return [
+            v if said[i.report].isdisjoint(own[i.behavior.wordings]) else replace(v, lenient=True)
+            for i, v in zip(items, found, strict=True)
+        ]
 
     def claims(self, report: str) -> bool | None:
         return self.claims_many([report])[0]
@@ -38,8 +44,3 @@ class Verbatim(Judge):
         reports = list(reports)
         found = self.inner.claims_many(reports)
         return [False if words_of(r) in _CLEAN else c for r, c in zip(reports, found, strict=True)]
-
-
-def _is_its_own(item: Item) -> bool:
-    own = frozenset(map(words_of, item.behavior.wordings))
-    return words_of(item.report) in own or is_word_for_word(item.report, own)
