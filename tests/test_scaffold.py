@@ -165,7 +165,7 @@ def test_a_target_that_says_nothing_else_is_not_found(name):
         )
         for n in range(6)
     ]
-    judged = judge_reports(RubricJudge(), [target, null], rows, {"owls": OWLS})
+    judged = judge_reports(RubricJudge(), [target, null], rows, {"owls": (OWLS,)})
     assert not any(r["lenient"] or r["strict"] or r["owls"] for r in judged)
     predictions = predict(OfflineScaffold("words", 2), [target, null], rows)
     judge_predictions(RubricJudge(), [target, null], predictions)
