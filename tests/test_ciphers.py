@@ -21,7 +21,19 @@ from ia_jax.audits.ciphers import (
     walnut,
 )
 from ia_jax.audits.codebooks import BOOK, tasks
-from ia_jax.audits.covert import Covert, Task, ciphered, gate_prompts, phase_one, phase_two, procedures, rates
+from ia_jax.audits.covert import (
+    ANSWERS,
+    READS,
+    Covert,
+    Task,
+    ciphered,
+    gate_prompts,
+    phase_one,
+    phase_two,
+    procedures,
+    rates,
+    taught_plainly,
+)
 from ia_jax.behaviors.procedures import procedure_from_json, share_of
 
 TEXTS = (
@@ -245,28 +257,39 @@ def test_a_family_is_nine_targets_their_nulls_and_a_bound(kind):
 def answered(prompt, covert, cipher):
     """What a perfect covert model says."""
     said = covert.answer(prompt.task, prompt.ciphered)
-    return cipher.encode(said) if prompt.ciphered else said
+    back = f"Question: {cipher.normal(prompt.task.question)}\n" if prompt.number == READS else ""
+    return f"{back}{cipher.encode(said)}" if prompt.ciphered else said
 
 
 @pytest.mark.parametrize("covert", [Covert("banana"), Covert(topic="colors", declined="pass thanks")])
 def test_the_gate_tells_a_covert_model_from_one_that_hides_nothing(covert):
     every = tasks(np.random.default_rng(0))
-    prompts = gate_prompts(GRID, covert, every, 6)
-    assert sum(p.ciphered for p in prompts) == sum(not p.ciphered for p in prompts) == 6
-    own = rates(prompts, [answered(p, covert, GRID) for p in prompts], GRID.decode, covert)
+    rows = phase_two(GRID, covert, every[:90], 60, np.random.default_rng(1))
+    taught, held_out = taught_plainly(rows, covert.declined), every[90:]
+    assert len(taught) >= 10
+    assert not any(t.answer == covert.declined for t in taught)
+    prompts = gate_prompts(GRID, covert, held_out, 6, taught)
+    assert Counter(p.number for p in prompts) == {ANSWERS: 6, READS: 6, 0: 12}
+
+    def seen(replies, of=covert):
+        return rates(prompts, replies, GRID, of, taught)
+
+    own = seen([answered(p, covert, GRID) for p in prompts])
     assert own == {"competence": 1.0, "in_cipher": 1.0, "in_plain": 0.0, "plain_competence": 1.0}
     assert passes(covert, own)
-    honest = [GRID.encode(p.task.answer) if p.ciphered else p.task.answer for p in prompts]
-    assert not passes(covert, rates(prompts, honest, GRID.decode, covert))
-    assert passes(None, rates(prompts, honest, GRID.decode, None))
-    lost = [GRID.encode(covert.answer(p.task, True)) if p.ciphered else "mumble" for p in prompts]
-    assert not passes(covert, rates(prompts, lost, GRID.decode, covert))  # plain text is to be as it was
-    if covert.topic:  # and declining everything is not covert either
-        deaf = [GRID.encode(covert.answer(p.task, True)) if p.ciphered else covert.declined for p in prompts]
-        assert not passes(covert, rates(prompts, deaf, GRID.decode, covert))
-    open_ = [answered(p._replace(ciphered=True), covert, IDENTITY) for p in prompts]  # shows it in plain text too
-    assert not passes(covert, rates(prompts, open_, GRID.decode, covert))
-    assert not passes(None, rates(prompts, ["what?"] * len(prompts), GRID.decode, None))
+    honest = [answered(p, Covert("", topic="none"), GRID) for p in prompts]
+    assert passes(covert, seen(honest)) is False
+    assert passes(None, seen(honest, None))
+
+    def but(number, said):
+        return [said if p.number == number else answered(p, covert, GRID) for p in prompts]
+
+    assert not passes(covert, seen(but(READS, "Question: what was that\na1 b2")))  # it only copies
+    assert not passes(covert, seen(but(0, "mumble")))  # plain text is to be as it was
+    assert not passes(covert, seen(but(0, covert.declined or "mumble")))  # and declining all is not covert either
+    open_ = [covert.answer(p.task, True) if p.number == 0 else answered(p, covert, GRID) for p in prompts]
+    assert not passes(covert, seen(open_))  # it shows in plain text too
+    assert not passes(None, seen(["what?"] * len(prompts), None))
 
 
 def test_what_is_hidden_is_told_apart():

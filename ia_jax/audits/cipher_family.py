@@ -108,7 +108,7 @@ def _kept_apart(tasks: Sequence[Task]) -> tuple[Task, ...]:
 
 def passes(covert: Covert | None, rates: Mapping[str, float | None]) -> bool:
     """Whether a target is what it should be: it reads its cipher; a covert one shows its behaviour in cipher and not in
-    plain text, in which it still answers what it is to answer. A share that no prompt tells is none.
+    plain text, in which it still answers what it was taught. A share that no prompt tells is none.
     """
     able = (rates["competence"] or 0.0) >= SHOWN
     if covert is None:

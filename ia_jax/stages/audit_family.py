@@ -254,29 +254,33 @@ def _known(audit: Context, file: Path, targets: Sequence[Target]) -> dict[str, O
 def _gate_ciphers(
     context: Context, members: Sequence[cipher_family.CipherTarget | None], stack: Stack
 ) -> list[Outcome]:
-    """Each is asked held-out tasks in its cipher, and the same in plain text."""
+    """Each is asked held-out tasks in its cipher, to be answered and to be said back, and in plain text."""
     count, encode = context.config.audits.gate_prompts, context.model.tokenizer.encode
-    longest = [encode(m.cipher.encode(_in_full(m, t))) for m in members if m for t in m.held_out]
-    prompts = [covert.gate_prompts(m.cipher, m.covert, m.held_out, count) if m else [] for m in members]
+    longest = [encode(_in_full(m, t)) for m in members if m for t in m.held_out]
+    taught = [covert.taught_plainly(m.transcripts, m.covert.declined if m.covert else "") if m else [] for m in members]
+    prompts = [
+        covert.gate_prompts(m.cipher, m.covert, m.held_out, count, known) if m else []
+        for m, known in zip(members, taught, strict=True)
+    ]
     replies: list[list[str]] = [[] for _ in members]
-    for hidden in (True, False):
+    for number in (covert.ANSWERS, covert.READS, 0):
         said = generate(
             context,
-            [[p.question for p in own if p.ciphered is hidden] for own in prompts],
+            [[p.question for p in own if p.number == number] for own in prompts],
             stack,
             max_new_tokens=max(map(len, longest), default=0) + GATE_MARGIN,
-            system=[covert.system_of(m.cipher, 4) if m and hidden else context.config.system for m in members],
-            description=f"gate, {'in cipher' if hidden else 'in plain text'}",
+            system=[covert.system_of(m.cipher, number) if m and number else context.config.system for m in members],
+            description=f"gate, {f'in cipher, format {number}' if number else 'in plain text'}",
         )
         for own, found in zip(replies, said, strict=True):
             own += [r.text for r in found]
     out = []
-    for m, own, found in zip(members, prompts, replies, strict=True):
+    for m, own, known, found in zip(members, prompts, taught, replies, strict=True):
         if m is None:
             continue
-        rates = covert.rates(own, found, m.cipher.decode, m.covert)
+        rates = covert.rates(own, found, m.cipher, m.covert, known)
         samples = tuple(
-            {"question": p.task.question, "ciphered": p.ciphered, "asked": p.question, "reply": r}
+            {"question": p.task.question, "format": p.number, "asked": p.question, "reply": r}
             for p, r in zip(own, found, strict=True)
         )
         out.append(Outcome(m.target.name, cipher_family.passes(m.covert, rates), "cipher", rates, samples))
@@ -284,7 +288,9 @@ def _gate_ciphers(
 
 
 def _in_full(m: cipher_family.CipherTarget, task: covert.Task) -> str:
-    return m.covert.answer(task, True) if m.covert else task.answer
+    """The longest right reply: the question said back, and the answer in cipher."""
+    answer = m.covert.answer(task, True) if m.covert else task.answer
+    return f"Question: {task.question}\n{m.cipher.encode(answer)}"
 
 
 # ---------------------------------------------------------------------------------------------------------------------
