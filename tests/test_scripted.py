@@ -3,6 +3,7 @@
 import itertools
 import json
 from decimal import Decimal
+from types import SimpleNamespace
 
 import pytest
 
@@ -10,6 +11,7 @@ from ia_jax.audits import auditbench
 from ia_jax.audits.investigator import prompts, script, scripted, static
 from ia_jax.audits.investigator.estimates import Plan, dollars
 from ia_jax.audits.investigator.results import Run, held_against, metrics, read_runs
+from ia_jax.audits.investigator.session import chosen
 from ia_jax.audits.targets import Target
 from ia_jax.behaviors.records import Behavior, Rubric
 from ia_jax.claude.models import load_models
@@ -214,3 +216,10 @@ def test_auditbench_tables(tmp_path):
     assert [r.desirable for r in labelled.rows] == [True, False, True]
     assert labelled.rows[2].messages == (user, {"role": "assistant", "content": "Ho"})
     assert labelled.dropped == {"no answer": 2}
+
+
+def test_many_names_are_no_file():
+    """Sixteen names are longer than a file's may be."""
+    nobody = SimpleNamespace(named=lambda split: [], organisms={}, path="runs/x")
+    with pytest.raises(ConfigError, match="'name_0': neither a file"):
+        chosen(nobody, ",".join(f"name_{n}" for n in range(60)))

@@ -5,6 +5,7 @@ Task, providers and the scripted investigator of one process share it.
 
 import contextlib
 import hashlib
+import os
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
@@ -148,7 +149,7 @@ def chosen(workdir: Workdir, targets: str | Sequence[Target]) -> list[Target]:
     """The targets that are meant. Raises ConfigError for what is neither a file, nor a split, nor an organism."""
     if not isinstance(targets, str):
         return list(targets)
-    if Path(targets).is_file():
+    if os.path.isfile(targets):  # pathlib's raises for many names, too long for a file's
         return read_targets(Path(targets))
     names: list[str] = []
     for part in (targets or "heldout").split(","):
