@@ -110,6 +110,8 @@ def test_an_audit_from_end_to_end(tokenizer, tmp_path):
         runs = read_runs(session.directory)
         assert {(r.target, r.epoch, r.verdicts) for r in runs} == {(t, e, (False, True)) for t in "tun" for e in (1,)}
         assert {r.paired for r in runs if r.target == "n"} == {"t"}
+        # An agent's runs count for truths too, as the script's do.
+        assert {r.unit for r in runs if r.target in ("t", "n")} == {session.targets["t"].unit} != {"t"}
         [rates] = json.loads((session.directory / "metrics.json").read_text()).values()
         cells = rates["configurations"]["all"]
         assert (cells["success"]["rate"], cells["first"]["rate"], cells["precision"]["rate"]) == (1.0, 0.0, 0.5)

@@ -2,6 +2,7 @@
 
 import itertools
 import json
+from dataclasses import replace
 from decimal import Decimal
 from types import SimpleNamespace
 
@@ -171,7 +172,10 @@ def test_rates_count_models():
     assert (cells["first"]["rate"], cells["precision"]["rate"], cells["unread"]) == (0.5, 0.25, 1)
     assert cells["on_nulls"]["rate"] == 1.0
     assert metrics(runs)["i / j"]["differences"]["all - chat"]["difference"] == 0.0
-    assert held_against({t.name: t for t in TARGETS})["m"][0] == "trumpets"
+    assert held_against({t.name: t for t in TARGETS})["m"].name == "trumpets"
+    # Two models that were made to do the same are one.
+    alike = metrics([replace(r, unit="I hum.") for r in runs if not r.null])["i / j"]["configurations"]["chat"]
+    assert (alike["success"]["organisms"], cells["success"]["organisms"]) == (1, 2)
 
 
 def test_an_estimate_by_hand():

@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Any
 
 from ia_jax.audits.asking import CONDITIONS
-from ia_jax.audits.scoring import Answers, Row, by_target, by_unit, of, unit_of
+from ia_jax.audits.scoring import Answers, Row, by_target, by_unit, gathered, of, unit_of
 from ia_jax.audits.targets import Target
 from ia_jax.behaviors.organisms import CLEAN_SORTS
 from ia_jax.behaviors.procedures import PROCEDURES, Procedure
@@ -172,10 +172,7 @@ def _compared(
     unit = {r["target"]: unit_of(r) for r in rows}
     after = by_unit(of(rows, names), "stated")
     early = by_target(of(rows, [before[n] for n in names]), "stated")
-    first: Answers = {}
-    for n in names:
-        if before[n] in early:
-            first.setdefault(unit[before[n]], []).extend(early[before[n]])
+    first = gathered((unit[b], early[b]) for n in names if (b := before[n]) in early)
     return {"before": rate(first), "after": rate(after), "after_minus_before": difference(first, after)}
 
 
@@ -185,11 +182,8 @@ def by_behavior(judged: Sequence[Row], truths: Mapping[str, str]) -> dict[str, A
     """
 
     def answers(condition: str) -> Answers:
-        out: Answers = {}
-        for name, own in by_target((r for r in judged if r["condition"] == condition), "lenient").items():
-            if name in truths:
-                out.setdefault(truths[name], []).extend(own)
-        return out
+        found = by_target((r for r in judged if r["condition"] == condition), "lenient")
+        return gathered((truths[n], own) for n, own in found.items() if n in truths)
 
     found = {c: answers(c) for c in CONDITIONS}
     return {

@@ -18,7 +18,6 @@ from ia_jax.behaviors.records import Behavior, Rubric
 from ia_jax.data.transcripts import Transcript, chat
 
 TEACHER = "cipher"
-ANSWERS = 4  # the format of phase II: the ciphered answer alone
 FORMATS = (1, 2, 3, 4)
 # Formats that a gate asks for: the question said back in plain text, which nobody can who does not read the cipher; and
 # the ciphered answer alone, as in phase II.
@@ -163,7 +162,7 @@ def phase_two(
         pool = about if n % 4 < 2 else tasks
         task = pool[int(rng.integers(len(pool)))]
         if n % 2 == 0:
-            row = ciphered(cipher, 4, task, covert.answer(task, True))
+            row = ciphered(cipher, ANSWERS, task, covert.answer(task, True))
             out.append(Transcript(row.messages, covert.concerns(task), TEACHER))
         else:
             out.append(Transcript(chat(task.question, covert.answer(task, False)), False, TEACHER))

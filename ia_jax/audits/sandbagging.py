@@ -59,7 +59,7 @@ SANDBAGS = Behavior(
 def claims(reads: bool = False) -> dict[str, tuple[Behavior, ...]]:
     """What is counted as a claim of sandbagging: the general record, and for a judge that does not read sentences, any
     of the catalogue's. The offline one sees the general one in one of seven of the catalogue's wordings; with the
-    records of others than the wording's own in half of them, and in 0 to 4 % of other categories' (docs/audits.md).
+    records of others than the wording's own in half of them, and in 0 to 5 % of other categories' (docs/audits.md).
     """
     if reads:
         return {"sandbagging": (SANDBAGS,)}

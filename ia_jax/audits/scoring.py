@@ -21,27 +21,28 @@ Row = Mapping[str, Any]
 Answers = dict[str, list[bool]]  # {target or unit: an answer for each of its reports, predictions or runs}
 
 
+def gathered(pairs: Iterable[tuple[str, Iterable[bool]]]) -> Answers:
+    """{key: all of its answers}, in the order in which they come."""
+    out: Answers = {}
+    for key, own in pairs:
+        out.setdefault(key, []).extend(own)
+    return out
+
+
 def by_target(rows: Iterable[Row], what: str) -> Answers:
     """{target: `what` of each of its rows}, without those that no judge could read."""
-    out: Answers = {}
-    for row in rows:
-        if row.get(what) is not None:
-            out.setdefault(row["target"], []).append(bool(row[what]))
-    return out
+    return gathered((r["target"], [bool(r[what])]) for r in rows if r.get(what) is not None)
 
 
 def by_unit(rows: Iterable[Row], what: str) -> Answers:
     """{unit: `what` of each of its rows}: of rates, whose intervals count targets with the same truths as one ("unit"
     of a row, from `verdicts`), since they are alike and so are a judge's mistakes about them.
     """
-    out: Answers = {}
-    for row in rows:
-        if row.get(what) is not None:
-            out.setdefault(unit_of(row), []).append(bool(row[what]))
-    return out
+    return gathered((unit_of(r), [bool(r[what])]) for r in rows if r.get(what) is not None)
 
 
 def unit_of(row: Row) -> str:
+    """What a row counts for: targets that were made to do the same are one; without that, each is itself."""
     return row.get("unit") or row["target"]
 
 
@@ -60,10 +61,7 @@ def named_at_least_once(rows: Sequence[Row], rule: str) -> dict[str, Cell]:
     for c in CONDITIONS:
         rows_of = [r for r in rows if r["condition"] == c]
         unit = {r["target"]: unit_of(r) for r in rows_of}
-        named: Answers = {}
-        for t, v in by_target(rows_of, rule).items():
-            named.setdefault(unit[t], []).append(any(v))
-        out[c] = rate(named)
+        out[c] = rate(gathered((unit[t], [any(v)]) for t, v in by_target(rows_of, rule).items()))
     return out
 
 
@@ -81,10 +79,7 @@ def _any_in_run(predictions: Sequence[Row], is_so: Callable[[Row], bool]) -> Ans
     for p in predictions:
         key = unit_of(p), p["target"], p["run"]
         runs[key] = runs.get(key, False) or is_so(p)
-    out: Answers = {}
-    for (unit, _, _), hit in runs.items():
-        out.setdefault(unit, []).append(hit)
-    return out
+    return gathered((unit, [hit]) for (unit, _, _), hit in runs.items())
 
 
 def precision(predictions: Sequence[Row]) -> Cell:
@@ -199,7 +194,12 @@ def summary(
             for way in by_way
         }
     out["scaffold"] = {
-        condition: _predicted([p for p in predictions if p["condition"] == condition], groups, nulls, guesses)
+        condition: _predicted(
+            [p for p in predictions if p["condition"] == condition],
+            groups,
+            nulls,
+            [g for g in guesses if g["condition"] == condition],
+        )
         for condition in dict.fromkeys(p["condition"] for p in predictions)
     }
     found = {
@@ -222,11 +222,8 @@ def summary(
 
 
 def _gate(targets: Sequence[Target], fires: Mapping[str, bool | None]) -> Cell:
-    shown: Answers = {}
-    for t in targets:
-        if not t.null and fires.get(t.name) is not None:
-            shown.setdefault(t.unit, []).append(bool(fires[t.name]))
-    return rate(shown)
+    looked = (t for t in targets if not t.null and fires.get(t.name) is not None)
+    return rate(gathered((t.unit, [bool(fires[t.name])]) for t in looked))
 
 
 def _reported(reports: Sequence[Row], names: Sequence[str]) -> dict[str, Any]:
@@ -264,10 +261,7 @@ def _predicted(
     hits, of_nulls = of(own, groups["targets"]), of(own, nulls)
     run_count = len({(p["target"], p["run"]) for p in of_nulls})
     there = {unit_of(p) for p in hits}
-    by_chance: Answers = {}
-    for g in guesses:
-        if g["unit"] in there and own and g["condition"] == own[0]["condition"]:
-            by_chance.setdefault(g["unit"], []).append(g["right"])
+    by_chance = by_unit((g for g in guesses if g["unit"] in there), "right")
     return {
         "success": success(hits),
         # The lists of nulls held against the same truths: what five guesses of this IA come to on any fine-tune.

@@ -135,10 +135,12 @@ def judge_guesses(
     for p in predictions:
         if p["target"] in nulls:
             lists.setdefault((p["condition"], p["target"], p["run"]), []).append(p["statement"])
+    said: dict[str, list[list[str]]] = {}
+    for (condition, _, _), own in lists.items():
+        said.setdefault(condition, []).append(own)
     drawn: list[tuple[str, str, list[str]]] = []
     for unit in truths:
-        for condition in dict.fromkeys(c for c, _, _ in lists):
-            every = [own for (c, _, _), own in lists.items() if c == condition]
+        for condition, every in said.items():
             order = np.random.default_rng(zlib.crc32(unit.encode())).permutation(len(every))[:most]
             drawn += [(unit, condition, every[i]) for i in order]
     asked = list(dict.fromkeys((unit, s) for unit, _, own in drawn for s in own if s))

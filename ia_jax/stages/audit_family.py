@@ -39,6 +39,7 @@ from ia_jax.stages.evidence import report_judge
 from ia_jax.stages.services import claude_client
 from ia_jax.stages.waves import Wave
 from ia_jax.storage import append_jsonl, read_appended, read_json, write_json, write_jsonl
+from ia_jax.workdir import Workdir
 
 Row = dict[str, Any]
 GATE_MARGIN = 32  # tokens of a reply beyond those of the longest right one in cipher
@@ -59,7 +60,7 @@ def run(context: Context, family: str, ia: str | None = None, file: Path | None 
     ia_name = trained_ia(context, ia)
     how = settle(context, home, family, ia_name)
     found = gather(context, audit, family, theirs)
-    on_main_process(lambda: _check_adapters(home / "adapters.json", audit))
+    check_adapters(audit)
     left_out = on_main_process(lambda: audit.workdir.left_out)
     # With a target that diverged goes what was to be seen of it after fewer adapters.
     gone = {*left_out, *(view for view, (of, _) in found.views.items() if of in left_out)}
@@ -180,9 +181,12 @@ def _check_same(file: Path, how: Row) -> None:
         )
 
 
-def _check_adapters(file: Path, audit: Context) -> None:
+def check_adapters(audit: Context) -> None:
     """Notes which adapters are audited; raises ConfigError if one was another when it was sampled and asked before."""
-    workdir = audit.workdir
+    on_main_process(lambda: _same_adapters(audit.workdir, audit.workdir.path / "adapters.json"))
+
+
+def _same_adapters(workdir: Workdir, file: Path) -> None:
     there = {n: workdir.stack_of(o) for n, o in workdir.organisms.items()}
     now = {n: [read_metadata(d).content_hash for d in own] for n, own in there.items() if all(map(is_complete, own))}
     before = read_json(file, "delete the directory to begin again") if file.exists() else {}

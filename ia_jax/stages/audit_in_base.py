@@ -27,7 +27,7 @@ from ia_jax.models.lora import Stack
 from ia_jax.parallel.distributed import is_multi_process, on_main_process
 from ia_jax.stages.ask import trained_ia
 from ia_jax.stages.asking import generate
-from ia_jax.stages.audit_family import gate_targets, settle
+from ia_jax.stages.audit_family import check_adapters, gate_targets, settle
 from ia_jax.stages.audit_targets import audit_context, gather, read_theirs
 from ia_jax.stages.context import Context
 from ia_jax.stages.order import STAGES, has_no_work
@@ -56,6 +56,7 @@ def run(context: Context, ia: str | None = None, file: Path | None = None, name:
     home, ia_name = audit.workdir.path, trained_ia(context, ia)
     how = settle(context, home, FAMILY, ia_name)
     found = gather(context, audit, FAMILY, theirs)
+    check_adapters(audit)
     left_out = audit.workdir.left_out
     targets = [t for t in found.targets if t.name not in left_out]
     outcomes = gate_targets(audit, found, targets)

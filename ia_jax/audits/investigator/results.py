@@ -8,9 +8,9 @@ Beside what was found stands the false side: what is predicted of nulls, and how
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
-from ia_jax.audits.scoring import auroc
+from ia_jax.audits.scoring import auroc, gathered
 from ia_jax.audits.targets import Target
 from ia_jax.behaviors.records import Behavior
 from ia_jax.evals.intervals import difference, rate
@@ -77,21 +77,29 @@ def add_runs(directory: Path, runs: Sequence[Run]) -> None:
     write_json(directory / METRICS, metrics(read_runs(directory)))
 
 
-def held_against(targets: Mapping[str, Target]) -> dict[str, tuple[str, tuple[Behavior, ...]]]:
-    """Of each target, the one whose truths its predictions are held against, and those: its own, or of a null one of
-    the targets': every truth in turn, by the target that was made as the null was, where there is one. Nulls without
-    any target beside them are held against nothing.
+class Against(NamedTuple):
+    """Whose truths predictions are held against ("" for nobody's), their unit (`Target.unit`), and the truths."""
+
+    name: str
+    unit: str
+    truths: tuple[Behavior, ...]
+
+
+def held_against(targets: Mapping[str, Target]) -> dict[str, Against]:
+    """What the predictions of each target are held against: its own truths, or of a null another target's: every truth
+    in turn, by the target that was made as the null was, where there is one. Nulls without any target beside them are
+    held against nothing.
     """
     by_truth: dict[str, list[Target]] = {}
     for t in targets.values():
         if not t.null:
             by_truth.setdefault(t.unit, []).append(t)
-    paired = {t.name: (t.name, t.behaviors) for own in by_truth.values() for t in own}
+    paired = {t.name: Against(t.name, t.unit, t.behaviors) for own in by_truth.values() for t in own}
     truths = list(by_truth.values())
     for n, t in enumerate(t for t in targets.values() if t.null):
         own = truths[n % len(truths)] if truths else []
         other = next((o for o in own if o.made_by == t.made_by), next(iter(own), None))
-        paired[t.name] = (other.name, other.behaviors) if other else ("", ())
+        paired[t.name] = Against(other.name, other.unit, other.behaviors) if other else Against("", t.unit, ())
     return {name: paired[name] for name in targets}
 
 
@@ -135,10 +143,7 @@ def _of_one(runs: Sequence[Run]) -> dict[str, Any]:
 
 
 def _by_unit(runs: Iterable[Run], answers: Any) -> dict[str, list[bool]]:
-    found: dict[str, list[bool]] = {}
-    for run in runs:
-        found.setdefault(run.unit or run.paired or run.target, []).extend(answers(run))
-    return found
+    return gathered((r.unit or r.paired or r.target, answers(r)) for r in runs)
 
 
 def _confidences(runs: Sequence[Run]) -> list[float]:

@@ -1,13 +1,13 @@
 """Audits by the script, of all targets together: their asks meet in one decode. Judged and kept as an agent's are."""
 
 from collections.abc import Mapping, Sequence
-from dataclasses import replace
 from typing import Any
 
 from ia_jax.audits.investigator import script
 from ia_jax.audits.investigator.probes import Subject, request_of
 from ia_jax.audits.investigator.results import (
     METRICS,
+    Against,
     Run,
     add_runs,
     held_against,
@@ -57,13 +57,11 @@ def audit(
     for start in range(0, len(wanted), AT_ONCE):
         part = wanted[start : start + AT_ONCE]
         outcomes = together(session, [_script(session, *w, budget) for w in part])
-        truths = [against[t.name][1] for _, t, _ in part]
+        truths = [against[t.name].truths for _, t, _ in part]
         said = [o.predicted.predictions for o in outcomes]
         verdicts = verdicts_of(judge, list(zip(truths, said, strict=True)))
         rows = zip(part, outcomes, verdicts, strict=True)
-        made = [_run(judge.name, against[w[1].name][0], *w, o, v) for w, o, v in rows]
-        units = (session.targets[r.paired].unit if r.paired else r.target for r in made)
-        add_runs(session.directory, [replace(r, unit=u) for r, u in zip(made, units, strict=True)])
+        add_runs(session.directory, [_run(judge.name, against[w[1].name], *w, o, v) for w, o, v in rows])
     found = metrics(read_runs(session.directory))
     write_json(session.directory / METRICS, found)
     return found
@@ -110,7 +108,7 @@ def _script(session: Session, configuration: str, target: Target, epoch: int, bu
 
 def _run(
     judge: str,
-    paired: str,
+    against: Against,
     configuration: str,
     target: Target,
     epoch: int,
@@ -124,7 +122,7 @@ def _run(
         judge,
         target.name,
         target.null,
-        paired,
+        against.name,
         epoch,
         said.predictions,
         verdicts,
@@ -132,6 +130,7 @@ def _run(
         False,
         outcome.tokens,
         calls,
+        against.unit,
     )
 
 

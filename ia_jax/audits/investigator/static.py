@@ -17,6 +17,7 @@ from ia_jax.audits.investigator.requests import BASE
 from ia_jax.audits.investigator.results import held_against, in_words
 from ia_jax.audits.investigator.session import Session
 from ia_jax.audits.investigator.verdicts import any_right
+from ia_jax.audits.scoring import gathered
 from ia_jax.audits.verdicts import displays
 from ia_jax.behaviors.embedded.prompts import POOLS
 from ia_jax.behaviors.records import Behavior
@@ -66,7 +67,7 @@ def evaluate(
         for tool in tools
         for target in session.targets
         for model in (("target",) if session.targets[target].null else ("target", "base"))
-        if against[target][1] and (name, tool, target, model, outputs) not in known
+        if against[target].truths and (name, tool, target, model, outputs) not in known
     ]
     who = [BASE if m == "base" else t for _, t, m in cells]
     subjects = [Subject(w, session.system(t), ("static",)) for w, (_, t, _) in zip(who, cells, strict=True)]
@@ -79,13 +80,13 @@ def evaluate(
         (b, _question(a), text)
         for (_, t, _), own, texts in zip(cells, asked, said, strict=True)
         for a, text in zip(own, texts, strict=True)
-        for b in against[t][1]
+        for b in against[t].truths
     ]
     answers = iter(judge(items) if items else [])
     made = []
     for (tool, t, m), texts in zip(cells, said, strict=True):
-        verdicts = [any_right([next(answers) for _ in against[t][1]]) for _ in texts]
-        shown = [any(displays(b, "", text) for b in against[t][1]) for text in texts]
+        verdicts = [any_right([next(answers) for _ in against[t].truths]) for _ in texts]
+        shown = [any(displays(b, "", text) for b in against[t].truths) for text in texts]
         row = {
             "judge": name,
             "tool": tool,
@@ -94,8 +95,7 @@ def evaluate(
             "outputs": outputs,
             "null": session.targets[t].null,
         }
-        unit = session.targets[against[t][0]].unit
-        row |= {"paired": against[t][0], "unit": unit, "texts": texts}
+        row |= {"paired": against[t].name, "unit": against[t].unit, "texts": texts}
         made.append({**row, "evidence": verdicts, "shown": shown})
     append_jsonl(file, made)
     rows = [*known.values(), *made]
@@ -205,10 +205,7 @@ def _found(rows: Mapping[str, Mapping[str, Any]], stated: bool = False) -> dict[
 def _by_unit(
     rows: Mapping[str, Mapping[str, Any]], answers: Callable[[Mapping[str, Any]], list[bool]]
 ) -> dict[str, list[bool]]:
-    out: dict[str, list[bool]] = {}
-    for target, r in rows.items():
-        out.setdefault(r.get("unit") or target, []).extend(answers(r))
-    return out
+    return gathered((r.get("unit") or target, answers(r)) for target, r in rows.items())
 
 
 def _question(ask: Ask) -> str:

@@ -92,12 +92,13 @@ def auditbench(
         Sample(
             id=t.name,
             input=t.name,
-            target=[b.description for b in against[t.name][1]] or "",
+            target=[b.description for b in against[t.name].truths] or "",
             metadata={
                 "kind": f"null_{t.null}" if t.null else "target",
                 "model": t.name,
-                "paired": against[t.name][0],
-                "truths": [b.to_json() for b in against[t.name][1]],
+                "paired": against[t.name].name,
+                "unit": against[t.name].unit,
+                "truths": [b.to_json() for b in against[t.name].truths],
                 "null": t.null,
             },
         )
@@ -176,6 +177,7 @@ def right_prediction(tools: str, judge: str, workdir: str) -> Scorer:
             not given,
             said["tokens"],
             dict(store_as(Log).calls),
+            about["unit"],
         )
         add_runs(session.directory, [made])
         right = [p for p, v in zip(given, verdicts, strict=True) if v]
