@@ -4,8 +4,10 @@ import threading
 
 import pytest
 
-from ia_jax.audits.investigator.engine import TooLong, arrange
+from ia_jax.audits.investigator import engine as engine_module
+from ia_jax.audits.investigator.engine import ROWS_AT_ONCE, Engine, TooLong, arrange
 from ia_jax.audits.investigator.requests import Request, reply_tokens, text_tokens, user_tokens
+from ia_jax.audits.investigator.service import Service
 from ia_jax.audits.investigator.session import open_session
 from ia_jax.audits.targets import read_targets
 from ia_jax.errors import ConfigError
@@ -44,7 +46,7 @@ def test_sixty_four_at_once_over_sixteen_adapters(session):
     [t.join() for t in threads]
     assert len(session.service.batches) <= 3
     for i in range(0, 64, 7):
-        assert session.service.engine.run([asked[i]])[0].text == found[i]
+        assert [r.text for b in session.service.engine.batches([asked[i]]) for r in b.values()] == [found[i]]
     for i, text in found.items():
         assert (echo.MARK in text) == asked[i].ia
         if i % 16 < 11:
@@ -65,6 +67,28 @@ class Unreachable:
 
     def __init__(self, engine):
         self.check, self.weights = engine.check, engine.weights
+
+
+def test_what_a_batch_gave_is_kept_if_the_next_one_fails(session, tmp_path, monkeypatch):
+    asked = requests(session)
+    one, real, calls = Service(session.service.engine, tmp_path / "replies.jsonl"), Engine._batch, []
+
+    def once(self, *given):
+        calls.append(given)
+        if len(calls) > 1:
+            raise RuntimeError("killed")
+        return real(self, *given)
+
+    monkeypatch.setattr(engine_module, "ROWS_AT_ONCE", 16)
+    monkeypatch.setattr(Engine, "_batch", once)
+    with pytest.raises(RuntimeError, match="killed"):
+        one.ask(asked)
+    kept = len((tmp_path / "replies.jsonl").read_text().splitlines())
+    assert 0 < kept <= 16
+    monkeypatch.undo()
+    again = Service(session.service.engine, tmp_path / "replies.jsonl")
+    assert again.ask(asked) == session.service.ask(asked)
+    assert again.batches == [len(set(asked)) - kept]
 
 
 def test_settings_of_a_request(session):
@@ -118,11 +142,23 @@ def test_what_cannot_be_asked(session):
 
 def test_positions_are_shared_and_at_home():
     who = [("a", False)] * 9 + [("b", True)] * 2 + [("base", False)]
-    layout = arrange(who, {"a": 1, "b": 0, "base": None}, 2)
-    assert layout.width == 4
-    assert layout.who == [("b", True), ("base", False), None, None, *[("a", False)] * 3, None]  # by group
+    [layout] = arrange(who, {"a": 1, "b": 0, "base": None}, 2)
+    assert layout.width == 2
+    b, base = ("b", True), ("base", False)
+    assert layout.who == [b, base, *[None] * 6, *[("a", False)] * 5, *[None] * 3]  # by group
     assert sorted(i for own in layout.rows for i in own) == list(range(12))
-    assert all(len(own) <= 4 and {who[i] for i in own} <= {w} for w, own in zip(layout.who, layout.rows, strict=True))
+    assert all(len(own) <= 2 and {who[i] for i in own} <= {w} for w, own in zip(layout.who, layout.rows, strict=True))
+
+
+@pytest.mark.parametrize(("models", "each"), [(32, 2), (16, 4), (132, 10), (5, 12), (64, 1), (3, 1), (1, 64), (1, 1)])
+def test_few_rows_are_computed_for_nothing(models, each):
+    who = [(f"m{n}", bool(n % 2)) for n in range(models)] * each
+    layouts = arrange(who, {w: None for w, _ in who}, 1)
+    found = [(layout.who[n], i) for layout in layouts for n, own in enumerate(layout.rows) for i in own]
+    assert sorted(found, key=lambda x: x[1]) == list(zip(who, range(len(who)), strict=True))
+    computed = sum(len(layout.who) * layout.width for layout in layouts)
+    assert all(len(layout.who) * layout.width <= ROWS_AT_ONCE for layout in layouts)
+    assert computed == len(who) if models * each == 64 else computed < 1.5 * len(who)
 
 
 def test_a_session_is_one(session):

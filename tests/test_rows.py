@@ -5,7 +5,7 @@ import numpy as np
 import pytest
 
 from ia_jax.models.lora import take_organisms
-from ia_jax.models.rows import Row, continue_rows, score_rows
+from ia_jax.models.rows import Row, continue_rows, prompt_room, score_rows
 from ia_jax.models.sampling import pick_tokens
 from ia_jax.models.transformer import logits_from_hidden
 from tests import tiny
@@ -74,3 +74,9 @@ def test_each_rows_own_temperature_and_nucleus():
     assert set(drawn[1]) == {0, 1}
     np.testing.assert_allclose(np.bincount(drawn[1], minlength=4) / 1000, [0.625, 0.375, 0, 0], atol=0.05)
     np.testing.assert_allclose(np.bincount(drawn[2], minlength=4) / 1000, [0.5, 0.3, 0.15, 0.05], atol=0.05)
+
+
+def test_prompts_are_padded_by_less_than_half():
+    rooms = [prompt_room(n) for n in range(40, 2049)]
+    assert all(n <= room < 1.5 * n for n, room in zip(range(40, 2049), rooms, strict=True))
+    assert len(set(rooms)) <= 12  # each is a program

@@ -17,7 +17,7 @@ from ia_jax.models.transformer import Params, decoding_rules, forward, logits_fr
 from ia_jax.parallel.mesh import replicate, to_host
 
 FIRST_PROMPT, FIRST_NEW = 64, 32
-# Lengths are rounded up to first × step^n, so that a few programs serve all. A row ends by its own limit, so more room
+# Lengths are rounded up, so that a few programs serve all. A row ends by its own limit, so more room
 # for new tokens costs memory alone.
 PROMPT_STEP, NEW_STEP = 2, 4
 
@@ -47,6 +47,12 @@ def rounded(length: int, first: int, step: int = PROMPT_STEP) -> int:
     return first
 
 
+def prompt_room(length: int) -> int:
+    """The tokens that prompts of at most this length are padded to: a power of two from 64, or three quarters of it."""
+    whole = rounded(length, FIRST_PROMPT)
+    return whole * 3 // 4 if length <= whole * 3 // 4 else whole
+
+
 def continue_rows(
     params: Params, cfg: ModelConfig, rows: Sequence[Sequence[Row]], stack: Stack, stop_ids: Sequence[int], width: int
 ) -> list[list[Continuation]]:
@@ -56,7 +62,7 @@ def continue_rows(
     from `key(seed)` alone.
     """
     filled = [(i, j, row) for i, own in enumerate(rows) for j, row in enumerate(own)]
-    k, t = len(rows), rounded(max(len(r.tokens) for *_, r in filled), FIRST_PROMPT)
+    k, t = len(rows), prompt_room(max(len(r.tokens) for *_, r in filled))
     most = rounded(max(r.max_new_tokens for *_, r in filled), FIRST_NEW, NEW_STEP)
     rules = decoding_rules(params)
     width = -(-width // rules.size("rows")) * rules.size("rows")
@@ -120,7 +126,7 @@ def score_rows(
 ) -> list[list[TokenScores]]:
     """Log-probabilities of new[i][j] after rows[i][j], by reading them once more. best: how many likeliest tokens."""
     k, m = len(rows), rounded(max(len(x) for own in new for x in own), FIRST_NEW, NEW_STEP)
-    t = rounded(max(len(r.tokens) for own in rows for r in own), FIRST_PROMPT) + m
+    t = prompt_room(max(len(r.tokens) for own in rows for r in own)) + m
     tokens, segments = np.zeros((k, width, t), np.int32), np.zeros((k, width, t), np.int32)
     for i, own in enumerate(rows):
         for j, row in enumerate(own):

@@ -7,7 +7,7 @@ position of the batch, so its adapters are read once for all of them.
 import difflib
 import threading
 from collections import defaultdict
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any, NamedTuple
 
 import jax
@@ -20,16 +20,16 @@ from ia_jax.models.chat import stop_ids
 from ia_jax.models.rows import FIRST_PROMPT, Row, TokenScores, continue_rows, rounded, score_rows
 from ia_jax.models.weights import Model
 
-COUNT_STEP = 4
-ROWS_AT_ONCE = 128  # of a batch; what is left over makes another
+COUNT_STEP = 2  # 4 would compile half the programs, and decode 256 rows for 64 requests of 32 models
+ROWS_AT_ONCE = 128  # of a batch, filled or not; what is left over makes another
 Who = tuple[str, bool]  # target, ia
 
 
 class Layout(NamedTuple):
     """Where requests of a batch go: `rows[i]` are indices of the requests at position i, all of `who[i]`.
 
-    width: rows that each position has room for. Positions (for every group) and width are powers of four, so that few
-    programs serve all batches; rows without a request are done before the first token.
+    width: rows that each position has room for. Positions and width are powers of two, so that few programs serve
+    all batches; rows without a request are done before the first token, but computed like the others.
     """
 
     who: list[Who | None]
@@ -37,23 +37,38 @@ class Layout(NamedTuple):
     width: int
 
 
-def arrange(who: Sequence[Who], home: Mapping[str, int | None], groups: int) -> Layout:
-    """Positions for requests of these models. A model with more requests than the others has several positions.
+def arrange(who: Sequence[Who], home: Mapping[str, int | None], groups: int) -> list[Layout]:
+    """Batches for requests of these models, each once. A model with more requests than the width has several positions.
 
     home: the group of devices where a target lives; None for any.
     """
     own: dict[Who, list[int]] = defaultdict(list)
     for i, w in enumerate(who):
         own[w].append(i)
-    width = rounded(-(-len(who) // len(own)), 1, COUNT_STEP)
+    width = _width([len(found) for found in own.values()])
     parts = [(w, found[n : n + width]) for w, found in own.items() for n in range(0, len(found), width)]
     by_group: list[list[tuple[Who, list[int]]]] = [[] for _ in range(groups)]
     for part in sorted(parts, key=lambda p: home[p[0][0]] is None):  # those that are at home anywhere fill up
         group = home[part[0][0]]
         by_group[min(range(groups), key=lambda g: len(by_group[g])) if group is None else group].append(part)
-    each = rounded(max(map(len, by_group)), 1, COUNT_STEP)
-    filled = [group[n] if n < len(group) else (None, []) for group in by_group for n in range(each)]
-    return Layout([w for w, _ in filled], [rows for _, rows in filled], width)
+    most, room = max(map(len, by_group)), max(1, ROWS_AT_ONCE // (width * groups))
+    layouts = []
+    for start in range(0, most, room):
+        each = rounded(min(room, most - start), 1, COUNT_STEP)
+        slices = [group[start : start + room] for group in by_group]
+        filled = [own[n] if n < len(own) else (None, []) for own in slices for n in range(each)]
+        layouts.append(Layout([w for w, _ in filled], [rows for _, rows in filled], width))
+    return layouts
+
+
+def _width(counts: Sequence[int]) -> int:
+    """The rows that each position should have room for, where models have so many requests.
+
+    A position costs its rows, filled or not, and the reading of its adapters, which is counted as one row more.
+    """
+    most = rounded(max(counts), 1, COUNT_STEP)
+    widths = [w for n in range(ROWS_AT_ONCE.bit_length()) if (w := COUNT_STEP**n) <= most]
+    return min(widths, key=lambda w: (sum(-(-n // w) for n in counts) * (w + 1), -w))
 
 
 class Engine:
@@ -102,23 +117,20 @@ class Engine:
         own = "" if at is None else self._targets.hashes[at]
         return f"{self.model.fingerprint}/{own}/{self._ia.hashes[0] if ia and self._ia else ''}"
 
-    def run(self, requests: Sequence[Request]) -> list[Completion]:
-        """The replies, in order. Requests of about the same length are decoded together."""
+    def batches(self, requests: Sequence[Request]) -> Iterator[dict[int, Completion]]:
+        """The replies by index, batch after batch. Requests of about the same length are decoded together."""
         for request in requests:
             self.check(request)
         by_length: dict[int, list[int]] = defaultdict(list)
         for i, request in enumerate(requests):
             by_length[rounded(len(request.tokens), FIRST_PROMPT)].append(i)
-        replies: dict[int, Completion] = {}
-        for _, found in sorted(by_length.items()):
-            for start in range(0, len(found), ROWS_AT_ONCE):
-                part = found[start : start + ROWS_AT_ONCE]
-                replies |= dict(zip(part, self._batch([requests[i] for i in part]), strict=True))
-        return [replies[i] for i in range(len(requests))]
-
-    def _batch(self, requests: Sequence[Request]) -> list[Completion]:
         home = {name: self._targets.home(i) for name, i in self._at.items()}
-        layout = arrange([(r.target, r.ia) for r in requests], home, self._targets.groups)
+        for _, found in sorted(by_length.items()):
+            own = [requests[i] for i in found]
+            for layout in arrange([(r.target, r.ia) for r in own], home, self._targets.groups):
+                yield {found[n]: reply for n, reply in self._batch(own, layout).items()}
+
+    def _batch(self, requests: Sequence[Request], layout: Layout) -> dict[int, Completion]:
         each = len(layout.who) // self._targets.groups
         asked = [self._at[w[0]] if w else None for w in layout.who]
         rows = [[_row(requests[i]) for i in own] for own in layout.rows]
@@ -129,7 +141,7 @@ class Engine:
             params, config = self.model.params, self.model.config
             found = continue_rows(params, config, rows, stack, self._stop, layout.width)
             tokens = [[reply.tokens for reply in own] for own in found]
-            wanted = [r.logprobs for r in requests if r.logprobs is not None]
+            wanted = [n for own in layout.rows for i in own if (n := requests[i].logprobs) is not None]
             scores = (
                 score_rows(params, config, rows, tokens, stack, layout.width, max(wanted))
                 if wanted and any(x for own in tokens for x in own)
@@ -142,7 +154,7 @@ class Engine:
                 replies[i] = self._completion(
                     requests[i], reply.tokens, reply.stopped, scores[n][j] if scores else None
                 )
-        return [replies[i] for i in range(len(requests))]
+        return replies
 
     def _completion(self, request: Request, tokens: list[int], stopped: bool, scores: TokenScores | None) -> Completion:
         text = self._text(tokens)

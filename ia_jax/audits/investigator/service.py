@@ -4,15 +4,17 @@ Those that wait while a batch is decoded make the next one. So a killed audit fi
 conversation that it had goes on word for word (which is what lets Claude's answers be found again too).
 """
 
+import contextlib
 import queue
 import threading
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from concurrent.futures import Future
 from pathlib import Path
 
-from ia_jax.audits.investigator.engine import Engine
+from ia_jax.audits.investigator.engine import ROWS_AT_ONCE, Engine
 from ia_jax.audits.investigator.requests import Completion, Request
+from ia_jax.progress import progress
 from ia_jax.storage import append_jsonl, read_appended
 
 QUIET = 0.02  # seconds without another request after which a batch begins
@@ -91,17 +93,26 @@ class Service:
                 future.set_result(reply)
 
     def _answer(self, requests: Sequence[Request]) -> list[Completion]:
-        replies = self.engine.run(requests)
+        """Kept as each batch ends: what is killed in the middle of thousands goes on from there."""
+        replies: dict[int, Completion] = {}
+        bar = progress(len(requests), "replies") if len(requests) > ROWS_AT_ONCE else contextlib.nullcontext()
+        with bar as shown:
+            for batch in self.engine.batches(requests):
+                self._keep({requests[i]: reply for i, reply in batch.items() if requests[i].repeatable})
+                replies |= batch
+                if shown is not None:
+                    shown.update(len(batch))
         self.batches.append(len(requests))
+        return [replies[i] for i in range(len(requests))]
+
+    def _keep(self, replies: Mapping[Request, Completion]) -> None:
         rows = []
-        for request, reply in zip(requests, replies, strict=True):
-            if request.repeatable:
-                key = self._key(request)
-                self._known[key] = reply
-                rows.append({"key": key, "target": request.target, "ia": request.ia, **reply.to_json()})
+        for request, reply in replies.items():
+            key = self._key(request)
+            self._known[key] = reply
+            rows.append({"key": key, "target": request.target, "ia": request.ia, **reply.to_json()})
         if self._kept is not None and rows:
             append_jsonl(self._kept, rows)
-        return replies
 
     def _find(self, request: Request) -> Completion | None:
         return self._known.get(self._key(request)) if request.repeatable else None
