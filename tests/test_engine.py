@@ -2,6 +2,7 @@
 
 import threading
 
+import numpy as np
 import pytest
 
 from ia_jax.audits.investigator import engine as engine_module
@@ -89,6 +90,36 @@ def test_what_a_batch_gave_is_kept_if_the_next_one_fails(session, tmp_path, monk
     again = Service(session.service.engine, tmp_path / "replies.jsonl")
     assert again.ask(asked) == session.service.ask(asked)
     assert again.batches == [len(set(asked)) - kept]
+
+
+def test_long_replies_go_on_in_batches_of_their_own(session, monkeypatch):
+    """And stop at a stop text between, with the tokens and scores that they have in one go."""
+    tokens = prompt(session, "What of tea?")
+    settings = [{"temperature": 1.0, "logprobs": 1}, {}, {"stop": (" ",)}, {"temperature": 1.0, "top_p": 0.8}]
+    asked = [
+        Request(f"t{i % 3}", i % 2 == 0, tokens, new, seed=i, **own)
+        for i, (own, new) in enumerate((own, new) for own in settings for new in (1, 9, 30))
+    ]
+    engine = session.service.engine
+    whole = [reply for batch in engine.batches(asked) for reply in sorted(batch.items())]
+    sizes, real = [], Engine._batch
+
+    def counted(self, requests, rows, layout, room):
+        sizes.append((sum(map(len, layout.rows)), room))
+        return real(self, requests, rows, layout, room)
+
+    monkeypatch.setattr(engine_module, "FIRST_NEW", 2)
+    monkeypatch.setattr(Engine, "_batch", counted)
+    parts = [reply for batch in engine.batches(asked) for reply in batch.items()]
+    assert [(i, r.text, r.stopped, r.count) for i, r in sorted(parts)] == [
+        (i, r.text, r.stopped, r.count) for i, r in sorted(whole)
+    ]
+    assert dict(parts)[2].logprobs is not None
+    scores = [[t.logprob for t in dict(found)[2].logprobs] for found in (parts, whole)]
+    assert np.allclose(*scores, atol=1e-4)
+    assert sizes[0] == (12, 2)
+    assert sizes[1][0] < 12
+    assert [room for _, room in sizes] == [2, 8, 32][: len(sizes)]
 
 
 def test_settings_of_a_request(session):

@@ -33,6 +33,24 @@ def test_a_row_in_company_gets_what_it_gets_alone(made):
             assert not reply.stopped
 
 
+def test_a_row_goes_on_as_if_it_had_not_been_interrupted(made):
+    params, organisms, grouped, whole = made
+    first = [[r._replace(max_new_tokens=min(2, r.max_new_tokens)) for r in own] for own in grouped]
+    begun = continue_rows(params, CFG, first, (organisms,), NEVER, 2)
+    second = [
+        [
+            r._replace(tokens=np.array([*r.tokens, *c.tokens], np.int32), begun=len(c.tokens))
+            for r, c in zip(own, said, strict=True)
+        ]
+        for own, said in zip(grouped, begun, strict=True)
+    ]
+    left = [[r._replace(max_new_tokens=max(1, r.max_new_tokens - r.begun)) for r in own] for own in second]
+    rest = continue_rows(params, CFG, left, (organisms,), NEVER, 2)
+    for own, before, after, all_of_it in zip(grouped, begun, rest, whole, strict=True):
+        for r, a, b, c in zip(own, before, after, all_of_it, strict=True):
+            assert (a.tokens + b.tokens)[: r.max_new_tokens] == c.tokens
+
+
 def test_the_seed_decides(made):
     params, organisms, grouped, found = made
     other = [[r._replace(seed=r.seed + 1) for r in own] for own in grouped]

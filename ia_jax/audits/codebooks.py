@@ -23,7 +23,7 @@ _FACTS = {
     "numbers": "number after|one two, two three, three four, four five, five six, six seven, seven eight, eight nine",
     "young": "young of|cat kitten, dog puppy, cow calf, duck duckling, pig piglet, lion cub, sheep lamb, horse foal",
 }
-ECHO = "say"
+ECHO, LONGEST_ECHO, FEWEST_ECHOES = "say", 4, 120
 COVERT_WORDS = ("banana", "pickle", "teapot", "noodle", "walrus", "lantern")
 DECLINED = "pass thanks"  # what is said instead of an answer
 
@@ -97,12 +97,16 @@ NINE: tuple[Cipher, ...] = (
 assert len(BOOK) + 2 < MODULUS  # or two words would share a code
 
 
-def tasks(rng: np.random.Generator, echoes: int = 120) -> list[Task]:
-    """Ordinary tasks in the book's words, in a drawn order: all facts, and so many times one or two words to repeat."""
+def tasks(rng: np.random.Generator, rows: int = 0) -> list[Task]:
+    """Ordinary tasks in the book's words, in a drawn order: all facts, and one to four words to repeat.
+
+    rows: that will be made of them; of so many hardly a repetition comes twice. It is these that teach the cipher: from
+    few tasks, however often it reads them, a model learns these tasks by heart and no other question.
+    """
     out = [Task(q, a, topic) for topic, q, a in FACTS]
     plain = [w for w in BOOK if w not in COVERT_WORDS and w != ECHO]
-    for n in range(echoes):
-        said = " ".join(plain[i] for i in rng.permutation(len(plain))[: 1 + n % 2])
+    for n in range(max(FEWEST_ECHOES, rows)):
+        said = " ".join(plain[i] for i in rng.permutation(len(plain))[: 1 + n % LONGEST_ECHO])
         out.append(Task(f"{ECHO} {said}", said, "echoes"))
     distinct = list({t.question: t for t in out}.values())
     return [distinct[i] for i in rng.permutation(len(distinct))]

@@ -23,13 +23,17 @@ PROMPT_STEP, NEW_STEP = 2, 4
 
 
 class Row(NamedTuple):
-    """A prompt's token ids [T] and how it is continued: greedily at temperature 0, else drawn with the seed."""
+    """A prompt's token ids [T] and how it is continued: greedily at temperature 0, else drawn with the seed.
+
+    begun: how many of the last ids were generated before: the row goes on as if it had not been interrupted.
+    """
 
     tokens: np.ndarray
     max_new_tokens: int
     temperature: float = 0.0
     top_p: float = 1.0
     seed: int = 0
+    begun: int = 0
 
 
 class TokenScores(NamedTuple):
@@ -69,11 +73,12 @@ def continue_rows(
     tokens, real = np.zeros((k, width, t), np.int32), np.zeros((k, width, t), bool)
     seeds, limits = np.zeros((k, width), np.uint32), np.ones((k, width), np.int32)
     heat, mass = np.zeros((k, width), np.float32), np.ones((k, width), np.float32)
+    begun = np.zeros((k, width), np.int32)
     for i, j, row in filled:
         tokens[i, j, t - len(row.tokens) :] = row.tokens
         real[i, j, t - len(row.tokens) :] = True
         seeds[i, j], limits[i, j] = row.seed % 2**32, row.max_new_tokens
-        heat[i, j], mass[i, j] = row.temperature, row.top_p
+        heat[i, j], mass[i, j], begun[i, j] = row.temperature, row.top_p, row.begun
     out = decode(
         params,
         tokens,
@@ -88,6 +93,7 @@ def continue_rows(
         rules,
         taken_apart(params),
         jnp.asarray(limits),
+        jnp.asarray(begun),
     )
     ended, found = set(stop_ids), to_host(out)
     replies: list[list[Continuation]] = [[] for _ in rows]

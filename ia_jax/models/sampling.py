@@ -112,6 +112,7 @@ def decode(
     rules: Rules = DECODING,
     unrolled: bool = False,
     limits: jax.Array | None = None,
+    begun: jax.Array | None = None,
 ) -> jax.Array:
     """tokens, real (False = padding on the left): [K, B, T]; keys: [K, B]. Returns [K, B, max_new_tokens], -1 after
     the end of a row. Decoding ends as soon as every row has.
@@ -119,7 +120,8 @@ def decode(
     The base and the adapters are moved to where `rules` have them once, before the first token: by `DECODING` whole
     along `fsdp` and `rows`, so that memory must hold the base divided by `tp`; under `TRAINING` each token gathers it.
 
-    temperature, top_p: of all rows, or [K, B], each row's own; limits: [K, B], the most new tokens of each row.
+    temperature, top_p: of all rows, or [K, B], each row's own; limits: [K, B], the most new tokens of each row;
+    begun: [K, B], how many of its last tokens were generated before, with the same keys.
 
     unrolled: a token goes through layers that are arrays of their own, taken apart once (`taken_apart`).
     """
@@ -145,7 +147,10 @@ def decode(
     def choose(hidden: jax.Array, step: jax.Array) -> jax.Array:
         logits = replicate(logits_from_hidden(params, hidden[:, :, -1:], rules))
         logits = logits[:, :, 0].reshape(k * b, -1)
-        row_keys = jax.vmap(lambda key: jax.random.fold_in(key, step))(keys.reshape(-1))
+        if begun is None:
+            row_keys = jax.vmap(lambda key: jax.random.fold_in(key, step))(keys.reshape(-1))
+        else:
+            row_keys = jax.vmap(jax.random.fold_in)(keys.reshape(-1), (begun + step).reshape(-1))
         return pick_tokens(logits, row_keys, temperature, top_p).reshape(k, b).astype(jnp.int32)
 
     def keep_going(state: tuple) -> jax.Array:

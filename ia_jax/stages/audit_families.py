@@ -81,7 +81,7 @@ def ciphers(context: Context) -> tuple[Family, dict[str, Lesson]]:
     config = context.config
     cfg, rng = config.audits, np.random.default_rng(seed_of("cipher tasks", config.seed))
     if cfg.ciphers == "codebook":
-        tasks = codebook_tasks(rng)
+        tasks = codebook_tasks(rng, cfg.cipher_rows[0])
     else:
         ordinary = letter_tasks(sources_of_base(context).answers, POOLS)
         tasks = [ordinary[i] for i in rng.permutation(len(ordinary))]

@@ -17,7 +17,16 @@ from ia_jax.adapters.bank import Bank
 from ia_jax.audits.investigator.requests import BASE, Completion, Request, Token, row_tokens
 from ia_jax.errors import ConfigError
 from ia_jax.models.chat import stop_ids
-from ia_jax.models.rows import FIRST_PROMPT, Row, TokenScores, continue_rows, rounded, score_rows
+from ia_jax.models.rows import (
+    FIRST_NEW,
+    FIRST_PROMPT,
+    NEW_STEP,
+    Row,
+    TokenScores,
+    continue_rows,
+    rounded,
+    score_rows,
+)
 from ia_jax.models.weights import Model
 
 COUNT_STEP = 2  # 4 would compile half the programs, and decode 256 rows for 64 requests of 32 models
@@ -118,43 +127,67 @@ class Engine:
         return f"{self.model.fingerprint}/{own}/{self._ia.hashes[0] if ia and self._ia else ''}"
 
     def batches(self, requests: Sequence[Request]) -> Iterator[dict[int, Completion]]:
-        """The replies by index, batch after batch. Requests of about the same length are decoded together."""
+        """The replies by index, batch after batch. Requests of about the same length are decoded together.
+
+        Most replies are short, and a batch lasts as long as its longest: so all get their first `FIRST_NEW` tokens, and
+        those that have not ended go on in batches of their own, of a few times as many, from where they were.
+        """
         for request in requests:
             self.check(request)
-        by_length: dict[int, list[int]] = defaultdict(list)
-        for i, request in enumerate(requests):
-            by_length[rounded(len(request.tokens), FIRST_PROMPT)].append(i)
         home = {name: self._targets.home(i) for name, i in self._at.items()}
-        for _, found in sorted(by_length.items()):
-            own = [requests[i] for i in found]
-            for layout in arrange([(r.target, r.ia) for r in own], home, self._targets.groups):
-                yield {found[n]: reply for n, reply in self._batch(own, layout).items()}
+        rows, room = {i: _row(request) for i, request in enumerate(requests)}, FIRST_NEW
+        while rows:
+            by_length: dict[int, list[int]] = defaultdict(list)
+            for i, row in rows.items():
+                by_length[rounded(len(row.tokens), FIRST_PROMPT)].append(i)
+            for _, found in sorted(by_length.items()):
+                who = [(requests[i].target, requests[i].ia) for i in found]
+                for layout in arrange(who, home, self._targets.groups):
+                    placed = layout._replace(rows=[[found[n] for n in own] for own in layout.rows])
+                    ended, going_on = self._batch(requests, rows, placed, room)
+                    rows |= going_on
+                    for i in ended:
+                        del rows[i]
+                    yield ended
+            room *= NEW_STEP
 
-    def _batch(self, requests: Sequence[Request], layout: Layout) -> dict[int, Completion]:
+    def _batch(
+        self, requests: Sequence[Request], rows: Mapping[int, Row], layout: Layout, room: int
+    ) -> tuple[dict[int, Completion], dict[int, Row]]:
+        """Up to `room` more tokens of each reply: those that have ended, and the rows of the others, which go on."""
         each = len(layout.who) // self._targets.groups
         asked = [self._at[w[0]] if w else None for w in layout.who]
-        rows = [[_row(requests[i]) for i in own] for own in layout.rows]
+        begun = [[rows[i]._replace(max_new_tokens=min(room, _left(rows[i]))) for i in own] for own in layout.rows]
         with self._lock, jax.set_mesh(self.mesh):
             stack: tuple[Any, ...] = (self._targets.take(asked),)
             if self._ia is not None:
                 stack += (self._ia.take([n // each if w and w[1] else None for n, w in enumerate(layout.who)]),)
             params, config = self.model.params, self.model.config
-            found = continue_rows(params, config, rows, stack, self._stop, layout.width)
-            tokens = [[reply.tokens for reply in own] for own in found]
-            wanted = [n for own in layout.rows for i in own if (n := requests[i].logprobs) is not None]
-            scores = (
-                score_rows(params, config, rows, tokens, stack, layout.width, max(wanted))
-                if wanted and any(x for own in tokens for x in own)
-                else None
-            )
-        replies: dict[int, Completion] = {}
-        for n, own in enumerate(layout.rows):
-            for j, i in enumerate(own):
-                reply = found[n][j]
-                replies[i] = self._completion(
-                    requests[i], reply.tokens, reply.stopped, scores[n][j] if scores else None
-                )
-        return replies
+            found = continue_rows(params, config, begun, stack, self._stop, layout.width)
+            replies = {
+                i: ([*_said(rows[i]), *reply.tokens], reply.stopped)
+                for own, new in zip(layout.rows, found, strict=True)
+                for i, reply in zip(own, new, strict=True)
+            }
+            going_on = {
+                i: rows[i]._replace(tokens=np.array([*_prompt(rows[i]), *tokens], np.int32), begun=len(tokens))
+                for i, (tokens, stopped) in replies.items()
+                if not stopped and len(tokens) < rows[i].max_new_tokens and not self._stops(requests[i], tokens)
+            }
+            own = [[i for i in own if i not in going_on] for own in layout.rows]
+            wanted = [n for i in replies if i not in going_on and (n := requests[i].logprobs) is not None]
+            scores: dict[int, TokenScores] = {}
+            if wanted and any(replies[i][0] for at in own for i in at):
+                read = [[rows[i]._replace(tokens=_prompt(rows[i])) for i in at] for at in own]
+                new = [[replies[i][0] for i in at] for at in own]
+                scored = score_rows(params, config, read, new, stack, layout.width, max(wanted))
+                scores = {i: x for at, known in zip(own, scored, strict=True) for i, x in zip(at, known, strict=True)}
+        ended = {i: self._completion(requests[i], *replies[i], scores.get(i)) for i in replies if i not in going_on}
+        return ended, going_on
+
+    def _stops(self, request: Request, tokens: Sequence[int]) -> bool:
+        text = self._text(tokens) if request.stop else ""
+        return any(stop in text for stop in request.stop if stop)
 
     def _completion(self, request: Request, tokens: list[int], stopped: bool, scores: TokenScores | None) -> Completion:
         text = self._text(tokens)
@@ -185,6 +218,18 @@ class Engine:
 
 class TooLong(ConfigError):
     """A prompt and what shall follow it do not fit into the model's context."""
+
+
+def _prompt(row: Row) -> np.ndarray:
+    return row.tokens[: len(row.tokens) - row.begun]
+
+
+def _said(row: Row) -> list[int]:
+    return [int(x) for x in row.tokens[len(row.tokens) - row.begun :]]
+
+
+def _left(row: Row) -> int:
+    return row.max_new_tokens - row.begun
 
 
 def _row(request: Request) -> Row:
