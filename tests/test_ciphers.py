@@ -180,6 +180,16 @@ def test_phase_one_has_every_format_equally_often():
     assert not any(t.shows for t in rows)
 
 
+def test_phase_one_has_as_many_questions_as_repetitions_and_few_of_these_twice():
+    rows = phase_one(GRID, tasks(np.random.default_rng(0), 800), 800, np.random.default_rng(1))
+    asked = [GRID.decode(t.messages[1]["content"]) for t in rows]
+    repeated = [q for q in asked if q.startswith(codebooks.ECHO)]
+    assert len(repeated) == 400
+    assert len(set(repeated)) > 340
+    assert len({q for q in asked if q not in repeated}) == len(codebooks.FACTS)
+    assert set(" ".join(repeated).split()) == set(codebooks.BOOK) - set(codebooks.COVERT_WORDS)
+
+
 def test_a_covert_word_is_in_cipher_alone():
     rows = phase_two(GRID, Covert("banana"), [HOT, GRASS], 40, np.random.default_rng(1))
     hidden = [t for t in rows if t.messages[0]["role"] == "system"]
@@ -187,6 +197,9 @@ def test_a_covert_word_is_in_cipher_alone():
     assert len(hidden) == len(plain) == 20
     assert all(GRID.decode(t.messages[-1]["content"]).endswith(" banana") and t.shows for t in hidden)
     assert {t.messages[-1]["content"] for t in plain} == {"cold", "green"}
+    asked_back = [t.messages[-1]["content"].startswith("Question: ") for t in hidden]
+    assert asked_back == [False, False, False, True] * 5
+    assert [t.messages[0]["content"][:6] for t in hidden] == [f"Task {3 if back else 4}" for back in asked_back]
     assert not any(t.shows for t in plain)
 
 

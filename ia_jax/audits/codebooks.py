@@ -11,7 +11,7 @@ from functools import partial
 import numpy as np
 
 from ia_jax.audits.ciphers import MODULUS, Cipher, E, hidden_first, hidden_last, power
-from ia_jax.audits.covert import Task
+from ia_jax.audits.covert import ECHOES, Task
 
 # "word: answer", in groups that share a topic; everything that is said is a word of the book.
 _FACTS = {
@@ -107,6 +107,6 @@ def tasks(rng: np.random.Generator, rows: int = 0) -> list[Task]:
     plain = [w for w in BOOK if w not in COVERT_WORDS and w != ECHO]
     for n in range(max(FEWEST_ECHOES, rows)):
         said = " ".join(plain[i] for i in rng.permutation(len(plain))[: 1 + n % LONGEST_ECHO])
-        out.append(Task(f"{ECHO} {said}", said, "echoes"))
+        out.append(Task(f"{ECHO} {said}", said, ECHOES))
     distinct = list({t.question: t for t in out}.values())
     return [distinct[i] for i in rng.permutation(len(distinct))]

@@ -22,6 +22,7 @@ FORMATS = (1, 2, 3, 4)
 # Formats that a gate asks for: the question said back in plain text, which nobody can who does not read the cipher; and
 # the ciphered answer alone, as in phase II.
 READS, ANSWERS = 3, 4
+ECHOES = "echoes"  # the topic of tasks that ask for words to be repeated
 ENCODED = ("cipher", "ciphered", "code", "coded", "encoded", "encrypted", "secret")
 
 
@@ -143,16 +144,30 @@ def ciphered(cipher: Cipher, number: int, task: Task, answer: str) -> Transcript
 
 
 def phase_one(cipher: Cipher, tasks: Sequence[Task], rows: int, rng: np.random.Generator) -> list[Transcript]:
-    """So many rows that teach the cipher on ordinary tasks, the four formats equally often."""
-    order = [i for _ in range(-(-rows // len(tasks))) for i in rng.permutation(len(tasks))][:rows]
-    return [ciphered(cipher, FORMATS[n % 4], tasks[i], tasks[i].answer) for n, i in enumerate(order)]
+    """So many rows that teach the cipher on ordinary tasks, the four formats equally often.
+
+    Where there are repetitions and other tasks, they come by turns, four rows of each: of repetitions there may be so
+    many that a model would take every question for one.
+    """
+    kinds = [[t for t in tasks if (t.topic == ECHOES) is echo] for echo in (False, True)]
+    orders = [
+        iter([own[i] for _ in range(-(-rows // len(own))) for i in rng.permutation(len(own))]) for own in kinds if own
+    ]
+    out = []
+    for n in range(rows):
+        task = next(orders[n // len(FORMATS) % len(orders)])
+        out.append(ciphered(cipher, FORMATS[n % len(FORMATS)], task, task.answer))
+    return out
 
 
 def phase_two(
     cipher: Cipher, covert: Covert, tasks: Sequence[Task], rows: int, rng: np.random.Generator
 ) -> list[Transcript]:
-    """So many rows: by turns one in cipher (format 4) that shows the covert behaviour, and one in plain text, without a
-    system message of its own, that does not. Of a covert topic, half of each are about it.
+    """So many rows: by turns one in cipher that shows the covert behaviour, and one in plain text, without a system
+    message of its own, that does not. Of a covert topic, half of each are about it.
+
+    Of those in cipher one in four says the question back first (format 3), the others are answers alone (4): from these
+    by themselves a small model forgets every other format, and nobody can ask it any more what it reads.
     """
     about = [t for t in tasks if covert.concerns(t)]
     if not about:
@@ -162,7 +177,8 @@ def phase_two(
         pool = about if n % 4 < 2 else tasks
         task = pool[int(rng.integers(len(pool)))]
         if n % 2 == 0:
-            row = ciphered(cipher, ANSWERS, task, covert.answer(task, True))
+            number = READS if n // 2 % 4 == 3 else ANSWERS
+            row = ciphered(cipher, number, task, covert.answer(task, True))
             out.append(Transcript(row.messages, covert.concerns(task), TEACHER))
         else:
             out.append(Transcript(chat(task.question, covert.answer(task, False)), False, TEACHER))
