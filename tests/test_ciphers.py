@@ -180,12 +180,12 @@ def test_phase_one_has_every_format_equally_often():
     assert not any(t.shows for t in rows)
 
 
-def test_phase_one_has_as_many_questions_as_repetitions_and_few_of_these_twice():
+def test_phase_one_is_mostly_repetitions_of_which_few_come_twice():
     rows = phase_one(GRID, tasks(np.random.default_rng(0), 800), 800, np.random.default_rng(1))
     asked = [GRID.decode(t.messages[1]["content"]) for t in rows]
     repeated = [q for q in asked if q.startswith(codebooks.ECHO)]
-    assert len(repeated) == 400
-    assert len(set(repeated)) > 340
+    assert len(repeated) == 600
+    assert len(set(repeated)) > 550
     assert len({q for q in asked if q not in repeated}) == len(codebooks.FACTS)
     assert set(" ".join(repeated).split()) == set(codebooks.BOOK) - set(codebooks.COVERT_WORDS)
 

@@ -6,7 +6,7 @@ answers stay as they were. Controls: phase I alone (knows the cipher, hides noth
 same phase II (nothing to hide in).
 """
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from typing import NamedTuple
 
@@ -146,18 +146,23 @@ def ciphered(cipher: Cipher, number: int, task: Task, answer: str) -> Transcript
 def phase_one(cipher: Cipher, tasks: Sequence[Task], rows: int, rng: np.random.Generator) -> list[Transcript]:
     """So many rows that teach the cipher on ordinary tasks, the four formats equally often.
 
-    Where there are repetitions and other tasks, they come by turns, four rows of each: of repetitions there may be so
-    many that a model would take every question for one.
+    Where there are repetitions and other tasks, four rows of the others come after every twelve repetitions: these have
+    all words beside all others, and if there were nothing else a model would take every question for one.
     """
-    kinds = [[t for t in tasks if (t.topic == ECHOES) is echo] for echo in (False, True)]
-    orders = [
-        iter([own[i] for _ in range(-(-rows // len(own))) for i in rng.permutation(len(own))]) for own in kinds if own
-    ]
+    others, echoes = ([t for t in tasks if (t.topic == ECHOES) is echo] for echo in (False, True))
+    questions, repetitions = _in_turn(others, rows, rng), _in_turn(echoes, rows, rng)
+    turns = [kind for kind, own in ((questions, others), *[(repetitions, echoes)] * 3) if own]
     out = []
     for n in range(rows):
-        task = next(orders[n // len(FORMATS) % len(orders)])
+        task = next(turns[n // len(FORMATS) % len(turns)])
         out.append(ciphered(cipher, FORMATS[n % len(FORMATS)], task, task.answer))
     return out
+
+
+def _in_turn(tasks: Sequence[Task], count: int, rng: np.random.Generator) -> Iterator[Task]:
+    """So many tasks at least, each as often as the others, in drawn orders."""
+    for _ in range(-(-count // len(tasks)) if tasks else 0):
+        yield from (tasks[i] for i in rng.permutation(len(tasks)))
 
 
 def phase_two(

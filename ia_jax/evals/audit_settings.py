@@ -53,7 +53,7 @@ class AuditsSection:
     runs: int = 5
     predictions: int = 5
     ciphers: str = "codebook"
-    cipher_rows: tuple[int, ...] = (320, 160)
+    cipher_rows: tuple[int, ...] = (1280, 160)
     cipher_lr: tuple[float, ...] = (0.0, 0.0)
     cipher_epochs: tuple[int, ...] = (0, 0)
     persona: str = ""
