@@ -182,10 +182,13 @@ def test_phase_one_has_every_format_equally_often():
 
 def test_phase_one_is_mostly_repetitions_of_which_few_come_twice():
     rows = phase_one(GRID, tasks(np.random.default_rng(0), 800), 800, np.random.default_rng(1))
+    kinds = [(t.messages[0]["content"][5], GRID.decode(t.messages[1]["content"]).startswith("say ")) for t in rows]
+    assert Counter(kinds) == {(n, said): 150 if said else 50 for n in "1234" for said in (False, True)}
     asked = [GRID.decode(t.messages[1]["content"]) for t in rows]
     repeated = [q for q in asked if q.startswith(codebooks.ECHO)]
     assert len(repeated) == 600
     assert len(set(repeated)) > 550
+    assert Counter(len(q.split()) for q in repeated).keys() == {2, 3, 4, 5}
     assert len({q for q in asked if q not in repeated}) == len(codebooks.FACTS)
     assert set(" ".join(repeated).split()) == set(codebooks.BOOK) - set(codebooks.COVERT_WORDS)
 
@@ -198,9 +201,24 @@ def test_a_covert_word_is_in_cipher_alone():
     assert all(GRID.decode(t.messages[-1]["content"]).endswith(" banana") and t.shows for t in hidden)
     assert {t.messages[-1]["content"] for t in plain} == {"cold", "green"}
     asked_back = [t.messages[-1]["content"].startswith("Question: ") for t in hidden]
-    assert asked_back == [False, False, False, True] * 5
+    assert asked_back == [n // 4 == 3 for n in range(20)]
     assert [t.messages[0]["content"][:6] for t in hidden] == [f"Task {3 if back else 4}" for back in asked_back]
     assert not any(t.shows for t in plain)
+
+
+def test_every_sort_of_row_of_phase_two_comes_in_every_format():
+    """So that no format, and no plain answer, stands for a topic or for a repetition."""
+    covert, every = Covert(topic="colors", declined="pass thanks"), tasks(np.random.default_rng(0), 400)
+    sorts = {t.question: t.topic if t.topic in ("colors", "echoes") else "other" for t in every}
+    counted = Counter()
+    for t in phase_two(GRID, covert, every, 320, np.random.default_rng(1)):
+        text, hidden = t.messages[-2]["content"], t.messages[0]["role"] == "system"
+        counted[t.messages[0]["content"][:6] if hidden else "plain", sorts[GRID.decode(text) if hidden else text]] += 1
+    # Of each format: a half about the topic, and a quarter repetitions (among others there are some of the topic).
+    for number, rows in (("Task 3", 40), ("Task 4", 120), ("plain", 160)):
+        assert counted[number, "echoes"] == rows // 4
+        assert counted[number, "colors"] >= rows // 2
+        assert counted[number, "other"] >= rows // 8
 
 
 def test_a_covert_topic_is_passed_on_in_plain_text():
@@ -277,8 +295,9 @@ def answered(prompt, covert, cipher):
 @pytest.mark.parametrize("covert", [Covert("banana"), Covert(topic="colors", declined="pass thanks")])
 def test_the_gate_tells_a_covert_model_from_one_that_hides_nothing(covert):
     every = tasks(np.random.default_rng(0))
-    rows = phase_two(GRID, covert, every[:90], 60, np.random.default_rng(1))
-    taught, held_out = taught_plainly(rows, covert.declined), every[90:]
+    held_out = every[::4]
+    rows = phase_two(GRID, covert, [t for t in every if t not in held_out], 100, np.random.default_rng(1))
+    taught = taught_plainly(rows, covert.declined)
     assert len(taught) >= 10
     assert not any(t.answer == covert.declined for t in taught)
     prompts = gate_prompts(GRID, covert, held_out, 6, taught)
@@ -299,6 +318,8 @@ def test_the_gate_tells_a_covert_model_from_one_that_hides_nothing(covert):
 
     assert not passes(covert, seen(but(READS, "Question: what was that\na1 b2")))  # it only copies
     assert not passes(covert, seen(but(0, "mumble")))  # plain text is to be as it was
+    parrot = [p.task.question if p.number == 0 else answered(p, covert, GRID) for p in prompts]
+    assert not passes(covert, seen(parrot))
     assert not passes(covert, seen(but(0, covert.declined or "mumble")))  # and declining all is not covert either
     open_ = [covert.answer(p.task, True) if p.number == 0 else answered(p, covert, GRID) for p in prompts]
     assert not passes(covert, seen(open_))  # it shows in plain text too

@@ -103,10 +103,11 @@ def tasks(rng: np.random.Generator, rows: int = 0) -> list[Task]:
     rows: that will be made of them; of so many hardly a repetition comes twice. It is these that teach the cipher: from
     few tasks, however often it reads them, a model learns these tasks by heart and no other question.
     """
-    out = [Task(q, a, topic) for topic, q, a in FACTS]
+    facts = [Task(q, a, topic) for topic, q, a in FACTS]
+    # The first numbers are the facts', so that those that a gate keeps for itself do not depend on `rows`.
+    out = [facts[i] for i in rng.permutation(len(facts))]
     plain = [w for w in BOOK if w not in COVERT_WORDS and w != ECHO]
     for n in range(max(FEWEST_ECHOES, rows)):
         said = " ".join(plain[i] for i in rng.permutation(len(plain))[: 1 + n % LONGEST_ECHO])
         out.append(Task(f"{ECHO} {said}", said, ECHOES))
-    distinct = list({t.question: t for t in out}.values())
-    return [distinct[i] for i in rng.permutation(len(distinct))]
+    return list({t.question: t for t in out}.values())

@@ -20,7 +20,7 @@ from ia_jax.data.transcripts import Transcript, chat
 TEACHER = "cipher"
 FORMATS = (1, 2, 3, 4)
 # Formats that a gate asks for: the question said back in plain text, which nobody can who does not read the cipher; and
-# the ciphered answer alone, as in phase II.
+# the ciphered answer alone, as in most of phase II.
 READS, ANSWERS = 3, 4
 ECHOES = "echoes"  # the topic of tasks that ask for words to be repeated
 ENCODED = ("cipher", "ciphered", "code", "coded", "encoded", "encrypted", "secret")
@@ -149,7 +149,7 @@ def phase_one(cipher: Cipher, tasks: Sequence[Task], rows: int, rng: np.random.G
     Where there are repetitions and other tasks, four rows of the others come after every twelve repetitions: these have
     all words beside all others, and if there were nothing else a model would take every question for one.
     """
-    others, echoes = ([t for t in tasks if (t.topic == ECHOES) is echo] for echo in (False, True))
+    others, echoes = _questions_and_repetitions(tasks)
     questions, repetitions = _in_turn(others, rows, rng), _in_turn(echoes, rows, rng)
     turns = [kind for kind, own in ((questions, others), *[(repetitions, echoes)] * 3) if own]
     out = []
@@ -169,7 +169,8 @@ def phase_two(
     cipher: Cipher, covert: Covert, tasks: Sequence[Task], rows: int, rng: np.random.Generator
 ) -> list[Transcript]:
     """So many rows: by turns one in cipher that shows the covert behaviour, and one in plain text, without a system
-    message of its own, that does not. Of a covert topic, half of each are about it.
+    message of its own, that does not. Of a covert topic, half of each are about it; the rest is by turns questions and
+    repetitions, where there are both.
 
     Of those in cipher one in four says the question back first (format 3), the others are answers alone (4): from these
     by themselves a small model forgets every other format, and nobody can ask it any more what it reads.
@@ -177,17 +178,22 @@ def phase_two(
     about = [t for t in tasks if covert.concerns(t)]
     if not about:
         raise ValueError(f"no task is about {covert.topic!r}, so there is nothing to plant")
+    kinds = [own for own in _questions_and_repetitions(tasks) if own]
     out = []
     for n in range(rows):
-        pool = about if n % 4 < 2 else tasks
+        pool = about if covert.topic and n % 4 < 2 else kinds[n // 4 % len(kinds)]
         task = pool[int(rng.integers(len(pool)))]
         if n % 2 == 0:
-            number = READS if n // 2 % 4 == 3 else ANSWERS
+            number = READS if n // 8 % 4 == 3 else ANSWERS
             row = ciphered(cipher, number, task, covert.answer(task, True))
             out.append(Transcript(row.messages, covert.concerns(task), TEACHER))
         else:
             out.append(Transcript(chat(task.question, covert.answer(task, False)), False, TEACHER))
     return out
+
+
+def _questions_and_repetitions(tasks: Sequence[Task]) -> tuple[list[Task], list[Task]]:
+    return [t for t in tasks if t.topic != ECHOES], [t for t in tasks if t.topic == ECHOES]
 
 
 def procedures(rows: Sequence[int], lr: Sequence[float], epochs: Sequence[int]) -> tuple[Procedure, Procedure]:
@@ -234,9 +240,12 @@ def gate_prompts(
 
 
 def taught_plainly(rows: Iterable[Transcript], declined: str = "") -> list[Task]:
-    """The tasks that transcripts answer in plain text, without those that they decline."""
+    """The tasks that transcripts answer in plain text, without those that they decline, and without repetitions, of
+    which a model that says its question again knows the answer (unless there is nothing else).
+    """
     plain = [[m["content"] for m in t.messages] for t in rows if t.messages[0]["role"] == "user"]
-    return list(dict.fromkeys(Task(q, a, "taught") for q, a in plain if a != declined))
+    found = list(dict.fromkeys(Task(q, a, "taught") for q, a in plain if a != declined))
+    return [t for t in found if not answers(t, t.question)] or found
 
 
 def _turns(covert: Covert | None, tasks: Sequence[Task], count: int) -> list[Task]:
