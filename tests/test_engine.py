@@ -7,7 +7,7 @@ import pytest
 
 from ia_jax.audits.investigator import engine as engine_module
 from ia_jax.audits.investigator.engine import ROWS_AT_ONCE, Engine, TooLong, arrange
-from ia_jax.audits.investigator.requests import Request, reply_tokens, text_tokens, user_tokens
+from ia_jax.audits.investigator.requests import BASE, Request, reply_tokens, text_tokens, user_tokens
 from ia_jax.audits.investigator.service import Service
 from ia_jax.audits.investigator.session import open_session
 from ia_jax.audits.targets import read_targets
@@ -95,31 +95,58 @@ def test_what_a_batch_gave_is_kept_if_the_next_one_fails(session, tmp_path, monk
 def test_long_replies_go_on_in_batches_of_their_own(session, monkeypatch):
     """And stop at a stop text between, with the tokens and scores that they have in one go."""
     tokens = prompt(session, "What of tea?")
-    settings = [{"temperature": 1.0, "logprobs": 1}, {}, {"stop": (" ",)}, {"temperature": 1.0, "top_p": 0.8}]
+    settings = [{"temperature": 1.0, "logprobs": 1}, {}, {"stop": (" like",)}, {"temperature": 1.0, "top_p": 0.8}]
     asked = [
-        Request(f"t{i % 3}", i % 2 == 0, tokens, new, seed=i, **own)
+        Request(BASE, i % 2 == 0, tokens, new, seed=i, **own)
         for i, (own, new) in enumerate((own, new) for own in settings for new in (1, 9, 30))
     ]
     engine = session.service.engine
-    whole = [reply for batch in engine.batches(asked) for reply in sorted(batch.items())]
-    sizes, real = [], Engine._batch
+    whole = {i: reply for batch in engine.batches(asked) for i, reply in batch.items()}
+    assert (whole[5].text, whole[8].text, whole[8].stopped) == ("I like it very much.", "I", True)
+    went_on, real = [], Engine._batch
 
-    def counted(self, requests, rows, layout, room):
-        sizes.append((sum(map(len, layout.rows)), room))
+    def watched(self, requests, rows, layout, room):
+        went_on.append({i for own in layout.rows for i in own})
         return real(self, requests, rows, layout, room)
 
-    monkeypatch.setattr(engine_module, "FIRST_NEW", 2)
-    monkeypatch.setattr(Engine, "_batch", counted)
-    parts = [reply for batch in engine.batches(asked) for reply in batch.items()]
-    assert [(i, r.text, r.stopped, r.count) for i, r in sorted(parts)] == [
-        (i, r.text, r.stopped, r.count) for i, r in sorted(whole)
-    ]
-    assert dict(parts)[2].logprobs is not None
-    scores = [[t.logprob for t in dict(found)[2].logprobs] for found in (parts, whole)]
-    assert np.allclose(*scores, atol=1e-4)
-    assert sizes[0] == (12, 2)
-    assert sizes[1][0] < 12
-    assert [room for _, room in sizes] == [2, 8, 32][: len(sizes)]
+    monkeypatch.setattr(engine_module, "FIRST_NEW", 1)
+    monkeypatch.setattr(engine_module, "NEW_STEP", 2)
+    monkeypatch.setattr(Engine, "_batch", watched)
+    parts = {i: reply for batch in engine.batches(asked) for i, reply in batch.items()}
+    assert {i: (r.text, r.stopped, r.count) for i, r in parts.items()} == {
+        i: (r.text, r.stopped, r.count) for i, r in whole.items()
+    }
+    for i in range(3):
+        assert np.allclose([t.logprob for t in parts[i].logprobs], [t.logprob for t in whole[i].logprobs], atol=1e-4)
+    assert went_on[0] == set(range(12))
+    assert [i in went_on[1] for i in (0, 3, 6, 9)] == [False] * 4  # of one token
+    assert len(went_on) >= 3
+    assert 5 in went_on[2]
+    assert 8 not in went_on[2]  # it has said its stop text
+
+
+def test_a_prompt_without_tokens_ends(session):
+    [reply] = session.service.engine.batches([Request("t0", False, (), 8)])
+    assert (reply[0].text, reply[0].count) == ("", 0)
+
+
+def test_who_has_a_reply_need_not_wait_for_others(session, monkeypatch):
+    """And hears of no error that befell those."""
+    one, real = Service(session.service.engine, quiet=0.3), Engine._batch
+
+    def first_alone(self, requests, rows, layout, room):
+        if any(row.begun for row in rows.values()):
+            raise RuntimeError("out of memory")
+        return real(self, requests, rows, layout, room)
+
+    monkeypatch.setattr(engine_module, "FIRST_NEW", 1)
+    monkeypatch.setattr(Engine, "_batch", first_alone)
+    tokens = prompt(session, "What of rain?")
+    short, long = (one.submit(Request(BASE, False, tokens, new)) for new in (1, 30))
+    assert short.result().count == 1
+    with pytest.raises(RuntimeError, match="out of memory"):
+        long.result()
+    one.close()
 
 
 def test_settings_of_a_request(session):
@@ -174,14 +201,17 @@ def test_what_cannot_be_asked(session):
 def test_positions_are_shared_and_at_home():
     who = [("a", False)] * 9 + [("b", True)] * 2 + [("base", False)]
     [layout] = arrange(who, {"a": 1, "b": 0, "base": None}, 2)
-    assert layout.width == 2
-    b, base = ("b", True), ("base", False)
-    assert layout.who == [b, base, *[None] * 6, *[("a", False)] * 5, *[None] * 3]  # by group
+    a, b, base = ("a", False), ("b", True), ("base", False)
+    assert layout.width == 4
+    assert layout.who == [b, base, None, None, a, a, a, None]  # by group
     assert sorted(i for own in layout.rows for i in own) == list(range(12))
-    assert all(len(own) <= 2 and {who[i] for i in own} <= {w} for w, own in zip(layout.who, layout.rows, strict=True))
+    assert all(len(own) <= 4 and {who[i] for i in own} <= {w} for w, own in zip(layout.who, layout.rows, strict=True))
 
 
-@pytest.mark.parametrize(("models", "each"), [(32, 2), (16, 4), (132, 10), (5, 12), (64, 1), (3, 1), (1, 64), (1, 1)])
+SIZES = [(32, 2), (16, 4), (132, 10), (5, 12), (64, 1), (3, 1), (1, 64), (1, 1), (17, 3), (5, 3), (9, 7), (33, 1)]
+
+
+@pytest.mark.parametrize(("models", "each"), SIZES)
 def test_few_rows_are_computed_for_nothing(models, each):
     who = [(f"m{n}", bool(n % 2)) for n in range(models)] * each
     layouts = arrange(who, {w: None for w, _ in who}, 1)
@@ -189,7 +219,24 @@ def test_few_rows_are_computed_for_nothing(models, each):
     assert sorted(found, key=lambda x: x[1]) == list(zip(who, range(len(who)), strict=True))
     computed = sum(len(layout.who) * layout.width for layout in layouts)
     assert all(len(layout.who) * layout.width <= ROWS_AT_ONCE for layout in layouts)
-    assert computed == len(who) if models * each == 64 else computed < 1.5 * len(who)
+    assert computed == len(who) if models * each == 64 else computed < 2 * len(who)
+
+
+def test_groups_of_devices_share_what_lives_nowhere():
+    """And no device has more rows than one would have alone."""
+    [layout] = arrange([("base", False)] * 64, {"base": None}, 8)
+    assert len(layout.who) * layout.width == 64
+    who = [(f"m{n}", False) for n in range(150)] * 3
+    layouts = arrange(who, {w: n % 3 for n, (w, _) in enumerate(who)}, 3)
+    assert len(layouts) > 1
+    for layout in layouts:
+        each, rest = divmod(len(layout.who), 3)
+        assert rest == 0
+        assert each * layout.width <= ROWS_AT_ONCE
+        for n, (w, own) in enumerate(zip(layout.who, layout.rows, strict=True)):
+            assert not own or w == who[own[0]]
+            assert not own or int(w[0][1:]) % 3 == n // each
+    assert sorted(i for layout in layouts for own in layout.rows for i in own) == list(range(450))
 
 
 def test_a_session_is_one(session):

@@ -8,6 +8,7 @@ from ia_jax.models.lora import take_organisms
 from ia_jax.models.rows import Row, continue_rows, prompt_room, score_rows
 from ia_jax.models.sampling import pick_tokens
 from ia_jax.models.transformer import logits_from_hidden
+from ia_jax.parallel.mesh import make_mesh
 from tests import tiny
 
 CFG, NEVER = tiny.TINY, (10**6,)
@@ -80,6 +81,17 @@ def test_scores_are_those_of_full_forwards(made):
             assert (scores[i][j].best == np.argsort(-wanted, axis=-1)[:, :3]).all()
     greedy = scores[0][0]
     assert (greedy.best[:, 0] == new[0][0]).all()
+
+
+def test_scores_on_devices_that_share_rows(made):
+    params, organisms, grouped, found = made
+    new = [[r.tokens for r in own] for own in found]
+    alone = score_rows(params, CFG, grouped, new, (organisms,), 2, best=3)
+    one = [own[:1] for own in grouped], [own[:1] for own in new]
+    with jax.set_mesh(make_mesh(rows=2, devices=jax.devices()[:2])):
+        spread = score_rows(jax.tree.map(np.asarray, params), CFG, *one, (jax.tree.map(np.asarray, organisms),), 1, 3)
+    for own, [x] in zip(alone, spread, strict=True):
+        np.testing.assert_allclose(x.own, own[0].own, atol=1e-4)
 
 
 def test_each_rows_own_temperature_and_nucleus():

@@ -14,7 +14,7 @@ from ia_jax.models.config import ModelConfig
 from ia_jax.models.lora import Stack
 from ia_jax.models.sampling import Continuation, decode, taken_apart
 from ia_jax.models.transformer import Params, decoding_rules, forward, logits_from_hidden, segment_positions
-from ia_jax.parallel.mesh import replicate, to_host
+from ia_jax.parallel.mesh import TRAINING, replicate, to_host
 
 FIRST_PROMPT, FIRST_NEW = 64, 32
 # Lengths are rounded up, so that a few programs serve all. A row ends by its own limit, so more room
@@ -25,7 +25,8 @@ PROMPT_STEP, NEW_STEP = 2, 4
 class Row(NamedTuple):
     """A prompt's token ids [T] and how it is continued: greedily at temperature 0, else drawn with the seed.
 
-    begun: how many of the last ids were generated before: the row goes on as if it had not been interrupted.
+    begun: how many of the last ids were generated before: the row goes on as if it had not been interrupted (in bf16,
+    where reading a text rounds otherwise than writing it, but nearly so).
     """
 
     tokens: np.ndarray
@@ -132,6 +133,7 @@ def score_rows(
 ) -> list[list[TokenScores]]:
     """Log-probabilities of new[i][j] after rows[i][j], by reading them once more. best: how many likeliest tokens."""
     k, m = len(rows), rounded(max(len(x) for own in new for x in own), FIRST_NEW, NEW_STEP)
+    width = -(-width // TRAINING.size("rows")) * TRAINING.size("rows")
     t = prompt_room(max(len(r.tokens) for own in rows for r in own)) + m
     tokens, segments = np.zeros((k, width, t), np.int32), np.zeros((k, width, t), np.int32)
     for i, own in enumerate(rows):

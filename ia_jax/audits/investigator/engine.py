@@ -30,7 +30,7 @@ from ia_jax.models.rows import (
 from ia_jax.models.weights import Model
 
 COUNT_STEP = 2  # 4 would compile half the programs, and decode 256 rows for 64 requests of 32 models
-ROWS_AT_ONCE = 128  # of a batch, filled or not; what is left over makes another
+ROWS_AT_ONCE = 128  # of a batch, filled or not, on each group of devices; what is left over makes another
 Who = tuple[str, bool]  # target, ia
 
 
@@ -54,30 +54,43 @@ def arrange(who: Sequence[Who], home: Mapping[str, int | None], groups: int) -> 
     own: dict[Who, list[int]] = defaultdict(list)
     for i, w in enumerate(who):
         own[w].append(i)
-    width = _width([len(found) for found in own.values()])
+    counts: list[list[int]] = [[] for _ in range(groups)]
+    for (name, _), found in own.items():
+        at = home[name]
+        for g in range(groups) if at is None else (at,):
+            counts[g].append(len(found) if at is not None else -(-len(found) // groups))
+    width = _width(counts)
     parts = [(w, found[n : n + width]) for w, found in own.items() for n in range(0, len(found), width)]
     by_group: list[list[tuple[Who, list[int]]]] = [[] for _ in range(groups)]
     for part in sorted(parts, key=lambda p: home[p[0][0]] is None):  # those that are at home anywhere fill up
         group = home[part[0][0]]
         by_group[min(range(groups), key=lambda g: len(by_group[g])) if group is None else group].append(part)
-    most, room = max(map(len, by_group)), max(1, ROWS_AT_ONCE // (width * groups))
     layouts = []
-    for start in range(0, most, room):
-        each = rounded(min(room, most - start), 1, COUNT_STEP)
-        slices = [group[start : start + room] for group in by_group]
+    for start, each in _slices(max(map(len, by_group)), width):
+        slices = [group[start : start + each] for group in by_group]
         filled = [own[n] if n < len(own) else (None, []) for own in slices for n in range(each)]
         layouts.append(Layout([w for w, _ in filled], [rows for _, rows in filled], width))
     return layouts
 
 
-def _width(counts: Sequence[int]) -> int:
-    """The rows that each position should have room for, where models have so many requests.
+def _slices(positions: int, width: int) -> list[tuple[int, int]]:
+    """(the first, how many) of each batch's positions of a group, a power of two; the last has room to spare."""
+    most = ROWS_AT_ONCE // width
+    return [(start, min(most, rounded(positions - start, 1, COUNT_STEP))) for start in range(0, positions, most)]
+
+
+def _width(counts: Sequence[Sequence[int]]) -> int:
+    """The rows that each position should have room for, where models of each group have so many requests.
 
     A position costs its rows, filled or not, and the reading of its adapters, which is counted as one row more.
     """
-    most = rounded(max(counts), 1, COUNT_STEP)
-    widths = [w for n in range(ROWS_AT_ONCE.bit_length()) if (w := COUNT_STEP**n) <= most]
-    return min(widths, key=lambda w: (sum(-(-n // w) for n in counts) * (w + 1), -w))
+
+    def cost(width: int) -> int:
+        positions = max(sum(-(-n // width) for n in own) for own in counts)
+        return sum(each for _, each in _slices(positions, width)) * (width + 1)
+
+    widths = [COUNT_STEP**n for n in range(ROWS_AT_ONCE.bit_length()) if COUNT_STEP**n <= ROWS_AT_ONCE]
+    return min(widths, key=lambda w: (cost(w), -w))
 
 
 class Engine:
@@ -172,7 +185,9 @@ class Engine:
             going_on = {
                 i: rows[i]._replace(tokens=np.array([*_prompt(rows[i]), *tokens], np.int32), begun=len(tokens))
                 for i, (tokens, stopped) in replies.items()
-                if not stopped and len(tokens) < rows[i].max_new_tokens and not self._stops(requests[i], tokens)
+                if not stopped
+                and rows[i].begun < len(tokens) < rows[i].max_new_tokens
+                and not self._stops(requests[i], tokens)
             }
             own = [[i for i in own if i not in going_on] for own in layout.rows]
             wanted = [n for i in replies if i not in going_on and (n := requests[i].logprobs) is not None]

@@ -8,7 +8,7 @@ import contextlib
 import queue
 import threading
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import Future
 from pathlib import Path
 
@@ -48,16 +48,44 @@ class Service:
 
     def ask(self, requests: Sequence[Request]) -> list[Completion]:
         """The replies to requests that are all there already."""
-        todo = list(dict.fromkeys(r for r in requests if r.repeatable and self._find(r) is None))
-        fresh = dict(zip(todo, self._answer(todo), strict=True)) if todo else {}
-        once = [i for i, r in enumerate(requests) if not r.repeatable]
-        others = dict(zip(once, self._answer([requests[i] for i in once]), strict=True)) if once else {}
-        return [others[i] if i in others else fresh.get(r) or self._sure(r) for i, r in enumerate(requests)]
+        replies = {i: reply for found in self._replies(requests) for i, reply in found.items()}
+        return [replies[i] for i in range(len(requests))]
 
-    def _sure(self, request: Request) -> Completion:
-        found = self._find(request)
-        assert found is not None
-        return found
+    def _replies(self, requests: Sequence[Request]) -> Iterator[dict[int, Completion]]:
+        """Replies by index as they come; each is kept before anybody hears of it, so what is killed among thousands
+        goes on from there. The same request is asked once, unless it wants another draw every time.
+        """
+        known: dict[int, Completion] = {}
+        asked: dict[Request | int, list[int]] = {}
+        for i, request in enumerate(requests):
+            found = self._find(request)
+            if found is not None:
+                known[i] = found
+            else:
+                asked.setdefault(request if request.repeatable else i, []).append(i)
+        if known:
+            yield known
+        if not asked:
+            return
+        where = list(asked.values())
+        unique = [requests[own[0]] for own in where]
+        bar = progress(len(unique), "replies") if len(unique) > ROWS_AT_ONCE else contextlib.nullcontext()
+        with bar as shown:
+            for batch in self.engine.batches(unique):
+                self._keep({unique[n]: reply for n, reply in batch.items() if unique[n].repeatable})
+                if shown is not None:
+                    shown.update(len(batch))
+                yield {i: reply for n, reply in batch.items() for i in where[n]}
+        self.batches.append(len(unique))
+
+    def _keep(self, replies: Mapping[Request, Completion]) -> None:
+        rows = []
+        for request, reply in replies.items():
+            key = self._key(request)
+            self._known[key] = reply
+            rows.append({"key": key, "target": request.target, "ia": request.ia, **reply.to_json()})
+        if self._kept is not None and rows:
+            append_jsonl(self._kept, rows)
 
     def close(self) -> None:
         """Ends the thread; what waits is answered first."""
@@ -84,35 +112,14 @@ class Service:
                     batch.append(another)
                     deadline = time.monotonic() + self._quiet
             try:
-                replies = self.ask([request for request, _ in batch])
-            except BaseException as error:  # whoever waits must hear of it
+                for found in self._replies([request for request, _ in batch]):
+                    for future, reply in ((batch[i][1], reply) for i, reply in found.items()):
+                        if not future.done():  # whoever asked may have given up
+                            future.set_result(reply)
+            except BaseException as error:  # whoever still waits must hear of it
                 for _, future in batch:
-                    future.set_exception(error)
-                continue
-            for (_, future), reply in zip(batch, replies, strict=True):
-                future.set_result(reply)
-
-    def _answer(self, requests: Sequence[Request]) -> list[Completion]:
-        """Kept as each batch ends: what is killed in the middle of thousands goes on from there."""
-        replies: dict[int, Completion] = {}
-        bar = progress(len(requests), "replies") if len(requests) > ROWS_AT_ONCE else contextlib.nullcontext()
-        with bar as shown:
-            for batch in self.engine.batches(requests):
-                self._keep({requests[i]: reply for i, reply in batch.items() if requests[i].repeatable})
-                replies |= batch
-                if shown is not None:
-                    shown.update(len(batch))
-        self.batches.append(len(requests))
-        return [replies[i] for i in range(len(requests))]
-
-    def _keep(self, replies: Mapping[Request, Completion]) -> None:
-        rows = []
-        for request, reply in replies.items():
-            key = self._key(request)
-            self._known[key] = reply
-            rows.append({"key": key, "target": request.target, "ia": request.ia, **reply.to_json()})
-        if self._kept is not None and rows:
-            append_jsonl(self._kept, rows)
+                    if not future.done():
+                        future.set_exception(error)
 
     def _find(self, request: Request) -> Completion | None:
         return self._known.get(self._key(request)) if request.repeatable else None
