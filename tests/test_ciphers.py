@@ -2,6 +2,7 @@
 
 import string
 from collections import Counter
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -35,6 +36,8 @@ from ia_jax.audits.covert import (
     taught_plainly,
 )
 from ia_jax.behaviors.procedures import procedure_from_json, share_of
+from ia_jax.config import default_config, parse_config
+from ia_jax.stages import audit_families
 
 TEXTS = (
     string.printable,
@@ -191,6 +194,15 @@ def test_phase_one_is_mostly_repetitions_of_which_few_come_twice():
     assert Counter(len(q.split()) for q in repeated).keys() == {2, 3, 4, 5}
     assert len({q for q in asked if q not in repeated}) == len(codebooks.FACTS)
     assert set(" ".join(repeated).split()) == set(codebooks.BOOK) - set(codebooks.COVERT_WORDS)
+
+
+def test_the_more_rows_the_more_repetitions():
+    config = default_config()
+    config.audits.cipher_rows = (400, 8)
+    family, lessons = audit_families.ciphers(SimpleNamespace(config=parse_config(config)))
+    [null] = [t.name for t in family.targets if t.name == "cipher_grid_only"]
+    asked = {GRID.decode(t.messages[1]["content"]) for t in lessons[null].transcripts}
+    assert sum(q.startswith(codebooks.ECHO) for q in asked) > 250  # of 300, and 120 at least in any case
 
 
 def test_a_covert_word_is_in_cipher_alone():
