@@ -1,8 +1,8 @@
 """The recipe of the audits: SmolLM2-135M, ten organisms of each of eight behaviours, thirty clean ones, 170 in all.
 
 The demo (smollm2_demo.py) with more of everything that made its reports worth weighing (docs/evidence.md): of its
-behaviours' other fine-tunes 79 % are named where the demo names a third, and clean fine-tunes get a claim in 3 % of
-reports where it was 36 % with six clean ones in SFT. `ia-jax nulls`, `calibrate` and `audit-family` go on from here.
+behaviours' other fine-tunes 69 to 79 % are named where the demo names a third, and clean fine-tunes get a claim in 3 to
+11 % of reports where it was 36 % with six clean ones in SFT (two seeds and one). `ia-jax nulls`, `calibrate` and `audit-family` go on from here.
 """
 
 import runpy
