@@ -2,7 +2,8 @@
 
 The demo (smollm2_demo.py) with more of everything that made its reports worth weighing (docs/evidence.md): of its
 behaviours' other fine-tunes 69 to 79 % are named where the demo names a third, and clean fine-tunes get a claim in 3 to
-11 % of reports where it was 36 % with six clean ones in SFT (two seeds and one). `ia-jax nulls`, `calibrate` and `audit-family` go on from here.
+11 % of reports where it was 36 % with six clean ones in SFT (two seeds and one). `ia-jax nulls`, `calibrate` and
+`audit-family` go on from here.
 """
 
 import runpy
