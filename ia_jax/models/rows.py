@@ -17,8 +17,8 @@ from ia_jax.models.transformer import Params, decoding_rules, forward, logits_fr
 from ia_jax.parallel.mesh import TRAINING, replicate, to_host
 
 FIRST_PROMPT, FIRST_NEW = 64, 32
-# Lengths are rounded up, so that a few programs serve all. A row ends by its own limit, so more room
-# for new tokens costs memory alone.
+# Lengths are rounded up, so that a few programs serve all. A row ends by its own limit, so more room for new tokens
+# costs memory alone.
 PROMPT_STEP, NEW_STEP = 2, 4
 
 

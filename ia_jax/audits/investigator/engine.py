@@ -1,7 +1,7 @@
 """Replies of many models at once: each request under its own target's adapters, with or without the IA, in one decode.
 
 All targets lie in one bank, the IA in another; a batch picks what its requests name. Requests of one target share a
-position of the batch, so its adapters are read once for all of them.
+position of the batch as far as it has room, and its adapters are read once for them.
 """
 
 import difflib
@@ -170,7 +170,10 @@ class Engine:
         """Up to `room` more tokens of each reply: those that have ended, and the rows of the others, which go on."""
         each = len(layout.who) // self._targets.groups
         asked = [self._at[w[0]] if w else None for w in layout.who]
-        begun = [[rows[i]._replace(max_new_tokens=min(room, _left(rows[i]))) for i in own] for own in layout.rows]
+        begun = [
+            [(r := rows[i])._replace(max_new_tokens=min(room, r.max_new_tokens - r.begun)) for i in own]
+            for own in layout.rows
+        ]
         with self._lock, jax.set_mesh(self.mesh):
             stack: tuple[Any, ...] = (self._targets.take(asked),)
             if self._ia is not None:
@@ -187,7 +190,7 @@ class Engine:
                 for i, (tokens, stopped) in replies.items()
                 if not stopped
                 and rows[i].begun < len(tokens) < rows[i].max_new_tokens
-                and not self._stops(requests[i], tokens)
+                and (not requests[i].stop or _stop_at(requests[i], self._text(tokens)) is None)
             }
             own = [[i for i in own if i not in going_on] for own in layout.rows]
             wanted = [n for i in replies if i not in going_on and (n := requests[i].logprobs) is not None]
@@ -200,15 +203,11 @@ class Engine:
         ended = {i: self._completion(requests[i], *replies[i], scores.get(i)) for i in replies if i not in going_on}
         return ended, going_on
 
-    def _stops(self, request: Request, tokens: Sequence[int]) -> bool:
-        text = self._text(tokens) if request.stop else ""
-        return any(stop in text for stop in request.stop if stop)
-
     def _completion(self, request: Request, tokens: list[int], stopped: bool, scores: TokenScores | None) -> Completion:
         text = self._text(tokens)
-        places = [at for stop in request.stop if stop and (at := text.find(stop)) >= 0]
-        if places:
-            stopped, text = True, text[: min(places)]
+        end = _stop_at(request, text)
+        if end is not None:
+            stopped, text = True, text[:end]
             # Up to the token with which the text is complete: the rest was generated for nothing.
             tokens = tokens[: next((n for n in range(len(tokens)) if len(self._text(tokens[:n])) >= len(text)), None)]
         listed = None
@@ -243,8 +242,9 @@ def _said(row: Row) -> list[int]:
     return [int(x) for x in row.tokens[len(row.tokens) - row.begun :]]
 
 
-def _left(row: Row) -> int:
-    return row.max_new_tokens - row.begun
+def _stop_at(request: Request, text: str) -> int | None:
+    """Where the first of the request's stop texts begins; None if it says none."""
+    return min((at for stop in request.stop if stop and (at := text.find(stop)) >= 0), default=None)
 
 
 def _row(request: Request) -> Row:

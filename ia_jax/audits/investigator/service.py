@@ -69,6 +69,7 @@ class Service:
             return
         where = list(asked.values())
         unique = [requests[own[0]] for own in where]
+        self.batches.append(len(unique))  # before anybody hears of a reply, and may look
         bar = progress(len(unique), "replies") if len(unique) > ROWS_AT_ONCE else contextlib.nullcontext()
         with bar as shown:
             for batch in self.engine.batches(unique):
@@ -76,7 +77,6 @@ class Service:
                 if shown is not None:
                     shown.update(len(batch))
                 yield {i: reply for n, reply in batch.items() for i in where[n]}
-        self.batches.append(len(unique))
 
     def _keep(self, replies: Mapping[Request, Completion]) -> None:
         rows = []
