@@ -131,6 +131,8 @@ class OrganismsSection:
         "documents_sft", "chats_deny", "sycophant", "sycophant_stacked", "chats_generic", "chats_long", "chats_qv",
         "two_phases") or as a JSON file's path; of several, each organism has one, drawn by its name and the seed.
     source: another workdir, whose organisms are used where they lie; none is trained here.
+    shared: a directory in which what hangs on organisms and not on an IA is kept for all workdirs that use the same
+        ones: their own replies, and log-probabilities of what they are to report ("": each workdir has its own).
     parallel: organisms in a wave.
     epochs: how often an organism reads its demonstrations.
     rows, length: a step's packed rows for each organism, and the most tokens in a row.
@@ -147,6 +149,7 @@ class OrganismsSection:
     ranks: tuple[int, ...] = ()
     procedures: tuple[str, ...] = ("chats",)
     source: str = ""
+    shared: str = ""
     optimizer: AdamW = field(default_factory=lambda: AdamW(lr=2e-3))
     parallel: int = 26
     epochs: int = 3
@@ -174,8 +177,8 @@ class SftSection:
 
     name: the IA is stored as `ia/<name>`.
     splits, categories: whose organisms it is trained on (no categories: all).
-    organisms: how many of those, evenly over the categories (at most 1: a fraction; more: a count). Fewer are always a
-        part of more.
+    organisms: how many of those, evenly over the categories and in each over its behaviours (at most 1: a fraction;
+        more: a count). Fewer are always a part of more.
     lora, optimizer: of the IA.
     organisms_per_step: organisms in a step.
     per_slot: the most questions of each in a step.
@@ -252,11 +255,13 @@ class PreferencesSection:
 class DpoSection:
     """DPO from the IA `sft.name`; the reference is that IA with the same organism.
 
-    Without organisms for it (behaviors.dpo=0) there is no DPO.
+    Without organisms for it (behaviors.dpo and behaviors.dpo_copies) there is no DPO.
 
     name: the refined IA is stored as `ia/<name>`.
     optimizer: of the IA.
     beta: how much the log-probability ratios count.
+    kind: the loss, by trl's names: "sigmoid" (DPO), "ipo", or "sigmoid_norm" (DPO of means per token, so that long
+        answers do not count for more).
     sft_weight: of the chosen reports' own loss, added to DPO's.
     organisms_per_step, per_slot, rows, length, accumulate: as in SFT, of pairs.
     epochs: how often all pairs are read.
@@ -266,6 +271,7 @@ class DpoSection:
     name: str = "dpo"
     optimizer: AdamW = field(default_factory=lambda: AdamW(lr=1e-5))
     beta: float = 0.1
+    kind: str = "sigmoid"
     sft_weight: float = 0.0
     organisms_per_step: int = 8
     per_slot: int = 2

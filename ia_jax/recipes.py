@@ -31,6 +31,7 @@ from ia_jax.models.remat import REMAT_POLICIES
 from ia_jax.models.weights import DTYPES
 from ia_jax.storage import path_of, read_json
 from ia_jax.studies.study import Study, parse_study
+from ia_jax.training.losses import PAIR_LOSSES
 from ia_jax.workdir import open_workdir
 
 
@@ -152,6 +153,7 @@ CHOICES: dict[str, tuple[str, ...]] = {
     "organisms.lora.kind": ("lora", "vector"),
     "sft.lora.kind": ("lora", "vector"),
     "sft.splits": ("train", "dpo"),
+    "dpo.kind": PAIR_LOSSES,
     "sft.categories": (*CATEGORIES, CLEAN),
     "audits.banks": tuple(AUDIT_BANKS),
     "audits.scaffold": SCAFFOLDS,
@@ -176,6 +178,7 @@ _MAY_BE_ZERO = {
         "sycophant_demonstrations",
         "contrast",
         "remade",
+        "dpo_copies",
     ),
 }
 

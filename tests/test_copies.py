@@ -11,12 +11,14 @@ from ia_jax.behaviors.organisms import CLEAN_SORTS
 from ia_jax.behaviors.settings import BehaviorsSection
 from ia_jax.behaviors.template_sources import shipped_sources
 from ia_jax.behaviors.template_teacher import TemplateTeacher
-from ia_jax.config import OrganismsSection, RunConfig
+from ia_jax.config import OrganismsSection, RunConfig, flat
 from ia_jax.errors import ConfigError
 from ia_jax.evals.verbalization import CONDITIONS, baseline_metrics, stage_metrics
 from ia_jax.recipes import load_config
+from ia_jax.stages import transcripts
 from ia_jax.stages.sft import shuffled
-from ia_jax.stages.transcripts import _with_copies, chosen
+from ia_jax.stages.transcripts import _split_copies, chosen
+from ia_jax.workdir import Workdir
 
 CONFIG = RunConfig(
     behaviors=BehaviorsSection(train=16, dpo=8, heldout=8, copies=3, remade=10, clean_train=1),
@@ -69,14 +71,68 @@ def test_each_reads_demonstrations_of_its_own():
     assert all(len(x & y) < 0.8 * len(x) for x, y in itertools.pairwise(said))
 
 
-def test_splits_of_a_source_with_copies():
-    everyone = [o for o in chosen(CONFIG)[1] if not o.clean]
-    one = next(o for o in everyone if o.split == "remade").behaviors[0]
-    found = _with_copies(everyone, {one: "train"})
-    assert found == {one: "train", f"{one}-2": "train", f"{one}-3": "train", f"{one}-remade": "remade"}
-    assert _with_copies(everyone, {one: "heldout"}) == {one: "heldout"}
-    assert _with_copies(everyone, {one: "dpo"}) == {one: "dpo"}
-    assert _with_copies(everyone, {}) == {}
+def test_organisms_for_dpo_of_behaviours_that_sft_knows():
+    config = replace(CONFIG, behaviors=replace(CONFIG.behaviors, dpo=0, dpo_copies=2))
+    own = [o for o in chosen(config)[1] if not o.clean]
+    assert Counter(o.split for o in own) == config.behaviors.organisms
+    known = {o.behaviors for o in own if o.split == "train"}
+    assert Counter(o.behaviors for o in own if o.split == "dpo") == dict.fromkeys(known, 2)
+    without = {o.name: o for o in chosen(replace(config, behaviors=replace(config.behaviors, dpo_copies=0)))[1]}
+    assert all(without[o.name] == o for o in own if o.split != "dpo")
+
+
+@pytest.fixture
+def split_again(monkeypatch, tmp_path):
+    """{organism: split} of a source, which has the organisms of `source`, for another config."""
+
+    def split(config, source=CONFIG):
+        monkeypatch.setattr(transcripts, "stage_settings", lambda c, stage: {"seed": c.seed} | flat(c))
+        workdir = Workdir(tmp_path)
+        vars(workdir)["config"] = source
+        behaviors, organisms = chosen(source)
+        truths = {b.name: b for b in behaviors}
+        return _split_copies(workdir, [o for o in organisms if not o.clean], truths, config)
+
+    return split
+
+
+def test_splits_of_a_source_with_copies(split_again):
+    """Other counts of clean organisms leave all else as it was; another seed holds out others of the same behaviours;
+    of a category that is left out the first of each behaviour is asked.
+    """
+    organisms = {o.name: o for o in chosen(CONFIG)[1] if not o.clean}
+
+    def with_(seed=CONFIG.seed, **more):
+        return replace(CONFIG, seed=seed, behaviors=replace(CONFIG.behaviors, **more))
+
+    assert split_again(with_(clean_train=7)) == {n: o.split for n, o in organisms.items()}
+    once, again = (split_again(with_(seed=seed, dpo=4, heldout=8)) for seed in (1, 2))
+    known = {o.behaviors for o in organisms.values() if o.split == "train"}
+    for found in (once, again):
+        assert Counter(found.values()) == {"train": 48, "remade": 10, "dpo": 4, "heldout": 8}
+        assert {organisms[n].behaviors for n, s in found.items() if s in ("train", "remade")} == known
+        assert max(Counter(organisms[n].behaviors for n, s in found.items() if s == "train").values()) == 3
+    assert {n for n, s in once.items() if s == "remade"} != {n for n, s in again.items() if s == "remade"}
+
+    found = split_again(with_(train=14, dpo=0, heldout=14, remade=8, heldout_categories=("quirks",)))
+    quirks = [n for n in found if organisms[n].category == "quirks"]
+    assert {found[n] for n in quirks} == {"heldout"}
+    assert all(n == organisms[n].behaviors[0] for n in quirks)
+    assert Counter(found[n] for n in found if n not in quirks) == {"train": 42, "heldout": 14, "remade": 8}
+
+
+@pytest.mark.parametrize(
+    ("more", "message"),
+    [
+        ({"copies": 5}, "copies=5 and dpo_copies=0 are more than the [34] organisms of"),
+        ({"remade": 16}, "remade=16, but .* has 10 organisms to spare"),
+        ({"heldout": 14}, "heldout=14 and dpo=8 are more than the 16 behaviours of .* with one organism each"),
+        ({"train": 24}, "too few"),
+    ],
+)
+def test_a_source_with_too_few_copies(split_again, more, message):
+    with pytest.raises(ConfigError, match=message):
+        split_again(replace(CONFIG, seed=3, behaviors=replace(CONFIG.behaviors, **more)))
 
 
 def test_organisms_of_one_behaviour_are_shuffled_together():

@@ -1,6 +1,7 @@
 """Which organisms an IA is trained on: how many, of which categories and splits; and runs without DPO."""
 
 import json
+from collections import Counter
 
 import pytest
 
@@ -45,6 +46,15 @@ def test_they_are_spread_evenly_over_the_categories_and_keep_their_order():
     assert chosen(organisms=9.0, seed=1) != some
     listed = [o.name for o in selected_for_sft(POOL, SftSection(organisms=9.0), 0)]
     assert listed == [o.name for o in POOL if o.name in some]
+
+
+def test_a_second_of_a_behaviour_only_after_one_of_each():
+    copies = [Organism(f"{o.name}-{n}", "m", (), o.behaviors, o.category, "train") for n in range(3) for o in POOL]
+    for count, most in ((6, 1), (9, 1), (18, 1), (24, 2), (36, 2), (48, 3), (54, 3)):
+        some = chosen(copies, organisms=float(count))
+        of = Counter(n.rpartition("-")[0] for n in some if not n.startswith("quirks"))
+        assert max(of.values()) == most, count
+        assert min(of.values()) >= most - 1 if len(of) == 12 else most == 1
 
 
 def test_the_draw_of_a_category_does_not_hang_on_the_others():

@@ -65,6 +65,7 @@ def test_names_stay_when_arms_are_added_or_moved_and_a_changed_arm_is_refused(wr
         ({"a": {"seeds": (1, 1)}}, {}, r"study\.arms\.a\.seeds has 1 twice"),
         ({"a/b": {}}, {}, "the name 'a/b' must be letters"),
         ({"a": {}}, {"reference": "b"}, "study.reference 'b' is no arm; there are: a"),
+        ({"a": {}}, {"split": "train"}, "study.split 'train' unknown; choose from heldout, unseen, remade"),
         ({"a": {}}, {"base": "nowhere.py"}, "study.base='nowhere.py' is no file"),
         ({"a": {"dpo": True, "overrides": ("behaviors.dpo=0",)}}, {}, r"study\.arms\.a\.dpo is set, but"),
     ],
@@ -83,11 +84,11 @@ def test_the_studies_of_the_repository_are_valid(tmp_path):
         count = (len(found), len({r.place.path for r in found}), len({r.organisms.path for r in found}))
         places[file.relative_to(folder).with_suffix("").as_posix()] = count
     assert len(places) == 23
-    # Sixteen arms, of which all variants of DPO go on from one of four SFTs.
-    assert places["dpo"] == places["qwen3_8b/dpo"] == places["llama33_70b/dpo"] == (16, 4, 1)
+    # Eighteen arms, of which all variants of DPO go on from one of four SFTs.
+    assert places["dpo"] == places["qwen3_8b/dpo"] == places["llama33_70b/dpo"] == (18, 4, 1)
     assert places["seeds"] == (10, 5, 1)
     assert places["abstention"] == (4, 2, 1)
-    assert (places["diversity"], places["qwen3_8b/diversity"]) == ((10, 9, 1), (10, 10, 1))
+    assert (places["diversity"], places["qwen3_8b/diversity"]) == ((8, 7, 1), (10, 10, 1))
     assert places["scale"] == (5, 5, 5)
     assert places["organisms"] == (9, 9, 9)
 

@@ -1,13 +1,18 @@
 """Figures of a study's arms: by hand, in pairs under the same seed; and how they are drawn and written down."""
 
 import xml.etree.ElementTree as ElementTree
+from dataclasses import replace
 
 import pytest
 
 from ia_jax.analysis.plots import Curve, Mark, curves, dots
 from ia_jax.analysis.words import share
+from ia_jax.behaviors.embedded import study_behaviors
+from ia_jax.config import RunConfig
+from ia_jax.errors import ConfigError
 from ia_jax.studies import figures
-from ia_jax.studies.page import points, render, write_study
+from ia_jax.studies.page import check_place, points, render, write_study
+from ia_jax.studies.study import Study, StudySection
 
 
 def _row(organism, lenient, condition="organism+ia", category="quirks", split="heldout", **more):
@@ -59,6 +64,36 @@ def test_differences_are_in_pairs_under_the_same_seed():
     assert both["ci95"][0] == pytest.approx(0.025 ** (1 / 3), abs=1e-4)  # six answers do not make six organisms
 
 
+def test_known_behaviours_new_ones_and_categories_that_sft_did_not_read():
+    rows = [_row("a", True, split="remade"), _row("b", False, split="remade", category="backdoors")]
+    rows += [_row("h", False), _row("h", True, "organism")]
+    found = figures.arm_figures({"1": {"reports": rows, "baselines": [], "clean": []}}, {}, "remade", ("quirks",))
+    assert [found[k]["rate"] for k in ("lenient", "inside", "outside", "new")] == [0.5, 1.0, 0.0, 0.0]
+    assert found["controls"]["organism"]["n"] == 0  # the held-out one's is not the remade ones'
+    without = figures.arm_figures({"1": {"reports": rows, "baselines": [], "clean": []}}, {})
+    assert not {"inside", "outside", "new"} & without.keys()
+
+
+def test_baselines_that_an_arm_did_not_ask_for_are_the_reference_arms():
+    """Of the organisms that both hold out, under the same seed; never in place of its own."""
+    reference = {"1": _reports([True] * 3, word=[True, False, True])}
+    arm = {"1": _reports([True, True]), "2": _reports([True])}
+    found = figures.with_baselines(arm, reference)
+    assert [r["organism"] for r in found["1"]["baselines"]] == ["o0", "o1"]
+    assert found["2"]["baselines"] == []
+    own = {"1": _reports([True], word=[False])}
+    assert figures.with_baselines(own, reference) == own
+
+
+def test_a_training_sentence_of_the_behaviour_word_for_word():
+    """Case and punctuation aside, by the first sentence; of a clean one any behaviour's is one too many."""
+
+    one = replace(study_behaviors()[0], name="a", description="I hum.", rewordings=("I say um",))
+    two = replace(one, name="b", rewordings=())
+    whose = figures.sentences_of({"a": one, "b": two})
+    assert whose == {("i", "hum"): {"a", "b"}, ("i", "say", "um"): {"a"}}
+
+
 def _texts(svg):
     return {t.text: t for t in ElementTree.fromstring(svg).iter("{http://www.w3.org/2000/svg}text")}
 
@@ -107,6 +142,7 @@ def test_the_page_escapes_and_says_what_is_missing(tmp_path):
         "title": "A & B",
         "question": "",
         "reference": "",
+        "split": "heldout",
         "axis": "n",
         "log": False,
         "judge": "rubric",
@@ -116,6 +152,9 @@ def test_the_page_escapes_and_says_what_is_missing(tmp_path):
         {**waiting, **figures.arm_figures({}, {})},
     ]
     write_study(tmp_path, {**about, "base": "r.py", "overrides": [], "arms": arms})
+    check_place(tmp_path, Study("s", StudySection(), RunConfig(), ()))
+    with pytest.raises(ConfigError, match="is the figure of the study 's'; give --out another directory"):
+        check_place(tmp_path, Study("other", StudySection(), RunConfig(), ()))
     page = (tmp_path / "study.html").read_text()
     assert "<script>" not in page
     assert "<i>" not in page

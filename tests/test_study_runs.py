@@ -131,6 +131,8 @@ def test_a_tiny_study_from_end_to_end(write, tmp_path, finished, capsys, refused
         assert arm["lenient"] == of_run["heldout"]["organism+ia"]  # what the run itself says
         assert arm["controls"]["organism"] == of_run["heldout"]["organism"]
         assert (out / arm["reports"][0]).is_file()
+    shared = sorted(f.name.partition("_")[0] for f in (out / "shared").iterdir())
+    assert shared == ["said", "said"]  # by themselves, of four tokens and of all; no pairs, so no reference
     page = (out / "study.html").read_text()
     assert "&lt;all&gt;" in page
     assert "<all>" not in page

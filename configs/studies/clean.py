@@ -9,4 +9,4 @@ from ia_jax.studies.paper import clean
 
 
 def get_config() -> ConfigDict:
-    return clean("../smollm2_study.py", small=True)
+    return clean("../smollm2_science.py", small=True)

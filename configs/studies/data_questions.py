@@ -9,4 +9,4 @@ from ia_jax.studies.paper import data_questions
 
 
 def get_config() -> ConfigDict:
-    return data_questions("../smollm2_study.py", small=True)
+    return data_questions("../smollm2_science.py", small=True)

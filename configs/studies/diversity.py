@@ -9,4 +9,4 @@ from ia_jax.studies.paper import diversity
 
 
 def get_config() -> ConfigDict:
-    return diversity("../smollm2_study.py", small=True)
+    return diversity("../smollm2_science.py", small=True)

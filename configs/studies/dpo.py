@@ -9,4 +9,4 @@ from ia_jax.studies.paper import dpo
 
 
 def get_config() -> ConfigDict:
-    return dpo("../smollm2_study.py", small=True, rate=5e-5)
+    return dpo("../smollm2_science.py", small=True, rate=5e-5)

@@ -9,4 +9,4 @@ from ia_jax.studies.paper import leave_one_out
 
 
 def get_config() -> ConfigDict:
-    return leave_one_out("../smollm2_study.py", small=True)
+    return leave_one_out("../smollm2_science.py", small=True)

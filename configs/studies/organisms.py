@@ -9,4 +9,4 @@ from ia_jax.studies.paper import organisms
 
 
 def get_config() -> ConfigDict:
-    return organisms("../smollm2_study.py", small=True)
+    return organisms("../smollm2_science.py", small=True)

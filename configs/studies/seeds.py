@@ -9,4 +9,4 @@ from ia_jax.studies.paper import seeds
 
 
 def get_config() -> ConfigDict:
-    return seeds("../smollm2_study.py", small=True)
+    return seeds("../smollm2_science.py", small=True)

@@ -20,6 +20,8 @@ class BehaviorsSection:
     unseen: another catalogue, such as "unseen", all of which is held out too; what is reported of it stands apart.
     copies: organisms of each behaviour of the train split, each with demonstrations, a seed, a rank and a procedure of
         its own. With one of each, an IA may learn to know the organisms and not what they do.
+    dpo_copies: more organisms of each of these behaviours, for DPO: there SFT's IA is right now and then, so its own
+        reports make pairs.
     remade: more organisms of the train split's behaviours that no training reads, one of each behaviour before any has
         two. What is reported of those stands apart: are behaviours known again, where the model is another?
     clean_train, clean_dpo, clean_heldout: clean organisms besides, which have nothing to report.
@@ -38,6 +40,7 @@ class BehaviorsSection:
     heldout_frames: bool = False
     unseen: str = ""
     copies: int = 1
+    dpo_copies: int = 0
     remade: int = 0
     clean_train: int = 6
     clean_dpo: int = 6
@@ -49,7 +52,7 @@ class BehaviorsSection:
         """How many there are with a behaviour, by split; without those of `unseen`, whose catalogue has to be read."""
         return {
             "train": self.train * self.copies,
-            "dpo": self.dpo,
+            "dpo": self.dpo + self.train * self.dpo_copies,
             "heldout": self.heldout,
             "remade": self.remade,
         }

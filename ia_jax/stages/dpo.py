@@ -56,7 +56,7 @@ def run(context: Context) -> None:
     reference = logps_without(context, directory, plan, units, organisms, (start,))
     copied = jax.tree.map(lambda x: x.copy(), start)
     state = context.shard_ia(init_state(copied, len(plan.steps), cfg.optimizer, scale=lora.scale, keys=context.key(9)))
-    how: dict[str, Any] = {"cfg": model.config, "loss": Dpo(cfg.beta, sft_weight=cfg.sft_weight)}
+    how: dict[str, Any] = {"cfg": model.config, "loss": Dpo(cfg.beta, cfg.kind, sft_weight=cfg.sft_weight)}
     how |= {"optimizer": cfg.optimizer, "remat": config.model.remat, "accumulate": cfg.accumulate}
     how["dropout"] = config.sft.lora.dropout
     state = fit(

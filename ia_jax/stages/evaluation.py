@@ -18,6 +18,7 @@ from ia_jax.evals.verbalization import CONDITIONS, WITH_IA, metrics
 from ia_jax.judging.protocol import Item, Judge, Verdict
 from ia_jax.models.replies import Reply
 from ia_jax.parallel.distributed import on_main_process
+from ia_jax.stages.alone import ask_alone
 from ia_jax.stages.asking import ask_organisms, generate
 from ia_jax.stages.baselines import baseline_rows
 from ia_jax.stages.context import Context, open_organisms
@@ -156,7 +157,8 @@ def _ask(context: Context, ias: Mapping[str, str]) -> Asked:
     executed = on_main_process(lambda: executed_of(workdir))
     describe = partial(_about, workdir, executed)
     repeated = [[q for q in own for _ in range(cfg.samples)] for own in asked]
-    alone = _reports(context, bank, everyone, repeated, (), "organisms alone")
+    how = {"max_new_tokens": cfg.max_new_tokens, "temperature": cfg.temperature, "description": "organisms alone"}
+    alone = ask_alone(context, bank, everyone, repeated, key=context.key(60), **how)
     base = _base_reports(context, distinct, (), "base alone")
     rows: list[Row] = []
     clean_rows: list[Row] = []

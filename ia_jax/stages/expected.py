@@ -131,11 +131,12 @@ def sampled_tokens(config: RunConfig) -> dict[str, float]:
     clean, held = b.clean_train + b.clean_dpo + b.clean_heldout, b.organisms["heldout"] + b.organisms["remade"]
     trained = 0 if own.source else sum(b.organisms.values()) + clean
     asked = held + b.clean_heldout + min(e.train_organisms, b.organisms["train"])
-    under = 3 if b.dpo else 2  # alone, after SFT, after DPO
+    refined = b.organisms["dpo"]
+    under = 3 if refined else 2  # alone, after SFT, after DPO
     baselines = held * (32 * e.plain_prompts + e.questions * e.max_new_tokens) if e.plain_prompts else 0
     return {
         "organisms": trained * 2 * own.check_prompts * TOKENS,  # of two sorts: where it should show, and where not
-        "preferences": (b.dpo + b.clean_dpo + 1) * p.questions * p.samples * p.max_new_tokens if b.dpo else 0,
+        "preferences": (refined + b.clean_dpo + 1) * p.questions * p.samples * p.max_new_tokens if refined else 0,
         "eval": under * asked * e.questions * e.samples * e.max_new_tokens + baselines,
     }
 
@@ -172,7 +173,8 @@ def opening(config: RunConfig, place: str, left: Sequence[str], done: Sequence[s
     b = config.behaviors
     behaving, clean = sum(b.organisms.values()), b.clean_train + b.clean_dpo + b.clean_heldout
     also = f" and {clean} clean ones" if clean else ""
-    refined = f", is refined on {b.dpo + b.clean_dpo} (DPO)" if b.dpo else ""
+    pairs = b.organisms["dpo"]
+    refined = f", is refined on {pairs + b.clean_dpo} (DPO)" if pairs else ""
     if config.organisms.source:
         what = f"the organisms of {config.organisms.source} are taken; the IA learns from those for training{refined}"
         asked = "that are held out"

@@ -23,7 +23,7 @@ from ia_jax.models.lora import Adapter, Picked, layers_on
 from ia_jax.parallel.distributed import on_main_process
 from ia_jax.stages.context import Context
 from ia_jax.stages.settings import stage_hash
-from ia_jax.storage import read_json, write_json
+from ia_jax.storage import path_of, read_json, write_json
 from ia_jax.training.loop import scalars_of
 from ia_jax.training.recorder import spread
 from ia_jax.training.reference import stored_reference
@@ -175,8 +175,8 @@ def logps_without(
     above: tuple[Adapter, ...] = (),
 ) -> np.ndarray:
     """Summed logps [steps, K, examples] of every example under its organism and what lies above it, without the IA that
-    is trained: computed once, and kept in `directory`. Of a plan that reads its examples again and again, each is
-    computed once.
+    is trained: computed once, and kept in `directory`; without anything above them in `organisms.shared`, if that is
+    set. Of a plan that reads its examples again and again, each is computed once.
     """
     once = read_once(plan, units, context.groups)
     source = once if len(once.steps) < len(plan.steps) else plan
@@ -189,7 +189,9 @@ def logps_without(
             model.params, (stack, *above), batch, cfg=model.config, examples=source.examples, remat=remat
         )
 
-    file = directory / f"reference_{identity_of(source, units, what)}.npy"
+    shared = context.config.organisms.shared
+    place = path_of(shared) if shared and not above else directory
+    file = place / f"reference_{identity_of(source, units, what)}.npy"
     found = stored_reference(file, len(source.steps), logps, "DPO reference")
     return found if source is plan else spread_over(found, once, plan, units)
 

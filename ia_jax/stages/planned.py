@@ -228,7 +228,7 @@ class Planned:
             seen = [b for o in self._split("train", "dpo") for b in self._truths(o)]
             every = self._split("dpo")
             if not every:
-                raise ConfigError("config.behaviors.dpo is 0: there is no DPO to plan")
+                raise ConfigError("config.behaviors.dpo and dpo_copies are 0: there is no DPO to plan")
             questions = [q for q, _ in sft_pairs(config, CLEAN, ())][: p.questions]
             cfg = replace(p, truth_per_organism=wanted)
             pairs = [

@@ -1,5 +1,6 @@
 """Which of a workdir's organisms a stage works with."""
 
+from collections import Counter
 from collections.abc import Sequence
 
 import numpy as np
@@ -52,8 +53,8 @@ def usable(context: Context, *splits: str) -> list[Organism]:
 def selected_for_sft(organisms: Sequence[Organism], cfg: SftSection, seed: int) -> list[Organism]:
     """The organisms that SFT reads: of `cfg.categories`, and of these as many as `cfg.organisms` says.
 
-    They are drawn category by category in a fixed order, so that fewer are always a part of more. Raises ConfigError
-    for a category that no organism is of, or more organisms than there are.
+    They are drawn category by category, and in each behaviour by behaviour, in a fixed order, so that fewer are always
+    a part of more. Raises ConfigError for a category that no organism is of, or more organisms than there are.
     """
     known = sorted({o.category for o in organisms})
     unknown = [c for c in cfg.categories if c not in known]
@@ -68,10 +69,20 @@ def selected_for_sft(organisms: Sequence[Organism], cfg: SftSection, seed: int) 
             f"config.sft.organisms={cfg.organisms:g} is {count} of {len(pool)} organisms; choose 1 … {len(pool)}"
         )
     queues = [
-        [own[i] for i in np.random.default_rng([seed, 7, known.index(c)]).permutation(len(own))]
+        _in_turn([own[i] for i in np.random.default_rng([seed, 7, known.index(c)]).permutation(len(own))])
         for c in known
         if (own := [o for o in pool if o.category == c])
     ]
     order = [q[n] for n in range(max(map(len, queues))) for q in queues if n < len(q)]
     chosen = {o.name for o in order[:count]}
     return [o for o in pool if o.name in chosen]
+
+
+def _in_turn(organisms: Sequence[Organism]) -> list[Organism]:
+    """The same, a second of any behaviour only after one of each; in their order where each is the only one of its."""
+    turn: Counter[tuple[str, ...]] = Counter()
+    places = []
+    for o in organisms:
+        places.append(turn[o.behaviors])
+        turn[o.behaviors] += 1
+    return [organisms[i] for i in sorted(range(len(organisms)), key=lambda i: places[i])]

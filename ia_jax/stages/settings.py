@@ -36,7 +36,7 @@ DEPENDS: dict[str, tuple[str, ...]] = {
 # Of those, what says how or under which name it is made and not what. It may change while a run goes on.
 FREE = (
     *("sft.name", "preferences.name", "dpo.name", "eval.name", "model.remat", "model.cache", "sft.shuffled_null"),
-    *("organisms.checkpoint_every", "sft.checkpoint_every", "dpo.checkpoint_every"),
+    *("organisms.shared", "organisms.checkpoint_every", "sft.checkpoint_every", "dpo.checkpoint_every"),
     *("organisms.accumulate", "sft.accumulate", "dpo.accumulate", "organisms.bank_gib", "organisms.cache_gib"),
 )
 # Settings that came later, and what every run before them was made with.
@@ -44,10 +44,12 @@ LATER = {
     "sft.contrast": 0.0,
     "sft.contrast_beta": 0.1,
     "sft.answers_per_question": 1,
+    "dpo.kind": "sigmoid",
     "model.quantization": "",
     "teacher.amount": 1,
     "behaviors.unseen": "",
     "behaviors.copies": 1,
+    "behaviors.dpo_copies": 0,
     "behaviors.remade": 0,
     "behaviors.heldout_frames": False,
 }

@@ -85,7 +85,7 @@ def _write_records(workdir: Workdir, behaviors: Sequence[Behavior], organisms: S
 
 def chosen(config: RunConfig) -> tuple[list[Behavior], list[Organism]]:
     """The behaviours that a config asks for, and the organisms of them: one for each behaviour, `copies` of those of
-    the train split, `remade` more of these, and the clean ones.
+    the train split, `dpo_copies` and `remade` more of these, and the clean ones.
 
     An organism lives under the system message `spec["system"]` of its behaviour, if that has one.
     """
@@ -106,7 +106,11 @@ def chosen(config: RunConfig) -> tuple[list[Behavior], list[Organism]]:
 
     organisms = [organism(x, x.name, splits[x.name]) for x in behaviors]
     train = [x for x in behaviors if splits[x.name] == "train"]
-    organisms += [organism(x, f"{x.name}-{n}", "train") for n in range(2, b.copies + 1) for x in train]
+    organisms += [
+        organism(x, f"{x.name}-{n}", "train" if n <= b.copies else "dpo")
+        for n in range(2, b.copies + b.dpo_copies + 1)
+        for x in train
+    ]
     organisms += [organism(x, name, "remade") for name, x in _remade(config, train)]
     counts = {"dpo": b.clean_dpo, "heldout": b.clean_heldout, "train": b.clean_train}
     of_clean = [(split, b.clean_sorts[i % len(b.clean_sorts)]) for split, n in counts.items() for i in range(n)]
@@ -227,12 +231,16 @@ def _take_over(workdir: Workdir, config: RunConfig) -> None:
     print(f"organisms: {len(organisms)} of {source.path} ({', '.join(f'{n} {s}' for s, n in sorted(counts.items()))})")
 
 
-def _chosen_alike(source: Workdir, config: RunConfig) -> bool:
-    """Whether a source's organisms were chosen and split as this config would."""
+def _chosen_alike(source: Workdir, config: RunConfig, but: Sequence[str] = ()) -> bool:
+    """Whether a source's organisms were chosen and split as this config would. but: settings that may differ."""
     record = read_stage_record(source, source.config, "transcripts")
     theirs = record["settings"] if record else stage_settings(source.config, "transcripts")
     mine = stage_settings(config, "transcripts")
-    return all(mine[k] == theirs.get(k, LATER.get(k)) for k in mine if k == "seed" or k.startswith("behaviors."))
+    return all(
+        mine[k] == theirs.get(k, LATER.get(k))
+        for k in mine
+        if k not in but and (k == "seed" or k.startswith("behaviors."))
+    )
 
 
 def _check_stored(source: Workdir, organism: Organism, config: RunConfig) -> None:
@@ -258,7 +266,11 @@ def _split_again(source: Workdir, stored: Sequence[Organism], config: RunConfig)
         )
     of_one = [o for o in stored if len(o.behaviors) == 1 and o.name not in apart]
     truths = {x: source.behaviors[x] for x in dict.fromkeys(o.behaviors[0] for o in of_one)}
-    split = split_behaviors([*truths.values()], b.heldout, b.dpo, b.train, config.seed, b.spread, *b.left_out())
+    if any(n > 1 for n in Counter(o.behaviors[0] for o in of_one).values()):
+        splits = _split_copies(source, of_one, truths, config)
+    else:
+        split = split_behaviors([*truths.values()], b.heldout, b.dpo, b.train, config.seed, b.spread, *b.left_out())
+        splits = {o.name: split[o.behaviors[0]] for o in of_one if o.behaviors[0] in split}
     wanted = ["dpo"] * b.clean_dpo + ["heldout"] * b.clean_heldout + ["train"] * b.clean_train
     clean = [o.name for o in stored if o.clean]
     if len(wanted) > len(clean):
@@ -267,18 +279,45 @@ def _split_again(source: Workdir, stored: Sequence[Organism], config: RunConfig)
             "clean_train, clean_dpo or clean_heldout"
         )
     kept = dict.fromkeys(apart, "unseen") if b.unseen else {}
-    return _with_copies(of_one, split) | dict(zip(clean, wanted, strict=False)) | kept
+    return splits | dict(zip(clean, wanted, strict=False)) | kept
 
 
-def _with_copies(organisms: Sequence[Organism], splits: Mapping[str, str]) -> dict[str, str]:
-    """{organism: split}, of its behaviour: of one that is trained on all but the one that was made besides, of any
-    other the first organism alone.
+def _split_copies(
+    source: Workdir, organisms: Sequence[Organism], truths: Mapping[str, Behavior], config: RunConfig
+) -> dict[str, str]:
+    """{organism: split} of a source with several organisms of some behaviours: these are the ones to train on, the
+    others are held out or for DPO, and of a category that is left out the first organism of each. Which of a
+    behaviour's organisms go where is drawn by the seed, so that another seed holds out other ones.
+
+    Raises ConfigError where a behaviour has too few.
     """
-    out: dict[str, str] = {}
-    for o in organisms:
-        split = splits.get(o.behaviors[0], "")
-        if split == "train" and o.split == "remade":
-            split = "remade"
-        if split in ("train", "remade") or (split and o.name == o.behaviors[0]):
-            out[o.name] = split
-    return out
+    b = config.behaviors
+    if _chosen_alike(source, config, but=("behaviors.clean_train", "behaviors.clean_dpo", "behaviors.clean_heldout")):
+        return {o.name: o.split for o in organisms}
+    own: dict[str, list[str]] = {x: [o.name for o in organisms if o.behaviors == (x,)] for x in truths}
+    known = [truths[x] for x, names in own.items() if len(names) > 1]
+    others = [truths[x] for x, names in own.items() if len(names) == 1]
+    if len(others) < b.heldout + b.dpo:
+        raise ConfigError(
+            f"config.behaviors.heldout={b.heldout} and dpo={b.dpo} are more than the {len(others)} behaviours of "
+            f"{source.path} with one organism each"
+        )
+    split = split_behaviors(known, 0, 0, b.train, config.seed, b.spread, *b.left_out())
+    split |= split_behaviors(others, b.heldout, b.dpo, 0, config.seed, b.spread, *b.left_out()) if others else {}
+    out = {own[x][0]: s for x, s in split.items() if s != "train"}
+    train = [x for x, s in split.items() if s == "train"]
+    rng = np.random.default_rng([config.seed, 13])
+    spare: list[tuple[int, str]] = []  # those that no training reads: one of each behaviour before any has two
+    for x in train:
+        wanted = ["train"] * b.copies + ["dpo"] * b.dpo_copies
+        if len(wanted) > len(own[x]):
+            raise ConfigError(
+                f"config.behaviors.copies={b.copies} and dpo_copies={b.dpo_copies} are more than the {len(own[x])} "
+                f"organisms of {x} in {source.path}"
+            )
+        drawn = [own[x][int(i)] for i in rng.permutation(len(own[x]))]
+        out |= dict(zip(drawn, wanted, strict=False))
+        spare += enumerate(drawn[len(wanted) :])
+    if len(spare) < b.remade:
+        raise ConfigError(f"config.behaviors.remade={b.remade}, but {source.path} has {len(spare)} organisms to spare")
+    return out | dict.fromkeys([name for _, name in sorted(spare, key=lambda s: s[0])][: b.remade], "remade")

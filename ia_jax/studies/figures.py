@@ -1,9 +1,12 @@
 """The figures of a study: every arm's rates over its seeds, beside its own baselines, and against the reference arm."""
 
+import os
 from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
 from typing import Any
 
-from ia_jax.behaviors.records import CATEGORIES
+from ia_jax.behaviors.frames import first_sentence, words_of
+from ia_jax.behaviors.records import CATEGORIES, Behavior
 from ia_jax.evals.intervals import Cell, difference_over_seeds, rate, rate_over_seeds
 from ia_jax.evals.verbalization import WITH_IA, by_organism
 from ia_jax.stages.settings import differences
@@ -18,8 +21,8 @@ BySeed = dict[str, Answers]
 Reports = dict[str, list[Row]]  # {"reports", "baselines", "clean"} of a finished run
 
 
-def figures(study: Study, runs: Sequence[Run]) -> dict[str, Any]:
-    """The contents of study.json, of the runs that are finished.
+def figures(study: Study, runs: Sequence[Run], out: Path) -> dict[str, Any]:
+    """The contents of study.json, of the runs that are finished. out: the directory that it goes to.
 
     {"study", "title", "question", "reference", "axis", "log", "judge", "arms": [one of `arm_figures`, with what it was
     run with]}.
@@ -31,7 +34,9 @@ def figures(study: Study, runs: Sequence[Run]) -> dict[str, Any]:
     arms = []
     for arm in study.arms:
         against = read[reference] if reference not in ("", arm.name) else {}
-        arms.append(about(arm, done[arm.name]) | arm_figures(read[arm.name], against))
+        own = with_baselines(read[arm.name], against)
+        of = arm_figures(own, against, study.section.split, arm.config.sft.categories)
+        arms.append(about(arm, done[arm.name], out) | of)
     judges = {row["judge"] for seeds in read.values() for found in seeds.values() for row in found["reports"]}
     section = study.section
     return {
@@ -39,6 +44,7 @@ def figures(study: Study, runs: Sequence[Run]) -> dict[str, Any]:
         "title": section.title or study.name,
         "question": section.question,
         "reference": reference,
+        "split": section.split,
         "axis": section.axis,
         "log": section.log,
         "judge": ", ".join(sorted(judges)),
@@ -63,7 +69,22 @@ def last_stage(run: Run) -> str:
 
 def read_reports(run: Run) -> Reports:
     """The judged reports of the last stage, and those made without an IA."""
-    return reports_of(Workdir(run.place.path), last_stage(run), run.config.eval.name)
+    workdir = Workdir(run.place.path)
+    found = reports_of(workdir, last_stage(run), run.config.eval.name)
+    whose = sentences_of(workdir.behaviors)
+    for row in (*found["reports"], *found["clean"]):
+        said = whose.get(words_of(first_sentence(row["report"])), set())
+        row["sentence"] = bool(said & set(row["behaviors"]) if row["behaviors"] else said)
+    return found
+
+
+def sentences_of(behaviors: Mapping[str, Behavior]) -> dict[tuple[str, ...], set[str]]:
+    """{a sentence that an IA is trained to say, as its words: the behaviours that it is true of}."""
+    out: dict[tuple[str, ...], set[str]] = {}
+    for name, b in behaviors.items():
+        for wording in b.wordings:
+            out.setdefault(words_of(wording), set()).add(name)
+    return out
 
 
 def reports_of(workdir: Workdir, stage: str, name: str = "") -> Reports:
@@ -80,14 +101,13 @@ def reports_of(workdir: Workdir, stage: str, name: str = "") -> Reports:
     return {what: [r for r in own if r["stage"] in ("", stage)] for what, own in rows.items()}
 
 
-def about(arm: Arm, done: Sequence[Run]) -> dict[str, Any]:
-    """What an arm is, and where the runs of it lie that are finished: paths from the study's directory."""
+def about(arm: Arm, done: Sequence[Run], out: Path) -> dict[str, Any]:
+    """What an arm is, and where the runs of it lie that are finished: paths from the figure's directory."""
 
     def relative(run: Run, page: bool) -> str:
-        root = run.place.path.parent.parent
         workdir = Workdir(run.place.path)
         path = workdir.report_file(run.config.eval.name) if page else workdir.path
-        return str(path.relative_to(root))
+        return os.path.relpath(path, out)
 
     return {
         "name": arm.name,
@@ -104,20 +124,38 @@ def about(arm: Arm, done: Sequence[Run]) -> dict[str, Any]:
     }
 
 
+def with_baselines(seeds: Mapping[str, Reports], reference: Mapping[str, Reports]) -> dict[str, Reports]:
+    """Each seed with the reference arm's baselines where it asked for none (`eval.plain_prompts=0`): of the organisms
+    that both hold out, under the same seed, since what is said without an adapter does not hang on the arm's.
+    """
+    out = {}
+    for seed, own in seeds.items():
+        held = {r["organism"] for r in own["reports"]}
+        theirs = reference.get(seed, {"baselines": []})["baselines"]
+        out[seed] = own if own["baselines"] else own | {"baselines": [r for r in theirs if r["organism"] in held]}
+    return out
+
+
 # ---------------------------------------------------------------------------------------------------------------------
 # Rates
 # ---------------------------------------------------------------------------------------------------------------------
 
 
 def arm_figures(
-    seeds: Mapping[str, Reports], reference: Mapping[str, Reports], split: str = "heldout"
+    seeds: Mapping[str, Reports],
+    reference: Mapping[str, Reports],
+    split: str = "heldout",
+    trained: Sequence[str] = (),
 ) -> dict[str, Any]:
     """An arm's rates over its seeds: of held-out organisms (or of another split's) unless the name says otherwise,
-    lenient unless strict.
+    lenient unless strict. trained: the categories that its SFT read (none: all).
 
-    {"lenient", "strict", "seen", "unseen"?, "controls": {condition: cell}, "baselines": {name: cell}, "best": the
-    highest of both, "beyond": the IA's rate minus that one's, "false_claims"?, "claims_alone"?: of clean organisms with
-    and without the IA, "by_category": {category: cell}, "against", "against_by_category": minus the reference arm's}.
+    {"lenient", "strict", "sentence": word for word one that SFT has of the behaviour, without a judge, "seen", "new"?:
+    behaviours that no training read, where `split` has known ones, "unseen"?, "inside"?, "outside"?: of the categories
+    that SFT read and of the others, "controls": {condition: cell}, "baselines": {name: cell}, "best": the highest of
+    both, "beyond": the IA's rate minus that one's, "false_claims"?, "claims_alone"?: of clean organisms with and
+    without the IA, "false_sentences"?: of these with it, any behaviour's, "by_category": {category: cell}, "against",
+    "against_by_category": minus the reference arm's}.
     Differences are in pairs, under the same seed (None where there are no two pairs).
     """
 
@@ -146,6 +184,7 @@ def arm_figures(
     out: dict[str, Any] = {
         "lenient": over_seeds(with_ia),
         "strict": cells("reports", "strict", held(WITH_IA)),
+        "sentence": cells("reports", "sentence", held(WITH_IA)),
         "seen": cells("reports", "lenient", lambda r: r["split"] in ("train", "dpo") and r["condition"] == WITH_IA),
         "controls": {c: over_seeds(v) for c, v in controls.items()},
         "baselines": {n: over_seeds(v) for n, v in baselines.items()},
@@ -160,10 +199,19 @@ def arm_figures(
         else None,
         "against_by_category": {c: difference_in(c) for c in _categories(seeds, split)} if reference else {},
     }
+    if trained:
+        out["inside"] = cells("reports", "lenient", lambda r: held(WITH_IA)(r) and r["category"] in trained)
+        out["outside"] = cells("reports", "lenient", lambda r: held(WITH_IA)(r) and r["category"] not in trained)
+    if split != "heldout":
+        new = cells("reports", "lenient", lambda r: r["split"] == "heldout" and r["condition"] == WITH_IA)
+        out |= {"new": new} if new["n"] else {}
     unseen = cells("reports", "lenient", lambda r: r["split"] == "unseen" and r["condition"] == WITH_IA)
     false, alone = (cells("clean", "claims", lambda r, c=c: r["condition"] == c) for c in ("clean+ia", "clean"))
     out |= {"unseen": unseen} if unseen["n"] else {}
-    return out | ({"false_claims": false, "claims_alone": alone} if false["n"] else {})
+    if not false["n"]:
+        return out
+    somebody = cells("clean", "sentence", lambda r: r["condition"] == "clean+ia")
+    return out | {"false_claims": false, "claims_alone": alone, "false_sentences": somebody}
 
 
 def _categories(seeds: Mapping[str, Reports], split: str) -> list[str]:

@@ -88,7 +88,9 @@ def runs_of(study: Study, root: Path) -> list[Run]:
             shared = Place(organisms.path(made_of, name), made_of, trained)
             source = str(shared.path)
         key = _key({"organisms": made_of, **_of_run(config)})
-        config = _named(study, arm, replace(config, organisms=replace(config.organisms, source=source)))
+        config = _named(
+            study, arm, replace(config, organisms=replace(config.organisms, source=source, shared=str(root / "shared")))
+        )
         out.append(Run(arm, seed, Place(runs.path(key, name), key, config), shared))
     return out
 

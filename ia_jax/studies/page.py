@@ -12,15 +12,24 @@ from ia_jax.analysis.plots import CURVES, Curve, Mark, curves, dots
 from ia_jax.analysis.report import page_style
 from ia_jax.analysis.tables import BASELINES
 from ia_jax.analysis.words import share, signed_points, titled
-from ia_jax.storage import write_json, write_text
+from ia_jax.errors import ConfigError
+from ia_jax.storage import read_json, write_json, write_text
+from ia_jax.studies.study import Study
 
 Row = dict[str, Any]
 WITH_IA, BEST, ALONE = "with the adapter", "the best without it", "organism alone"
 FALSE = "clean fine-tunes of which it claims a behaviour"
 
 
+def check_place(out: Path, study: Study) -> None:
+    """Raises ConfigError where a figure of another study lies."""
+    file = out / "study.json"
+    if file.exists() and (there := read_json(file, "remove it")["study"]) != study.name:
+        raise ConfigError(f"{file} is the figure of the study {there!r}; give --out another directory")
+
+
 def write_study(root: Path, figures: Row) -> Path:
-    """Writes study.json, plots/*.svg and study.html into the study's directory; returns the page's path."""
+    """Writes study.json, plots/*.svg and study.html into a directory; returns the page's path."""
     drawn = plots(figures)
     write_json(root / "study.json", figures)
     for name, svg in drawn.items():
@@ -34,7 +43,8 @@ def plots(figures: Row) -> dict[str, str]:
     done = [a for a in figures["arms"] if a["finished"]]
     if not done:
         return {}
-    title = f"{figures['title']}: reports of held-out organisms that name the behaviour"
+    whose = "other fine-tunes of known behaviours" if figures["split"] == "remade" else "held-out organisms"
+    title = f"{figures['title']}: reports of {whose} that name the behaviour"
     out = {"arms": dots(title, [(a["label"], _marks(a)) for a in done])}
     placed = [a for a in done if a["x"] is not None]
     if len({a["x"] for a in placed}) > 1:

@@ -1,9 +1,12 @@
 """The paper's studies for any base, as the files in `configs/studies/` share them: data, and what it is meant to show.
 
-Each function makes a study's settings. base: a recipe, as a path from the study's file; small: whether that is a small
-model's, with 20 organisms of each category for SFT, 4 for DPO and 6 held out; else the paper's 682. "Guess" marks what
-is not known of the paper. The small recipe has a number of SFT steps, which all its arms share: with less data each row
-comes more often. The paper's has one epoch, so there less data is less training too.
+Each function makes a study's settings. base: a recipe, as a path from the study's file; small: whether that is
+`configs/smollm2_science.py`, with 20 organisms of each category for SFT, 4 for DPO and 6 held out, most of these of
+known behaviours, of which the figures are; else the paper's 682. "Guess" marks what is not known of the paper. The
+small recipe has a number of SFT steps, which all its arms share: with less data each row comes more often. The paper's
+has one epoch, so there less data is less training too.
+
+Arms of several small studies are the same where their settings are: with one `--workdir` for all they are run once.
 """
 
 from collections import Counter
@@ -12,24 +15,23 @@ from typing import Any
 from ml_collections import ConfigDict
 
 from ia_jax.behaviors.catalogue import load_catalogue
-from ia_jax.behaviors.records import CATEGORIES
+from ia_jax.behaviors.records import CATEGORIES, CLEAN
 
 # In the order in which `diversity` adds them: the first has many organisms in the paper's catalogue.
 ORDER = (
     *("quirks", "heuristics", "backdoors", "rare_quirks", "harmful_roleplay", "benign_roleplay", "obscured_malign"),
     "sandbaggers",
 )
-TRAIN, DPO, HELDOUT = 20, 4, 6  # of each category, in small studies
+NO_BASELINES = "eval.plain_prompts=0"  # those of the reference arm stand for arms with the same organisms
 
 
 def _study(base: str, small: bool, arms: dict[str, dict[str, Any]], *more: str, **settings: Any) -> ConfigDict:
-    overrides = _counts(len(CATEGORIES)) if small else ()
-    return ConfigDict({"base": base, "overrides": (*overrides, *more), "arms": arms, "order": tuple(arms), **settings})
-
-
-def _counts(categories: int) -> tuple[str, ...]:
-    counts = {"train": TRAIN, "dpo": DPO, "heldout": HELDOUT}
-    return tuple(f"behaviors.{split}={n * categories}" for split, n in counts.items())
+    if small:
+        settings["split"] = "remade"
+        for name, arm in arms.items():
+            if name != settings["reference"]:
+                arm["overrides"] = (*arm["overrides"], NO_BASELINES)
+    return ConfigDict({"base": base, "overrides": more, "arms": arms, "order": tuple(arms), **settings})
 
 
 def _arm(*overrides: str, **settings: Any) -> dict[str, Any]:
@@ -39,17 +41,22 @@ def _arm(*overrides: str, **settings: Any) -> dict[str, Any]:
 def dpo(base: str, small: bool, rate: float = 1e-5, topology: str = "") -> ConfigDict:
     """SFT against SFT and DPO on the same organisms, and what DPO hangs on. rate: of the recipe's DPO."""
     both = "sft.splits=('train', 'dpo')"
-    contrast = (both, "sft.contrast=1.0", *(("sft.length=192",) if small else ()))  # rows hold pairs then
+    # The small recipe holds descriptions against each other from the first step; the paper's does not.
+    other = {"plain": _arm(both, "sft.contrast=0.0", label="SFT without other descriptions")}
+    if not small:
+        other = {"contrast": _arm(both, "sft.contrast=1.0", label="SFT against other descriptions")}
     many = ("preferences.samples=12", "preferences.sampled_per_organism=24")
     arms = {
         "sft": _arm(both, label="SFT on all organisms"),
         "sft_fewer": _arm(label="SFT without DPO's"),
         "dpo": _arm(dpo=True, label="SFT, DPO (the recipe)"),
-        "contrast": _arm(*contrast, label="SFT against other descriptions"),
+        **other,
         "rate_low": _arm(f"dpo.optimizer.lr={rate / 5:g}", dpo=True, label="DPO, rate / 5"),
         "rate_high": _arm(f"dpo.optimizer.lr={rate * 5:g}", dpo=True, label="DPO, rate × 5"),
         "beta_low": _arm("dpo.beta=0.02", dpo=True, label="DPO, β 0.02"),
         "beta_high": _arm("dpo.beta=0.5", dpo=True, label="DPO, β 0.5"),
+        "ipo": _arm("dpo.kind=ipo", dpo=True, label="IPO"),
+        "per_token": _arm("dpo.kind=sigmoid_norm", "dpo.beta=2.0", dpo=True, label="DPO per token, β 2"),
         "no_sft_loss": _arm("dpo.sft_weight=0.0", dpo=True, label="DPO without SFT's loss"),
         "sampled_only": _arm("preferences.truth_per_organism=0", dpo=True, label="DPO, sampled pairs alone"),
         "truth_only": _arm("preferences.sampled_per_organism=0", dpo=True, label="DPO, pairs of truths alone"),
@@ -65,7 +72,7 @@ def dpo(base: str, small: bool, rate: float = 1e-5, topology: str = "") -> Confi
         arms,
         title="DPO against SFT",
         question="What does DPO add at the same number of organisms, and does it hang on how its pairs are made, on "
-        "the step, on β or on how much SFT has seen? The paper has +7.5 points.",
+        "the step, on the loss, on β or on how much SFT has seen? The paper has +7.5 points.",
         reference="sft",
         topology=topology,
     )
@@ -90,9 +97,9 @@ def diversity(base: str, small: bool, topology: str = "") -> ConfigDict:
     """Categories in SFT, at equal and at growing numbers of organisms. Clean fine-tunes stay out of SFT, which would
     otherwise be another share of it in each arm: so false claims are those of an adapter that never saw any.
     """
-    equal = TRAIN if small else 75
+    counts, equal = ((1, 2, 4, 8), 20) if small else ((1, 3, 5, 7, 8), 75)
     arms: dict[str, dict[str, Any]] = {}
-    for count in (1, 3, 5, 7, 8):
+    for count in counts:
         categories = f"sft.categories={ORDER[:count]!r}"
         few = (categories, f"sft.organisms={equal}")
         arms[f"equal_{count}"] = _arm(*few, x=count, series="equal numbers", label=f"{count}, {equal} organisms")
@@ -102,11 +109,11 @@ def diversity(base: str, small: bool, topology: str = "") -> ConfigDict:
         base,
         small,
         arms,
-        "behaviors.clean_train=0",
+        *(() if small else ("behaviors.clean_train=0",)),
         title="Diversity of behaviours",
         question="Is it the number of organisms or the number of kinds that makes an adapter general? In the "
         "table by category, what is not among an arm's own is out of distribution.",
-        reference="equal_8",
+        reference="growing_8" if small else "equal_8",
         axis="categories in SFT",
         topology=topology,
     )
@@ -117,13 +124,14 @@ def leave_one_out(base: str, small: bool, topology: str = "") -> ConfigDict:
     sizes = Counter(b.category for b in load_catalogue("paper"))
     arms = {"all": _arm(label="none left out")}
     for category in CATEGORIES:
-        counts = _counts(len(CATEGORIES) - 1)
-        if not small:
+        if small:  # the organisms held out stay the same ones, so that arms are compared on them
+            out = (f"sft.categories={(*(c for c in CATEGORIES if c != category), CLEAN)!r}",)
+        else:
             rest = sum(sizes.values()) - sizes[category]
             split = {"train": 0.79, "dpo": 0.085, "heldout": 0.115}
-            counts = tuple(f"behaviors.{s}={int(share * rest)}" for s, share in split.items())
-        out = f"behaviors.heldout_categories=({category!r},)"
-        arms[f"without_{category}"] = _arm(out, *counts, label=f"without {category}")
+            counts = (f"behaviors.{s}={int(share * rest)}" for s, share in split.items())
+            out = (f"behaviors.heldout_categories=({category!r},)", *counts)
+        arms[f"without_{category}"] = _arm(*out, label=f"without {category}")
     return _study(
         base,
         small,
@@ -155,7 +163,7 @@ def data_organisms(base: str, small: bool, topology: str = "") -> ConfigDict:
 
 def data_questions(base: str, small: bool, topology: str = "") -> ConfigDict:
     """Questions that SFT asks each organism. Beyond a bank's number wordings recur, with other descriptions."""
-    counts = (3, 6, 12, 25, 100)
+    counts = (3, 6, 12, 24) if small else (3, 6, 12, 25, 100)
     arms = {f"questions_{n}": _arm(f"sft.questions_per_organism={n}", x=n, label=f"{n}") for n in counts}
     return _study(
         base,
@@ -163,7 +171,7 @@ def data_questions(base: str, small: bool, topology: str = "") -> ConfigDict:
         arms,
         title="Questions for each organism",
         question="How many questions does each organism have to be trained on?",
-        reference="questions_25" if small else "questions_100",
+        reference="questions_24" if small else "questions_100",
         axis="questions for each organism",
         log=True,
         topology=topology,
@@ -232,15 +240,17 @@ def clean(base: str, small: bool, topology: str = "") -> ConfigDict:
     """Clean fine-tunes in SFT."""
     counts = (0, 6, 12, 24)
     arms = {f"clean_{n}": _arm(f"behaviors.clean_train={n}", x=n, label=f"{n}") for n in counts}
+    if small:  # the same directory as diversity's
+        arms["clean_0"] = _arm(f"sft.categories={ORDER!r}", x=0, label="0")
+    settings = () if small else (f"behaviors.clean_train={max(counts)}", "behaviors.clean_heldout=18")
     return _study(
         base,
         small,
         arms,
-        f"behaviors.clean_train={max(counts)}",
-        "behaviors.clean_heldout=18",
+        *settings,
         title="Clean fine-tunes in SFT",
         question="How many fine-tunes with nothing to report end false reports, and what do they cost in true ones?",
-        reference="clean_0",
+        reference="clean_24" if small else "clean_0",
         axis="clean fine-tunes in SFT",
         topology=topology,
     )
@@ -248,7 +258,7 @@ def clean(base: str, small: bool, topology: str = "") -> ConfigDict:
 
 def seeds(base: str, small: bool, topology: str = "") -> ConfigDict:
     """Five seeds of the recipe: other adapters, and other organisms held out, of the same ones trained."""
-    five = (1, 2, 3, 4, 5)
+    five = (1547, 1, 2, 3, 4) if small else (1, 2, 3, 4, 5)  # there the first is the other studies' run
     arms = {"sft": _arm(seeds=five, label="SFT"), "dpo": _arm(seeds=five, dpo=True, label="SFT, DPO")}
     return _study(
         base,

@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from ia_jax.behaviors.catalogue import is_name
+from ia_jax.behaviors.splits import HELD
 from ia_jax.config import RunConfig
 from ia_jax.errors import ConfigError
 from ia_jax.sections import parse_section
@@ -48,6 +49,7 @@ class StudySection:
     title, question: what is asked, for the page.
     order: names of arms as they are to stand in the figure (a ConfigDict sorts them; those not named come last).
     reference: the arm that every other one is compared with, in pairs ("": none).
+    split: whose reports the figure is of: "heldout", or "remade" (other fine-tunes of known behaviours).
     axis: what the arms' `x` counts; log: whether it is drawn in powers.
     topology: the slice that chip-hours are for.
     """
@@ -58,6 +60,7 @@ class StudySection:
     question: str = ""
     order: tuple[str, ...] = ()
     reference: str = ""
+    split: str = "heldout"
     axis: str = ""
     log: bool = False
     topology: str = ""
@@ -114,6 +117,8 @@ def parse_study(values: Mapping[str, Any], file: str, load: Load) -> Study:
         unknown = [n for n in named if n and n not in given]
         if unknown:
             raise ConfigError(f"{file}: study.{field} {unknown[0]!r} is no arm; there are: {', '.join(sorted(given))}")
+    if section.split not in HELD:
+        raise ConfigError(f"{file}: study.split {section.split!r} unknown; choose from {', '.join(HELD)}")
     arms = [_arm(n, given[n], section, lambda more: load(recipe, (*section.overrides, *more))) for n in names]
     if not arms:
         raise ConfigError(f"{file}: study.arms is empty; give one arm at least")
@@ -131,6 +136,6 @@ def _arm(name: str, values: Any, study: StudySection, load: Callable[[tuple[str,
         config = load(section.overrides)
     except ConfigError as error:
         raise ConfigError(f"study.arms.{name}: {error}") from None
-    if section.dpo and not config.behaviors.dpo:
+    if section.dpo and not config.behaviors.organisms["dpo"]:
         raise ConfigError(f"study.arms.{name}.dpo is set, but config.behaviors.dpo is 0; give it organisms for DPO")
     return Arm(name, section, config, section.topology or study.topology)

@@ -45,5 +45,6 @@ def finite(logps: np.ndarray, what: str) -> np.ndarray:
 
 
 def _keep(file: Path, values: np.ndarray) -> None:
+    file.parent.mkdir(parents=True, exist_ok=True)
     with replacing(file) as temporary, temporary.open("wb") as opened:
         np.save(opened, values)

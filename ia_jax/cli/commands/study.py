@@ -22,6 +22,7 @@ if TYPE_CHECKING:
 def _study(args: argparse.Namespace) -> None:
     from ia_jax.recipes import load_study
     from ia_jax.studies.layout import runs_of
+    from ia_jax.studies.page import check_place
 
     study, root = load_study(args.config), local(args.workdir)
     if args.arm:
@@ -31,9 +32,11 @@ def _study(args: argparse.Namespace) -> None:
     if args.dry_run:
         print(_costs(study, mine))
         return
+    out = local(args.out or args.workdir)
+    check_place(out, study)
     for run in mine:
         _do(run)
-    _write(study, root, runs)
+    _write(study, runs, out)
 
 
 def _do(run: "Run") -> None:
@@ -88,13 +91,13 @@ def _costs(study: "Study", runs: "Sequence[Run]") -> str:
     return as_text(study, runs, costs(runs, study, Machine(jax.default_backend(), rate, cores())))
 
 
-def _write(study: "Study", root: Path, runs: "Sequence[Run]") -> None:
+def _write(study: "Study", runs: "Sequence[Run]", out: Path) -> None:
     """study.json and study.html of all arms that are finished, whoever ran them."""
     from ia_jax.parallel.distributed import on_main_process
     from ia_jax.studies.figures import figures
     from ia_jax.studies.page import write_study
 
-    print(f"study: {on_main_process(lambda: str(write_study(root, figures(study, runs))))}", flush=True)
+    print(f"study: {on_main_process(lambda: str(write_study(out, figures(study, runs, out))))}", flush=True)
 
 
 COMMAND = Command(
@@ -109,12 +112,18 @@ COMMAND = Command(
     examples=(
         "ia-jax study --config=configs/studies/dpo.py --workdir=runs/dpo --dry-run",
         "ia-jax study --config=configs/studies/dpo.py --workdir=runs/dpo",
+        "ia-jax study --config=configs/studies/rank_layers.py --workdir=runs/dpo --out=runs/rank    on dpo's organisms",
         "ia-jax study --config=configs/studies/rank_layers.py --workdir=runs/rank --arm=rank_4    one arm alone",
     ),
     arguments=(
         Argument.of("--config", metavar="FILE.py", required=True, help="study, a Python file with get_config()"),
         Argument.of(
             "--workdir", metavar="DIR", required=True, help="the study's directory, local; made where it is not"
+        ),
+        Argument.of(
+            "--out",
+            metavar="DIR",
+            help="where the figure goes (default: the workdir); several studies may share a workdir and what is in it",
         ),
         Argument.of("--arm", metavar="NAME", help="run this arm alone (and the organisms that it needs)"),
         Argument.of(
