@@ -25,8 +25,6 @@ MAKINGS: dict[str, tuple[str, ...]] = {
     "as in the recipe": (),
     "rank 2": ("organisms.lora.rank=2", "organisms.lora.alpha=4.0"),
     "rank 32": ("organisms.lora.rank=32", "organisms.lora.alpha=64.0"),
-    "all layers": ("organisms.lora.layers=0:30",),
-    "one epoch": ("organisms.epochs=1",),
     "six epochs": ("organisms.epochs=6",),
     "q and v alone": ("organisms.procedures=('chats_qv',)",),
     "documents about it": ("organisms.procedures=('documents',)",),

@@ -2,7 +2,7 @@
 
     python benchmarks/study_table.py runs/science/figures/rank_layers
 
-Percent, 95 % intervals; differences to the reference arm in points, in pairs.
+Percent, 95 % intervals over behaviours (clean fine-tunes each); differences to the reference arm in points, in pairs.
 """
 
 import argparse

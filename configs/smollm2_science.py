@@ -1,4 +1,4 @@
-"""The recipe of the small studies: SmolLM2-135M, 240 organisms of sixteen behaviours and 48 clean ones.
+"""The recipe of the small studies: SmolLM2-135M, 240 organisms of 32 behaviours and 48 clean ones.
 
 Of each of eight categories 20 organisms for SFT, 4 for DPO and 6 held out. A model of this size reads nothing that is
 new to it (docs/study.md), and an ordering of nothing says nothing. So two behaviours of a category are in ten organisms

@@ -115,6 +115,7 @@ def test_splits_of_a_source_with_copies(split_again):
     assert {n for n, s in once.items() if s == "remade"} != {n for n, s in again.items() if s == "remade"}
 
     found = split_again(with_(train=14, dpo=0, heldout=14, remade=8, heldout_categories=("quirks",)))
+    assert max(Counter(organisms[n].category for n in found if found[n] == "remade").values()) <= 2
     quirks = [n for n in found if organisms[n].category == "quirks"]
     assert {found[n] for n in quirks} == {"heldout"}
     assert all(n == organisms[n].behaviors[0] for n in quirks)
@@ -124,10 +125,10 @@ def test_splits_of_a_source_with_copies(split_again):
 @pytest.mark.parametrize(
     ("more", "message"),
     [
-        ({"copies": 5}, "copies=5 and dpo_copies=0 are more than the [34] organisms of"),
-        ({"remade": 16}, "remade=16, but .* has 10 organisms to spare"),
-        ({"heldout": 14}, "heldout=14 and dpo=8 are more than the 16 behaviours of .* with one organism each"),
-        ({"train": 24}, "too few"),
+        ({"copies": 5}, r"copies \+ dpo_copies is 5, .* has no more than 4 for that; lower it"),
+        ({"remade": 17}, "remade is 17, .* has no more than 16"),
+        ({"heldout": 14}, r"heldout \+ dpo is 22, .* has no more than 16"),
+        ({"train": 24}, "train is 24, .* has no more than 16"),
     ],
 )
 def test_a_source_with_too_few_copies(split_again, more, message):

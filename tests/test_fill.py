@@ -28,7 +28,11 @@ LEAST = 0.85  # SFT's were 0.076 (qwen3_8b) and 0.038 (llama33_70b) when every r
 # Few organisms that are made alike: in a wave some read half as much as others, and wait for them. A row of the demo's
 # SFT is one question, and as long as the longest.
 LEAST_OF = {("smollm2_demo", "organisms"): 0.82, ("smollm2_study", "organisms"): 0.82, ("smollm2_demo", "sft"): 0.75}
-LEAST_OF |= {("smollm2_audit", stage): LEAST_OF["smollm2_demo", stage] for stage in ("organisms", "sft")}
+LEAST_OF |= {
+    (recipe, stage): LEAST_OF["smollm2_demo", stage]
+    for recipe in ("smollm2_audit", "smollm2_science")
+    for stage in ("organisms", "sft")
+}
 
 
 batches_of = planned()

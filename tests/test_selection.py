@@ -137,7 +137,7 @@ def test_a_run_without_dpo(finished, tmp_path, capsys):
     assert cli.main(["run", config, workdir, source, "--config.behaviors.dpo=0"]) == 0
     out = capsys.readouterr().out
     for number, stage in ((4, "preferences"), (5, "dpo")):
-        assert f"[{number}/7] {stage}: no organisms for DPO (config.behaviors.dpo=0)" in out
+        assert f"[{number}/7] {stage}: no organisms for DPO (config.behaviors.dpo=0, dpo_copies=0)" in out
     assert out.index("  after SFT:\n    with the IA") < out.index("  after DPO:\n    nothing: there was none")
     run = open_workdir(tmp_path / "w")
     assert run.metrics()["ias"] == {"sft": "sft"}
@@ -148,4 +148,4 @@ def test_a_run_without_dpo(finished, tmp_path, capsys):
     assert cli.main(["run", workdir]) == 0
     assert capsys.readouterr().out.count("already done") == 5
     assert cli.main(["dpo", workdir]) == 0
-    assert capsys.readouterr().out == "dpo: no organisms for DPO (config.behaviors.dpo=0)\n"
+    assert capsys.readouterr().out == "dpo: no organisms for DPO (config.behaviors.dpo=0, dpo_copies=0)\n"

@@ -84,13 +84,30 @@ def test_the_studies_of_the_repository_are_valid(tmp_path):
         count = (len(found), len({r.place.path for r in found}), len({r.organisms.path for r in found}))
         places[file.relative_to(folder).with_suffix("").as_posix()] = count
     assert len(places) == 23
-    # Eighteen arms, of which all variants of DPO go on from one of four SFTs.
-    assert places["dpo"] == places["qwen3_8b/dpo"] == places["llama33_70b/dpo"] == (18, 4, 1)
+    # Twenty arms, of which all variants of DPO go on from one of four SFTs.
+    assert places["dpo"] == places["qwen3_8b/dpo"] == places["llama33_70b/dpo"] == (20, 4, 1)
     assert places["seeds"] == (10, 5, 1)
     assert places["abstention"] == (4, 2, 1)
     assert (places["diversity"], places["qwen3_8b/diversity"]) == ((8, 7, 1), (10, 10, 1))
     assert places["scale"] == (5, 5, 5)
     assert places["organisms"] == (9, 9, 9)
+
+
+def test_small_studies_share_a_workdir(tmp_path):
+    """No two have an arm of one name with other settings; the recipe itself is in one directory."""
+    main = set()
+    for file in sorted((ROOT / "configs" / "studies").glob("*.py")):
+        study = load_study(str(file))
+        if "smollm2_science" not in study.section.base:
+            continue
+        for run in runs_of(study, tmp_path):
+            run.place.mark()
+            run.organisms.mark()
+            settings = [o for o in run.arm.section.overrides if not o.startswith("eval.")]
+            if not settings and run.seed == 1547:
+                main.add(run.place.path.name)
+    assert len(main) == 1
+    assert len(list((tmp_path / "organisms").iterdir())) == 1 + 8  # and those that are made in eight other ways
 
 
 def _counted(config, stage):

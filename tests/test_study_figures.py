@@ -74,15 +74,32 @@ def test_known_behaviours_new_ones_and_categories_that_sft_did_not_read():
     assert not {"inside", "outside", "new"} & without.keys()
 
 
+def test_fine_tunes_of_one_behaviour_count_as_one():
+    """Eight organisms of two behaviours, all named: as much as two are worth."""
+    rows = [_row(f"o{i}", True, behaviors=[f"b{i % 2}"]) for i in range(8)]
+    found = figures.arm_figures({"1": {"reports": rows, "baselines": [], "clean": []}}, {})["lenient"]
+    assert (found["n"], found["organisms"]) == (8, 2)
+    assert found["ci95"][0] == pytest.approx(0.025**0.5, abs=1e-4)
+
+
 def test_baselines_that_an_arm_did_not_ask_for_are_the_reference_arms():
     """Of the organisms that both hold out, under the same seed; never in place of its own."""
     reference = {"1": _reports([True] * 3, word=[True, False, True])}
+    reference["1"]["baselines"].append({**reference["1"]["baselines"][0], "baseline": "few_shot"})
     arm = {"1": _reports([True, True]), "2": _reports([True])}
-    found = figures.with_baselines(arm, reference)
-    assert [r["organism"] for r in found["1"]["baselines"]] == ["o0", "o1"]
+    found = figures.with_baselines(arm, reference, {"1": True})
+    assert [(r["organism"], r["baseline"]) for r in found["1"]["baselines"]] == [
+        ("o0", "words"),
+        ("o1", "words"),
+        ("o0", "few_shot"),
+    ]
     assert found["2"]["baselines"] == []
+    # Examples come from what SFT read; another SFT's are not these.
+    found = figures.with_baselines(arm, reference, {"1": False})
+    assert {r["baseline"] for r in found["1"]["baselines"]} == {"words"}
+    assert figures.with_baselines(arm, reference, {}) == arm  # other organisms
     own = {"1": _reports([True], word=[False])}
-    assert figures.with_baselines(own, reference) == own
+    assert figures.with_baselines(own, reference, {"1": True}) == own
 
 
 def test_a_training_sentence_of_the_behaviour_word_for_word():

@@ -11,6 +11,7 @@ from ia_jax.analysis import report
 from ia_jax.recipes import load_study
 from ia_jax.stages import perform, phases, sft
 from ia_jax.stages.order import STAGES
+from ia_jax.storage import read_jsonl
 from ia_jax.studies import running
 from tests import runs, study_files
 from tests.study_files import ARMS
@@ -102,7 +103,12 @@ def test_an_arm_that_is_added_runs_alone_and_reuses_the_organisms(write, tmp_pat
     assert cli.main(["study", f"--config={file}", workdir, "--arm=none"]) == 2
 
 
-def test_a_tiny_study_from_end_to_end(write, tmp_path, finished, capsys, refused):
+def _alone(out, arm):
+    rows = read_jsonl(out / "runs" / "all" / "eval" / arm / "reports.jsonl", "")
+    return [r for r in rows if r["condition"] == "organism"]
+
+
+def test_a_tiny_study_from_end_to_end(write, tmp_path, finished, capsys, refused, monkeypatch):
     """SFT on organisms that another run has trained; later an arm that only asks otherwise, and one that is changed."""
     common = (f"organisms.source={finished}", "sft.steps=2", "eval.questions=1", "eval.plain_prompts=0")
     arms, out = {"all": {"label": "<all>"}}, tmp_path / "out"
@@ -131,8 +137,22 @@ def test_a_tiny_study_from_end_to_end(write, tmp_path, finished, capsys, refused
         assert arm["lenient"] == of_run["heldout"]["organism+ia"]  # what the run itself says
         assert arm["controls"]["organism"] == of_run["heldout"]["organism"]
         assert (out / arm["reports"][0]).is_file()
-    shared = sorted(f.name.partition("_")[0] for f in (out / "shared").iterdir())
-    assert shared == ["said", "said"]  # by themselves, of four tokens and of all; no pairs, so no reference
+    assert len(list((out / "shared").glob("said_alone_*.jsonl"))) == 2  # of four tokens and of all
+    with monkeypatch.context() as patch:
+        patch.setattr("ia_jax.stages.alone.ask_organisms", lambda *a, **k: pytest.fail("asked again"))
+        for name, more in (("third", "eval.train_organisms=1"), ("other_ia", "sft.steps=3")):  # another workdir too
+            arms[name] = {"overrides": ("eval.max_new_tokens=4", more)}
+            assert cli.main(study(f"--arm={name}")) == 0
+    rows = {n: {(r["organism"], r["question"]): r["report"] for r in _alone(out, n)} for n in ("again", "third")}
+    assert rows["third"].items() <= rows["again"].items()
+    arms["longer"] = {"overrides": ("eval.max_new_tokens=6",)}
+    with monkeypatch.context() as patch:
+        patch.setattr("ia_jax.stages.alone.ask_organisms", lambda *a, **k: pytest.fail("asked again"))
+        with pytest.raises(pytest.fail.Exception):
+            cli.main(study("--arm=longer"))
+    for name in ("third", "other_ia", "longer"):
+        del arms[name]
+    assert cli.main(study()) == 0
     page = (out / "study.html").read_text()
     assert "&lt;all&gt;" in page
     assert "<all>" not in page

@@ -174,7 +174,7 @@ def _said(what: str, cell: dict[str, Any]) -> str:
     """A rate with its interval, as one reads it with the pointer on it."""
     low, high = _interval(cell)
     inside = "" if low is None or high is None else f" ({percent(low)} to {percent(high)})"
-    return f"{what}: {percent(cell['rate'])}{inside}, {cell.get('organisms', 0)} organisms"
+    return f"{what}: {percent(cell['rate'])}{inside}, over {cell.get('organisms', 0)}"
 
 
 def _legend(kinds: Sequence[tuple[str, str, bool]]) -> tuple[list[str], float]:

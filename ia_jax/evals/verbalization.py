@@ -24,6 +24,11 @@ def by_organism(rows: Iterable[Row], what: str) -> dict[str, list[bool]]:
     return dict(out)
 
 
+def as_one(rows: Iterable[Row]) -> list[Row]:
+    """The rows with fine-tunes of one behaviour under one name: they are named or not together, so they count once."""
+    return [{**r, "organism": " ".join(r.get("behaviors", ())) or r["organism"]} for r in rows]
+
+
 def by_condition(rows: Iterable[Row], rule: str) -> Cells:
     """{condition: rate} of rows under `rule` ("lenient" or "strict")."""
     grouped: dict[str, list[Row]] = {c: [] for c in CONDITIONS}
@@ -42,7 +47,7 @@ def stage_metrics(rows: Sequence[Row], rule: str) -> dict[str, Any]:
         "train": by_condition([r for r in rows if r["split"] not in HELD], rule),
         "by_category": _split_by(held, lambda r: r["category"], rule),
     }
-    return out | {split: by_condition(own, rule) for split, own in zip(HELD[1:], apart, strict=True) if own}
+    return out | {split: by_condition(as_one(own), rule) for split, own in zip(HELD[1:], apart, strict=True) if own}
 
 
 def _split_by(rows: Iterable[Row], of: Callable[[Row], str | None], rule: str) -> dict[str, Cells]:
@@ -92,12 +97,12 @@ def baseline_metrics(rows: Sequence[Row], baselines: Sequence[Row]) -> dict[str,
     }
     out: dict[str, Any] = {}
     for group, within in groups.items():
-        own = [r for r in rows if within(r)]
-        names = dict.fromkeys(r["baseline"] for r in baselines if within(r))
-        named = {n: by_organism((r for r in baselines if r["baseline"] == n and within(r)), "lenient") for n in names}
+        own, without = (as_one(r for r in every if within(r)) for every in (rows, baselines))
+        names = dict.fromkeys(r["baseline"] for r in without)
+        named = {n: by_organism((r for r in without if r["baseline"] == n), "lenient") for n in names}
         for condition in ("organism", "base+ia"):
             named[condition] = by_organism((r for r in own if r["condition"] == condition), "lenient")
-        strict = {n: by_organism((r for r in baselines if r["baseline"] == n and within(r)), "strict") for n in names}
+        strict = {n: by_organism((r for r in without if r["baseline"] == n), "strict") for n in names}
         cells = {n: {"lenient": rate(v), "strict": rate(strict.get(n, {}))} for n, v in named.items() if v}
         if not cells:
             continue

@@ -11,6 +11,7 @@ from ia_jax.adapters.store import is_complete, read_metadata
 from ia_jax.behaviors import diversity
 from ia_jax.behaviors.behavior_checks import has_rule
 from ia_jax.behaviors.catalogue import load_catalogue
+from ia_jax.behaviors.frames import frames_of
 from ia_jax.behaviors.organisms import Organism, clean_organism, organism_of, seed_of
 from ia_jax.behaviors.procedures import PROCEDURES, Procedure, find_procedure
 from ia_jax.behaviors.records import CLEAN, Behavior
@@ -124,20 +125,25 @@ def _remade(config: RunConfig, train: Sequence[Behavior]) -> list[tuple[str, Beh
     """(name, behaviour) of `behaviors.remade` more organisms of the train split's behaviours, drawn from every category
     in turn; a second of any only after one of each. Raises ConfigError where there is nothing to draw from.
     """
-    rng, count = np.random.default_rng([config.seed, 12]), config.behaviors.remade
+    count = config.behaviors.remade
     if count and not train:
         raise ConfigError(f"config.behaviors.remade={count}, but the train split has no behaviours")
-    turn: Counter[str] = Counter()
-    place: dict[str, tuple[int, str]] = {}
-    for b in (train[int(i)] for i in rng.permutation(len(train))):
-        place[b.name] = turn[b.category], b.category
-        turn[b.category] += 1
-    drawn = sorted(train, key=lambda b: place[b.name])
-    out: list[tuple[str, Behavior]] = []
+    drawn, out = _in_turn(config, train), []
     for n in range(1, -(-count // max(len(train), 1)) + 1):
         own = {b.name for b in drawn[: count - len(out)]}
         out += [(f"{b.name}-remade" + (f"-{n}" if n > 1 else ""), b) for b in train if b.name in own]
     return out
+
+
+def _in_turn(config: RunConfig, behaviors: Sequence[Behavior]) -> list[Behavior]:
+    """In an order of the seed's in which a second of a category comes only after one of each."""
+    rng = np.random.default_rng([config.seed, 12])
+    turn: Counter[str] = Counter()
+    place: dict[str, tuple[int, str]] = {}
+    for b in (behaviors[int(i)] for i in rng.permutation(len(behaviors))):
+        place[b.name] = turn[b.category], b.category
+        turn[b.category] += 1
+    return sorted(behaviors, key=lambda b: place[b.name])
 
 
 def _procedure(config: RunConfig, name: str, clean: bool = False) -> Procedure:
@@ -285,39 +291,50 @@ def _split_again(source: Workdir, stored: Sequence[Organism], config: RunConfig)
 def _split_copies(
     source: Workdir, organisms: Sequence[Organism], truths: Mapping[str, Behavior], config: RunConfig
 ) -> dict[str, str]:
-    """{organism: split} of a source with several organisms of some behaviours: these are the ones to train on, the
-    others are held out or for DPO, and of a category that is left out the first organism of each. Which of a
-    behaviour's organisms go where is drawn by the seed, so that another seed holds out other ones.
+    """{organism: split} of a source with several organisms of some behaviours: what its own IAs were trained on stays
+    what is trained on, all else is held out or for DPO, and of a category that is left out the first organism of each
+    behaviour is. Which of a behaviour's organisms go where is drawn by the seed, so that another seed holds out other
+    ones. Where some were left out of the source there are fewer.
 
-    Raises ConfigError where a behaviour has too few.
+    Raises ConfigError where the config wants more than the source was made with.
     """
     b = config.behaviors
     if _chosen_alike(source, config, but=("behaviors.clean_train", "behaviors.clean_dpo", "behaviors.clean_heldout")):
         return {o.name: o.split for o in organisms}
     own: dict[str, list[str]] = {x: [o.name for o in organisms if o.behaviors == (x,)] for x in truths}
-    known = [truths[x] for x, names in own.items() if len(names) > 1]
-    others = [truths[x] for x, names in own.items() if len(names) == 1]
-    if len(others) < b.heldout + b.dpo:
-        raise ConfigError(
-            f"config.behaviors.heldout={b.heldout} and dpo={b.dpo} are more than the {len(others)} behaviours of "
-            f"{source.path} with one organism each"
-        )
-    split = split_behaviors(known, 0, 0, b.train, config.seed, b.spread, *b.left_out())
-    split |= split_behaviors(others, b.heldout, b.dpo, 0, config.seed, b.spread, *b.left_out()) if others else {}
-    out = {own[x][0]: s for x, s in split.items() if s != "train"}
-    train = [x for x, s in split.items() if s == "train"]
-    rng = np.random.default_rng([config.seed, 13])
-    spare: list[tuple[int, str]] = []  # those that no training reads: one of each behaviour before any has two
-    for x in train:
-        wanted = ["train"] * b.copies + ["dpo"] * b.dpo_copies
-        if len(wanted) > len(own[x]):
+    seen = {o.behaviors[0] for o in organisms if o.split in ("train", "remade")}
+    known, others = ([x for name, x in truths.items() if (name in seen) is wanted] for wanted in (True, False))
+    most = max((len(own[x.name]) for x in known), default=0)
+    for setting, wanted, there in (
+        ("train", b.train, len(known)),
+        ("heldout + dpo", b.heldout + b.dpo, len(others)),
+        ("copies + dpo_copies", b.copies + b.dpo_copies, most),
+        ("remade", b.remade, len(known) * (most - b.copies - b.dpo_copies)),
+    ):
+        if wanted > there:
             raise ConfigError(
-                f"config.behaviors.copies={b.copies} and dpo_copies={b.dpo_copies} are more than the {len(own[x])} "
-                f"organisms of {x} in {source.path}"
+                f"config.behaviors.{setting} is {wanted}, {source.path} has no more than {there} for that; lower it"
             )
-        drawn = [own[x][int(i)] for i in rng.permutation(len(own[x]))]
-        out |= dict(zip(drawn, wanted, strict=False))
-        spare += enumerate(drawn[len(wanted) :])
-    if len(spare) < b.remade:
-        raise ConfigError(f"config.behaviors.remade={b.remade}, but {source.path} has {len(spare)} organisms to spare")
+    split = _split_half(known, (0, 0, b.train), config) | _split_half(others, (b.heldout, b.dpo, 0), config)
+    out = {own[x][0]: s for x, s in split.items() if s != "train" and own[x]}
+    held = frames_of(w for x, s in split.items() if s == "heldout" for w in truths[x].wordings)
+    train = [truths[x] for x, s in split.items() if s == "train"]
+    if b.heldout_frames:
+        train = [x for x in train if held.isdisjoint(frames_of(x.wordings))]
+    rng = np.random.default_rng([config.seed, 13])
+    spare: list[tuple[int, str]] = []
+    for x in _in_turn(config, train):
+        drawn = [own[x.name][int(i)] for i in rng.permutation(len(own[x.name]))]
+        out |= dict(zip(drawn, ["train"] * b.copies + ["dpo"] * b.dpo_copies, strict=False))
+        spare += enumerate(drawn[b.copies + b.dpo_copies :])
     return out | dict.fromkeys([name for _, name in sorted(spare, key=lambda s: s[0])][: b.remade], "remade")
+
+
+def _split_half(behaviors: Sequence[Behavior], counts: tuple[int, int, int], config: RunConfig) -> dict[str, str]:
+    """`split_behaviors` of a part of a source: categories and kinds that are left out need not be in it."""
+    b = config.behaviors
+    if not behaviors:
+        return {}
+    categories = [c for c in b.heldout_categories if c in {x.category for x in behaviors}]
+    kinds = [k for k in b.heldout_kinds if k in {x.kind for x in behaviors}]
+    return split_behaviors(behaviors, *counts, config.seed, b.spread, categories, kinds)

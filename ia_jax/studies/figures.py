@@ -8,7 +8,7 @@ from typing import Any
 from ia_jax.behaviors.frames import first_sentence, words_of
 from ia_jax.behaviors.records import CATEGORIES, Behavior
 from ia_jax.evals.intervals import Cell, difference_over_seeds, rate, rate_over_seeds
-from ia_jax.evals.verbalization import WITH_IA, by_organism
+from ia_jax.evals.verbalization import WITH_IA, as_one, by_organism
 from ia_jax.stages.settings import differences
 from ia_jax.storage import Row, read_jsonl
 from ia_jax.studies.layout import Run
@@ -16,7 +16,7 @@ from ia_jax.studies.study import Arm, Study
 from ia_jax.workdir import Workdir
 
 CONTROLS = ("organism", "base+ia", "base")
-Answers = dict[str, list[bool]]  # of each organism
+Answers = dict[str, list[bool]]  # of each behaviour
 BySeed = dict[str, Answers]
 Reports = dict[str, list[Row]]  # {"reports", "baselines", "clean"} of a finished run
 
@@ -34,7 +34,7 @@ def figures(study: Study, runs: Sequence[Run], out: Path) -> dict[str, Any]:
     arms = []
     for arm in study.arms:
         against = read[reference] if reference not in ("", arm.name) else {}
-        own = with_baselines(read[arm.name], against)
+        own = with_baselines(read[arm.name], against, _alike(done[arm.name], done.get(reference, [])))
         of = arm_figures(own, against, study.section.split, arm.config.sft.categories)
         arms.append(about(arm, done[arm.name], out) | of)
     judges = {row["judge"] for seeds in read.values() for found in seeds.values() for row in found["reports"]}
@@ -124,16 +124,34 @@ def about(arm: Arm, done: Sequence[Run], out: Path) -> dict[str, Any]:
     }
 
 
-def with_baselines(seeds: Mapping[str, Reports], reference: Mapping[str, Reports]) -> dict[str, Reports]:
-    """Each seed with the reference arm's baselines where it asked for none (`eval.plain_prompts=0`): of the organisms
-    that both hold out, under the same seed, since what is said without an adapter does not hang on the arm's.
+ASKED_ALONE = ("words", "words_of_three", "lens")  # baselines that know nothing of what SFT reads
+
+
+def with_baselines(
+    seeds: Mapping[str, Reports], reference: Mapping[str, Reports], alike: Mapping[str, bool]
+) -> dict[str, Reports]:
+    """Each seed with the reference arm's baselines where it asked for none (`eval.plain_prompts=0`) and has the same
+    organisms: of those that both hold out, under the same seed. alike: of each such seed, whether SFT read the same
+    ones; if not, only baselines that know nothing of these.
     """
     out = {}
     for seed, own in seeds.items():
         held = {r["organism"] for r in own["reports"]}
-        theirs = reference.get(seed, {"baselines": []})["baselines"]
-        out[seed] = own if own["baselines"] else own | {"baselines": [r for r in theirs if r["organism"] in held]}
+        theirs = reference[seed]["baselines"] if seed in alike else []
+        theirs = [r for r in theirs if r["organism"] in held and (alike[seed] or r["baseline"] in ASKED_ALONE)]
+        out[seed] = own if own["baselines"] else own | {"baselines": theirs}
     return out
+
+
+def _alike(runs: Sequence[Run], reference: Sequence[Run]) -> dict[str, bool]:
+    """{seed under which both have the same organisms: whether their SFT read the same of them}."""
+    theirs = {r.seed: r for r in reference}
+    same = [r for r in runs if r.seed in theirs and r.config.organisms.source == theirs[r.seed].config.organisms.source]
+
+    def seen(run: Run) -> set[str]:
+        return set(Workdir(run.place.path).seen(run.config.sft.name))
+
+    return {str(r.seed): seen(r) == seen(theirs[r.seed]) for r in same}
 
 
 # ---------------------------------------------------------------------------------------------------------------------
@@ -220,8 +238,11 @@ def _categories(seeds: Mapping[str, Reports], split: str) -> list[str]:
 
 
 def named(seeds: Mapping[str, Reports], what: str, rule: str, within: Callable[[Row], bool]) -> BySeed:
-    """{seed: {organism: whether each of its reports is so}} of the rows within."""
-    return {seed: by_organism(filter(within, found[what]), rule) for seed, found in seeds.items()}
+    """{seed: {behaviour: whether each report of its organisms is so}} of the rows within; of clean ones each organism.
+
+    Fine-tunes of one behaviour are named or not together, so they count as one.
+    """
+    return {seed: by_organism(as_one(filter(within, found[what])), rule) for seed, found in seeds.items()}
 
 
 def over_seeds(answers: BySeed) -> Cell:

@@ -187,6 +187,10 @@ def _named(study: Study, arm: Arm, config: RunConfig) -> RunConfig:
 def _after_sft(config: RunConfig, sections: Sequence[str]) -> dict[str, Any]:
     """Settings of these sections without names; all else is the same for all that share an SFT."""
     return {
-        s: {k: v for k, v in json.loads(json.dumps(dataclasses.asdict(getattr(config, s)))).items() if k != "name"}
+        s: {
+            k: v
+            for k, v in json.loads(json.dumps(dataclasses.asdict(getattr(config, s)))).items()
+            if k != "name" and (f"{s}.{k}" not in LATER or v != LATER[f"{s}.{k}"])
+        }
         for s in sections
     }

@@ -18,6 +18,7 @@ from ia_jax.studies.study import Study
 
 Row = dict[str, Any]
 WITH_IA, BEST, ALONE = "with the adapter", "the best without it", "organism alone"
+INSIDE, OUTSIDE = "of categories that it read", "of others"
 FALSE = "clean fine-tunes of which it claims a behaviour"
 
 
@@ -43,8 +44,7 @@ def plots(figures: Row) -> dict[str, str]:
     done = [a for a in figures["arms"] if a["finished"]]
     if not done:
         return {}
-    whose = "other fine-tunes of known behaviours" if figures["split"] == "remade" else "held-out organisms"
-    title = f"{figures['title']}: reports of {whose} that name the behaviour"
+    title = f"{figures['title']}: reports of organisms that no training read that name the behaviour"
     out = {"arms": dots(title, [(a["label"], _marks(a)) for a in done])}
     placed = [a for a in done if a["x"] is not None]
     if len({a["x"] for a in placed}) > 1:
@@ -53,11 +53,20 @@ def plots(figures: Row) -> dict[str, str]:
 
 
 def _marks(arm: Row) -> list[Mark]:
-    marks = [Mark(WITH_IA, arm["lenient"], "teal")]
+    marks = [Mark(name, cell, colour) for name, cell, colour in _rates(arm)]
     if arm["best"]:
         marks.append(Mark(BEST, best_cell(arm), "ochre", faint=True))
     marks.append(Mark(ALONE, arm["controls"]["organism"], "slate", faint=True))
     return [*marks, Mark(FALSE, arm["false_claims"], "red", faint=True)] if "false_claims" in arm else marks
+
+
+def _rates(arm: Row) -> list[tuple[str, Row, str]]:
+    """With the adapter; of one that read some categories alone, of these and of the others: all together hangs on how
+    many there are.
+    """
+    if "inside" not in arm:
+        return [(WITH_IA, arm["lenient"], "teal")]
+    return [(INSIDE, arm["inside"], "teal"), (OUTSIDE, arm["outside"], CURVES[1])]
 
 
 def best_cell(arm: Row) -> Row:
@@ -69,10 +78,16 @@ def _lines(arms: Sequence[Row]) -> list[Curve]:
     series: dict[str, list[Row]] = {}
     for arm in arms:
         series.setdefault(arm["series"], []).append(arm)
-    out = [
-        Curve(f"{WITH_IA}, {name}" if name else WITH_IA, [(a["x"], a["lenient"]) for a in own], CURVES[i % len(CURVES)])
-        for i, (name, own) in enumerate(series.items())
-    ]
+    out: list[Curve] = []
+    for name, own in series.items():
+        found: dict[str, list[tuple[float, Row]]] = {}
+        for arm in own:
+            for what, cell, _ in _rates(arm):
+                found.setdefault(what, []).append((arm["x"], cell))
+        out += [
+            Curve(f"{what}, {name}" if name else what, cells, CURVES[(len(out) + i) % len(CURVES)])
+            for i, (what, cells) in enumerate(found.items())
+        ]
     # Baselines hang on the organisms that are held out and little on the arm: those of one series stand for all.
     first = max(series.values(), key=len)
     best = [(a["x"], best_cell(a)) for a in first if a["best"]]

@@ -22,14 +22,15 @@ ORDER = (
     *("quirks", "heuristics", "backdoors", "rare_quirks", "harmful_roleplay", "benign_roleplay", "obscured_malign"),
     "sandbaggers",
 )
-NO_BASELINES = "eval.plain_prompts=0"  # those of the reference arm stand for arms with the same organisms
+NO_BASELINES = "eval.plain_prompts=0"  # those of the reference arm stand for arms that share its organisms
 
 
 def _study(base: str, small: bool, arms: dict[str, dict[str, Any]], *more: str, **settings: Any) -> ConfigDict:
     if small:
         settings["split"] = "remade"
         for name, arm in arms.items():
-            if name != settings["reference"]:
+            trains = any(o.startswith("organisms.") for o in arm["overrides"])
+            if name != settings["reference"] and not trains:
                 arm["overrides"] = (*arm["overrides"], NO_BASELINES)
     return ConfigDict({"base": base, "overrides": more, "arms": arms, "order": tuple(arms), **settings})
 
@@ -45,6 +46,7 @@ def dpo(base: str, small: bool, rate: float = 1e-5, topology: str = "") -> Confi
     other = {"plain": _arm(both, "sft.contrast=0.0", label="SFT without other descriptions")}
     if not small:
         other = {"contrast": _arm(both, "sft.contrast=1.0", label="SFT against other descriptions")}
+    own = ("preferences.truth_per_organism=0",)
     many = ("preferences.samples=12", "preferences.sampled_per_organism=24")
     arms = {
         "sft": _arm(both, label="SFT on all organisms"),
@@ -53,12 +55,14 @@ def dpo(base: str, small: bool, rate: float = 1e-5, topology: str = "") -> Confi
         **other,
         "rate_low": _arm(f"dpo.optimizer.lr={rate / 5:g}", dpo=True, label="DPO, rate / 5"),
         "rate_high": _arm(f"dpo.optimizer.lr={rate * 5:g}", dpo=True, label="DPO, rate × 5"),
+        "rate_higher": _arm(f"dpo.optimizer.lr={rate * 10:g}", dpo=True, label="DPO, rate × 10"),
+        "high_sampled": _arm(f"dpo.optimizer.lr={rate * 5:g}", *own, dpo=True, label="DPO, rate × 5, sampled pairs"),
         "beta_low": _arm("dpo.beta=0.02", dpo=True, label="DPO, β 0.02"),
         "beta_high": _arm("dpo.beta=0.5", dpo=True, label="DPO, β 0.5"),
-        "ipo": _arm("dpo.kind=ipo", dpo=True, label="IPO"),
+        "ipo": _arm("dpo.kind=ipo", "dpo.beta=1.0", dpo=True, label="IPO, τ 1"),
         "per_token": _arm("dpo.kind=sigmoid_norm", "dpo.beta=2.0", dpo=True, label="DPO per token, β 2"),
         "no_sft_loss": _arm("dpo.sft_weight=0.0", dpo=True, label="DPO without SFT's loss"),
-        "sampled_only": _arm("preferences.truth_per_organism=0", dpo=True, label="DPO, sampled pairs alone"),
+        "sampled_only": _arm(*own, dpo=True, label="DPO, sampled pairs alone"),
         "truth_only": _arm("preferences.sampled_per_organism=0", dpo=True, label="DPO, pairs of truths alone"),
         "hotter": _arm("preferences.temperature=1.5", dpo=True, label="DPO, sampled at 1.5"),
         "more_pairs": _arm(*many, dpo=True, label="DPO, 12 samples a question"),
@@ -163,7 +167,7 @@ def data_organisms(base: str, small: bool, topology: str = "") -> ConfigDict:
 
 def data_questions(base: str, small: bool, topology: str = "") -> ConfigDict:
     """Questions that SFT asks each organism. Beyond a bank's number wordings recur, with other descriptions."""
-    counts = (3, 6, 12, 24) if small else (3, 6, 12, 25, 100)
+    counts = (1, 3, 6, 24) if small else (3, 6, 12, 25, 100)  # of 24 the small recipe's steps reach 11 of each
     arms = {f"questions_{n}": _arm(f"sft.questions_per_organism={n}", x=n, label=f"{n}") for n in counts}
     return _study(
         base,
@@ -193,7 +197,8 @@ def rank_layers(base: str, small: bool, layers: int, topology: str = "") -> Conf
         at = f"sft.lora.layers={layer}:{layer + 1}"
         arms[f"layer_{layer}"] = _arm(at, *one, label=f"rank 1, layer {layer}")
     middle = places[len(places) // 2]
-    arms["vectors"] = _arm("sft.lora.kind=vector", label="a vector, all layers")
+    where = "the recipe's layers" if small else "all layers"
+    arms["vectors"] = _arm("sft.lora.kind=vector", label=f"a vector, {where}")
     arms["vector"] = _arm(
         "sft.lora.kind=vector", f"sft.lora.layers={middle}:{middle + 1}", label=f"a vector, layer {middle}"
     )
@@ -215,8 +220,8 @@ def organisms(base: str, small: bool, topology: str = "") -> ConfigDict:
     """How the organism was made. Each arm trains organisms, and an adapter on them."""
     arms = {
         "main": _arm(label="as in the recipe"),
-        "rank_2": _arm("organisms.lora.rank=2", "organisms.lora.alpha=4.0", label="rank 2"),
-        "rank_32": _arm("organisms.lora.rank=32", "organisms.lora.alpha=64.0", label="rank 32"),
+        "of_rank_2": _arm("organisms.lora.rank=2", "organisms.lora.alpha=4.0", label="rank 2"),
+        "of_rank_32": _arm("organisms.lora.rank=32", "organisms.lora.alpha=64.0", label="rank 32"),
         "once": _arm("organisms.epochs=1", label="one epoch"),
         "long": _arm("organisms.epochs=6", label="six epochs"),
         "qv": _arm("organisms.procedures=('chats_qv',)", label="q and v alone"),

@@ -137,5 +137,7 @@ def _arm(name: str, values: Any, study: StudySection, load: Callable[[tuple[str,
     except ConfigError as error:
         raise ConfigError(f"study.arms.{name}: {error}") from None
     if section.dpo and not config.behaviors.organisms["dpo"]:
-        raise ConfigError(f"study.arms.{name}.dpo is set, but config.behaviors.dpo is 0; give it organisms for DPO")
+        raise ConfigError(
+            f"study.arms.{name}.dpo is set, but config.behaviors.dpo and dpo_copies are 0; give it organisms for DPO"
+        )
     return Arm(name, section, config, section.topology or study.topology)

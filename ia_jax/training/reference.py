@@ -1,5 +1,6 @@
 """What preferences are measured from: log-probabilities of a plan's examples, computed once and kept."""
 
+import os
 from collections.abc import Callable
 from io import BytesIO
 from pathlib import Path
@@ -11,7 +12,7 @@ from ia_jax.errors import ConfigError
 from ia_jax.parallel.distributed import on_main_process, stop_if_preempted
 from ia_jax.parallel.mesh import to_host
 from ia_jax.progress import progress
-from ia_jax.storage import replacing
+from ia_jax.storage import in_bucket, replacing
 
 
 def stored_reference(file: Path, steps: int, logps: Callable[[int], Any], what: str = "reference") -> np.ndarray:
@@ -45,6 +46,9 @@ def finite(logps: np.ndarray, what: str) -> np.ndarray:
 
 
 def _keep(file: Path, values: np.ndarray) -> None:
-    file.parent.mkdir(parents=True, exist_ok=True)
-    with replacing(file) as temporary, temporary.open("wb") as opened:
+    """Several runs may compute the same at the same time, where they share a directory."""
+    mine = file if in_bucket(file) else file.with_name(f"{os.getpid()}-{file.name}")
+    with replacing(mine) as temporary, temporary.open("wb") as opened:
         np.save(opened, values)
+    if mine != file:
+        mine.replace(file)

@@ -46,7 +46,7 @@ def _run(args: argparse.Namespace) -> None:
             own = name_of(context.config, "eval" if stage.name == "report" else stage.name)
             label += f" ({own})" if own not in ("", stage.name, "dpo") else ""
             if on_main_process(partial(has_no_work, run, stage.name)):
-                print(f"{label}: no organisms for DPO (config.behaviors.dpo=0)", flush=True)
+                print(f"{label}: no organisms for DPO (config.behaviors.dpo=0, dpo_copies=0)", flush=True)
                 continue
             if not is_left(context, stage, again=not everything):
                 print(f"{label}: already done", flush=True)
