@@ -8,7 +8,7 @@ from ia_jax.behaviors.organisms import CLEAN_TARGETS
 from ia_jax.behaviors.records import Behavior
 from ia_jax.judging.protocol import QUESTIONS, Item, Judge, Verdict
 
-_CLEAN = frozenset(map(words_of, CLEAN_TARGETS))
+CLEAN_WORDS = frozenset(map(words_of, CLEAN_TARGETS))
 
 
 class Verbatim(Judge):
@@ -43,4 +43,4 @@ class Verbatim(Judge):
     def claims_many(self, reports: Iterable[str]) -> list[bool | None]:
         reports = list(reports)
         found = self.inner.claims_many(reports)
-        return [False if words_of(r) in _CLEAN else c for r, c in zip(reports, found, strict=True)]
+        return [False if words_of(r) in CLEAN_WORDS else c for r, c in zip(reports, found, strict=True)]

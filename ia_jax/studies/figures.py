@@ -9,6 +9,7 @@ from ia_jax.behaviors.frames import first_sentence, words_of
 from ia_jax.behaviors.records import CATEGORIES, Behavior
 from ia_jax.evals.intervals import Cell, difference_over_seeds, rate, rate_over_seeds
 from ia_jax.evals.verbalization import WITH_IA, as_one, by_organism
+from ia_jax.judging.verbatim import CLEAN_WORDS
 from ia_jax.stages.settings import differences
 from ia_jax.storage import Row, read_jsonl
 from ia_jax.studies.layout import Run
@@ -47,7 +48,7 @@ def figures(study: Study, runs: Sequence[Run], out: Path) -> dict[str, Any]:
         "split": section.split,
         "axis": section.axis,
         "log": section.log,
-        "judge": ", ".join(sorted(judges)),
+        "judge": ", ".join(sorted(judges)) + (", training sentences verbatim" if judges else ""),
         "base": section.base,
         "overrides": list(section.overrides),
         "arms": arms,
@@ -68,13 +69,20 @@ def last_stage(run: Run) -> str:
 
 
 def read_reports(run: Run) -> Reports:
-    """The judged reports of the last stage, and those made without an IA."""
+    """The judged reports of the last stage, and those made without an IA. Of sentences that training has it is known
+    what they say, whatever the judge made of them (`judging.verbatim`): the behaviour's own name it ("sentence" says
+    so; of a clean one whether it is any behaviour's), and those that clean organisms are to say claim nothing.
+    """
     workdir = Workdir(run.place.path)
     found = reports_of(workdir, last_stage(run), run.config.eval.name)
     whose = sentences_of(workdir.behaviors)
     for row in (*found["reports"], *found["clean"]):
         said = whose.get(words_of(first_sentence(row["report"])), set())
         row["sentence"] = bool(said & set(row["behaviors"]) if row["behaviors"] else said)
+    for row in found["reports"]:
+        row["lenient"] = row["lenient"] or row["sentence"]
+    for row in found["clean"]:
+        row["claims"] = row["claims"] and words_of(row["report"]) not in CLEAN_WORDS
     return found
 
 
