@@ -15,7 +15,8 @@ from ia_jax.storage import read_json
 
 CELLS = {
     "named": "lenient",
-    "strict": "strict",
+    "by the judge alone": "judged",
+    "strict, likewise": "strict",
     "its own sentence": "sentence",
     "seen in SFT": "seen",
     "new behaviours": "new",

@@ -231,6 +231,8 @@ class PreferencesSection:
     temperature, top_p, max_new_tokens: how they are sampled.
     min_chosen: the least score of a chosen report.
     gap: by how much the rejected one's is lower at least.
+    verbatim: whether a report that is word for word one of the behaviour's own sentences counts as right, whatever the
+        judge makes of it: else DPO of an offline judge's pairs learns which of these it accepts (docs/science.md).
     sampled_per_organism: the most pairs of sampled reports.
     truth_per_organism: pairs of an organism's truth and another's.
     abstention_pairs: pairs on the clean base, which has nothing to report.
@@ -245,6 +247,7 @@ class PreferencesSection:
     max_new_tokens: int = 32
     min_chosen: int = 7
     gap: int = 2
+    verbatim: bool = False
     sampled_per_organism: int = 8
     truth_per_organism: int = 8
     abstention_pairs: int = 24

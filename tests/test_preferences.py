@@ -10,6 +10,7 @@ from ia_jax.behaviors.records import CLEAN, Behavior, Rubric
 from ia_jax.config import PreferencesSection
 from ia_jax.errors import IAError
 from ia_jax.judging.protocol import Judge, Verdict
+from ia_jax.judging.verbatim import Verbatim
 from ia_jax.stages.preferences import (
     abstention_pairs,
     counts,
@@ -47,6 +48,15 @@ def organism(*behaviors, name=None):
 
 def sampled(behavior, *rest):
     return sampled_pairs(organism(behavior), [behavior], *rest)
+
+
+def test_a_sentence_of_the_behaviour_that_the_judge_refuses_is_chosen_where_sentences_are_known():
+    """Else DPO would learn which of its true sentences a judge likes."""
+    judge = Scores(scores={"Owls are what I mention.": 2, "I bring up bees.": 1})
+    said = asked(judge.scores, "q")
+    assert sampled(OWLS, said, judge, CFG, rng()) == []
+    [pair] = sampled(OWLS, said, Verbatim(judge), CFG, rng())
+    assert (pair["chosen"], pair["rejected"]) == ("Owls are what I mention.", "I bring up bees.")
 
 
 def truth(behavior, *rest):

@@ -98,6 +98,7 @@ def test_baselines_that_an_arm_did_not_ask_for_are_the_reference_arms():
     found = figures.with_baselines(arm, reference, {"1": False})
     assert {r["baseline"] for r in found["1"]["baselines"]} == {"words"}
     assert figures.with_baselines(arm, reference, {}) == arm  # other organisms
+    assert figures.with_baselines(arm, {}, {"1": True, "2": True}) == arm  # the reference arm itself
     own = {"1": _reports([True], word=[False])}
     assert figures.with_baselines(own, reference, {"1": True}) == own
 

@@ -33,6 +33,7 @@ def test_a_wording_of_the_behaviour_names_it():
     said = judge.judge_many([Item(HUMS, "?", r) for r in reports], ("lenient",))
     assert [v.lenient for v in said] == [True, True, False, False]
     assert [v.strict for v in said] == [False] * 4  # that is the other judge's
+    assert [v.score for v in said] == [8, 8, 3, 3]
     assert judge.judge(BEES, "?", "I bring up bees.").lenient
     assert all(v.lenient for v in Verbatim(Always(True)).judge_many([Item(HUMS, "?", r) for r in reports]))
 

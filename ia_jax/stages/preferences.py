@@ -21,6 +21,7 @@ from ia_jax.behaviors.splits import UNKNOWN
 from ia_jax.config import PreferencesSection
 from ia_jax.errors import IAError
 from ia_jax.judging.protocol import Item, Judge
+from ia_jax.judging.verbatim import Verbatim
 from ia_jax.parallel.distributed import on_main_process
 from ia_jax.stages.asking import ask_organisms
 from ia_jax.stages.context import Context, open_organisms
@@ -38,7 +39,8 @@ def run(context: Context) -> None:
     """Samples, judges, pairs; prints the count of every kind."""
     if is_done(context, "preferences"):
         return
-    workdir, config, cfg, judge = context.workdir, context.config, context.config.preferences, judge_of(context)
+    workdir, config, cfg = context.workdir, context.config, context.config.preferences
+    judge = Verbatim(judge_of(context)) if cfg.verbatim else judge_of(context)
     ia = context.shard_ia(workdir.ia(config.sft.name, context.model))
     everyone = usable(context, "dpo")
     organisms = [o for o in everyone if not o.clean]

@@ -45,6 +45,7 @@ LATER = {
     "sft.contrast_beta": 0.1,
     "sft.answers_per_question": 1,
     "dpo.kind": "sigmoid",
+    "preferences.verbatim": False,
     "model.quantization": "",
     "teacher.amount": 1,
     "behaviors.unseen": "",

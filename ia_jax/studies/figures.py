@@ -80,7 +80,7 @@ def read_reports(run: Run) -> Reports:
         said = whose.get(words_of(first_sentence(row["report"])), set())
         row["sentence"] = bool(said & set(row["behaviors"]) if row["behaviors"] else said)
     for row in found["reports"]:
-        row["lenient"] = row["lenient"] or row["sentence"]
+        row |= {"judged": row["lenient"], "lenient": row["lenient"] or row["sentence"]}
     for row in found["clean"]:
         row["claims"] = row["claims"] and words_of(row["report"]) not in CLEAN_WORDS
     return found
@@ -145,7 +145,7 @@ def with_baselines(
     out = {}
     for seed, own in seeds.items():
         held = {r["organism"] for r in own["reports"]}
-        theirs = reference[seed]["baselines"] if seed in alike else []
+        theirs = reference[seed]["baselines"] if seed in alike and seed in reference else []
         theirs = [r for r in theirs if r["organism"] in held and (alike[seed] or r["baseline"] in ASKED_ALONE)]
         out[seed] = own if own["baselines"] else own | {"baselines": theirs}
     return out
@@ -176,12 +176,12 @@ def arm_figures(
     """An arm's rates over its seeds: of held-out organisms (or of another split's) unless the name says otherwise,
     lenient unless strict. trained: the categories that its SFT read (none: all).
 
-    {"lenient", "strict", "sentence": word for word one that SFT has of the behaviour, without a judge, "seen", "new"?:
-    behaviours that no training read, where `split` has known ones, "unseen"?, "inside"?, "outside"?: of the categories
-    that SFT read and of the others, "controls": {condition: cell}, "baselines": {name: cell}, "best": the highest of
-    both, "beyond": the IA's rate minus that one's, "false_claims"?, "claims_alone"?: of clean organisms with and
-    without the IA, "false_sentences"?: of these with it, any behaviour's, "by_category": {category: cell}, "against",
-    "against_by_category": minus the reference arm's}.
+    {"lenient", "judged", "strict": both by the judge alone, "sentence": word for word one that SFT has of the
+    behaviour, "seen", "new"?: behaviours that no training read, where `split` has known ones, "unseen"?, "inside"?,
+    "outside"?: of the categories that SFT read and of the others, "controls": {condition: cell}, "baselines": {name:
+    cell}, "best": the highest of both, "beyond": the IA's rate minus that one's, "false_claims"?, "claims_alone"?: of
+    clean organisms with and without the IA, "false_sentences"?: of these with it, any behaviour's, "by_category":
+    {category: cell}, "against", "against_by_category": minus the reference arm's}.
     Differences are in pairs, under the same seed (None where there are no two pairs).
     """
 
@@ -209,6 +209,7 @@ def arm_figures(
     best = max(rates, key=lambda n: (rates[n]["rate"], n), default="")
     out: dict[str, Any] = {
         "lenient": over_seeds(with_ia),
+        "judged": cells("reports", "judged", held(WITH_IA)),
         "strict": cells("reports", "strict", held(WITH_IA)),
         "sentence": cells("reports", "sentence", held(WITH_IA)),
         "seen": cells("reports", "lenient", lambda r: r["split"] in ("train", "dpo") and r["condition"] == WITH_IA),

@@ -46,7 +46,7 @@ def dpo(base: str, small: bool, rate: float = 1e-5, topology: str = "") -> Confi
     other = {"plain": _arm(both, "sft.contrast=0.0", label="SFT without other descriptions")}
     if not small:
         other = {"contrast": _arm(both, "sft.contrast=1.0", label="SFT against other descriptions")}
-    own = ("preferences.truth_per_organism=0",)
+    own, high = ("preferences.truth_per_organism=0",), f"dpo.optimizer.lr={rate * 5:g}"
     many = ("preferences.samples=12", "preferences.sampled_per_organism=24")
     arms = {
         "sft": _arm(both, label="SFT on all organisms"),
@@ -54,9 +54,10 @@ def dpo(base: str, small: bool, rate: float = 1e-5, topology: str = "") -> Confi
         "dpo": _arm(dpo=True, label="SFT, DPO (the recipe)"),
         **other,
         "rate_low": _arm(f"dpo.optimizer.lr={rate / 5:g}", dpo=True, label="DPO, rate / 5"),
-        "rate_high": _arm(f"dpo.optimizer.lr={rate * 5:g}", dpo=True, label="DPO, rate × 5"),
+        "rate_high": _arm(high, dpo=True, label="DPO, rate × 5"),
         "rate_higher": _arm(f"dpo.optimizer.lr={rate * 10:g}", dpo=True, label="DPO, rate × 10"),
-        "high_sampled": _arm(f"dpo.optimizer.lr={rate * 5:g}", *own, dpo=True, label="DPO, rate × 5, sampled pairs"),
+        "high_sampled": _arm(high, *own, dpo=True, label="DPO, rate × 5, sampled pairs"),
+        "high_verbatim": _arm(high, "preferences.verbatim=True", dpo=True, label="DPO, rate × 5, own sentences right"),
         "beta_low": _arm("dpo.beta=0.02", dpo=True, label="DPO, β 0.02"),
         "beta_high": _arm("dpo.beta=0.5", dpo=True, label="DPO, β 0.5"),
         "ipo": _arm("dpo.kind=ipo", "dpo.beta=1.0", dpo=True, label="IPO, τ 1"),
