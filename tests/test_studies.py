@@ -84,8 +84,8 @@ def test_the_studies_of_the_repository_are_valid(tmp_path):
         count = (len(found), len({r.place.path for r in found}), len({r.organisms.path for r in found}))
         places[file.relative_to(folder).with_suffix("").as_posix()] = count
     assert len(places) == 23
-    # Twenty-one arms, of which all variants of DPO go on from one of four SFTs.
-    assert places["dpo"] == places["qwen3_8b/dpo"] == places["llama33_70b/dpo"] == (21, 4, 1)
+    # Twenty-two arms, of which all variants of DPO go on from one of four SFTs.
+    assert places["dpo"] == places["qwen3_8b/dpo"] == places["llama33_70b/dpo"] == (22, 4, 1)
     assert places["seeds"] == (10, 5, 1)
     assert places["abstention"] == (4, 2, 1)
     assert (places["diversity"], places["qwen3_8b/diversity"]) == ((8, 7, 1), (10, 10, 1))

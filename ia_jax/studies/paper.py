@@ -58,6 +58,9 @@ def dpo(base: str, small: bool, rate: float = 1e-5, topology: str = "") -> Confi
         "rate_higher": _arm(f"dpo.optimizer.lr={rate * 10:g}", dpo=True, label="DPO, rate × 10"),
         "high_sampled": _arm(high, *own, dpo=True, label="DPO, rate × 5, sampled pairs"),
         "high_verbatim": _arm(high, "preferences.verbatim=True", dpo=True, label="DPO, rate × 5, own sentences right"),
+        "verbatim_more": _arm(
+            *(high, "preferences.verbatim=True", *many), dpo=True, label="the same, 12 samples a question"
+        ),
         "beta_low": _arm("dpo.beta=0.02", dpo=True, label="DPO, β 0.02"),
         "beta_high": _arm("dpo.beta=0.5", dpo=True, label="DPO, β 0.5"),
         "ipo": _arm("dpo.kind=ipo", "dpo.beta=1.0", dpo=True, label="IPO, τ 1"),
