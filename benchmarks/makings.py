@@ -1,6 +1,6 @@
 """How the organism was made, against how well one and the same IA reads it.
 
-    python benchmarks/makings.py runs/science/runs/all runs/makings            # about half an hour on two cores
+    python benchmarks/makings.py runs/science/runs/sft_fewer runs/makings            # about half an hour on two cores
 
 RUN is a finished run with `remade` organisms: other fine-tunes of behaviours that its IA knows. One of each behaviour
 is made again in several ways, from the demonstrations and the seed that it has there, and all are asked by RUN's IA

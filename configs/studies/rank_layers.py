@@ -9,4 +9,4 @@ from ia_jax.studies.paper import rank_layers
 
 
 def get_config() -> ConfigDict:
-    return rank_layers("../smollm2_science.py", small=True, layers=30)
+    return rank_layers("../smollm2_science.py", small=True, layers=30, rate=3e-3)

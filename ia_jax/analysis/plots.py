@@ -11,7 +11,8 @@ from xml.sax.saxutils import escape
 
 from ia_jax.analysis.words import finite, nice, percent
 
-WIDTH, LABEL, RIGHT = 760, 190, 96  # of the drawing, of what stands left and right of the axis
+WIDTH, LABEL, RIGHT = 760, 190, 96  # of the drawing, of what stands left (at least) and right of the axis
+LETTER = 7.4  # of a label, which is bold
 LINE = 19  # height of a row of dots
 COLOURS = {
     "teal": "var(--bar,#2f9a8e)",
@@ -51,35 +52,36 @@ class Curve:
 
 def dots(title: str, groups: Sequence[tuple[str, Sequence[Mark]]]) -> str:
     """A row for each mark, under each other by group: a dot at the rate, a line over its interval; 0 to 100 %."""
-    span = WIDTH - LABEL - RIGHT
+    left = min(420.0, max([LABEL, *(24 + LETTER * len(label) for label, _ in groups)]))
+    span = WIDTH - left - RIGHT
     kinds = {m.what: m for _, marks in groups for m in marks}
     parts, top = _legend([(m.what, m.colour, m.faint) for m in kinds.values()])
     y = top + 6
     for label, marks in groups:
-        parts.append(_text(LABEL - 12, y + 13, label, "end", bold=True))
+        parts.append(_text(left - 12, y + 13, label, "end", bold=True))
         for mark in marks:
-            parts += _row(mark, y, span)
+            parts += _row(mark, y, left, span)
             y += LINE
         y += 12
     bottom = y - 4
     grid = []
     for tick in (0, 25, 50, 75, 100):
-        x = LABEL + span * tick / 100
+        x = left + span * tick / 100
         grid.append(_line(x, top, x, bottom, "axis" if tick == 0 else "rule"))
         grid.append(_text(x, bottom + 16, f"{tick}%", "middle", 12, "soft"))
     return _svg(title, [*grid, *parts], bottom + 24)
 
 
-def _row(mark: Mark, y: float, span: float) -> list[str]:
+def _row(mark: Mark, y: float, left: float, span: float) -> list[str]:
     value, middle = finite(mark.cell.get("rate")), y + 9
     if value is None:
-        return [_text(LABEL + 6, y + 13, "no answer", "start", 12.5, "soft")]
-    out = [_text(LABEL + span + 62, y + 13, percent(value), "end", 12.5, bold=not mark.faint)]
+        return [_text(left + 6, y + 13, "no answer", "start", 12.5, "soft")]
+    out = [_text(left + span + 62, y + 13, percent(value), "end", 12.5, bold=not mark.faint)]
     low, high = _interval(mark.cell)
     if low is not None and high is not None:
         width = 1.4 if mark.faint else 2.4
-        out.append(_line(LABEL + span * low, middle, LABEL + span * high, middle, mark.colour, width))
-    return [*out, _dot(LABEL + span * value, middle, mark.colour, mark.faint, _said(mark.what, mark.cell))]
+        out.append(_line(left + span * low, middle, left + span * high, middle, mark.colour, width))
+    return [*out, _dot(left + span * value, middle, mark.colour, mark.faint, _said(mark.what, mark.cell))]
 
 
 def curves(title: str, axis: str, log: bool, lines: Sequence[Curve], ceiling: float = 1.0) -> str:

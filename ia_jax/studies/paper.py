@@ -186,8 +186,10 @@ def data_questions(base: str, small: bool, topology: str = "") -> ConfigDict:
     )
 
 
-def rank_layers(base: str, small: bool, layers: int, topology: str = "") -> ConfigDict:
-    """Ranks at the same alpha/rank, layers, and vectors. layers: of the base. Rates stay as they are (guess)."""
+def rank_layers(base: str, small: bool, layers: int, rate: float = 1e-4, topology: str = "") -> ConfigDict:
+    """Ranks at the same alpha/rank, layers, and vectors. layers: of the base; rate: of the recipe, which all arms have
+    (guess) but two.
+    """
     ranks = (1, 2, 4, 8, 16, 32)
     arms = {f"rank_{r}": _arm(f"sft.lora.rank={r}", f"sft.lora.alpha={2.0 * r}", x=r, label=f"rank {r}") for r in ranks}
     third = layers // 3
@@ -206,6 +208,11 @@ def rank_layers(base: str, small: bool, layers: int, topology: str = "") -> Conf
     arms["vector"] = _arm(
         "sft.lora.kind=vector", f"sft.lora.layers={middle}:{middle + 1}", label=f"a vector, layer {middle}"
     )
+    # So small an adapter hardly learns its sentences at the rate of a large one.
+    fast = f"sft.optimizer.lr={10 * rate:g}"
+    at = f"sft.lora.layers={middle}:{middle + 1}"
+    arms["layer_fast"] = _arm(at, *one, fast, label=f"rank 1, layer {middle}, rate × 10")
+    arms["vectors_fast"] = _arm("sft.lora.kind=vector", fast, label=f"a vector, {where}, rate × 10")
     return _study(
         base,
         small,
