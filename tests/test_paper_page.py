@@ -23,7 +23,8 @@ def test_every_study_has_a_row():
 
 def test_every_interval_was_measured():
     """Each result is copied from a page that says how it was measured."""
-    measured = "".join((ROOT / "docs" / name).read_text() for name in ("science.md", "study.md", "demo.md", "audits.md"))
+    pages = ("science.md", "study.md", "demo.md", "audits.md")
+    measured = "".join((ROOT / "docs" / name).read_text() for name in pages)
     intervals = set(re.findall(r"\b(\d+-\d+)\)", PAGE))
     assert len(intervals) > 10
     assert sorted(i for i in intervals if f"{i})" not in measured) == []
