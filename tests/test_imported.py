@@ -97,7 +97,8 @@ def test_a_report_that_names_the_second_of_two_behaviours_is_true(copy, theirs, 
     stage = "ia_jax.stages.evaluation"
     monkeypatch.setattr(f"{stage}.judge_of", lambda context: Exact())
     monkeypatch.setattr(f"{stage}.generate", lambda context, asked, *_, **__: say(asked))
-    monkeypatch.setattr(f"{stage}.ask_organisms", lambda context, bank, organisms, asked, *_, **__: say(asked))
+    for ask in ("ask_organisms", "ask_alone"):
+        monkeypatch.setattr(f"{stage}.{ask}", lambda context, bank, organisms, asked, *_, **__: say(asked))
     assert cli.main(["eval", f"--workdir={copy}"]) == 0
     for r in run.reports():
         if r["organism"] in (one, two, "both"):
