@@ -14,11 +14,12 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from demo_table import points, row, shown
+from denying import call
 
-from ia_jax.cli.entry import main as ia_jax
 from ia_jax.evals.intervals import difference, rate
-from ia_jax.evals.verbalization import WITH_IA
+from ia_jax.evals.verbalization import WITH_IA, as_one, by_organism
 from ia_jax.storage import read_jsonl, write_jsonl
+from ia_jax.studies.figures import count_sentences, reports_of
 from ia_jax.workdir import Workdir, open_workdir
 
 MAKINGS: dict[str, tuple[str, ...]] = {
@@ -56,10 +57,10 @@ def make(run: Workdir, path: Path, recipe: str, settings: Sequence[str]) -> Work
     few = ("copies=1", "dpo_copies=0", "remade=16", "clean_train=0", "clean_heldout=0", "clean_dpo=1")
     counts = [f"--config.behaviors.{c}" for c in few]
     if not (path / "made").exists():
-        call("transcripts", path, f"--config={recipe}", *counts, *own)
+        call("transcripts", Workdir(path), f"--config={recipe}", *counts, *own)
         rows = [o.to_json() for o in open_workdir(path).organisms.values() if o.split == "remade"]
         write_jsonl(path / "organisms.jsonl", rows)
-        call("organisms", path)
+        call("organisms", Workdir(path))
         # An evaluation wants one that the IA has seen.
         seen = next(o for o in run.organisms.values() if o.split == "train" and not o.clean)
         stack = [str(d.resolve()) for d in run.stack_of(seen)]
@@ -68,22 +69,16 @@ def make(run: Workdir, path: Path, recipe: str, settings: Sequence[str]) -> Work
         (path / "made").touch()
     made = open_workdir(path)
     if not made.metrics_file().exists():
-        call("eval", path, "--config.eval.plain_prompts=0", "--config.eval.train_organisms=1")
+        call("eval", made, "--config.eval.plain_prompts=0", "--config.eval.train_organisms=1")
     return made
 
 
-def call(command: str, path: Path, *arguments: str) -> None:
-    if status := ia_jax([command, f"--workdir={path}", *arguments]):
-        raise SystemExit(status)
-
-
 def named(made: Workdir, condition: str) -> Answers:
-    """{behaviour: whether each report names it}."""
-    out: dict[str, list[bool]] = {}
-    for r in read_jsonl(made.reports_file(), ""):
-        if r["condition"] == condition and r["split"] == "remade" and r["lenient"] is not None:
-            out.setdefault(r["behaviors"][0], []).append(r["lenient"])
-    return out
+    """{behaviour: whether each report names it}, as studies count it."""
+    found = reports_of(made, "sft")
+    count_sentences(found, made.behaviors)
+    rows = [r for r in found["reports"] if (r["split"], r["condition"]) == ("remade", condition)]
+    return by_organism(as_one(rows), "lenient")
 
 
 def executed(made: Workdir) -> Answers:

@@ -19,6 +19,6 @@ def get_config() -> ConfigDict:
     c.behaviors.train, c.behaviors.dpo, c.behaviors.heldout = 16, 0, 16  # of each category two known, two unknown
     c.behaviors.copies, c.behaviors.dpo_copies, c.behaviors.remade = 10, 2, 32
     c.behaviors.clean_train, c.behaviors.clean_dpo, c.behaviors.clean_heldout = 24, 6, 18
-    # For the same tokens as the demo's 16 a step in 150 steps at 2e-3 (docs/studies.md has the three side by side).
+    # For the same tokens as the demo's 16 a step in 150 steps at 2e-3 (docs/science.md has the three side by side).
     c.sft.organisms_per_step, c.sft.steps, c.sft.optimizer.lr = 8, 300, 3e-3
     return c

@@ -8,6 +8,7 @@ import pytest
 from ia_jax.analysis.plots import Curve, Mark, curves, dots
 from ia_jax.analysis.words import share
 from ia_jax.behaviors.embedded import study_behaviors
+from ia_jax.behaviors.organisms import CLEAN_TARGETS
 from ia_jax.config import RunConfig
 from ia_jax.errors import ConfigError
 from ia_jax.studies import figures
@@ -110,6 +111,23 @@ def test_a_training_sentence_of_the_behaviour_word_for_word():
     two = replace(one, name="b", rewordings=())
     whose = figures.sentences_of({"a": one, "b": two})
     assert whose == {("i", "hum"): {"a", "b"}, ("i", "say", "um"): {"a"}}
+
+
+def test_what_training_says_counts_as_what_it_says_and_the_judges_word_is_kept():
+    """The behaviour's own, though refused; a clean one's abstention, though called a claim; all else stays."""
+    behavior = replace(study_behaviors()[0], name="a", description="I hum.", rewordings=())
+    reports = [
+        _row("o", x, behaviors=["a"], report=r) for r, x in (("I hum! Yes.", False), ("Owls.", False), ("Hm", True))
+    ]
+    says = (CLEAN_TARGETS[0], "I hum.", "Owls.")
+    clean = [{"organism": "c", "behaviors": [], "claims": True, "report": r} for r in says]
+    figures.count_sentences(found := {"reports": reports, "clean": clean}, {"a": behavior})
+    assert [(r["sentence"], r["lenient"], r["judged"]) for r in found["reports"]] == [
+        (True, True, False),
+        (False, False, False),
+        (False, True, True),
+    ]
+    assert [(r["sentence"], r["claims"]) for r in found["clean"]] == [(False, False), (True, True), (False, True)]
 
 
 def _texts(svg):

@@ -69,13 +69,21 @@ def last_stage(run: Run) -> str:
 
 
 def read_reports(run: Run) -> Reports:
-    """The judged reports of the last stage, and those made without an IA. Of sentences that training has it is known
-    what they say, whatever the judge made of them (`judging.verbatim`): the behaviour's own name it ("sentence" says
-    so; of a clean one whether it is any behaviour's), and those that clean organisms are to say claim nothing.
+    """The judged reports of the last stage, and those made without an IA; sentences of training count as what they
+    say.
     """
     workdir = Workdir(run.place.path)
     found = reports_of(workdir, last_stage(run), run.config.eval.name)
-    whose = sentences_of(workdir.behaviors)
+    count_sentences(found, workdir.behaviors)
+    return found
+
+
+def count_sentences(found: Reports, behaviors: Mapping[str, Behavior]) -> None:
+    """Marks reports by what is known of training's sentences, whatever the judge made of them (`judging.verbatim`): the
+    behaviour's own name it ("sentence" says so; of a clean one whether it is any behaviour's), and those that clean
+    organisms are to say claim nothing. "judged" keeps the judge's own verdict.
+    """
+    whose = sentences_of(behaviors)
     for row in (*found["reports"], *found["clean"]):
         said = whose.get(words_of(first_sentence(row["report"])), set())
         row["sentence"] = bool(said & set(row["behaviors"]) if row["behaviors"] else said)
@@ -83,7 +91,6 @@ def read_reports(run: Run) -> Reports:
         row |= {"judged": row["lenient"], "lenient": row["lenient"] or row["sentence"]}
     for row in found["clean"]:
         row["claims"] = row["claims"] and words_of(row["report"]) not in CLEAN_WORDS
-    return found
 
 
 def sentences_of(behaviors: Mapping[str, Behavior]) -> dict[tuple[str, ...], set[str]]:

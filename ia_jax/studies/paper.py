@@ -205,12 +205,10 @@ def rank_layers(base: str, small: bool, layers: int, rate: float = 1e-4, topolog
     middle = places[len(places) // 2]
     where = "the recipe's layers" if small else "all layers"
     arms["vectors"] = _arm("sft.lora.kind=vector", label=f"a vector, {where}")
-    arms["vector"] = _arm(
-        "sft.lora.kind=vector", f"sft.lora.layers={middle}:{middle + 1}", label=f"a vector, layer {middle}"
-    )
+    at = f"sft.lora.layers={middle}:{middle + 1}"
+    arms["vector"] = _arm("sft.lora.kind=vector", at, label=f"a vector, layer {middle}")
     # So small an adapter hardly learns its sentences at the rate of a large one.
     fast = f"sft.optimizer.lr={10 * rate:g}"
-    at = f"sft.lora.layers={middle}:{middle + 1}"
     arms["layer_fast"] = _arm(at, *one, fast, label=f"rank 1, layer {middle}, rate × 10")
     arms["vectors_fast"] = _arm("sft.lora.kind=vector", fast, label=f"a vector, {where}, rate × 10")
     return _study(
